@@ -1,0 +1,169 @@
+"""Every setting, as frozen dataclasses. A config file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from tokvid.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where videos come from and how clips are cut from them."""
+
+    source: str = "shapes"  # a key of input_pipeline.datasets.SOURCES
+    path: str = ""  # the folder, record file or digits file; procedural sources need none
+    videos: int = 1_000_000  # how many videos a procedural source offers
+    held_out: int = 0  # leave the last n videos of a stored source out of training
+    size: tuple[int, int] = (64, 64)  # height, width in pixels
+    fit: Literal["crop", "letterbox"] = "crop"  # how another aspect ratio is made to fit
+    fps: tuple[float, ...] = (2.0, 4.0, 8.0)  # the frame rates trained on
+    fps_rule: Literal["uniform", "lowest"] = "uniform"  # "lowest": CogVideo's, the lowest rate that fills a clip
+    frames: int = 11  # frames of a training clip for the tokenizer; 1 + a multiple of the temporal patch
+    max_unreadable: float = 0.1  # stop when a larger share of the files cannot be read
+    threads: int = 2  # reading threads
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """C-ViViT (Phenaki, section 2.1). `encoder` and `decoder` are layer orders of "space" and "time"."""
+
+    size: tuple[int, int] = (64, 64)  # the pixels it was trained on (height, width)
+    patch: int = 8  # pixels, square
+    temporal_patch: int = 2  # frames
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
+    encoder: tuple[str, ...] = ("space", "time") * 2
+    decoder: tuple[str, ...] = ("space", "time") * 3
+    time_window: int = 4  # latent frames that temporal attention sees, itself included
+    quantizer: str = "fsq"  # a key of tokenizer.quantizers.QUANTIZERS
+    levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
+    l1_weight: float = 1.0
+    l2_weight: float = 1.0
+    dtype: str = "float32"  # compute type; parameters, norms and softmax stay float32
+    scan_layers: bool = False
+    remat: str = "none"  # a key of nn.blocks.REMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The one trunk (DESIGN section 4)."""
+
+    vocabulary: int = 1000  # video codes; must equal the tokenizer's
+    text_vocabulary: int = 512
+    text_length: int = 32  # text tokens; longer prompts are cut, with a warning
+    latent: tuple[int, int, int] = (6, 8, 8)  # latent frames, rows, columns of one window
+    temporal_patch: int = 2  # frames per latent frame, the tokenizer's
+    width: int = 384
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 6
+    mlp: int = 1024
+    ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
+    dtype: str = "float32"
+    dropout: float = 0.0
+    z_loss: float = 1e-4
+    scan_layers: bool = False
+    remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutConfig:
+    """The mixture of tasks that one set of weights is trained on; weights need not sum to one."""
+
+    text_to_video: float = 0.4
+    image_to_video: float = 0.1
+    continuation: float = 0.5
+    text_dropout: float = 0.1  # share of samples that lose their text, for guidance
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensConfig:
+    """The token cache: how many videos to tokenize, and how long each is."""
+
+    videos: int = 20_000
+    latent_frames: int = 16  # of each cached video at most; windows are cut from these
+    text_samples: int = 20_000  # captions the text model is trained from at most
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run, of either model."""
+
+    steps: int = 10_000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    final_learning_rate: float = 0.05  # as a share of the peak, at the end of the cosine
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    log_every: int = 20
+    save_every: int = 500
+    sample_every: int = 1000
+    keep: int = 2  # checkpoints kept
+    max_non_finite: int = 10  # skipped steps in a row that stop the run
+    seed: int = 0
+    mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all that are left
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a file in `configs/` defines as `recipe`: data, both models and both trainings."""
+
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    layouts: LayoutConfig = LayoutConfig()
+    tokens: TokensConfig = TokensConfig()
+    train_tokenizer: TrainConfig = TrainConfig()
+    train_transformer: TrainConfig = TrainConfig()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as JSON-ready plain values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+T = TypeVar("T")
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code."""
+    hints = typing.get_type_hints(kind)
+    kwargs = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}: {did_you_mean(name, hints, 'field')}")
+        kwargs[name] = _from_json(hints[name], value, f"{where}.{name}")
+    return kind(**kwargs)
+
+
+def _from_json(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list):
+        kind = typing.get_args(hint)[0]
+        return tuple(_from_json(kind, item, where) for item in value)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where}: {did_you_mean(value, typing.get_args(hint), 'value')}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where} should be {hint.__name__}, got {value!r}")
+    return value
+
+
+def config_hash(config: Any) -> str:
+    """16 hex digits that two configs share iff every field is equal."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,16 @@
+"""Errors that are the user's to mend: one clear line each, never a traceback at the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What was wrong, what is allowed, and what to do, in one line. The command line prints it and exits with 2."""
+
+
+def did_you_mean(given: object, allowed: Iterable[object], what: str) -> str:
+    """The one line for a name that isn't among those allowed: `unknown colour 'rad' (did you mean 'red'?); ...`."""
+    names = [str(name) for name in allowed]
+    close = difflib.get_close_matches(str(given), names, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {what} {str(given)!r}{hint}; allowed: {', '.join(names)}"
