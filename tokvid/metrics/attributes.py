@@ -1,0 +1,244 @@
+"""The reader of Moving Shapes: measures from pixels alone what `tokvid.shape_vocabulary` has words for.
+
+It is made for videos that are not quite right, too (reconstructed by a lossy tokenizer, or generated): every
+estimate is a median or a fit over all frames, and when nothing in the video looks like a shape it says so.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tokvid import shape_vocabulary as vocabulary
+from tokvid.errors import UserError
+from tokvid.shape_vocabulary import ShapeAttributes
+
+# Thresholds. Lengths are in world units (64 to an image's width).
+SIZE_BOUNDARY = math.sqrt(vocabulary.SIZES["small"] * vocabulary.SIZES["large"])  # radius
+SPEED_BOUNDARY = math.sqrt(vocabulary.SPEEDS["slow"] * vocabulary.SPEEDS["quick"])  # units per second
+STILL_BELOW = 0.4 * vocabulary.SPEEDS["slow"]  # units per second
+WHITE_BELOW = 0.4 * vocabulary.SATURATION
+LEAST_CONTRAST = 40.0  # grey levels (Euclidean, over three channels) between object and background
+RADII = (0.6 * vocabulary.SIZES["small"], 1.6 * vocabulary.SIZES["large"])  # what may still be a shape
+LEAST_FIT = 0.5  # share of the matte's energy that the best outline must explain
+LEAST_PRESENT = 0.5  # share of the frames that must show an object
+
+_MATCHED_FRAMES = 12  # more frames make the choice of the shape no surer, only slower
+_RADIUS_FACTORS = (0.94, 1.0, 1.06)
+_EDGE_WIDTHS = (1.0, 2.0, 3.5)  # pixels: sharp to blurred
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeReading:
+    """What a clip shows. Motion is None where it can't be told (a single frame)."""
+
+    size: str
+    color: str
+    shape: str
+    direction: str | None
+    speed: str | None
+    pixels_per_second: float | None  # of this image
+    units_per_second: float | None  # of the world that is 64 wide, as `vocabulary.SPEEDS`
+    radius: float  # world units: that of a disc of the same area, median over frames
+    radius_T: np.ndarray  # the same of each frame; NaN where there is no object
+    rgb: tuple[float, float, float]  # of the object, 0..255
+    hue: float | None  # degrees; None for white
+    centroid_TC: np.ndarray  # pixels (x, y), wrapped into the image; NaN where there is no object
+    fit: float  # share of the matte's energy that the outline explains: 1 is a perfect shape
+
+
+def read_attributes(video_THWC: np.ndarray, fps: float) -> ShapeReading | None:
+    """Reads uint8 (T, H, W, 3) at `fps` frames per second; None if there is no object.
+
+    The clip should lie within one segment of uniform motion, and an object should move by less than half the
+    image from one frame to the next. Raises UserError for another dtype or shape, or an fps that is not
+    positive.
+    """
+    if (
+        video_THWC.dtype != np.uint8
+        or video_THWC.ndim != 4
+        or video_THWC.shape[-1] != 3
+        or not video_THWC.size
+    ):
+        raise UserError(f"video is {video_THWC.dtype} {video_THWC.shape}; it must be uint8 (T, H, W, 3)")
+    if not fps > 0:
+        raise UserError(f"fps {fps}: it must be > 0")
+    unit = video_THWC.shape[2] / vocabulary.WORLD  # pixels
+
+    pixels_THWC = video_THWC.astype(np.float32)
+    stride = (
+        pixels_THWC.size // 30000 | 1
+    )  # some 10000 pixels will do; odd, else it could stay in few columns
+    background_C = np.median(pixels_THWC.reshape(-1, 3)[::stride], axis=0)
+    pixels_THWC -= background_C
+    found = _find(pixels_THWC, unit)
+    if found is None:
+        return None
+    centroid_TC, rough_radius = found
+    color_C = _core_color(pixels_THWC, centroid_TC, rough_radius)
+    contrast = float(np.linalg.norm(color_C))
+    if contrast < LEAST_CONTRAST:
+        return None
+
+    # How much of the object is in each pixel. Not clipped: noise then averages out of areas and centroids.
+    matte_THW = pixels_THWC @ (color_C / contrast**2).astype(np.float32)
+    for _ in range(2):
+        radius_T, centroid_TC = _measure(matte_THW, centroid_TC, 1.65 * rough_radius + 1.5)
+    radius_T = radius_T / unit
+    present_T = (radius_T > RADII[0]) & (radius_T < RADII[1])
+    if present_T.mean() < LEAST_PRESENT:
+        return None
+    radius = float(np.median(radius_T[present_T]))
+    shape, fit = _match_shape(matte_THW[present_T], centroid_TC[present_T], radius * unit)
+    if fit < LEAST_FIT:
+        return None
+
+    rgb_C = np.clip(color_C + background_C, 0, 255)
+    color, hue = _name_color(rgb_C)
+    size_xy = np.array(video_THWC.shape[2:0:-1], dtype=np.float64)
+    centroid_TC = np.where(present_T[:, None], centroid_TC % size_xy, np.nan)
+    velocity_C = _velocity(centroid_TC, size_xy)
+    direction = speed = pixels_per_second = units_per_second = None
+    if velocity_C is not None:
+        pixels_per_second = float(np.hypot(*velocity_C)) * fps
+        units_per_second = pixels_per_second / unit
+        direction, speed = _name_motion(velocity_C, units_per_second)
+    return ShapeReading(
+        size="small" if radius < SIZE_BOUNDARY else "large",
+        color=color,
+        shape=shape,
+        direction=direction,
+        speed=speed,
+        pixels_per_second=pixels_per_second,
+        units_per_second=units_per_second,
+        radius=radius,
+        radius_T=np.where(present_T, radius_T, np.nan),
+        rgb=(float(rgb_C[0]), float(rgb_C[1]), float(rgb_C[2])),
+        hue=hue,
+        centroid_TC=centroid_TC,
+        fit=fit,
+    )
+
+
+def score(reading: ShapeReading | None, attributes: ShapeAttributes) -> dict[str, bool]:
+    """Which of size, color, shape, direction and speed were read as told, and "joint": all of them.
+
+    No object gets nothing right. A still shape's speed is right if and only if its direction is.
+    """
+    right = {
+        what: reading is not None and getattr(reading, what) == told
+        for what, told in vars(attributes).items()
+    }
+    return {**right, "joint": all(right.values())}
+
+
+def _find(pixels_THWC: np.ndarray, unit: float) -> tuple[np.ndarray, float] | None:
+    """Rough centroids (T, 2) and one rough radius, in pixels, of whatever stands out from the background."""
+    distance_THW = np.sqrt(np.einsum("thwc,thwc->thw", pixels_THWC, pixels_THWC))
+    # The smallest shape covers 3 % of the image: the brightest 1.5 % are of the object if there is one.
+    peak = np.percentile(distance_THW, 98.5)
+    if peak < LEAST_CONTRAST:
+        return None
+    mask_THW = distance_THW > peak / 2
+    radius = math.sqrt(np.median(mask_THW.sum(axis=(1, 2))) / math.pi)
+    if not RADII[0] * unit < radius < RADII[1] * unit:
+        return None
+    # The densest place, not the mean, so that specks elsewhere don't matter. The FFT convolves on the torus.
+    height, width = mask_THW.shape[1:]
+    sigma = 0.7 * radius
+    decay_H = np.exp(-2 * (np.pi * sigma * np.fft.fftfreq(height)) ** 2)
+    decay_W = np.exp(-2 * (np.pi * sigma * np.fft.rfftfreq(width)) ** 2)
+    spectrum_THW = np.fft.rfft2(mask_THW) * decay_H[:, None] * decay_W
+    density_THW = np.fft.irfft2(spectrum_THW, s=(height, width))
+    row_T, column_T = np.divmod(density_THW.reshape(len(mask_THW), -1).argmax(axis=1), width)
+    return np.stack([column_T, row_T], axis=1) + 0.5, radius
+
+
+def _windows(
+    images_THW: np.ndarray, center_TC: np.ndarray, half: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Wrapped cuts (T, P, P) around the centres and their pixels' offsets x (T, 1, P) and y (T, P, 1)."""
+    frames, height, width = images_THW.shape[:3]
+    half = min(math.ceil(half), min(height, width) // 2 - 1)
+    index_TCP = np.floor(center_TC).astype(np.int64)[:, :, None] + np.arange(-half, half + 1)
+    offset_TCP = (index_TCP + 0.5 - center_TC[:, :, None]).astype(np.float32)
+    rows_TP, columns_TP = index_TCP[:, 1] % height, index_TCP[:, 0] % width
+    cut_TPP = images_THW[np.arange(frames)[:, None, None], rows_TP[:, :, None], columns_TP[:, None, :]]
+    return cut_TPP, offset_TCP[:, 0, None, :], offset_TCP[:, 1, :, None]
+
+
+def _core_color(pixels_THWC: np.ndarray, centroid_TC: np.ndarray, radius: float) -> np.ndarray:
+    """The median colour within half a radius of the centroids, which lies inside every shape."""
+    cut_TPPC, x_T1P, y_TP1 = _windows(pixels_THWC, centroid_TC, 0.5 * radius + 1)
+    core_TPP = np.hypot(x_T1P, y_TP1) < max(0.5 * radius, 1.0)
+    return np.median(cut_TPPC[core_TPP], axis=0)
+
+
+def _measure(matte_THW: np.ndarray, center_TC: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Radius (T,) by area and centroid (T, 2) of the matte within `reach` of the centres, in pixels."""
+    cut_TPP, x_T1P, y_TP1 = _windows(matte_THW, center_TC, reach + 1)
+    cut_TPP = np.where(x_T1P**2 + y_TP1**2 < reach**2, cut_TPP, 0)
+    area_T = np.maximum(cut_TPP.sum(axis=(1, 2)), 1e-3)
+    shift_TC = np.stack([(cut_TPP * x_T1P).sum(axis=(1, 2)), (cut_TPP * y_TP1).sum(axis=(1, 2))], axis=1)
+    shift_TC = np.clip(shift_TC / area_T[:, None], -reach, reach)
+    return np.sqrt(area_T / math.pi), center_TC + shift_TC
+
+
+def _match_shape(matte_THW: np.ndarray, centroid_TC: np.ndarray, radius: float) -> tuple[str, float]:
+    """The shape whose outline, drawn at the centroids, is nearest to the matte; and how well it fits."""
+    chosen = np.unique(np.linspace(0, len(matte_THW) - 1, _MATCHED_FRAMES).round().astype(int))
+    cut_TPP, x_T1P, y_TP1 = _windows(matte_THW[chosen], centroid_TC[chosen], 1.65 * radius + 1)
+    energy = float((cut_TPP**2).sum())
+    errors = {}
+    for shape in vocabulary.SHAPES:
+        tried = []
+        for factor in _RADIUS_FACTORS:
+            distance_TPP = vocabulary.signed_distance(shape, x_T1P, y_TP1, factor * radius)
+            for edge in _EDGE_WIDTHS:
+                cover_TPP = np.clip(np.float32(0.5) - distance_TPP * np.float32(1 / edge), 0, 1)
+                rest = (cover_TPP - cut_TPP).ravel()
+                tried.append(float(rest @ rest))
+        errors[shape] = min(tried)
+    shape = min(errors, key=errors.__getitem__)
+    return shape, 1 - errors[shape] / energy
+
+
+def _name_color(rgb_C: np.ndarray) -> tuple[str, float | None]:
+    """The nearest colour's name and the hue in degrees (None for white)."""
+    red, green, blue = (float(each) for each in rgb_C)
+    most, least = max(red, green, blue), min(red, green, blue)
+    if most - least < WHITE_BELOW * most:
+        return "white", None
+    hue = math.degrees(math.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
+    hued = {name: nominal for name, nominal in vocabulary.COLORS.items() if nominal is not None}
+    return min(hued, key=lambda name: abs((hue - hued[name] + 180) % 360 - 180)), hue
+
+
+def _velocity(centroid_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray | None:
+    """Pixels a frame (x, y) on the torus, by the median of all pairs' slopes (Theil, Sen); None if untold."""
+    step_TC = np.diff(centroid_TC, axis=0)
+    step_TC = _wrap(step_TC[np.isfinite(step_TC[:, 0])], size_xy)
+    if not len(step_TC):
+        return None
+    # A first guess unwraps the path: what is left of it after the guess is short, so a bad frame spoils only
+    # itself.
+    guess_C = np.median(step_TC, axis=0)
+    seen = np.flatnonzero(np.isfinite(centroid_TC[:, 0]))
+    rest_TC = centroid_TC[seen] - seen[:, None] * guess_C
+    rest_TC = _wrap(rest_TC - rest_TC[0], size_xy)
+    first, second = np.triu_indices(len(seen), k=1)
+    slope_C = (rest_TC[second] - rest_TC[first]) / (seen[second] - seen[first])[:, None]
+    return guess_C + np.median(slope_C, axis=0)
+
+
+def _wrap(offset_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray:
+    return (offset_TC + size_xy / 2) % size_xy - size_xy / 2
+
+
+def _name_motion(velocity_C: np.ndarray, units_per_second: float) -> tuple[str, str]:
+    """Names of direction and speed."""
+    if units_per_second < STILL_BELOW:
+        return vocabulary.STILL, vocabulary.NO_SPEED
+    along = {name: float(np.dot(velocity_C, unit_C)) for name, unit_C in vocabulary.DIRECTIONS.items()}
+    direction = max(along, key=along.__getitem__)
+    return direction, "slow" if units_per_second < SPEED_BOUNDARY else "quick"
