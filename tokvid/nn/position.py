@@ -1,0 +1,35 @@
+"""Positions: rotary embedding over any number of axes, and Fourier features of absolute coordinates."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def rotary(
+    x_BLNE: Float[Array, "b l n e"], position_BLA: Float[Array, "b l a"], base: float = 100.0
+) -> Float[Array, "b l n e"]:
+    """Rotates pairs of channels by position (RoFormer, section 3.2), the channels shared out among A axes.
+
+    Positions are real numbers (seconds, rows, columns scaled as the caller likes): only differences matter. The first
+    axis takes what doesn't divide. Frequencies run from 1 down to 1/base radians per unit.
+    """
+    half, axes = x_BLNE.shape[-1] // 2, position_BLA.shape[-1]
+    counts = [half // axes + (half % axes if axis == 0 else 0) for axis in range(axes)]
+    angles = [
+        position_BLA[..., axis, None].astype(jnp.float32) * base ** -(jnp.arange(count, dtype=jnp.float32) / count)
+        for axis, count in enumerate(counts)
+    ]
+    angle_BL1E = jnp.concatenate(angles, axis=-1)[:, :, None, :]
+    cos, sin = jnp.cos(angle_BL1E).astype(x_BLNE.dtype), jnp.sin(angle_BL1E).astype(x_BLNE.dtype)
+    first, second = jnp.split(x_BLNE, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def fourier_features(position_BLA: Float[Array, "b l a"], count: int, shortest: float = 2.0) -> Float[Array, "b l f"]:
+    """Sines and cosines of absolute coordinates: `count` octaves per axis, from wavelength `shortest` units upwards.
+
+    Returns (B, L, 2·count·A). Rotary positions say how far apart tokens are; these say where in the frame they stand.
+    """
+    frequency_F = 2 * jnp.pi / (shortest * 2.0 ** jnp.arange(count, dtype=jnp.float32))
+    angle_BLAF = position_BLA[..., None].astype(jnp.float32) * frequency_F
+    features = jnp.concatenate([jnp.sin(angle_BLAF), jnp.cos(angle_BLAF)], axis=-1)
+    return features.reshape(*position_BLA.shape[:2], -1)

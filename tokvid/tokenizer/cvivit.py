@@ -1,0 +1,170 @@
+"""C-ViViT (Phenaki, section 2.1): video to discrete tokens and back, causal in time, so that it streams.
+
+The first frame has a patch projection of its own, so an image is a 1-frame video. Space layers mix the patches of one
+latent frame; time layers mix one patch's history, causally and within a window, so a stream's cache stays bounded.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tokvid.config import TokenizerConfig
+from tokvid.errors import UserError, did_you_mean
+from tokvid.nn.attention import NEVER, block_mask
+from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
+from tokvid.tokenizer.quantizers import QUANTIZERS, Quantized
+from tokvid.types import LatentShape
+
+
+class Cache(NamedTuple):
+    """What a stream remembers: per time layer the keys and values of the last latent frames; their times; the next time."""
+
+    layers: tuple[jax.Array, ...]
+    times: jax.Array
+    next: jax.Array
+
+
+
+def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> LatentShape:
+    """T' = 1 + (T-1)/temporal_patch, H' = H/patch, W' = W/patch. UserError where one doesn't divide."""
+    step, patch = config.temporal_patch, config.patch
+    if frames < 1 or (frames - 1) % step:
+        lower = max(1, frames - (frames - 1) % step)
+        raise UserError(f"{frames} frames don't fit a temporal patch of {step}: use {lower} or {lower + step} frames")
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels < patch or pixels % patch:
+            lower = max(patch, pixels // patch * patch)
+            raise UserError(f"{name} {pixels} is no multiple of the patch {patch}: use {lower} or {lower + patch}")
+    return LatentShape(1 + (frames - 1) // step, height // patch, width // patch)
+
+
+class CViViT(nnx.Module):
+    """The tokenizer. Videos are float (B, T, H, W, 3) in [-1, 1]; tokens int32 (B, T', H', W')."""
+
+    def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
+        if config.quantizer not in QUANTIZERS:
+            raise UserError(did_you_mean(config.quantizer, QUANTIZERS, "quantizer"))
+        for kind in config.encoder + config.decoder:
+            if kind not in ("space", "time"):
+                raise UserError(did_you_mean(kind, ("space", "time"), "layer kind"))
+        self.config = config
+        self.quantizer = QUANTIZERS[config.quantizer](config)
+        pixels, width = 3 * config.patch**2, config.width
+        self.embed_first = Linear(pixels, width, (None, "embed"), rngs=rngs)
+        self.embed_rest = Linear(pixels * config.temporal_patch, width, (None, "embed"), rngs=rngs)
+        self.encoder = self._stack(config.encoder, rngs)
+        self.encoder_norm = RMSNorm(width)
+        self.to_latent = Linear(width, self.quantizer.width, ("embed", None), rngs=rngs)
+        self.from_latent = Linear(self.quantizer.width, width, (None, "embed"), rngs=rngs)
+        self.decoder = self._stack(config.decoder, rngs)
+        self.decoder_norm = RMSNorm(width)
+        self.paint_first = Linear(width, pixels, ("embed", None), rngs=rngs)
+        self.paint_rest = Linear(width, pixels * config.temporal_patch, ("embed", None), rngs=rngs)
+
+    def _stack(self, order: tuple[str, ...], rngs: nnx.Rngs) -> nnx.List:
+        c = self.config
+        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, depth=len(order))
+        return nnx.List([Block(shape, rngs=rngs) for _ in order])
+
+    def encode(self, video_BTHWC: Float[Array, "b t h w 3"]) -> Quantized:
+        """The whole video at once: latents (B, T', H', W', C), ids (B, T', H', W'), the quantizer's losses."""
+        return self.encode_step(video_BTHWC)[0]
+
+    def decode(self, ids_BTHW: Int[Array, "b t h w"]) -> Float[Array, "b t h w 3"]:
+        """Tokens of a video from its first frame on → its pixels, at once."""
+        return self.decode_step(self.quantizer.decode_ids(ids_BTHW))[0]
+
+    def reconstruct(self, video_BTHWC: Float[Array, "b t h w 3"]) -> tuple[jax.Array, Quantized]:
+        """The video as the decoder gives it back, differentiable, and what the quantizer said."""
+        quantized = self.encode(video_BTHWC)
+        return self.decode_step(quantized.latents)[0], quantized
+
+    def encode_step(
+        self, video_BTHWC: jax.Array, cache: Cache | None = None, first: bool = True
+    ) -> tuple[Quantized, Cache | None]:
+        """The next frames of a stream; `first` says that the video's first frame leads them.
+
+        T = 1 + n·temporal_patch with the first frame, n·temporal_patch without. `cache` is from `empty_cache`, then
+        from the step before; None for a video given whole. Returns what `encode` would have for these frames, and the
+        next cache.
+        """
+        pt, p = self.config.temporal_patch, self.config.patch
+        video_BTHWC = video_BTHWC.astype(self.config.dtype)
+        split = int(first)
+        parts = [self.embed_first(_patches(video_BTHWC[:, :1], 1, p))] if split else []
+        if video_BTHWC.shape[1] > split:
+            parts.append(self.embed_rest(_patches(video_BTHWC[:, split:], pt, p)))
+        x_BTHWD = jnp.concatenate(parts, axis=1)
+        x_BTHWD, cache = self._run(self.encoder, self.config.encoder, x_BTHWD, cache)
+        return self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD))), cache
+
+    def decode_step(
+        self, latents_BTHWC: jax.Array, cache: Cache | None = None, first: bool = True
+    ) -> tuple[jax.Array, Cache | None]:
+        """The next latent frames of a stream → their pixels and the next cache; arguments as for `encode_step`."""
+        pt, p = self.config.temporal_patch, self.config.patch
+        x_BTHWD = self.from_latent(latents_BTHWC.astype(self.config.dtype))
+        x_BTHWD, cache = self._run(self.decoder, self.config.decoder, x_BTHWD, cache)
+        x_BTHWD = self.decoder_norm(x_BTHWD)
+        split = int(first)
+        parts = [_pixels(self.paint_first(x_BTHWD[:, :1]), 1, p)] if split else []
+        if x_BTHWD.shape[1] > split:
+            parts.append(_pixels(self.paint_rest(x_BTHWD[:, split:]), pt, p))
+        return jnp.concatenate(parts, axis=1).astype(jnp.float32), cache
+
+    def empty_cache(self, part: str, batch: int, rows: int, columns: int) -> Cache:
+        """The cache at the start of a stream through the "encoder" or the "decoder": its size never grows."""
+        c, order = self.config, getattr(self.config, part)
+        past = (batch * rows * columns, c.time_window - 1, c.heads, c.width // c.heads)
+        layers = [jnp.zeros(past, c.dtype) for kind in order if kind == "time" for _ in ("key", "value")]
+        return Cache(tuple(layers), jnp.full((c.time_window - 1,), NEVER, jnp.int32), jnp.zeros((), jnp.int32))
+
+    def _run(self, blocks, order, x_BTHWD, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+        B, T, H, W, D = x_BTHWD.shape
+        rows, columns = jnp.meshgrid(jnp.arange(H), jnp.arange(W), indexing="ij")
+        place_1LA = jnp.stack([rows.ravel(), columns.ravel()], axis=-1)[None].astype(jnp.float32)
+        time_1T = ((0 if cache is None else cache.next) + jnp.arange(T, dtype=jnp.int32))[None]
+        seen_1S = time_1T if cache is None else jnp.concatenate([cache.times[None], time_1T], axis=1)
+        mask_1TS = block_mask(time_1T, seen_1S, self.config.time_window)
+        kept: list[jax.Array] = []
+
+        def remember(key_BSKE, value_BSKE):
+            """All keys and values that the window can reach; the youngest are kept for the next step."""
+            if cache is None:
+                return key_BSKE, value_BSKE
+            past = len(kept)
+            both = [jnp.concatenate([cache.layers[past + i], new], axis=1) for i, new in enumerate((key_BSKE, value_BSKE))]
+            kept.extend(pair[:, T:] for pair in both)
+            return both[0], both[1]
+
+        for kind, block in zip(order, blocks, strict=True):
+            if kind == "space":
+                run = rematerialised(lambda x, block=block: block(x, place_1LA, None), self.config.remat)
+                x_BTHWD = run(x_BTHWD.reshape(B * T, H * W, D)).reshape(B, T, H, W, D)
+            else:
+                x_BLTD = x_BTHWD.reshape(B, T, H * W, D).swapaxes(1, 2).reshape(B * H * W, T, D)
+                time_1TA = time_1T[..., None].astype(jnp.float32)
+                if cache is None:
+                    run = rematerialised(lambda x, block=block: block(x, time_1TA, mask_1TS), self.config.remat)
+                    x_BLTD = run(x_BLTD)
+                else:
+                    x_BLTD = block(x_BLTD, time_1TA, mask_1TS, remember)
+                x_BTHWD = x_BLTD.reshape(B, H * W, T, D).swapaxes(1, 2).reshape(B, T, H, W, D)
+        return x_BTHWD, None if cache is None else Cache(tuple(kept), seen_1S[0, T:], cache.next + T)
+
+
+def _patches(video_BTHWC: jax.Array, pt: int, p: int) -> jax.Array:
+    """(B, T·pt, H·p, W·p, 3) → (B, T, H, W, pt·p·p·3)."""
+    B, T, H, W, C = video_BTHWC.shape
+    x = video_BTHWC.reshape(B, T // pt, pt, H // p, p, W // p, p, C)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(B, T // pt, H // p, W // p, pt * p * p * C)
+
+
+def _pixels(x_BTHWC: jax.Array, pt: int, p: int) -> jax.Array:
+    """The inverse of `_patches`."""
+    B, T, H, W, _ = x_BTHWC.shape
+    x = x_BTHWC.reshape(B, T, H, W, pt, p, p, 3)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, T * pt, H * p, W * p, 3)
