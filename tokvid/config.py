@@ -46,7 +46,6 @@ class TokenizerConfig:
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     dtype: str = "float32"  # compute type; parameters, norms and softmax stay float32
-    scan_layers: bool = False
     remat: str = "none"  # a key of nn.blocks.REMAT
 
 

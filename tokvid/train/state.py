@@ -1,0 +1,105 @@
+"""The training state, a plain pytree, and the one step that both models take."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from tokvid.config import TrainConfig
+from tokvid.sharding import BATCH, shardings
+from tokvid.train.optimizer import learning_rate, make_optimizer
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes. `skipped` counts the non-finite steps in a row that changed nothing."""
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: Any
+    ema: nnx.State
+    skipped: jax.Array
+
+
+class Task(Protocol):
+    """What the loop needs to know of a model: how it is made, what it minimises, and its data."""
+
+    name: str
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
+
+    def loss(self, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """A scalar to minimise and named scalars to log."""
+        ...
+
+    def batches(self) -> Any:
+        """An endless iterator of NumPy batches with `get_state` and `set_state`."""
+        ...
+
+    def samples(self, model: Any, directory: Any, step: int) -> None:
+        """Writes what the model (with averaged weights) makes now, for a person to look at."""
+        ...
+
+    def finish(self, params: nnx.State, directory: Any, step: int) -> None:
+        """Writes the averaged weights for sampling."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the checkpoint must agree with when training resumes, as JSON values."""
+        ...
+
+
+def init_state(task: Task, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, TrainState, nnx.GraphDef]:
+    """The first state, sharded from its first byte on; its shardings; the model's graph definition."""
+    optimizer = make_optimizer(config)
+
+    def init() -> TrainState:
+        params = nnx.state(task.make_model(nnx.Rngs(config.seed)), nnx.Param)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), jax.tree.map(jnp.copy, params), zero)
+
+    graph, _, _ = nnx.split(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))), nnx.Param, ...)
+    places = shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=places)(), places, graph
+
+
+def make_step(
+    task: Task, config: TrainConfig, mesh: Mesh, places: TrainState, graph: nnx.GraphDef
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """The jitted training step; the state is donated. A non-finite gradient changes nothing but the counters."""
+    optimizer, rate = make_optimizer(config), learning_rate(config)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
+            return task.loss(nnx.merge(graph, params), batch, key)
+
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))  # short memory at first
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        # `where`, not a multiplication by 0, which would let NaN through.
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        metrics |= {"loss": value, "gradient_norm": norm, "learning_rate": rate(state.step), "skipped": skipped}
+        return TrainState(state.step + 1, params, opt_state, ema, skipped), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(places, NamedSharding(mesh, BATCH)),
+        out_shardings=(places, None),
+        donate_argnums=0,
+    )

@@ -1,0 +1,119 @@
+"""Trained weights as files to sample from: a config as JSON and float16 tensors as safetensors, never code.
+
+A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`; a workdir
+of training has the same shape, so either can be given to `--weights`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from tokvid.errors import UserError
+from tokvid.files import atomic, read_json, write_json
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.transformer.model import Transformer
+
+FORMAT = 1
+KINDS: dict[str, tuple[type, type]] = {
+    "tokenizer": (TokenizerConfig, CViViT),
+    "transformer": (TransformerConfig, Transformer),
+}
+
+
+class Loaded(NamedTuple):
+    """A model, its graph definition and parameters, and what its config.json says."""
+
+    config: Any
+    graph: nnx.GraphDef
+    params: nnx.State
+    about: dict[str, Any]
+
+    @property
+    def model(self) -> Any:
+        return nnx.merge(self.graph, self.params)
+
+
+def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about: Any) -> str:
+    """Writes weights and config; returns their fingerprint: 16 hex digits of what the model computes with."""
+    folder = Path(folder)
+    tensors = {
+        ".".join(map(str, path)): np.asarray(leaf[...], np.float16) for path, leaf in nnx.to_flat_state(params)
+    }
+    data = safetensors.numpy.save(dict(sorted(tensors.items())))
+    mark = _fingerprint(config, data)
+    with atomic(folder / "weights.safetensors") as temporary:
+        temporary.write_bytes(data)
+    values = {"format": FORMAT, "kind": kind, "fingerprint": mark, "config": to_dict(config), **about}
+    write_json(folder / "config.json", values)
+    return mark
+
+
+def describe(folder: str | Path, kind: str) -> dict[str, Any]:
+    """config.json of the weights in `folder`, checked to be of that kind and format."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no {kind} weights in {folder}; train them with `tokvid train {kind}` or name another --weights")
+    about = read_json(folder / "config.json", f"{kind} config")
+    if about.get("kind") != kind or about.get("format") != FORMAT:
+        found = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
+        raise UserError(f"{folder}/config.json has {found}; this program reads kind {kind!r}, format {FORMAT}")
+    return about
+
+
+def load(folder: str | Path, kind: str) -> Loaded:
+    """The model in `folder`. UserError where a file is missing, damaged, or doesn't fit its config (with the leaf's name)."""
+    folder = Path(folder)
+    about = describe(folder, kind)
+    config_type, model_type = KINDS[kind]
+    config = from_dict(config_type, about.get("config", {}), f"{folder}/config.json")
+    path = folder / "weights.safetensors"
+    try:
+        data = path.read_bytes()
+        tensors = safetensors.numpy.load(data)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy or train it again") from error
+    if _fingerprint(config, data) != about.get("fingerprint"):
+        raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
+    graph, abstract, _ = nnx.split(nnx.eval_shape(lambda: model_type(config, rngs=nnx.Rngs(0))), nnx.Param, ...)
+    leaves = nnx.to_flat_state(abstract)
+    for name, leaf in ((".".join(map(str, leaf_path)), leaf) for leaf_path, leaf in leaves):
+        if name not in tensors or tensors[name].shape != leaf.shape:
+            found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
+            raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {found}")
+        if not np.isfinite(tensors[name]).all():
+            raise UserError(f"{path}: {name} has values that are not finite; train it again")
+    filled = [
+        (leaf_path, leaf.replace(jnp.asarray(tensors[".".join(map(str, leaf_path))], leaf.dtype)))
+        for leaf_path, leaf in leaves
+    ]
+    return Loaded(config, graph, nnx.from_flat_state(filled), about)
+
+
+def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:
+    """Refuses a transformer trained on another tokenizer's codes, which would show only as noise."""
+    wanted, found = transformer.about.get("tokenizer"), tokenizer.about.get("fingerprint")
+    if wanted != found:
+        raise UserError(
+            f"the transformer was trained on tokenizer {wanted}, but the tokenizer here is {found}; "
+            "use the tokenizer it was trained with, or tokenize and train the transformer again"
+        )
+
+
+def _fingerprint(config: Any, data: bytes) -> str:
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode() + data).hexdigest()[:16]
+
+
+def parameter_count(params: nnx.State) -> int:
+    """How many numbers the model has."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
