@@ -65,7 +65,6 @@ class TransformerConfig:
     mlp: int = 1024
     ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
     dtype: str = "float32"
-    dropout: float = 0.0
     z_loss: float = 1e-4
     scan_layers: bool = False
     remat: str = "none"

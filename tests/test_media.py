@@ -1,0 +1,130 @@
+"""Writing: what was written reads back, and nothing that was there is lost when writing fails."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.input_pipeline.clips import probe, stream_frames
+from tokvid.media import VideoWriter, contact_sheet, write_image, write_video
+from tokvid.metrics.video import psnr
+
+
+def moving(frames=12, height=48, width=64):
+    """A smooth picture with a coloured square that moves."""
+    y, x = np.mgrid[:height, :width]
+    video = np.zeros((frames, height, width, 3), np.uint8)
+    video[..., 0], video[..., 1], video[..., 2] = x * 3, y * 4, 90
+    for t in range(frames):
+        video[t, 10:26, 2 * t : 2 * t + 16] = (220, 40, 30)
+    return video
+
+
+@pytest.mark.parametrize("suffix,least", [(".mp4", 31), (".gif", 33)])
+@pytest.mark.parametrize("fps", [8, 7.5, Fraction(30000, 1001), 0.5])
+def test_what_is_written_reads_back(tmp_path, suffix, least, fps):
+    path, video = tmp_path / f"v{suffix}", moving()
+    write_video(path, video, fps)
+    info = probe(path, full=True)
+    assert (info.frames, info.height, info.width) == (12, 48, 64) and not info.warnings
+    assert info.seconds == pytest.approx(12 / fps, abs=0.006)
+    back = np.stack(list(stream_frames(path)))
+    assert psnr(video, back) > least
+    assert np.abs(video.mean((0, 1, 2)) - back.mean((0, 1, 2))).max() < 1.5  # colours, not just shapes
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_odd_sizes_and_single_frames(tmp_path):
+    video = moving(1, 33, 47)
+    write_video(tmp_path / "v.mp4", video, 8)
+    back = next(stream_frames(tmp_path / "v.mp4"))
+    assert back.shape == (34, 48, 3) and psnr(video, back[None, :33, :47]) > 28
+    write_video(tmp_path / "v.gif", iter(video), 8)
+    assert next(stream_frames(tmp_path / "v.gif")).shape == (33, 47, 3)
+    write_video(tmp_path / "tiny.mp4", video[:, :1, :1], 8)
+
+
+def test_the_file_says_what_its_colours_mean(tmp_path):
+    write_video(tmp_path / "v.mp4", moving(), 8)
+    with av.open(tmp_path / "v.mp4") as file:
+        context = file.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, context.colorspace, context.color_range) == (
+            "h264",
+            "yuv420p",
+            1,
+            1,
+        )
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_failure_leaves_what_was_there(tmp_path, suffix):
+    path = tmp_path / f"v{suffix}"
+    path.write_bytes(b"older")
+    with pytest.raises(RuntimeError, match="stop"), VideoWriter(path, 8) as writer:
+        writer.write(moving()[0])
+        raise RuntimeError("stop")
+    with pytest.raises(UserError, match="no frames"), VideoWriter(path, 8):
+        pass
+    with pytest.raises(ValueError, match="frame 1 is"), VideoWriter(path, 8) as writer:
+        writer.write(moving()[0])
+        writer.write(moving()[0][:20])
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"older")
+    with pytest.raises(UserError, match="No space left"), VideoWriter(path, 8) as writer:
+        writer.write(moving()[0])
+        raise OSError(28, "No space left on device")
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").write_text("")
+    cases = [("v.avi", 8, ".mp4 or .gif"), ("v", 8, ".mp4 or .gif"), ("v.mp4", 0, "fps"), ("v.gif", 60, "50")]
+    cases += [
+        ("v.mp4", float("nan"), "fps"),
+        ("folder.mp4", 8, "is a folder"),
+        ("file/v.mp4", 8, "cannot write"),
+    ]
+    for name, fps, said in cases:
+        with pytest.raises(UserError, match=said) as error:
+            write_video(tmp_path / name, moving(), fps)
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "folder.mp4").is_dir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_video("/proc/nowhere/v.mp4", moving(), 8)
+    with pytest.raises(UserError, match=r"\.png"):
+        write_image(tmp_path / "a.tiff", moving()[0])
+    with pytest.raises(ValueError, match="uint8"):
+        write_image(tmp_path / "a.png", moving()[0].astype(float))
+
+
+def test_images(tmp_path):
+    write_image(tmp_path / "a.png", moving()[0])
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / "a.png")), moving()[0])
+    write_image(tmp_path / "a.jpg", moving()[0])
+    assert psnr(moving()[:1], np.asarray(PIL.Image.open(tmp_path / "a.jpg"))[None]) > 35
+
+
+def test_contact_sheet(tmp_path):
+    rows = [moving(5), moving(20, 16, 16), moving(1, 300, 200)]
+    captions = ["a red square moves right " * 20, "红色方块 😀 é", ""]
+    contact_sheet(tmp_path / "sheet.png", rows, captions=captions, columns=4)
+    with PIL.Image.open(tmp_path / "sheet.png") as image:
+        assert image.text["captions"].splitlines()[1] == captions[1]  # kept, whatever a font can show
+        sheet = np.asarray(image)
+    large = moving(5)[0].repeat(2, 0).repeat(2, 1)  # 64 wide: enlarged to 128, pixels stay whole
+    found = [y for y in range(sheet.shape[0] - 96) if (sheet[y : y + 96, 4 : 4 + 128] == large).all()]
+    assert len(found) == 1 and found[0] > 20  # below its caption
+    assert (sheet[4:18, 4:300] < 100).any()  # there is one
+    contact_sheet(tmp_path / "plain.png", rows)
+    with pytest.raises(UserError, match="no videos"):
+        contact_sheet(tmp_path / "none.png", [])
+    with pytest.raises(UserError, match=r"\.png"):
+        contact_sheet(tmp_path / "sheet.gif", rows)

@@ -1,0 +1,385 @@
+"""Videos and images as files: what is in them, clips by time stamp, streams of frames, captioned folders.
+
+What makes opening a stranger's file safe is in `video_file.py`; this is what the rest of tokvid calls.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import functools
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from tokvid.errors import UserError
+from tokvid.input_pipeline.video_file import (
+    MAX_CLIP_BYTES,
+    MAX_SECONDS,
+    Damage,
+    DamagedVideo,
+    Fit,
+    Fitter,
+    Source,
+    VideoFile,
+    is_image,
+    name_of,
+    open_image,
+    reason,
+    shown_size,
+)
+from tokvid.types import Caption
+
+__all__ = [
+    "DamagedVideo",
+    "Fit",
+    "FolderItem",
+    "FolderSource",
+    "Source",
+    "VideoInfo",
+    "probe",
+    "read_clip",
+    "read_image",
+    "stream_frames",
+]
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a video shows: size after rotation and in square pixels, mean frames a second, length in seconds.
+
+    A still image has one frame, 0 fps and 0 seconds. `frames` counts what is in the file, not what its header
+    declares. `warnings` says what is wrong with a file that can be used in part.
+    """
+
+    width: int
+    height: int
+    fps: float
+    seconds: float
+    frames: int
+    warnings: tuple[str, ...] = ()
+
+
+def probe(source: Source, *, full: bool = False) -> VideoInfo:
+    """What is in a video or image file: reads every packet but decodes only the first frame, unless `full`.
+
+    Raises:
+        UserError: not there, not a video, encrypted, without frames, or its first frame cannot be decoded. A
+            file that is damaged or cut off later gives the length that is good, and a warning; damage inside of
+            packets is found by `full` only.
+    """
+    if is_image(source):
+        frame = open_image(source)
+        return VideoInfo(frame.width, frame.height, 0.0, 0.0, 1)
+    warning, end, count = "", None, 1
+    with VideoFile(source) as video:
+        frames = video.from_start()
+        _, first = next(frames)
+        height, width = shown_size(first, video.stream.sample_aspect_ratio)
+        try:
+            for _ in frames if full else video.packets():
+                count += 1
+            warning = video.shortfall()
+        except Damage as damage:
+            end = damage.time
+            warning = f"damaged at {end:.2f} s ({damage.reason}); only what is before can be used"
+        seconds = video.time(video.end) if end is None else end
+        count = count if full else max(video.shown, 1)
+        declared = float(video.stream.average_rate or video.stream.guessed_rate or 0)
+        fps = count / seconds if seconds > 0 else declared
+        if declared and abs(fps / declared - 1) < 0.02:  # the exact fraction, once it is seen to be true
+            fps = declared
+        return VideoInfo(width, height, fps, seconds, count, (warning,) if warning else ())
+
+
+def _check_rate(fps: float) -> None:
+    if not 0 < fps <= 1000:
+        raise UserError(f"fps is {fps}, it should be above 0 and at most 1000")
+
+
+def read_clip(
+    source: Source, *, start: float, fps: float, frames: int, size: tuple[int, int], fit: Fit = "crop"
+) -> np.ndarray:
+    """The frames shown at times start + i/fps: uint8 (frames, height, width, 3).
+
+    Times are seconds since the first frame's time stamp; a frame is shown until the next one's, the last for
+    its own duration. `source` is a path or an encoded file's bytes; a still image is a video of one frame at
+    time 0.
+
+    Raises:
+        UserError: unreadable, or the video is too short (says how long it is).
+        DamagedVideo: the frames asked for are damaged; earlier ones may be fine.
+    """
+    _check_rate(fps)
+    if frames < 1 or not 0 <= start <= MAX_SECONDS:
+        raise UserError(
+            f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later"
+        )
+    if frames * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
+        raise UserError(
+            f"a clip of {frames} frames of {size[1]}x{size[0]} is over {MAX_CLIP_BYTES} bytes; ask for fewer"
+        )
+    times = [start + i / fps for i in range(frames)]
+    clip_THWC = np.empty((frames, *size, 3), np.uint8)
+    if is_image(source):
+        if times[-1] > 0:
+            raise UserError(
+                f"{name_of(source)} is a still image, asked for {frames} frames from {start:.2f} s; "
+                "ask for 1 at 0 s"
+            )
+        clip_THWC[0] = Fitter(size, fit)(open_image(source))
+        return clip_THWC
+    with VideoFile(source) as video:
+        fitter = Fitter(size, fit, video.stream.sample_aspect_ratio)
+        shown, done = None, 0
+
+        def show_until(time: float) -> int:
+            """Fills in the frames whose time comes before `time`; how many are filled in."""
+            until = done
+            while until < frames and times[until] + video.epsilon < time:
+                until += 1
+            if until > done:
+                clip_THWC[done:until] = fitter(shown)
+            return until
+
+        end = 0.0
+        try:
+            for time, frame in video.from_time(start):
+                if shown is not None:
+                    done = show_until(time)
+                if done == frames:
+                    return clip_THWC
+                shown, end = frame, time + (frame.duration or video.frame_ticks()) * video.tick
+        except Damage as damage:
+            done = show_until(damage.time) if shown is not None else done
+            if done < frames:
+                raise video.damaged(damage) from damage
+            return clip_THWC
+        done = show_until(end + 2 * video.epsilon) if shown is not None else done
+        if done < frames:
+            raise UserError(
+                f"{video.name} has {end:.2f} s, asked for {frames} frames at {fps:g} fps from {start:.2f} s "
+                f"(to {times[-1]:.2f} s); ask for fewer, earlier or at a higher rate"
+            )
+    return clip_THWC
+
+
+def stream_frames(
+    source: Source, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
+) -> Iterator[np.ndarray]:
+    """Every frame, one after the other, as uint8 (height, width, 3): memory stays flat for any length.
+
+    With `fps` those shown at times i/fps, else each of the file's own frames once (their rate is
+    `probe(source).fps`). Without `size`: as large as they are. Damage ends the stream, after the frames
+    before it, with a logged warning.
+
+    Raises:
+        UserError: unreadable, or not even the first frame can be decoded.
+    """
+    if fps is not None:
+        _check_rate(fps)
+    if is_image(source):
+        yield Fitter(size, fit)(open_image(source))
+        return
+    with VideoFile(source) as video:
+        fitter = Fitter(size, fit, video.stream.sample_aspect_ratio)
+        shown, end, done = None, 0.0, 0
+
+        def until(time: float) -> Iterator[np.ndarray]:
+            """The frame on show, as often as it is due before `time`."""
+            nonlocal done
+            if shown is None:
+                return
+            image_HWC = None
+            while fps is not None and done / fps + video.epsilon < time:
+                image_HWC = fitter(shown) if image_HWC is None else image_HWC.copy()
+                done += 1
+                yield image_HWC
+
+        try:
+            for time, frame in video.from_start():
+                if fps is None:
+                    yield fitter(frame)
+                else:
+                    yield from until(time)
+                shown, end = frame, time + (frame.duration or video.frame_ticks()) * video.tick
+            if video.shortfall():
+                log.warning("%s: %s", video.name, video.shortfall())
+        except Damage as damage:
+            end = damage.time
+            log.warning("%s", video.damaged(damage))
+        yield from until(max(end, 2 * video.epsilon) if done == 0 else end)
+
+
+def read_image(source: Source, size: tuple[int, int] | None = None, fit: Fit = "crop") -> np.ndarray:
+    """An image, or a video's first frame: uint8 (height, width, 3). UserError when it cannot be read."""
+    frames = stream_frames(source, size=size, fit=fit)
+    try:
+        return next(frames)
+    finally:
+        frames.close()  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _probe_once(path: str, changed: int, size: int, full: bool) -> VideoInfo | str:
+    """`probe` of a file as it is now, or why it cannot be read; several sources over a folder share it."""
+    try:
+        return probe(path, full=full)
+    except UserError as error:
+        return str(error)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderItem:
+    """A captioned video file: a `tokvid.types.VideoItem`."""
+
+    path: Path
+    key: str
+    seconds: float
+    fps: float
+    captions: tuple[Caption, ...]
+    fit: Fit = "crop"
+
+    def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
+        """See `read_clip`."""
+        return read_clip(self.path, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
+
+
+class FolderSource(Sequence[FolderItem]):
+    """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`.
+
+    A line of the first is {"file": "a.mp4", "caption": "a dog runs"}, of the second a.mp4,a dog runs below
+    the header file,caption. All files are probed (with `full`, decoded); those that cannot be read are
+    logged, skipped and listed in `unreadable`.
+
+    Raises:
+        UserError: no captions file, bad lines in it (each with its number), a file that is missing, named
+            twice or outside of the folder, or a larger share than `max_unreadable` that cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fit: Fit = "crop",
+        max_unreadable: float = 0.1,
+        threads: int | None = None,
+        full: bool = False,
+    ):
+        folder = Path(path)
+        pairs = _read_captions(folder)
+        self.unreadable: list[tuple[Path, str]] = []
+        self.items: list[FolderItem] = []
+
+        def look(file: Path) -> VideoInfo | str:
+            try:
+                status = file.stat()
+            except OSError as error:
+                return f"cannot read {file}: {reason(error)}"
+            return _probe_once(str(file), status.st_mtime_ns, status.st_size, full)
+
+        with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
+            found = list(pool.map(look, [folder / name for name, _ in pairs]))
+        for (name, caption), info in zip(pairs, found, strict=True):
+            if isinstance(info, str):
+                self.unreadable.append((folder / name, info))
+                log.warning("skipped: %s", info)
+                continue
+            for warning in info.warnings:
+                log.warning("%s: %s", folder / name, warning)
+            self.items.append(
+                FolderItem(folder / name, name, info.seconds, info.fps, (Caption(0.0, caption),), fit)
+            )
+        if len(self.unreadable) > max_unreadable * len(pairs) or not self.items:
+            raise UserError(
+                f"{len(self.unreadable)} of the {len(pairs)} videos in {folder} cannot be read, at most "
+                f"{max_unreadable:.0%} may; the first: {self.unreadable[0][1]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, object]]:
+    """(line number, its values) of a captions file; a text says what is wrong with a line."""
+    with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                yield reader.line_num, row
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except (ValueError, RecursionError):
+                    yield number, "not JSON"
+
+
+def _read_captions(folder: Path) -> list[tuple[str, str]]:
+    """(file, caption) of every line, all of them checked."""
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos"
+        )
+    path = next(
+        (folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).is_file()), None
+    )
+    if path is None:
+        raise UserError(
+            f'{folder} has no captions.jsonl (a line: {{"file": "a.mp4", "caption": "a dog runs"}}) and no '
+            "captions.csv (first line: file,caption); write one"
+        )
+    pairs: list[tuple[str, str]] = []
+    bad: list[str] = []
+    first_line: dict[Path, int] = {}
+    root = folder.resolve()
+    try:
+        for number, row in _rows(path):
+            name, caption = (row.get("file"), row.get("caption")) if isinstance(row, dict) else (None, None)
+            if not (isinstance(name, str) and isinstance(caption, str) and name):
+                problem = row if isinstance(row, str) else "needs the texts file and caption"
+            else:
+                problem = _outside_or_missing(root, name)
+                file = root if problem else (root / name).resolve()
+                if not problem and first_line.setdefault(file, number) != number:
+                    problem = f"{name!r} again, first on line {first_line[file]}"
+            if problem:
+                bad.append(f"line {number}: {problem}")
+            else:
+                pairs.append((str(name), str(caption)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"cannot read {path}: {reason(error)}; it should be UTF-8 text, a video on each line"
+        ) from error
+    if bad:
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise UserError(f"{path} has {len(bad)} bad lines: {'; '.join(bad[:5])}{more}; mend or remove them")
+    if not pairs:
+        raise UserError(f"{path} names no videos; write one on each line")
+    return pairs
+
+
+def _outside_or_missing(root: Path, name: str) -> str:
+    """Why a captions file may not name this file; empty if it may."""
+    windows = PureWindowsPath(name)
+    if Path(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        return f"{name!r} is outside of the folder; name files inside of it"
+    try:
+        file = (root / name).resolve()
+        if not file.is_relative_to(root):
+            return f"{name!r} links to outside of the folder; copy the file into it"
+        if not file.is_file():
+            return f"{name!r} is not there"
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{name!r} is not a file name ({reason(error)})"
+    return ""

@@ -1,0 +1,262 @@
+"""Every dataset behind one door, and the clips that the tokenizer is trained on, cut from them by grain.
+
+A new dataset is one function and one row of `SOURCES`. The order of samples is a function of the seed and the
+step alone: never of threads, and a restored iterator goes on bit for bit. Windows of ready tokens are in
+`windows.py`.
+"""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import grain
+import numpy as np
+
+from tokvid.config import DataConfig
+from tokvid.errors import UserError, did_you_mean
+from tokvid.types import TokenBatch, VideoBatch, VideoItem, VideoSource
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+MOST_TRIES = 100  # videos tried for one sample before giving up
+FEWEST_SHUFFLED = 256  # indices in an epoch
+FEWEST_READS = 50  # reads before which a share of unreadable videos says nothing
+
+
+def _shapes(config: DataConfig, split: Split) -> VideoSource:
+    from tokvid.input_pipeline.shapes import ShapesDataset
+
+    return ShapesDataset(config.videos, config.seed, held_out=split == "held_out")
+
+
+def _mnist(config: DataConfig, split: Split) -> VideoSource:
+    from tokvid.input_pipeline.mnist import MovingMnist
+
+    return MovingMnist(config.path, "train" if split == "train" else "test", config.seed)
+
+
+def _folder(config: DataConfig, split: Split) -> VideoSource:
+    from tokvid.input_pipeline.clips import FolderSource
+
+    source = FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable)
+    return _part(source, config, split)
+
+
+def _records(config: DataConfig, split: Split) -> VideoSource:
+    from tokvid.input_pipeline.records import RecordSource
+
+    return _part(RecordSource(config.path, fit=config.fit), config, split)
+
+
+def _tfds(config: DataConfig, split: Split) -> VideoSource:
+    from tokvid.input_pipeline.builders import open_prepared
+
+    return open_prepared(config.path, split, fit=config.fit)
+
+
+SOURCES: dict[str, Callable[[DataConfig, Split], VideoSource]] = {
+    "shapes": _shapes,  # procedural; held out: compositions never trained on
+    "mnist": _mnist,  # path: the digits' file; held out: the published test split
+    "folder": _folder,  # path: a folder of clips with captions
+    "records": _records,  # path: what records.RecordWriter wrote
+    "tfds": _tfds,  # path: what a builder of builders.py prepared, which decided what is held out
+}
+
+
+def open_source(config: DataConfig, split: str = "train") -> VideoSource:
+    """The videos of `config.source` that are in `split`, "train" or "held_out".
+
+    Procedural sources hold out what they define; of stored ones, the last `config.held_out` videos are held
+    out. UserError for an unknown source or split, and when the split is empty.
+    """
+    if config.source not in SOURCES:
+        raise UserError(did_you_mean(config.source, SOURCES, "data source"))
+    if split not in SPLITS:
+        raise UserError(did_you_mean(split, SPLITS, "split"))
+    return SOURCES[config.source](config, "held_out" if split == "held_out" else "train")
+
+
+class _Part:
+    """The videos `first` up to `end` of a source."""
+
+    def __init__(self, source: VideoSource, first: int, end: int):
+        self.source, self.first, self.end = source, first, end
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def __getitem__(self, index: int) -> VideoItem:
+        if not 0 <= index < len(self):
+            raise IndexError(f"video {index} of {len(self)}")
+        return self.source[self.first + index]
+
+
+def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
+    if not 0 <= config.held_out < len(source):
+        raise UserError(
+            f"held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train on; "
+            f"hold out 0 to {max(0, len(source) - 1)}"
+        )
+    if split == "held_out" and not config.held_out:
+        raise UserError(
+            f"none of the {len(source)} videos in {config.path} are held out; set held_out above 0"
+        )
+    border = len(source) - config.held_out
+    return _Part(source, 0, border) if split == "train" else _Part(source, border, len(source))
+
+
+def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[float]:
+    """Those rates of `fps` at which a video of that length still shows `frames` frames, in rising order.
+
+    A frame shows until the next one, so the last of the clip only has to begin before the video ends; an
+    image is a clip of one.
+    """
+    return sorted(rate for rate in fps if frames == 1 or (frames - 1) / rate < seconds)
+
+
+class ClipCutter:
+    """Cuts one clip from a video of `source`; what it can't use it replaces by another, drawn from the same
+    generator.
+    """
+
+    def __init__(self, source: VideoSource, config: DataConfig):
+        if config.frames < 1 or not config.fps or not all(0 < rate < math.inf for rate in config.fps):
+            raise UserError(
+                f"frames {config.frames} at fps {config.fps}: both must be positive, with one rate at least"
+            )
+        self.source, self.config = source, config
+        self.reads = self.unreadable = self.too_short = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int, rng: np.random.Generator) -> VideoBatch:
+        """A clip of video `index`: video uint8 (T, H, W, 3), fps float32 (). UserError when too many can't be
+        used.
+        """
+        for _ in range(MOST_TRIES):
+            clip = self._try(index, rng)
+            if clip is not None:
+                return clip
+            index = int(rng.integers(len(self.source)))
+        fastest = max(self.config.fps)
+        raise UserError(
+            f"{MOST_TRIES} videos in a row gave no clip of {self.config.frames} frames, which takes more "
+            f"than {(self.config.frames - 1) / fastest:.3g} s at {fastest:g} fps; train with fewer frames or a "
+            "higher rate"
+        )
+
+    def _try(self, index: int, rng: np.random.Generator) -> VideoBatch | None:
+        config = self.config
+        try:
+            item = self.source[index]
+            rates = usable_rates(item.seconds, config.frames, config.fps)
+            if not rates:
+                self._count_short(item)
+                return None
+            # CogVideo (Hong et al. 2022, arXiv:2205.15868) takes the lowest: a text should cover its action.
+            fps = rates[0] if config.fps_rule == "lowest" else rates[rng.integers(len(rates))]
+            start = rng.uniform(0, max(0.0, item.seconds - (config.frames - 1) / fps))
+            video_THWC = item.read(start, fps, config.frames, config.size)
+        except (UserError, OSError) as error:
+            self._count_unreadable(index, error)
+            return None
+        with self._lock:
+            self.reads += 1
+        return VideoBatch(video_THWC, np.asarray(fps, np.float32))
+
+    def _count_short(self, item: VideoItem) -> None:
+        with self._lock:
+            self.too_short += 1
+            first = self.too_short == 1
+        if first:
+            log.warning(
+                "%s (%.3g s) is too short for %d frames at %g fps: such videos are passed over",
+                item.key,
+                item.seconds,
+                self.config.frames,
+                max(self.config.fps),
+            )
+
+    def _count_unreadable(self, index: int, error: Exception) -> None:
+        with self._lock:
+            self.reads += 1
+            self.unreadable += 1
+            reads, unreadable = self.reads, self.unreadable
+        log.warning(
+            "video %d cannot be read, another takes its place (%d of %d reads): %s",
+            index,
+            unreadable,
+            reads,
+            error,
+        )
+        if unreadable > self.config.max_unreadable * max(reads, FEWEST_READS):
+            raise UserError(
+                f"{unreadable} of {reads} videos cannot be read, more than max_unreadable "
+                f"{self.config.max_unreadable:g} allows; the last: {error}"
+            ) from error
+
+
+def clip_batches(
+    config: DataConfig,
+    batch: int,
+    seed: int,
+    *,
+    split: str = "train",
+    shard: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator[VideoBatch]:
+    """Endless clips of `config.frames` frames: an iterator of VideoBatch, uint8 (B, T, H, W, 3) and fps
+    float32 (B,).
+
+    `batch` is what this process gets a step; `shard` is (its index, the number of processes), and together
+    they get `batch * shard[1]` samples that depend on the step alone. `get_state` and `set_state` of the
+    iterator save and restore the place. UserError for an unknown source and when too many videos can't be
+    read.
+    """
+    source = open_source(config, split)
+    if not len(source):
+        raise UserError(
+            f"there are no videos in the split {split} of {config.source} {config.path}; give at least one"
+        )
+    samples = samples_of(len(source), seed).random_map(ClipCutter(source, config))
+    return batches(samples, batch, threads=config.threads, shard=shard)
+
+
+def samples_of(videos: int, seed: int) -> grain.MapDataset[int]:
+    """Indices of videos in a new order each epoch, for ever. `random_map` over it draws from `seed` too.
+
+    Each comes once an epoch; those of a set of a few videos several times, for grain takes 19 ms to shuffle
+    two.
+    """
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative; use 0 or more")
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain takes 32 bits and refuses more
+    copies = math.ceil(FEWEST_SHUFFLED / videos)
+    return grain.MapDataset.range(videos).repeat(copies).seed(mixed).shuffle().repeat()
+
+
+Sample = TypeVar("Sample", VideoBatch, TokenBatch)
+
+
+def batches(
+    samples: grain.MapDataset[Sample], batch: int, *, threads: int, shard: tuple[int, int]
+) -> grain.DatasetIterator[Sample]:
+    """Stacks samples (a NamedTuple of arrays each) to batches: batch s*n + i of all goes to process i of n at
+    its step s.
+    """
+    if batch < 1 or not 0 <= shard[0] < shard[1] or threads < 0:
+        raise UserError(
+            f"batch {batch}, shard {shard}, threads {threads}: batch should be 1 or more, shard (i, n) with "
+            "0 <= i < n, threads 0 or more"
+        )
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=2 * threads
+    )  # in batches, so keep it short
+    mine = samples.batch(batch, drop_remainder=True, batch_fn=_stack)[shard[0] :: shard[1]]
+    return iter(mine.to_iter_dataset(options))
+
+
+def _stack(samples: Sequence[Any]) -> Any:
+    return type(samples[0])(*(np.stack(arrays) for arrays in zip(*samples, strict=True)))

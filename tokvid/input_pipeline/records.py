@@ -1,0 +1,374 @@
+"""Videos in array_record files, one msgpack map each: encoded bytes, raw frames, or tokens.
+
+A dataset is a folder: `00000.array_record`, `00001.array_record`, … and `dataset.json`, which is written last
+and says what is in them. Nothing in it is a path or is run.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+
+from tokvid.errors import UserError, did_you_mean
+from tokvid.files import atomic, read_json, write_json
+from tokvid.types import Caption, VideoItem
+
+if TYPE_CHECKING:
+    from tokvid.input_pipeline.video_file import Fit
+
+FORMAT, VERSION = "tokvid records", 1
+Kind = Literal["video", "frames", "tokens"]
+KINDS: tuple[Kind, ...] = ("video", "frames", "tokens")
+TOKEN_TYPES = ("uint16", "int32")
+MOST_FRAMES, MOST_PIXELS_A_SIDE, MOST_SECONDS, MOST_FPS = 1_000_000, 8192, 1e6, 1000.0
+MOST_CAPTIONS, MOST_CHARACTERS = 10_000, 100_000
+MOST_BYTES = 1 << 30  # of one encoded video
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredVideo:
+    """One record; it is a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the
+    kind.
+
+    `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W)
+    in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized.
+    """
+
+    key: str
+    seconds: float
+    captions: tuple[Caption, ...]
+    video: bytes | None = None
+    frames: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    fps: float = 0.0
+    fit: "Fit" = "crop"  # how `read` makes another aspect ratio fit; not stored
+
+    @property
+    def kind(self) -> Kind:
+        """What is stored: "video", "frames" or "tokens"."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
+        """Frames at start + i/fps (seconds), each the one that shows then: uint8 (T, H, W, 3), as `VideoItem`
+        says.
+        """
+        from tokvid.input_pipeline import (
+            clips,
+        )  # PyAV is needed for videos alone, not by those who read tokens
+
+        if self.video is not None:
+            return clips.read_clip(self.video, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
+        if self.frames is None:
+            raise UserError(f"{self.key} holds tokens, not frames; decode them with their tokenizer")
+        return show(self.frames, self.fps, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
+
+
+def show(
+    frames_THWC: np.ndarray,
+    own_fps: float,
+    *,
+    start: float,
+    fps: float,
+    frames: int,
+    size: tuple[int, int],
+    fit: "Fit",
+) -> np.ndarray:
+    """The frames of a video of rate `own_fps` that show at start + i/fps: uint8 (frames, *size, 3), the last
+    one held.
+    """
+    seconds_T = start + np.arange(frames) / fps
+    index_T = np.clip(np.floor(seconds_T * own_fps + 1e-6).astype(np.int64), 0, len(frames_THWC) - 1)
+    shown_THWC = frames_THWC[index_T]
+    shown_THWC = np.repeat(shown_THWC, 3, axis=3) if shown_THWC.shape[3] == 1 else shown_THWC
+    return shown_THWC if shown_THWC.shape[1:3] == tuple(size) else _resized(shown_THWC, size, fit)
+
+
+def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.ndarray:
+    import av
+
+    from tokvid.input_pipeline.video_file import Fitter
+
+    fitter = Fitter(size, fit)
+    return np.stack(
+        [fitter(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")) for image_HWC in video_THWC]
+    )
+
+
+def stored(item: VideoItem, *, fps: float, size: tuple[int, int]) -> StoredVideo:
+    """`item` as it is stored: a file's own bytes (UserError over `MOST_BYTES`), else all its frames at `fps`."""
+    if isinstance(item, StoredVideo):
+        return item
+    path = getattr(item, "path", None)
+    if path is not None:
+        return StoredVideo(item.key, item.seconds, item.captions, video=_bytes_of(path))
+    frames = max(1, math.floor(item.seconds * fps + 1e-6))
+    return StoredVideo(
+        item.key, item.seconds, item.captions, frames=item.read(0.0, fps, frames, size), fps=fps
+    )
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(
+            f"{path} has more than {MOST_BYTES} bytes, too much for one record; cut it into parts"
+        )
+    return content
+
+
+class RecordWriter:
+    """Writes a dataset folder, which appears whole when the `with` block ends well, and not at all when it
+    doesn't.
+
+        with RecordWriter(path, "frames", {"made_from": "shapes"}) as writer:
+            writer.write(stored(item, fps=8, size=(64, 64)))
+
+    `metadata` is anything JSON can say. A file has at most `per_file` records. UserError when `path` is a
+    folder of something else, when the disk is full, and for a record of another kind.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: Kind,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        per_file: int = 10_000,
+    ):
+        if kind not in KINDS:
+            raise UserError(did_you_mean(kind, KINDS, "kind of record"))
+        if per_file < 1:
+            raise UserError(f"per_file {per_file}: a file should hold one record at least")
+        self.path, self.kind, self.metadata, self.per_file = Path(path), kind, dict(metadata or {}), per_file
+        self._counts: list[int] = []
+        self._file: Any = None
+
+    def __enter__(self) -> "RecordWriter":
+        if self.path.exists() and not (self.path / "dataset.json").is_file():
+            if not self.path.is_dir() or any(self.path.iterdir()):
+                raise UserError(
+                    f"{self.path} is there already and holds no records; choose another place for them"
+                )
+        self._block = self._writing()
+        self._block.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with atomic(self.path) as self._folder:
+            self._folder.mkdir()
+            try:
+                yield
+            finally:
+                self._close_file()
+            description = {
+                "format": FORMAT,
+                "version": VERSION,
+                "kind": self.kind,
+                "count": sum(self._counts),
+            }
+            write_json(
+                self._folder / "dataset.json",
+                description | {"counts": self._counts, "metadata": self.metadata},
+            )
+
+    def write(self, video: StoredVideo) -> None:
+        """Adds one record. UserError when it isn't of the writer's kind or breaks a bound that reading would
+        refuse.
+        """
+        data = _pack(video, self.kind)
+        if not self._counts or self._counts[-1] >= self.per_file:
+            self._close_file()
+            name = str(self._folder / _file_name(len(self._counts)))
+            self._file = self._guarded(
+                lambda: array_record_module.ArrayRecordWriter(name, "group_size:1,zstd:3")
+            )
+            self._counts.append(0)
+        self._guarded(lambda: self._file.write(data))
+        self._counts[-1] += 1
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._guarded(self._file.close)
+            self._file = None
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"cannot write {self.path}: {error}; free some space or choose another place"
+            ) from error
+
+
+class RecordSource:
+    """A dataset folder, read in any order and by any number of threads; a `VideoSource`.
+
+    `kind`, `metadata` and the count are as written. UserError for a folder of something else, one that
+    another version wrote, and files that are damaged or missing.
+    """
+
+    def __init__(self, path: str | Path, *, fit: "Fit" = "crop"):
+        self.path, self.fit = Path(path), fit
+        if not (self.path / "dataset.json").is_file():
+            raise UserError(
+                f"{path} is no dataset of records: it has no dataset.json; write one with RecordWriter"
+            )
+        described = read_json(self.path / "dataset.json", "the description of records")
+        if described.get("format") != FORMAT:
+            raise UserError(
+                f"{path} is no dataset of records: dataset.json has format {described.get('format')!r:.60}"
+            )
+        if described.get("version") != VERSION:
+            raise UserError(
+                f"{path} is written in version {described.get('version')!r:.60} of the records; this tokvid reads "
+                f"{VERSION}, so write it again"
+            )
+        kind, counts, metadata = (described.get(name) for name in ("kind", "counts", "metadata"))
+        if not (
+            kind in KINDS
+            and isinstance(counts, list)
+            and all(type(count) is int and count > 0 for count in counts)
+            and described.get("count") == sum(counts)
+            and isinstance(metadata, dict)
+        ):
+            raise UserError(f"{self.path / 'dataset.json'} is damaged; write the dataset again")
+        self.kind: Kind = kind
+        self.metadata: dict[str, Any] = metadata
+        self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        self._files = [_open(self.path / _file_name(i), count) for i, count in enumerate(counts)]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> StoredVideo:
+        """Record `index`. IndexError outside 0 to len - 1, UserError when it is damaged."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        file = bisect.bisect_right(self._ends, index)
+        first = self._ends[file - 1] if file else 0
+        where = f"record {index} of {self.path}"
+        try:
+            (data,) = self._files[file].read([int(index) - first])
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{where} is damaged: {error}") from error
+        return _unpack(data, self.kind, self.fit, where)
+
+
+def _file_name(index: int) -> str:
+    return f"{index:05d}.array_record"
+
+
+def _open(path: Path, count: int) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; copy the dataset again, all of its files")
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        found = reader.num_records() if reader.ok() else 0
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if found != count:
+        raise UserError(
+            f"{path} is damaged: it should hold {count} records, {found} can be read; copy or write it again"
+        )
+    return reader
+
+
+def _pack(video: StoredVideo, kind: Kind) -> bytes:
+    values: dict[str, Any] = {
+        "key": video.key,
+        "seconds": float(video.seconds),
+        "captions": [[float(caption.start), caption.text] for caption in video.captions],
+    }
+    present = [name for name in KINDS if getattr(video, name) is not None]
+    if present != [kind]:
+        raise UserError(f"{video.key}: a record of kind {kind!r} is asked for, this one holds {present}")
+    content = getattr(video, kind)
+    if kind == "video":
+        values["video"] = bytes(content)
+    else:
+        # The little-endian order is said by nobody, so it is made sure of.
+        array = np.ascontiguousarray(content)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        values |= {
+            kind: array.tobytes(),
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "fps": float(video.fps),
+        }
+    data = msgpack.packb(values)
+    _unpack(data, kind, "crop", video.key)  # what can't be read again isn't written
+    return data
+
+
+def _unpack(data: bytes, kind: Kind, fit: "Fit", where: str) -> StoredVideo:
+    try:
+        values = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+    return from_values(values, kind, fit, where)
+
+
+def from_values(values: dict[str, Any], kind: Kind, fit: "Fit", where: str) -> StoredVideo:
+    """The video that a record's values say; `where` names it in the UserError for values that no writer
+    writes.
+    """
+    try:
+        return _checked(values, kind, fit)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{where} is damaged or not a record of kind {kind!r}: {error}") from error
+
+
+def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
+    key, seconds, captions = values["key"], values["seconds"], values["captions"]
+    _within("key", len(key.encode()), 0, MOST_CHARACTERS)
+    _within("seconds", seconds, 0, MOST_SECONDS)
+    _within("number of captions", len(captions), 0, MOST_CAPTIONS)
+    for start, text in captions:
+        _within("caption's start", start, 0, MOST_SECONDS)
+        _within("caption's length", len(text.encode()), 0, MOST_CHARACTERS)
+    starts = [start for start, _ in captions]
+    if starts != sorted(starts):
+        raise ValueError(f"captions start at {starts}, which is not in order")
+    told = tuple(Caption(float(start), text) for start, text in captions) or (Caption(0.0, ""),)
+    if kind == "video":
+        if not isinstance(values["video"], bytes):
+            raise TypeError("video is not bytes")
+        return StoredVideo(key, float(seconds), told, video=values["video"], fit=fit)
+    shape, dtype, content, fps = tuple(values["shape"]), values["dtype"], values[kind], values["fps"]
+    if len(shape) != (4 if kind == "frames" else 3):
+        raise ValueError(f"shape {shape} has {len(shape)} dimensions")
+    _within("number of frames", shape[0], 1, MOST_FRAMES)
+    _within("height", shape[1], 1, MOST_PIXELS_A_SIDE)
+    _within("width", shape[2], 1, MOST_PIXELS_A_SIDE)
+    if kind == "frames" and shape[3] not in (1, 3):
+        raise ValueError(f"frames have {shape[3]} channels, not 1 or 3")
+    if dtype not in (("uint8",) if kind == "frames" else TOKEN_TYPES):
+        raise ValueError(f"{kind} have type {dtype!r:.20}")
+    _within("fps", fps, 1e-3, MOST_FPS)
+    array = np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
+    if array.size != math.prod(shape):
+        raise ValueError(f"shape {shape} doesn't fit {array.size} values")
+    array = array.reshape(shape)
+    if kind == "frames":
+        return StoredVideo(key, float(seconds), told, frames=array, fps=float(fps), fit=fit)
+    return StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps), fit=fit)
+
+
+def _within(what: str, value: Any, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{what} should be {least} to {most}, found {value!r:.40}")

@@ -1,0 +1,217 @@
+"""Windows of ready tokens for the transformer: which part of a video, how much of it is known, and under
+which text.
+"""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import grain
+import numpy as np
+
+from tokvid.config import LayoutConfig, TransformerConfig
+from tokvid.errors import UserError
+from tokvid.input_pipeline.datasets import batches, samples_of
+from tokvid.input_pipeline.records import RecordSource, StoredVideo
+from tokvid.input_pipeline.text import TextModel
+from tokvid.types import Caption, TokenBatch
+
+Task = Literal["text_to_video", "image_to_video", "continuation"]
+TASKS: tuple[Task, ...] = typing.get_args(Task)
+MOST_KNOWN = 3  # latent frames that a continuation starts from
+AT_SWITCH = 0.25  # share of continuations, where a video has switches, whose known part ends at one
+LEAST_SHARE = 0.75  # of the generated latent frames that the text must hold for
+STRICT_TRIES, MOST_TRIES = (
+    100,
+    200,
+)  # records tried for one sample: as it should be, then with any rate and share
+
+
+class Window(NamedTuple):
+    """Tokens (T, H, W) of consecutive latent frames, the first of them `start`; `known` are given, `text`
+    tells the rest.
+    """
+
+    tokens: np.ndarray
+    start: int
+    known: int
+    text: str
+
+
+def captions_in_force(
+    captions: tuple[Caption, ...], latent_frames: int, fps: float, temporal_patch: int
+) -> np.ndarray:
+    """Which caption each latent frame of a video shows, by the middle of its frames: int64 (T,).
+
+    Latent frame 0 is frame 0; latent frame j >= 1 is the frames (j-1)p + 1 up to jp, for temporal patch p.
+    """
+    middle_T = (np.arange(latent_frames) - 1) * temporal_patch + (temporal_patch + 1) / 2
+    middle_T[:1] = 0
+    starts = [caption.start for caption in captions]
+    return np.maximum(np.searchsorted(starts, middle_T / fps + 1e-6, side="right") - 1, 0)
+
+
+def cut_window(
+    video: StoredVideo,
+    task: Task,
+    rng: np.random.Generator,
+    *,
+    frames: int,
+    temporal_patch: int,
+    least_share: float = LEAST_SHARE,
+) -> Window | None:
+    """A window of `frames` latent frames for `task` from a video's tokens, or None where none fits.
+
+        text_to_video    start 0, known 0           . . . . . . image_to_video   start 0, known 1           K
+        . . . . . continuation     start s, known 1 to 3      K K . . . .    (with s = 0, 2 or more: else it
+        is an image)
+
+    The text is the caption in force at the first latent frame to generate, and holds for `least_share` of
+    them at least; known ones may show the caption before. Known parts that end right where a caption begins
+    teach to follow a new prompt, so they are drawn more often than chance would (`AT_SWITCH`).
+    """
+    tokens_THW = video.tokens
+    if tokens_THW is None:
+        raise UserError(f"{video.key} holds no tokens; make a token cache of the videos first")
+    shown_T = captions_in_force(video.captions, len(tokens_THW), video.fps, temporal_patch)
+    choices = [
+        (start, known)
+        for start, known in _placements(task, len(tokens_THW), frames)
+        if np.mean(shown_T[start + known : start + frames] == shown_T[start + known]) >= least_share
+    ]
+    if not choices:
+        return None
+    switches = [
+        (start, known)
+        for start, known in choices
+        if known and shown_T[start + known] != shown_T[start + known - 1]
+    ]
+    if task == "continuation" and switches and rng.random() < AT_SWITCH:
+        choices = switches
+    start, known = choices[rng.integers(len(choices))]
+    text = video.captions[shown_T[start + known]].text
+    return Window(tokens_THW[start : start + frames], start, known, text)
+
+
+def _placements(task: Task, latent_frames: int, frames: int) -> list[tuple[int, int]]:
+    """Every (start, known) that `task` allows; at least one latent frame is left to generate."""
+    if latent_frames < frames:
+        return []
+    if task == "text_to_video":
+        return [(0, 0)]
+    if task == "image_to_video":
+        return [(0, 1)] if frames > 1 else []
+    return [
+        (start, known)
+        for start in range(latent_frames - frames + 1)
+        for known in range(1 if start else 2, min(MOST_KNOWN, frames - 1) + 1)
+    ]
+
+
+def token_batches(
+    cache_path: str | Path,
+    layouts: LayoutConfig,
+    transformer: TransformerConfig,
+    batch: int,
+    seed: int,
+    *,
+    text_model: TextModel,
+    threads: int = 2,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator[TokenBatch]:
+    """Endless windows of `transformer.latent` from a token cache (records of kind "tokens"), in tasks mixed
+    as `layouts`.
+
+    `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `datasets.clip_batches`.
+    UserError when the cache, the text model and the transformer's config don't belong together, with both
+    values.
+    """
+    if text_model.vocabulary > transformer.text_vocabulary:
+        raise UserError(
+            f"the text model has {text_model.vocabulary} ids, the transformer text_vocabulary "
+            f"{transformer.text_vocabulary}; use the text model it is made for"
+        )
+    source = RecordSource(cache_path)
+    if source.kind != "tokens" or not len(source):
+        raise UserError(
+            f"{cache_path} holds {len(source)} records of kind {source.kind!r}, not tokens; "
+            "make a token cache of the videos first"
+        )
+    patch = source.metadata.get("temporal_patch", transformer.temporal_patch)
+    if patch != transformer.temporal_patch:
+        raise UserError(
+            f"{cache_path} was made with temporal_patch {patch}, the transformer has "
+            f"{transformer.temporal_patch}; use one tokenizer for both"
+        )
+    sampler = WindowSampler(source, layouts, transformer, text_model)
+    return batches(samples_of(len(source), seed).random_map(sampler), batch, threads=threads, shard=shard)
+
+
+class WindowSampler:
+    """Draws a task and cuts a window for it, from the video given or, where that has none, from another one."""
+
+    def __init__(
+        self,
+        source: RecordSource,
+        layouts: LayoutConfig,
+        transformer: TransformerConfig,
+        text_model: TextModel,
+    ):
+        weights = np.array([getattr(layouts, task) for task in TASKS], np.float64)
+        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+            raise UserError(
+                f"layouts {dataclasses.asdict(layouts)}: weights should be 0 or more, one of them above 0"
+            )
+        if not 0 <= layouts.text_dropout <= 1:
+            raise UserError(f"text_dropout {layouts.text_dropout} should be 0 to 1")
+        self.source, self.layouts, self.transformer = source, layouts, transformer
+        self.shares = weights / weights.sum()
+        self.encode = text_model.encoder(
+            transformer.text_length
+        )  # a caption is encoded once, not once a step
+
+    def __call__(self, index: int, rng: np.random.Generator) -> TokenBatch:
+        """One sample, its arrays without the batch dimension."""
+        # Task and rate are kept when the video is replaced: were they drawn again with each, those that fit
+        # seldom (a slow rate from the start: the first caption must hold for seconds) would hardly be trained.
+        task = TASKS[rng.choice(len(TASKS), p=self.shares)]
+        frames, patch = self.transformer.latent[0], self.transformer.temporal_patch
+        video = self.source[index]
+        fps = video.fps
+        for tried in range(MOST_TRIES):
+            strict = tried < STRICT_TRIES
+            if video.fps == fps or not strict:
+                least_share = LEAST_SHARE if strict else 0.0
+                window = cut_window(
+                    video, task, rng, frames=frames, temporal_patch=patch, least_share=least_share
+                )
+                if window is not None:
+                    return self._sample(video, window, rng)
+            video = self.source[int(rng.integers(len(self.source)))]
+        raise UserError(
+            f"{MOST_TRIES} videos of {self.source.path} had no window of {frames} latent frames for {task}; "
+            "cache longer videos, or use a smaller window (transformer.latent)"
+        )
+
+    def _sample(self, video: StoredVideo, window: Window, rng: np.random.Generator) -> TokenBatch:
+        tokens_THW = window.tokens.astype(np.int32)
+        if tokens_THW.shape != tuple(self.transformer.latent):
+            raise UserError(
+                f"{video.key} has {tokens_THW.shape[1]}x{tokens_THW.shape[2]} tokens a latent frame, the "
+                f"transformer's latent is {self.transformer.latent}; use one tokenizer and size for both"
+            )
+        # An id out of range would be clamped on the device and train on noise.
+        if not 0 <= tokens_THW.min() <= tokens_THW.max() < self.transformer.vocabulary:
+            raise UserError(
+                f"{video.key} has tokens {tokens_THW.min()} to {tokens_THW.max()}, the transformer's vocabulary "
+                f"is {self.transformer.vocabulary}; use one tokenizer for both"
+            )
+        dropped = rng.random() < self.layouts.text_dropout
+        return TokenBatch(
+            tokens=tokens_THW,
+            start=np.asarray(window.start, np.int32),
+            fps=np.asarray(video.fps, np.float32),
+            text=self.encode("" if dropped else window.text),
+            known=np.asarray(window.known, np.int32),
+        )

@@ -1,0 +1,307 @@
+"""Writing what was made: videos (.mp4, .gif), images, contact sheets. Outputs appear whole or not at all."""
+
+import contextlib
+import fractions
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.PngImagePlugin
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+    VideoReformatter,
+)
+
+from tokvid.errors import UserError
+from tokvid.files import atomic
+
+VIDEO_SUFFIXES = (".mp4", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+GIF_FPS = 50  # viewers slow down a GIF that has shorter delays
+GAP = 4  # pixels between the parts of a contact sheet
+CELL = 128  # a contact sheet's frames are scaled up to at least about this many pixels
+
+ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+
+# Fonts with many scripts' letters, where a system has one; Pillow's own has Latin letters only.
+FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "Arial Unicode.ttf",
+    "DejaVuSans.ttf",
+)
+
+
+def _suffix(path: str | Path, allowed: tuple[str, ...], what: str) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in allowed:
+        raise UserError(f"cannot write {what} to {path}: its name should end in {' or '.join(allowed)}")
+    return suffix
+
+
+def _frame(image_HWC: np.ndarray) -> np.ndarray:
+    if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or 0 in image_HWC.shape:
+        raise ValueError(f"a frame should be uint8 (H, W, 3), got {image_HWC.dtype} {image_HWC.shape}")
+    return np.ascontiguousarray(image_HWC)
+
+
+class VideoWriter:
+    """Writes frames one by one to an .mp4 (H.264, flat memory) or a looping .gif, in a `with` statement.
+
+    The file appears, or replaces an older one, when the block ends without an error; else nothing is left.
+    Frames are uint8 (H, W, 3) of one size; `size` (H, W) is checked if given. An odd side gets its last row
+    or column twice in an .mp4, since its colours have half the resolution.
+
+    Raises:
+        UserError: another suffix, a rate out of range, no frames, a full disk, a read-only folder.
+        ValueError: a frame of another shape or type than the first.
+    """
+
+    def __init__(
+        self, path: str | Path, fps: float | fractions.Fraction, size: tuple[int, int] | None = None
+    ):
+        self.path = Path(path)
+        self.suffix = _suffix(path, VIDEO_SUFFIXES, "a video")
+        highest = GIF_FPS if self.suffix == ".gif" else 1000
+        if not 0 < fps <= highest:
+            raise UserError(
+                f"cannot write {path} at {fps} fps: allowed for {self.suffix} are above 0 to {highest}"
+            )
+        self.fps = fractions.Fraction(fps).limit_denominator(1001) or fractions.Fraction(1, 1001)
+        self.size = tuple(size) if size is not None else None
+        self.frames = 0
+        self._gif: list[PIL.Image.Image] = []
+        self._container: Any = None
+        self._stream: Any = None
+        self._scaler = VideoReformatter()
+
+    def __enter__(self) -> "VideoWriter":
+        if self.path.is_dir():
+            raise UserError(f"cannot write {self.path}: it is a folder; give a file's name")
+        with contextlib.ExitStack() as stack:
+            self._temporary = stack.enter_context(atomic(self.path))
+            self._temporary.touch()  # a folder that can't be written to should say so before hours of work
+            stack.callback(self._close)
+            self._stack = stack.pop_all()
+        return self
+
+    def _close(self) -> None:
+        if self._container is not None:
+            with contextlib.suppress(av.FFmpegError):  # after a failure it would fail again to end the file
+                self._container.close()
+            self._container = None
+
+    def write(self, image_HWC: np.ndarray) -> None:
+        """Adds one frame, uint8 (H, W, 3)."""
+        image_HWC = _frame(image_HWC)
+        if self.size is None:
+            self.size = image_HWC.shape[:2]
+        if image_HWC.shape[:2] != self.size:
+            raise ValueError(
+                f"frame {self.frames} is {image_HWC.shape[:2]}, the ones before were {self.size} (H, W)"
+            )
+        if self.suffix == ".gif":
+            # A palette for each frame: 256 colours chosen from one frame are better than from a whole video.
+            image = PIL.Image.fromarray(image_HWC)
+            self._gif.append(image.quantize(256, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE))
+        else:
+            self._encode(image_HWC)
+        self.frames += 1
+
+    def _encode(self, image_HWC: np.ndarray) -> None:
+        height, width = image_HWC.shape[:2]
+        if height % 2 or width % 2:
+            image_HWC = np.pad(image_HWC, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+        if self._container is None:
+            self._container = av.open(
+                str(self._temporary.absolute()), "w", options={"movflags": "+faststart"}
+            )
+            stream = self._container.add_stream(
+                "libx264", rate=self.fps, options={"crf": "16", "preset": "medium"}
+            )
+            stream.height, stream.width, stream.pix_fmt = *image_HWC.shape[:2], "yuv420p"
+            context = stream.codec_context  # said in the file, so that no player has to guess
+            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+            self._stream = stream
+        frame = self._scaler.reformat(
+            av.VideoFrame.from_ndarray(image_HWC, format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.AREA | ACCURATE,
+            threads=1,
+        )
+        frame.pts, frame.time_base = self.frames, 1 / self.fps
+        self._container.mux(self._stream.encode(frame))
+
+    def _finish(self) -> None:
+        if not self.frames:
+            raise UserError(f"cannot write {self.path}: there are no frames; write at least one")
+        if self.suffix == ".mp4":
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            self._container = None
+            return
+        # Delays are whole hundredths of a second: rounding the ends keeps the total right (30 fps: 30, 40, 30
+        # ms).
+        ends = [round(100 * (i + 1) / self.fps) for i in range(self.frames)]
+        delays = [10 * (end - begin) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+        first, *rest = self._gif
+        first.save(self._temporary, "GIF", save_all=True, append_images=rest, duration=delays, loop=0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:  # on the way out: closes, then puts the file in its place or removes it
+            if error is not None:
+                raise error
+            self._finish()
+
+
+def write_video(path: str | Path, video_THWC: Iterable[np.ndarray], fps: float | fractions.Fraction) -> None:
+    """Writes uint8 (T, H, W, 3), or an iterable of (H, W, 3), to an .mp4 or .gif; see VideoWriter."""
+    with VideoWriter(path, fps) as writer:
+        for image_HWC in video_THWC:
+            writer.write(image_HWC)
+
+
+def write_image(path: str | Path, image_HWC: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) to a .png or .jpg. UserError if it can't."""
+    _save(path, PIL.Image.fromarray(_frame(image_HWC)))
+
+
+def _save(path: str | Path, image: PIL.Image.Image, texts: dict[str, str] | None = None) -> None:
+    suffix = _suffix(path, IMAGE_SUFFIXES, "an image")
+    if Path(path).is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give a file's name")
+    with atomic(path) as temporary:
+        if suffix == ".png":
+            info = PIL.PngImagePlugin.PngInfo()
+            for key, text in (texts or {}).items():
+                info.add_itxt(key, text)
+            image.save(temporary, "PNG", pnginfo=info)
+        else:
+            image.save(temporary, "JPEG", quality=95, subsampling=0)
+
+
+def contact_sheet(
+    path: str | Path,
+    rows: Sequence[np.ndarray],
+    *,
+    captions: Sequence[str] | None = None,
+    columns: int = 8,
+) -> None:
+    """Writes a .png with a row for each video uint8 (T, H, W, 3), its caption above it.
+
+    A row shows at most `columns` frames, evenly spaced from the first to the last; small ones are enlarged by
+    whole factors, pixels stay squares. Letters that no font here has are written as \\uXXXX; the image's text
+    field "captions" keeps them all.
+
+    Raises:
+        UserError: no rows, another suffix or a place that can't be written to.
+        ValueError: videos of another shape or type, or not a caption for each.
+    """
+    if _suffix(path, (".png",), "a contact sheet") and not len(rows):
+        raise UserError(f"cannot write {path}: there are no videos; give at least one")
+    if columns < 1 or (captions is not None and len(captions) != len(rows)):
+        raise ValueError(
+            f"{len(rows)} rows need as many captions and at least 1 column, got {captions}, {columns}"
+        )
+    strips = [_strip(video_THWC, columns) for video_THWC in rows]
+    width = max(GAP + strip.width for strip in strips)
+    labels = (
+        [_label(text, width - 2 * GAP) for text in captions] if captions is not None else [None] * len(rows)
+    )
+    height = GAP + sum(
+        strip.height + GAP + (label.height + GAP if label else 0)
+        for strip, label in zip(strips, labels, strict=True)
+    )
+    sheet = PIL.Image.new("RGB", (width, height), "white")
+    top = GAP
+    for strip, label in zip(strips, labels, strict=True):
+        for part in (label, strip):
+            if part is not None:
+                sheet.paste(part, (GAP, top))
+                top += part.height + GAP
+    _save(path, sheet, {"captions": "\n".join(captions)} if captions is not None else None)
+
+
+def _strip(video_THWC: np.ndarray, columns: int) -> PIL.Image.Image:
+    """At most `columns` frames side by side, enlarged."""
+    if video_THWC.ndim != 4 or not len(video_THWC):
+        raise ValueError(f"a row should be uint8 (T, H, W, 3) with T at least 1, got {video_THWC.shape}")
+    chosen = np.unique(np.linspace(0, len(video_THWC) - 1, min(columns, len(video_THWC))).round().astype(int))
+    height, width = video_THWC.shape[1:3]
+    scale = max(1, math.ceil(CELL / max(height, width)))
+    strip = PIL.Image.new("RGB", (len(chosen) * (width * scale + GAP), height * scale), "white")
+    for column, index in enumerate(chosen):
+        image = PIL.Image.fromarray(_frame(video_THWC[index]))
+        image = image.resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST)
+        strip.paste(image, (column * (width * scale + GAP), 0))
+    return strip
+
+
+def _label(text: str, width: int) -> PIL.Image.Image | None:
+    """A caption on at most two lines of `width` pixels."""
+    font, text = _font_for(" ".join(text.split()))
+    lines = [""]
+    for word in text:
+        if font.getlength(lines[-1] + word) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+    if len(lines) > 2:
+        lines = [lines[0], lines[1][:-1] + "..."]
+    image = PIL.Image.new("RGB", (width, 18 * len(lines)), "white")
+    draw = PIL.ImageDraw.Draw(image)
+    for row, line in enumerate(lines):
+        draw.text((0, 18 * row), line, fill="black", font=font)
+    return image
+
+
+@functools.cache
+def _fonts() -> list[Any]:
+    """Pillow's own font, then those of FONTS that this machine has."""
+    fonts: list[Any] = [PIL.ImageFont.load_default(14)]
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            fonts.append(PIL.ImageFont.truetype(name, 14))
+    return fonts
+
+
+def _font_for(text: str) -> tuple[Any, str]:
+    """The first font that has all letters; if none has, the first one, with those it lacks as \\uXXXX."""
+
+    def lacks(font: Any, letter: str) -> bool:
+        def drawn(letter: str) -> tuple[tuple[int, int], bytes]:
+            mask = font.getmask(letter)
+            return mask.size, bytes(mask)
+
+        return not letter.isspace() and drawn(letter) == drawn(
+            "\uffff"
+        )  # what a font shows for what it hasn't
+
+    for font in _fonts():
+        if not any(lacks(font, letter) for letter in set(text)):
+            return font, text
+    font = _fonts()[0]
+    escaped = {
+        letter: letter.encode("unicode_escape").decode() for letter in set(text) if lacks(font, letter)
+    }
+    return font, "".join(escaped.get(letter, letter) for letter in text)

@@ -1,0 +1,135 @@
+"""How alike two videos are (PSNR, SSIM), or two sets of features (Fréchet), and how visible joins are.
+
+numpy only. The first two agree with scikit-image, see tests/metrics/test_video.py.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+# A Gaussian of sigma 1.5 cut at 3.5 sigma: Wang et al. 2004, "Image quality assessment", section III-B.
+_RADIUS = 5
+_WINDOW = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / 1.5) ** 2)
+_WINDOW /= _WINDOW.sum()
+
+
+def _pair(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None) -> float:
+    """The data range of two videos; ValueError if they can't be compared."""
+    if a_THWC.shape != b_THWC.shape or a_THWC.ndim != 4:
+        raise ValueError(f"need two videos of one shape (T, H, W, C), got {a_THWC.shape} and {b_THWC.shape}")
+    if data_range is None:
+        if a_THWC.dtype != np.uint8 or b_THWC.dtype != np.uint8:
+            raise ValueError(
+                f"data_range is needed for {a_THWC.dtype} and {b_THWC.dtype} ([-1, 1]: 2; [0, 1]: 1)"
+            )
+        return 255.0
+    return float(data_range)
+
+
+def _decibels(mse: np.ndarray, data_range: float) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(data_range**2 / mse)
+
+
+def _squared_error(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
+    return float(np.mean((a_HWC.astype(np.float64) - b_HWC.astype(np.float64)) ** 2))
+
+
+def psnr_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> np.ndarray:
+    """Peak signal-to-noise ratio of each frame in dB: float64 (T,); inf where frames are equal.
+
+    `data_range` is the largest value less the smallest that pixels can have; uint8 needs none. ValueError
+    when the shapes differ.
+    """
+    data_range = _pair(a_THWC, b_THWC, data_range)
+    errors_T = np.array([_squared_error(a, b) for a, b in zip(a_THWC, b_THWC, strict=True)])
+    return _decibels(errors_T, data_range)
+
+
+def psnr(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> float:
+    """PSNR of a whole clip in dB, from the squared error over all frames (not the mean of their PSNRs)."""
+    data_range = _pair(a_THWC, b_THWC, data_range)
+    errors_T = np.array([_squared_error(a, b) for a, b in zip(a_THWC, b_THWC, strict=True)])
+    return float(_decibels(errors_T.mean(), data_range))
+
+
+def _blur(image_HWC: np.ndarray) -> np.ndarray:
+    """The Gaussian mean around each pixel whose whole window is inside the image: (H - 10, W - 10, C)."""
+    rows, columns = image_HWC.shape[0] - 2 * _RADIUS, image_HWC.shape[1] - 2 * _RADIUS
+    down_HWC = sum(weight * image_HWC[i : i + rows] for i, weight in enumerate(_WINDOW))
+    return sum(weight * down_HWC[:, i : i + columns] for i, weight in enumerate(_WINDOW))  # type: ignore
+
+
+def ssim_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> np.ndarray:
+    """Structural similarity of each frame, mean over channels: float64 (T,), 1 where frames are equal.
+
+    Wang et al. 2004 with their Gaussian window and population covariances, over the pixels whose window is
+    inside the frame: scikit-image's `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
+    ValueError when shapes differ or a side is below 11 pixels.
+    """
+    data_range = _pair(a_THWC, b_THWC, data_range)
+    if min(a_THWC.shape[1:3]) < 2 * _RADIUS + 1:
+        raise ValueError(
+            f"SSIM needs frames of at least 11x11 pixels, got {a_THWC.shape[1]}x{a_THWC.shape[2]}"
+        )
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    values = []
+    for a_u8, b_u8 in zip(a_THWC, b_THWC, strict=True):
+        a_HWC, b_HWC = a_u8.astype(np.float64), b_u8.astype(np.float64)
+        mean_a, mean_b = _blur(a_HWC), _blur(b_HWC)
+        variances = _blur(a_HWC**2 + b_HWC**2) - mean_a**2 - mean_b**2
+        covariance = _blur(a_HWC * b_HWC) - mean_a * mean_b
+        similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+        values.append(np.mean(similarity / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))))
+    return np.array(values)
+
+
+def ssim(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> float:
+    """The mean of `ssim_per_frame`."""
+    return float(ssim_per_frame(a_THWC, b_THWC, data_range).mean())
+
+
+def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """Squared Fréchet distance of two Gaussians fitted to features, one row a video (Dowson and Landau 1982).
+
+    |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), unbiased covariances. The product's symmetric
+    form has real roots, which scipy's `sqrtm` of A B hasn't when covariances are singular. The features
+    decide what the number means: it is an FVD only with those of the published I3D network.
+    """
+    if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1]:
+        raise ValueError(f"need features (videos, D) of one D, got {a_ND.shape} and {b_ND.shape}")
+    if min(len(a_ND), len(b_ND)) < 2:
+        raise ValueError(f"need at least 2 videos on each side, got {len(a_ND)} and {len(b_ND)}")
+    a_ND, b_ND = a_ND.astype(np.float64), b_ND.astype(np.float64)
+    a_DD, b_DD = np.atleast_2d(np.cov(a_ND, rowvar=False)), np.atleast_2d(np.cov(b_ND, rowvar=False))
+    values_D, vectors_DD = np.linalg.eigh(a_DD)
+    root_DD = (vectors_DD * np.sqrt(values_D.clip(0))) @ vectors_DD.T
+    product_D = np.linalg.eigvalsh(root_DD @ b_DD @ root_DD).clip(0)
+    difference_D = a_ND.mean(0) - b_ND.mean(0)
+    distance = difference_D @ difference_D + np.trace(a_DD) + np.trace(b_DD) - 2 * np.sqrt(product_D).sum()
+    return float(max(distance, 0.0))
+
+
+def seam_ratio(video_THWC: np.ndarray, joins: Sequence[int]) -> float:
+    """How much more changes at joins than inside: mean |frame difference| there over the mean elsewhere.
+
+    `joins` are the indices of frames that begin a new segment (the difference is to the frame before). 1 is
+    seamless; nan if nothing moves at all, inf if something does only at joins. ValueError without a join or
+    without a step inside.
+    """
+    steps = len(video_THWC) - 1
+    if not joins or not all(1 <= join <= steps for join in joins):
+        raise ValueError(f"joins should be frame indices from 1 to {steps}, at least one, got {list(joins)}")
+    change_T = np.array(
+        [
+            np.abs(after.astype(np.float64) - before.astype(np.float64)).mean()
+            for before, after in itertools.pairwise(video_THWC)
+        ]
+    )
+    at_join_T = np.zeros(steps, bool)
+    at_join_T[np.asarray(joins) - 1] = True
+    if at_join_T.all():
+        raise ValueError(f"every one of the {steps} steps is a join; there is no inside to compare with")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(change_T[at_join_T].mean() / change_T[~at_join_T].mean())

@@ -1,0 +1,56 @@
+"""From logits to tokens: guidance, temperature, top-k, top-p. To add a method: a field here and a line in `draw`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tokvid.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all codes."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 100:
+            raise UserError(f"temperature should be 0 to 100, got {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top_k should be 0 (all codes) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p should be above 0 and at most 1, got {self.top_p}")
+
+
+def guide(
+    conditional: Float[Array, "b l v"], unconditional: Float[Array, "b l v"], scale_B: Float[Array, " b"]
+) -> Float[Array, "b l v"]:
+    """Classifier-free guidance (Ho and Salimans 2022): 1 is the plain conditional, more follows the text more."""
+    return unconditional + scale_B[:, None, None] * (conditional - unconditional)
+
+
+def keep_likely(logits_BLV: Float[Array, "b l v"], method: Sampling) -> Float[Array, "b l v"]:
+    """Logits outside the top k codes, and outside the fewest codes whose probabilities reach top_p, become -inf."""
+    count = logits_BLV.shape[-1]
+    if 0 < method.top_k < count:
+        least_BL1 = jax.lax.top_k(logits_BLV, method.top_k)[0][..., -1:]
+        logits_BLV = jnp.where(logits_BLV < least_BL1, -jnp.inf, logits_BLV)
+    if method.top_p < 1:
+        sorted_BLV = jnp.flip(jnp.sort(logits_BLV, axis=-1), axis=-1)
+        share_BLV = jax.nn.softmax(sorted_BLV, axis=-1)
+        before_BLV = jnp.cumsum(share_BLV, axis=-1) - share_BLV  # of all likelier codes: the first is always kept
+        least_BL1 = jnp.min(jnp.where(before_BLV < method.top_p, sorted_BLV, jnp.inf), axis=-1, keepdims=True)
+        logits_BLV = jnp.where(logits_BLV < least_BL1, -jnp.inf, logits_BLV)
+    return logits_BLV
+
+
+def draw(keys_B: jax.Array, logits_BLV: Float[Array, "b l v"], method: Sampling) -> Int[Array, "b l"]:
+    """One code for each slot. Every sample has its own key, so it comes out the same whatever else is in the batch."""
+    if method.temperature == 0:
+        return jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32)
+    logits_BLV = keep_likely(logits_BLV / method.temperature, method)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BLV).astype(jnp.int32)

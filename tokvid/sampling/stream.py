@@ -1,0 +1,177 @@
+"""Video as a stream: frames to tokens, tokens to more tokens, tokens to frames, in memory that doesn't grow with length."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokvid import weights
+from tokvid.errors import UserError
+from tokvid.input_pipeline.text import TextModel
+from tokvid.sampling.decode import generate
+from tokvid.sampling.methods import Sampling
+from tokvid.tokenizer.cvivit import Cache, latent_shape
+from tokvid.types import LatentShape, TokenBatch
+
+
+class Models(NamedTuple):
+    """All that a prompt needs to become a video."""
+
+    tokenizer: weights.Loaded
+    transformer: weights.Loaded
+    text: TextModel
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of what they make."""
+        patch, (_, rows, columns) = self.tokenizer.config.patch, self.transformer.config.latent
+        return rows * patch, columns * patch
+
+    @property
+    def mark(self) -> str:
+        """What these weights are: their fingerprints."""
+        return "-".join([self.tokenizer.about["fingerprint"], self.transformer.about["fingerprint"], self.text.fingerprint])
+
+
+def load_models(folder: str | Path) -> Models:
+    """Tokenizer, transformer and text model of a weights folder; UserError where they don't belong together."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no weights folder {folder}; name one with --weights (a workdir of training will do)")
+    tokenizer = weights.load(folder / "tokenizer", "tokenizer")
+    transformer = weights.load(folder / "transformer", "transformer")
+    weights.check_pair(tokenizer, transformer)
+    text = TextModel.load(folder / "text.model")
+    if text.fingerprint != transformer.about.get("text_model"):
+        raise UserError(
+            f"the transformer was trained with text model {transformer.about.get('text_model')}, "
+            f"{folder / 'text.model'} is {text.fingerprint}; use the one it was trained with"
+        )
+    return Models(tokenizer, transformer, text)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "first"))
+def _encode(graph, params, video_BTHWC: jax.Array, cache: Cache, first: bool) -> tuple[jax.Array, Cache | None]:
+    model = nnx.merge(graph, params)
+    quantized, cache = model.encode_step(jnp.asarray(video_BTHWC, jnp.float32) / 127.5 - 1, cache, first)
+    return quantized.ids, cache
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "first"))
+def _decode(graph, params, ids_BTHW: jax.Array, cache: Cache, first: bool) -> tuple[jax.Array, Cache | None]:
+    model = nnx.merge(graph, params)
+    video_BTHWC, cache = model.decode_step(model.quantizer.decode_ids(ids_BTHW), cache, first)
+    return jnp.clip(jnp.round((video_BTHWC + 1) * 127.5), 0, 255).astype(jnp.uint8), cache
+
+
+class StreamEncoder:
+    """Frames in, tokens out, as soon as a latent frame is full."""
+
+    def __init__(self, tokenizer: weights.Loaded, batch: int, size: tuple[int, int]):
+        """`size`: height and width of the frames, multiples of the patch (else UserError)."""
+        self._tokenizer, self._pending = tokenizer, np.zeros((batch, 0, *size, 3), np.uint8)
+        self._first = True
+        _, rows, columns = latent_shape(tokenizer.config, 1, *size)
+        self._cache = tokenizer.model.empty_cache("encoder", batch, rows, columns)
+
+    def feed(self, video_BTHWC: np.ndarray) -> np.ndarray:
+        """uint8 frames, any number → tokens int32 (B, T', H', W') of the latent frames they complete, maybe none."""
+        self._pending = np.concatenate([self._pending, video_BTHWC], axis=1)
+        out = []
+        while self._pending.shape[1] >= (need := 1 if self._first else self._tokenizer.config.temporal_patch):
+            now, self._pending = self._pending[:, :need], self._pending[:, need:]
+            tokenizer = self._tokenizer
+            ids, self._cache = _encode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
+            self._first = False
+            out.append(np.asarray(ids))
+        rows, columns = (extent // self._tokenizer.config.patch for extent in video_BTHWC.shape[2:4])
+        return np.concatenate([np.zeros((len(video_BTHWC), 0, rows, columns), np.int32), *out], axis=1)
+
+
+class StreamDecoder:
+    """Tokens in, frames out: equal to decoding all of them at once."""
+
+    def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int):
+        self._tokenizer, self._first = tokenizer, True
+        self._cache = tokenizer.model.empty_cache("decoder", batch, rows, columns)
+
+    def feed(self, tokens_BTHW: np.ndarray) -> np.ndarray:
+        """Tokens of the next latent frames → their frames, uint8 (B, T, H, W, 3)."""
+        out = []
+        for index in range(tokens_BTHW.shape[1]):  # one at a time: one compiled shape, whatever comes
+            now, tokenizer = tokens_BTHW[:, index : index + 1], self._tokenizer
+            video, self._cache = _decode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
+            self._first = False
+            out.append(np.asarray(video))
+        return np.concatenate(out, axis=1)
+
+
+class RollingWindow:
+    """Tokens that go on and on: the last `keep` latent frames stay as what is known, the next are generated.
+
+    A new text just re-prefills the kept latent frames under it; no frame is ever decoded and encoded again.
+    """
+
+    def __init__(self, models: Models, batch: int, fps: float, *, keep: int = 2, method: Sampling = Sampling()):
+        frames, self._rows, self._columns = models.transformer.config.latent
+        if not 1 <= keep < frames:
+            raise UserError(f"keep should be 1 to {frames - 1} latent frames (the window has {frames}), got {keep}")
+        if not 0 < fps <= 240:
+            raise UserError(f"fps should be above 0 and at most 240, got {fps}")
+        self._models, self._keep, self._method = models, keep, method
+        self._fps = np.full(batch, fps, np.float32)
+        self.latent_frames = 0  # how many there are by now
+        self._last = np.zeros((batch, 0, self._rows, self._columns), np.int32)
+
+    def given(self, tokens_BTHW: np.ndarray) -> None:
+        """Takes latent frames as they are: an image's, a video's, or those of a story that was interrupted."""
+        self.latent_frames += tokens_BTHW.shape[1]
+        self._last = np.concatenate([self._last, tokens_BTHW], axis=1)[:, -self._keep :]
+
+    def extend(
+        self, latent_frames: int, text_BL: np.ndarray, seeds_B: np.ndarray, guidance_B: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Generates `latent_frames` more under one text each; yields them (B, T, H, W) window by window."""
+        graph, params = self._models.transformer.graph, self._models.transformer.params
+        window, batch = self._models.transformer.config.latent[0], len(self._fps)
+        guided = bool(np.any(guidance_B != 1))
+        end = self.latent_frames + latent_frames
+        while self.latent_frames < end:
+            known = self._last.shape[1]
+            new = min(window - known, end - self.latent_frames)
+            tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
+            tokens[:, :known] = self._last
+            start = np.full(batch, self.latent_frames - known, np.int32)
+            request = TokenBatch(tokens, start, self._fps, text_BL, np.full(batch, known, np.int32))
+            # A seed and the place in the video decide a token, not how the windows happened to fall before it.
+            keys = jax.vmap(jax.random.key)(np.asarray(seeds_B, np.uint32))
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, self.latent_frames)
+            filled = generate(
+                graph,
+                params,
+                request,
+                keys,
+                np.asarray(guidance_B, np.float32),
+                np.int32(known + new),
+                known=known,
+                method=self._method,
+                guided=guided,
+            )
+            made = np.asarray(filled)[:, known : known + new]
+            self.given(made)
+            yield made
+
+
+def latent_frames_for(frames: int, temporal_patch: int) -> int:
+    """How many latent frames hold at least this many frames."""
+    return 1 + -(-(frames - 1) // temporal_patch)
+
+
+def grid(models: Models) -> LatentShape:
+    """Latent frames of a window, rows and columns."""
+    return LatentShape(*models.transformer.config.latent)

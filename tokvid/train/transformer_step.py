@@ -1,0 +1,76 @@
+"""Training the transformer on the token cache: what it minimises, what it sees."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokvid import weights
+from tokvid.config import Recipe, to_dict
+from tokvid.errors import UserError
+from tokvid.input_pipeline.windows import token_batches
+from tokvid.transformer.model import Transformer, sequence_of
+from tokvid.types import TokenBatch
+
+
+class TransformerTask:
+    """`Task` of the transformer, for `train.loop.train`."""
+
+    name = "transformer"
+
+    def __init__(self, recipe: Recipe, cache: Path, about: Mapping[str, Any], show: Callable[..., None] | None = None):
+        """`about` is the token cache's metadata (tokenizer and text fingerprints, vocabulary, latent grid).
+
+        `show(model, directory, step)` makes sample videos: it needs the sampling room, which this one doesn't import.
+        """
+        config = recipe.transformer
+        for field, wanted, found in (
+            ("vocabulary", about["vocabulary"], config.vocabulary),
+            ("text_vocabulary", about["text_vocabulary"], config.text_vocabulary),
+            ("rows and columns of latent", about["grid"], list(config.latent[1:])),
+            ("temporal_patch", about["temporal_patch"], config.temporal_patch),
+        ):
+            if wanted != found:
+                raise UserError(f"the token cache {cache} needs transformer {field} {wanted}, the config has {found}")
+        self.recipe, self.config, self.cache, self.about, self.show = recipe, config, cache, about, show
+
+    def make_model(self, rngs: nnx.Rngs) -> Transformer:
+        return Transformer(self.config, rngs=rngs)
+
+    def loss(self, model: Transformer, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the generated video tokens, plus z-loss (PaLM, section 5)."""
+        sequence = sequence_of(self.config, batch)
+        hidden, _ = model.run(sequence, None, 0)
+        video = batch.tokens[0].size  # the last slots; text and rate are never predicted
+        logits_BLV = model.logits(hidden[:, -video:])
+        target_BL, weight_BL = sequence.target[:, -video:], sequence.generated[:, -video:].astype(jnp.float32)
+        normaliser_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+        chosen_BL = jnp.take_along_axis(logits_BLV, target_BL[..., None], axis=-1)[..., 0]
+        count = jnp.maximum(weight_BL.sum(), 1.0)
+        cross_entropy = jnp.sum(weight_BL * (normaliser_BL - chosen_BL)) / count
+        z = self.config.z_loss * jnp.sum(weight_BL * jnp.square(normaliser_BL)) / count
+        right = jnp.sum(weight_BL * (jnp.argmax(logits_BLV, axis=-1) == target_BL)) / count
+        return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
+
+    def batches(self) -> Any:
+        config = self.recipe.train_transformer
+        return token_batches(self.cache, self.recipe.layouts, self.config, config.batch, config.seed)
+
+    def samples(self, model: Transformer, directory: Path, step: int) -> None:
+        if self.show is not None:
+            self.show(model, directory, step)
+
+    def finish(self, params: nnx.State, directory: Path, step: int) -> None:
+        about = {name: self.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
+        weights.save(directory, "transformer", self.config, params, steps=step, **about)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "transformer": to_dict(self.config),
+            "layouts": to_dict(self.recipe.layouts),
+            "tokenizer": self.about["tokenizer"],
+            "text_model": self.about["text_model"],
+        }

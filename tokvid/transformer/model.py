@@ -1,0 +1,116 @@
+"""The trunk: a decoder-only transformer over layouts (DESIGN section 4). One forward pass serves training and sampling."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokvid.config import TransformerConfig
+from tokvid.errors import UserError
+from tokvid.nn.attention import block_mask
+from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
+from tokvid.nn.cache import KVCache, empty_cache, write
+from tokvid.nn.position import fourier_features
+from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build
+from tokvid.types import TokenBatch
+
+OCTAVES = 8  # Fourier features per axis
+
+
+class Transformer(nnx.Module):
+    """Sequences of slots → logits over video codes."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        if config.width % config.heads or config.heads % config.kv_heads:
+            raise UserError(
+                f"width {config.width}, heads {config.heads} and kv_heads {config.kv_heads} must divide in this order"
+            )
+        self.config = config
+        self.vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
+        D = config.width
+        self.embedding = weight(rngs, (self.vocabulary.size, D), 1, ("vocabulary", "embed"), gain=0.5)
+        self.text_order = weight(rngs, (config.text_length, D), 1, (None, "embed"), gain=0.5)
+        self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
+        self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
+        shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, depth=config.layers)
+        # Stacked on a leading axis, however the layers are then run, so that every checkpoint has one shape.
+        stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
+        self.blocks = stack(jax.random.split(rngs.params(), config.layers))
+        self.norm = RMSNorm(D)
+        self.head = weight(rngs, (D, config.vocabulary), D, ("embed", "vocabulary"))
+
+    def __call__(self, sequence: Sequence) -> jax.Array:
+        """The whole sequence at once: float32 logits (B, L, V) of every slot's own token."""
+        hidden, _ = self.run(sequence, None, 0)
+        return self.logits(hidden)
+
+    def run(self, sequence: Sequence, cache: KVCache | None, slot: int | jax.Array) -> tuple[jax.Array, KVCache | None]:
+        """Slots `slot`… of a sequence → hidden states (B, L, D) and the cache with these slots written.
+
+        Without a cache the slots are the whole sequence and see one another; with one they see what it holds.
+        """
+        c = self.config
+        x_BLD = self._embed(sequence)
+        position_BLA = sequence.position * jnp.asarray([c.ticks_per_second, 1.0, 1.0])
+        seen_BS = sequence.block if cache is None else write(cache.block, sequence.block, slot)
+        mask_BLS = block_mask(sequence.block, seen_BS)
+        graph, layers = nnx.split(self.blocks)
+
+        def layer(x_BLD, inputs):
+            params, past = inputs
+            new = past
+
+            def remember(key, value):
+                nonlocal new
+                new = (key, value) if past is None else (write(past[0], key, slot), write(past[1], value, slot))
+                return new
+
+            x_BLD = nnx.merge(graph, params)(x_BLD, position_BLA, mask_BLS, remember)
+            return x_BLD, None if past is None else new
+
+        body = rematerialised(layer, c.remat)
+        past = None if cache is None else (cache.key, cache.value)
+        if c.scan_layers:
+            x_BLD, kept = jax.lax.scan(body, x_BLD, (layers, past))
+        else:
+            each = []
+            for i, params in enumerate(_unstack(layers, c.layers)):
+                x_BLD, pair = body(x_BLD, (params, None if past is None else (past[0][i], past[1][i])))
+                each.append(pair)
+            kept = None if past is None else tuple(jnp.stack(arrays) for arrays in zip(*each, strict=True))
+        return x_BLD, None if cache is None else KVCache(*kept, seen_BS)
+
+    def logits(self, hidden_BLD: jax.Array) -> jax.Array:
+        """float32 logits over video codes."""
+        hidden = self.norm(hidden_BLD)
+        return jnp.einsum("bld,dv->blv", hidden, self.head[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        """A cache for sequences of at most `slots` slots."""
+        c = self.config
+        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype)
+
+    def _embed(self, sequence: Sequence) -> jax.Array:
+        table = self.embedding[...]
+        x_BLD = table[sequence.token]
+        order = self.text_order[...][jnp.maximum(sequence.order, 0)]
+        x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
+        ticks = sequence.position * jnp.asarray([self.config.ticks_per_second, 1.0, 1.0])
+        x_BLD += self.place(fourier_features(ticks, OCTAVES))
+        # A rate is a number, not a name: rates between those trained on lie between their embeddings.
+        octave = jnp.log2(jnp.maximum(sequence.fps, 1e-3))[..., None]
+        x_BLD += jnp.where(sequence.fps[..., None] > 0, self.rate(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
+        return x_BLD.astype(self.config.dtype)
+
+
+def sequence_of(config: TransformerConfig, batch: TokenBatch, step: int = 1) -> Sequence:
+    """The layout of text → video, image → video and continuation alike: they differ in `known` and `start` alone."""
+    video = Video(batch.tokens, batch.start, batch.fps, batch.known, config.temporal_patch)
+    vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
+    return build([Text(batch.text), Rate(batch.fps), video], vocabulary, step)
+
+
+def _unstack(layers: nnx.State, count: int) -> list[nnx.State]:
+    """Layer by layer. `split` is undone by one concatenation in the backward pass; indexing would add full-size zeros."""
+    leaves, tree = jax.tree.flatten(layers)
+    pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
+    return [jax.tree.unflatten(tree, [piece[i] for piece in pieces]) for i in range(count)]
