@@ -1,4 +1,4 @@
-"""Moving Shapes at 32×32: the weights shipped in `data/`.
+"""Moving Shapes at 36×36: the weights shipped in `data/`.
 
     tokvid train tokenizer configs/shapes.py --workdir runs/shapes
     tokvid tokenize configs/shapes.py --workdir runs/shapes
@@ -8,19 +8,19 @@
 
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 
-size = (32, 32)
+size = (36, 36)
 
 recipe = Recipe(
-    data=DataConfig(source="shapes", size=size, frames=7, fps=(2.0, 4.0, 8.0)),
+    data=DataConfig(source="shapes", size=size, frames=7, fps=(2.0, 4.0, 8.0), threads=1),
     tokenizer=TokenizerConfig(
         size=size,
-        patch=8,
+        patch=6,
         width=128,
         heads=4,
-        mlp=384,
+        mlp=256,
         encoder=("space", "time"),
         decoder=("space", "time") * 2,
-        levels=(8, 8, 6, 5),
+        levels=(8, 5, 5, 5),
     ),
-    train_tokenizer=TrainConfig(steps=8000, batch=16, learning_rate=2e-3, weight_decay=0.01, sample_every=1000),
+    train_tokenizer=TrainConfig(steps=6000, batch=8, learning_rate=1.5e-3, weight_decay=0.01, sample_every=1000),
 )

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from tokvid.errors import UserError, did_you_mean
 
+Dtype = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -45,7 +47,7 @@ class TokenizerConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
     l1_weight: float = 1.0
     l2_weight: float = 1.0
-    dtype: str = "float32"  # compute type; parameters, norms and softmax stay float32
+    dtype: Dtype = "float32"  # compute type; parameters, norms and softmax stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
 
 
@@ -64,7 +66,7 @@ class TransformerConfig:
     kv_heads: int = 6
     mlp: int = 1024
     ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     z_loss: float = 1e-4
     scan_layers: bool = False
     remat: str = "none"
@@ -134,6 +136,8 @@ T = TypeVar("T")
 
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {values!r}")
     hints = typing.get_type_hints(kind)
     kwargs = {}
     for name, value in values.items():
@@ -146,18 +150,23 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
 def _from_json(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(value, list):
-        kind = typing.get_args(hint)[0]
-        return tuple(_from_json(kind, item, where) for item in value)
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        many = kinds[-1] is Ellipsis
+        if not isinstance(value, list) or not (many or len(value) == len(kinds)):
+            raise UserError(f"{where} should be a list{'' if many else f' of {len(kinds)}'}, got {value!r}")
+        each = kinds[:1] * len(value) if many else kinds
+        return tuple(_from_json(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, value)))
     if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{where}: {did_you_mean(value, typing.get_args(hint), 'value')}")
+        if value not in kinds:
+            raise UserError(f"{where}: {did_you_mean(value, kinds, 'value')}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where} should be {hint.__name__}, got {value!r}")
+    if hint is float and not math.isfinite(value):  # JSON knows no NaN, but Python reads it
+        raise UserError(f"{where} should be a finite number, got {value!r}")
     return value
 
 

@@ -26,8 +26,9 @@ BATCH = PartitionSpec(("data", "fsdp"))
 def make_mesh(shape: tuple[int, int, int, int]) -> Mesh:
     """The mesh over all devices; one entry may be -1 (what is left). UserError where the numbers don't multiply up."""
     devices, sizes = jax.device_count(), list(shape)
-    if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = max(1, devices // math.prod(size for size in sizes if size != -1))
+    others = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and others > 0:
+        sizes[sizes.index(-1)] = devices // others
     if len(sizes) != len(AXES) or min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(f"mesh {shape} over {AXES} doesn't fit {devices} device(s); use -1 for one axis to fill up")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -49,7 +49,7 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
         ".".join(map(str, path)): np.asarray(leaf[...], np.float16) for path, leaf in nnx.to_flat_state(params)
     }
     data = safetensors.numpy.save(dict(sorted(tensors.items())))
-    mark = _fingerprint(config, data)
+    mark = _fingerprint(to_dict(config), data)
     with atomic(folder / "weights.safetensors") as temporary:
         temporary.write_bytes(data)
     values = {"format": FORMAT, "kind": kind, "fingerprint": mark, "config": to_dict(config), **about}
@@ -83,7 +83,8 @@ def load(folder: str | Path, kind: str) -> Loaded:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); copy or train it again") from error
-    if _fingerprint(config, data) != about.get("fingerprint"):
+    # Of the config as it was written: a field that a later version adds must not disown the weights of earlier ones.
+    if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
     graph, abstract, _ = nnx.split(nnx.eval_shape(lambda: model_type(config, rngs=nnx.Rngs(0))), nnx.Param, ...)
     leaves = nnx.to_flat_state(abstract)
@@ -111,7 +112,7 @@ def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:
 
 
 def _fingerprint(config: Any, data: bytes) -> str:
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode() + data).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + data).hexdigest()[:16]
 
 
 def parameter_count(params: nnx.State) -> int:

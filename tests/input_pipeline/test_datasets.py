@@ -56,7 +56,7 @@ class MadeItem:
     def read(self, start, fps, frames, size):
         if self.broken:
             raise UserError(f"video {self.index} is damaged")
-        assert 0 <= start and start + (frames - 1) / fps < self.seconds
+        assert start >= 0 and start + (frames - 1) / fps < self.seconds
         return np.full((frames, *size, 3), self.index % 256, np.uint8)
 
 
@@ -115,9 +115,7 @@ def test_processes_share_one_stream(processes):
 @pytest.mark.parametrize(("videos", "times"), [(300, 1), (6, 43)])
 def test_every_video_equally_often_in_a_new_order(made, videos, times):
     config = dataclasses.replace(made([10.0] * videos), size=(1, 1))
-    epochs = [
-        batch.video[:, 0, 0, 0, 0].tolist() for batch in take(clip_batches(config, videos * times, 0), 2)
-    ]
+    epochs = [batch.video[:, 0, 0, 0, 0].tolist() for batch in take(clip_batches(config, videos * times, 0), 2)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(times * [i % 256 for i in range(videos)])
     assert epochs[0] != epochs[1]
@@ -164,7 +162,7 @@ def test_too_short_videos_are_passed_over(made, caplog):
 
 
 def test_only_too_short_videos(made):
-    with pytest.raises(UserError, match="no clip of 5 frames, which takes more than 0.5 s at 8 fps"):
+    with pytest.raises(UserError, match=r"no clip of 5 frames, which takes more than 0\.5 s at 8 fps"):
         next(clip_batches(made([0.1, 0.2]), 2, 0))
 
 
@@ -176,7 +174,7 @@ def test_unreadable_videos_are_replaced_up_to_a_share(made, caplog, threads):
     assert 3 not in {int(video[0, 0, 0, 0]) for batch in batches for video in batch.video}
     assert "video 3 cannot be read, another takes its place" in caplog.text
     config = dataclasses.replace(made([9.0] * 20, range(1, 20)), threads=threads)
-    with pytest.raises(UserError, match="more than max_unreadable 0.1 allows; the last: video .* is damaged"):
+    with pytest.raises(UserError, match=r"more than max_unreadable 0\.1 allows; the last: video .* is damaged"):
         take(clip_batches(config, 10, 0), 6)
 
 

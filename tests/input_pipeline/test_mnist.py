@@ -57,9 +57,7 @@ def test_captions_say_what_is_seen(digits):
             assert along_T[0] != 0 and ("up", "down", "left", "right").index(first) % 2 == (along_T[0] > 0)
             signs = np.sign(along_T[along_T != 0])
             assert (signs != signs[0]).any() and {first, then} in ({"up", "down"}, {"left", "right"})
-            assert (
-                abs(along_T).max() <= np.ceil(STEP * 36) and corners_TC.min() >= 0 and corners_TC.max() <= 36
-            )
+            assert abs(along_T).max() <= np.ceil(STEP * 36) and corners_TC.min() >= 0 and corners_TC.max() <= 36
             seen.add((split, int(label), axis))
     for label in range(10):
         held_out = "horizontal" if TRAINED_AXIS[label] == "vertical" else "vertical"

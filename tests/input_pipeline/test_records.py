@@ -127,7 +127,7 @@ def test_kind_by_name(tmp_path):
 
 def test_foreign_and_damaged_datasets(tmp_path):
     path = tmp_path / "set"
-    with pytest.raises(UserError, match="no dataset.json"):
+    with pytest.raises(UserError, match=r"no dataset.json"):
         RecordSource(path)
     write(path, [tokens_video(str(i)) for i in range(20)])
     described, data = path / "dataset.json", path / "00000.array_record"
@@ -152,13 +152,13 @@ def test_foreign_and_damaged_datasets(tmp_path):
 
     for damaged in (b"", b"text " * 1000, good_data[: len(good_data) // 2]):
         data.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match=r"damaged"):
             RecordSource(path)
     flipped = bytearray(good_data)
     flipped[64 * 4] ^= 8  # in the first record
     data.write_bytes(flipped)
     source = RecordSource(path)
-    with pytest.raises(UserError, match="record 0 .*damaged"):
+    with pytest.raises(UserError, match=r"record 0 .*damaged"):
         source[0]
     assert source[19].key == "19"
 
@@ -200,7 +200,7 @@ def test_foreign_records(tmp_path, record):
     writer = array_record_module.ArrayRecordWriter(str(path / "00000.array_record"), "group_size:1")
     writer.write(record if isinstance(record, bytes) else msgpack.packb(good | record))
     writer.close()
-    with pytest.raises(UserError, match="record 0 of"):
+    with pytest.raises(UserError, match=r"record 0 of"):
         RecordSource(path)[0]
 
 

@@ -106,7 +106,7 @@ def test_damaged_files(tmp_path, model):
     whole = path.read_bytes()
     for damaged in (b"", b"not a model", whole[:500]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="text.model"):
+        with pytest.raises(UserError, match=r"text\.model"):
             TextModel.load(path)
 
 

@@ -103,9 +103,7 @@ def test_videos_shorter_than_the_window(task):
 
 
 def test_an_image_is_no_continuation():
-    assert not any(cut(video(2), "continuation", frames=2)), (
-        "something is left to generate, and one frame isn't enough"
-    )
+    assert not any(cut(video(2), "continuation", frames=2)), "something is left to generate, and one frame isn't enough"
 
 
 def test_batches(cache, text_model):
@@ -179,12 +177,26 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
         next(token_batches(cache, LayoutConfig(), config, 8, 0, text_model=text_model, threads=0))
 
 
-@pytest.mark.parametrize(
-    "layouts", [LayoutConfig(0, 0, 0), LayoutConfig(-1, 1, 1), LayoutConfig(text_dropout=1.5)]
-)
+@pytest.mark.parametrize("layouts", [LayoutConfig(0, 0, 0), LayoutConfig(-1, 1, 1), LayoutConfig(text_dropout=1.5)])
 def test_mixtures_that_cannot_be(cache, text_model, layouts):
     with pytest.raises(UserError, match="should be"):
         token_batches(cache, layouts, CONFIG, 8, 0, text_model=text_model)
+
+
+def test_the_text_model_beside_the_cache(tmp_path, text_model):
+    train_text_model(WORDS, tmp_path / "text.model", 400)
+    for metadata, said in (
+        ({}, None),
+        ({"text_model": text_model.fingerprint}, None),
+        ({"text_model": "x"}, "x, this"),
+    ):
+        with RecordWriter(tmp_path / "set", "tokens", metadata) as writer:
+            writer.write(video(6))
+        if said is None:
+            assert next(token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 2, 0, threads=0)).text.max() > 0
+        else:
+            with pytest.raises(UserError, match=said):
+                token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 2, 0, threads=0)
 
 
 def test_a_cache_of_something_else(tmp_path, text_model):

@@ -1,12 +1,11 @@
 """TensorFlow Datasets' builders of the three worlds; they write array_record files and need no TensorFlow.
 
     MovingShapes(videos=1000, held_out=100, data_dir="data/tfds").download_and_prepare()
-    tfds.data_source("moving_shapes", split="train", data_dir="data/tfds")     # or DataConfig(source="tfds",
-    path=…)
+    tfds.data_source("moving_shapes", split="train", data_dir="data/tfds")
 
-An example has `key`, `captions` (`start` and `text` of each), `seconds`, and either `video`, the bytes of a
-file, or `frames`, a uint8 tensor (T, H, W, C), and `fps`. (`tfds.features.Video` would need TensorFlow and
-ffmpeg.)
+Or train from it with `DataConfig(source="tfds", path="data/tfds")`. An example has `key`, `captions` (`start`
+and `text` of each), `seconds`, and either `video`, the bytes of a file, or `frames`, a uint8 tensor (T, H, W,
+C), and `fps`. (`tfds.features.Video` would need TensorFlow and ffmpeg.)
 """
 
 import dataclasses
@@ -38,14 +37,10 @@ FEATURES = "tensorflow_datasets.core.features."  # where the classes live that a
 
 
 class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What the three share: `settings` names what made the data, `source` opens a split, `kind` is what is
-    stored.
-    """
+    """What the three share: `settings` says what made the data, `source` opens a split, `kind` is what is stored."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = (
-        None  # beside it tfds looks for checksums, with importlib_resources, which it forgets to require
-    )
+    code_path = None  # beside it tfds looks for checksums, with importlib_resources, which it forgets to require
     kind: Kind = "frames"
     size: tuple[int, int] = (mnist.SIZE, mnist.SIZE)
     channels = 3
@@ -107,9 +102,7 @@ class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
 
 class MovingShapes(_VideoBuilder):
-    """Moving Shapes: a coloured shape that moves, with a caption for each motion; whole compositions are held
-    out.
-    """
+    """Moving Shapes: a coloured shape that moves, with a caption for each motion; whole compositions are held out."""
 
     def __init__(
         self,
@@ -122,9 +115,7 @@ class MovingShapes(_VideoBuilder):
         **options: Any,
     ):
         self.videos, self.held_out, self.seed, self.size, self.fps = videos, held_out, seed, size, fps
-        super().__init__(
-            {"videos": videos, "held_out": held_out, "seed": seed, "size": size, "fps": fps}, **options
-        )
+        super().__init__({"videos": videos, "held_out": held_out, "seed": seed, "size": size, "fps": fps}, **options)
 
     def source(self, split: str) -> VideoSource:
         held_out = split == "held_out"
@@ -132,9 +123,7 @@ class MovingShapes(_VideoBuilder):
 
 
 class CaptionedMovingMnist(_VideoBuilder):
-    """Captioned Moving MNIST: a digit that moves along an axis, the other axis held out; digits from a file
-    of yours.
-    """
+    """Captioned Moving MNIST: a digit that moves along an axis, the other axis held out; digits from your own file."""
 
     channels = 1
 
@@ -147,15 +136,11 @@ class CaptionedMovingMnist(_VideoBuilder):
 
 
 class ClipFolder(_VideoBuilder):
-    """A folder of clips with captions.jsonl or captions.csv; its files' own bytes, the last `held_out` held
-    out.
-    """
+    """A folder of clips with captions.jsonl or captions.csv, as their own bytes; the last ones held out."""
 
     kind = "video"
 
-    def __init__(
-        self, *, folder: str | Path = "", held_out: int = 0, max_unreadable: float = 0.1, **options: Any
-    ):
+    def __init__(self, *, folder: str | Path = "", held_out: int = 0, max_unreadable: float = 0.1, **options: Any):
         self.folder, self.held_out, self.max_unreadable = folder, held_out, max_unreadable
         self.splits = ("train", "held_out") if held_out else ("train",)
         super().__init__({"folder": Path(folder).name, "held_out": held_out}, **options)
@@ -190,9 +175,7 @@ class PreparedSource:
             values = {
                 "key": example["key"].decode(),
                 "seconds": float(example["seconds"]),
-                "captions": [
-                    [float(s), t.decode()] for s, t in zip(captions["start"], captions["text"], strict=True)
-                ],
+                "captions": [[float(s), t.decode()] for s, t in zip(captions["start"], captions["text"], strict=True)],
             }
             if self.kind == "video":
                 values["video"] = example["video"]
@@ -210,8 +193,7 @@ class PreparedSource:
 
 
 def open_prepared(path: str | Path, split: str = "train", *, fit: "Fit" = "crop") -> PreparedSource:
-    """A split of what one of the builders prepared. `path` is the folder with dataset_info.json, or one it
-    alone is below.
+    """A split of what a builder prepared; `path` is the folder with dataset_info.json, or its data_dir.
 
     UserError when there is none or more than one, it has no such split, or it isn't a set of captioned
     videos.
@@ -249,9 +231,7 @@ def _prepared_folder(path: Path) -> Path:
 
 
 def _refuse_foreign_names(folder: Path) -> None:
-    """Tfds imports the classes that features.json names and opens the paths of dataset_info.json: only
-    expected ones.
-    """
+    """Tfds imports what features.json names and opens what dataset_info.json names: expected names only."""
     pending: list[Any] = [read_json(folder / "features.json", "the description of features")]
     pending.append(read_json(folder / "dataset_info.json", "the description of a dataset"))
     while pending:
@@ -264,7 +244,5 @@ def _refuse_foreign_names(folder: Path) -> None:
                     name in ("filepathTemplate", "name") and ("/" in str(inner) or "\\" in str(inner))
                 )
                 if foreign:
-                    raise UserError(
-                        f"{folder} names {name} {str(inner)!r:.80}, which no builder of tokvid writes"
-                    )
+                    raise UserError(f"{folder} names {name} {str(inner)!r:.80}, which no builder of tokvid writes")
                 pending.append(inner)

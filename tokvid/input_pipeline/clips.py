@@ -71,8 +71,8 @@ def probe(source: Source, *, full: bool = False) -> VideoInfo:
 
     Raises:
         UserError: not there, not a video, encrypted, without frames, or its first frame cannot be decoded. A
-            file that is damaged or cut off later gives the length that is good, and a warning; damage inside of
-            packets is found by `full` only.
+            file that is damaged or cut off later gives the length that is good, and a warning; damage inside
+            of packets is found by `full` only.
     """
     if is_image(source):
         frame = open_image(source)

@@ -98,13 +98,11 @@ class _Part:
 def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
     if not 0 <= config.held_out < len(source):
         raise UserError(
-            f"held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train on; "
-            f"hold out 0 to {max(0, len(source) - 1)}"
+            f"held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train "
+            f"on; hold out 0 to {max(0, len(source) - 1)}"
         )
     if split == "held_out" and not config.held_out:
-        raise UserError(
-            f"none of the {len(source)} videos in {config.path} are held out; set held_out above 0"
-        )
+        raise UserError(f"none of the {len(source)} videos in {config.path} are held out; set held_out above 0")
     border = len(source) - config.held_out
     return _Part(source, 0, border) if split == "train" else _Part(source, border, len(source))
 
@@ -119,9 +117,7 @@ def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[floa
 
 
 class ClipCutter:
-    """Cuts one clip from a video of `source`; what it can't use it replaces by another, drawn from the same
-    generator.
-    """
+    """Cuts a clip from a video of `source`, or from another, drawn deterministically, if that is no use."""
 
     def __init__(self, source: VideoSource, config: DataConfig):
         if config.frames < 1 or not config.fps or not all(0 < rate < math.inf for rate in config.fps):
@@ -133,9 +129,7 @@ class ClipCutter:
         self._lock = threading.Lock()
 
     def __call__(self, index: int, rng: np.random.Generator) -> VideoBatch:
-        """A clip of video `index`: video uint8 (T, H, W, 3), fps float32 (). UserError when too many can't be
-        used.
-        """
+        """A clip: uint8 (T, H, W, 3) and fps float32 (). UserError if too many videos are no use."""
         for _ in range(MOST_TRIES):
             clip = self._try(index, rng)
             if clip is not None:
@@ -144,8 +138,8 @@ class ClipCutter:
         fastest = max(self.config.fps)
         raise UserError(
             f"{MOST_TRIES} videos in a row gave no clip of {self.config.frames} frames, which takes more "
-            f"than {(self.config.frames - 1) / fastest:.3g} s at {fastest:g} fps; train with fewer frames or a "
-            "higher rate"
+            f"than {(self.config.frames - 1) / fastest:.3g} s at {fastest:g} fps; train with fewer frames "
+            "or at a higher rate"
         )
 
     def _try(self, index: int, rng: np.random.Generator) -> VideoBatch | None:
@@ -207,8 +201,7 @@ def clip_batches(
     split: str = "train",
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[VideoBatch]:
-    """Endless clips of `config.frames` frames: an iterator of VideoBatch, uint8 (B, T, H, W, 3) and fps
-    float32 (B,).
+    """Endless clips of `config.frames` frames: VideoBatch, uint8 (B, T, H, W, 3) and fps float32 (B,).
 
     `batch` is what this process gets a step; `shard` is (its index, the number of processes), and together
     they get `batch * shard[1]` samples that depend on the step alone. `get_state` and `set_state` of the
@@ -217,9 +210,7 @@ def clip_batches(
     """
     source = open_source(config, split)
     if not len(source):
-        raise UserError(
-            f"there are no videos in the split {split} of {config.source} {config.path}; give at least one"
-        )
+        raise UserError(f"there are no videos in the split {split} of {config.source} {config.path}; give at least one")
     samples = samples_of(len(source), seed).random_map(ClipCutter(source, config))
     return batches(samples, batch, threads=config.threads, shard=shard)
 
@@ -227,8 +218,7 @@ def clip_batches(
 def samples_of(videos: int, seed: int) -> grain.MapDataset[int]:
     """Indices of videos in a new order each epoch, for ever. `random_map` over it draws from `seed` too.
 
-    Each comes once an epoch; those of a set of a few videos several times, for grain takes 19 ms to shuffle
-    two.
+    Each comes once an epoch; those of a small set several times, for grain takes 19 ms to shuffle two.
     """
     if seed < 0:
         raise UserError(f"seed {seed} is negative; use 0 or more")
@@ -243,17 +233,14 @@ Sample = TypeVar("Sample", VideoBatch, TokenBatch)
 def batches(
     samples: grain.MapDataset[Sample], batch: int, *, threads: int, shard: tuple[int, int]
 ) -> grain.DatasetIterator[Sample]:
-    """Stacks samples (a NamedTuple of arrays each) to batches: batch s*n + i of all goes to process i of n at
-    its step s.
-    """
+    """Stacks samples (NamedTuples of arrays): process i of n gets the batch s*n + i of all at its step s."""
     if batch < 1 or not 0 <= shard[0] < shard[1] or threads < 0:
         raise UserError(
             f"batch {batch}, shard {shard}, threads {threads}: batch should be 1 or more, shard (i, n) with "
             "0 <= i < n, threads 0 or more"
         )
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=2 * threads
-    )  # in batches, so keep it short
+    # What is buffered are whole batches, so there are few.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     mine = samples.batch(batch, drop_remainder=True, batch_fn=_stack)[shard[0] :: shard[1]]
     return iter(mine.to_iter_dataset(options))
 

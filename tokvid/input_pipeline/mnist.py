@@ -3,7 +3,7 @@
 As in Sync-DRAW (Mittal et al. 2017, arXiv:1611.10314) and the text-to-video papers that use it (GODIVA,
 NÜWA): digits of 28×28 start anywhere, move along one axis by a fifth of the free way a frame, and turn where
 they meet the border. Each digit moves along one axis in training and along the other in the test split. The
-captions are those of GODIVA, which say where the motion begins. What differs from the published files, on
+captions say where the motion begins, in the later papers' manner. What differs from the published files, on
 purpose: a digit's axis is fixed below instead of drawn anew in every run, and the motion never turns before
 it was seen in its first direction.
 """
@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Literal
 
@@ -24,9 +25,8 @@ from tokvid.types import Caption
 FRAMES, FPS, SIZE, DIGIT = 20, 8.0, 64, 28  # the published set has no rate; at 8 a video takes 2.5 seconds
 STEP = 0.2  # of the free way, a frame
 VIDEOS = {"train": 10_000, "test": 2_000}
-TRAINED_AXIS = {
-    digit: "vertical" if digit % 2 else "horizontal" for digit in range(10)
-}  # the other one is held out
+# The other axis is held out.
+TRAINED_AXIS = {digit: "vertical" if digit % 2 else "horizontal" for digit in range(10)}
 WORDS = {"vertical": ("up", "down"), "horizontal": ("left", "right")}
 MOST_BYTES = 1 << 30  # of a digits file, unpacked
 
@@ -81,8 +81,7 @@ class MnistItem:
 
 
 class MovingMnist:
-    """The `split` "train" (10,000 videos) or "test" (2,000, each digit along the axis it never took in
-    training).
+    """The `split` "train" (10,000 videos) or "test" (2,000, each digit along its held-out axis).
 
     `path` holds the digits, which both splits draw from as published: an .npz file with `images` uint8 (N,
     28, 28) and `labels` (N,), a folder with MNIST's two idx files, or the images' one (raw or .gz). Item i
@@ -124,7 +123,7 @@ class MovingMnist:
 def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 28, 28) and labels uint8 (N,), 0 to 9, of the files that `MovingMnist` describes."""
     path = Path(path)
-    what = "give an .npz file with images and labels, or MNIST's idx files (train-images-idx3-ubyte[.gz] and its labels)"
+    what = "give an .npz file with images and labels, or MNIST's idx files (train-images-idx3-ubyte[.gz], …)"
     if not path.exists() or not str(path).strip() or path == Path():
         raise UserError(f"no digits at {str(path)!r}; {what}")
     try:
@@ -136,11 +135,17 @@ def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             images, labels = _read_idx(path, 3), _read_idx(_labels_beside(path), 1)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as error:
         raise UserError(f"cannot read digits from {path}: {error}; {what}") from error
-    sound = (
-        images.dtype == np.uint8 and images.shape[1:] == (DIGIT, DIGIT) and labels.shape == images.shape[:1]
-    )
+    sound = images.dtype == np.uint8 and images.shape[1:] == (DIGIT, DIGIT) and labels.shape == images.shape[:1]
     if not (sound and len(images) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() <= 9):
         raise UserError(
             f"{path} has images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}; "
@@ -179,24 +184,18 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The format of MNIST's own files: two zero bytes, type (8: uint8), dimensions; each length as big-endian
-    int32.
-    """
+    """MNIST's own format: two zero bytes, type (8: uint8), dimensions; each length as big-endian int32."""
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
         head = file.read(4 + 4 * dimensions)
         if head[:4] != bytes([0, 0, 8, dimensions]) or len(head) != 4 + 4 * dimensions:
-            raise UserError(
-                f"{path} is no idx file of uint8 in {dimensions} dimensions; give MNIST's own file"
-            )
+            raise UserError(f"{path} is no idx file of uint8 in {dimensions} dimensions; give MNIST's own file")
         shape = [int(length) for length in np.frombuffer(head[4:], ">i4")]
         if min(shape) < 1 or math.prod(shape) > MOST_BYTES:
             raise UserError(f"{path} declares the shape {shape}, digits may take 1 to {MOST_BYTES} bytes")
         content = file.read(math.prod(shape) + 1)
     if len(content) != math.prod(shape):
-        raise UserError(
-            f"{path} should hold {math.prod(shape)} bytes of digits, found {len(content)}; copy it again"
-        )
+        raise UserError(f"{path} should hold {math.prod(shape)} bytes of digits, found {len(content)}; copy it again")
     return np.frombuffer(content, np.uint8).reshape(shape)

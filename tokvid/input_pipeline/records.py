@@ -34,8 +34,7 @@ MOST_BYTES = 1 << 30  # of one encoded video
 
 @dataclasses.dataclass(frozen=True)
 class StoredVideo:
-    """One record; it is a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the
-    kind.
+    """One record, a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the kind.
 
     `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W)
     in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized.
@@ -56,15 +55,11 @@ class StoredVideo:
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
-        """Frames at start + i/fps (seconds), each the one that shows then: uint8 (T, H, W, 3), as `VideoItem`
-        says.
-        """
-        from tokvid.input_pipeline import (
-            clips,
-        )  # PyAV is needed for videos alone, not by those who read tokens
-
+        """Frames at start + i/fps (seconds), each the one that shows then: uint8 (T, H, W, 3)."""
         if self.video is not None:
-            return clips.read_clip(self.video, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
+            from tokvid.input_pipeline.clips import read_clip  # who reads tokens needs no PyAV
+
+            return read_clip(self.video, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
         if self.frames is None:
             raise UserError(f"{self.key} holds tokens, not frames; decode them with their tokenizer")
         return show(self.frames, self.fps, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
@@ -80,9 +75,7 @@ def show(
     size: tuple[int, int],
     fit: "Fit",
 ) -> np.ndarray:
-    """The frames of a video of rate `own_fps` that show at start + i/fps: uint8 (frames, *size, 3), the last
-    one held.
-    """
+    """The frames of a video of rate `own_fps` at start + i/fps, the last one held: uint8 (T, H, W, 3)."""
     seconds_T = start + np.arange(frames) / fps
     index_T = np.clip(np.floor(seconds_T * own_fps + 1e-6).astype(np.int64), 0, len(frames_THWC) - 1)
     shown_THWC = frames_THWC[index_T]
@@ -96,22 +89,18 @@ def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.nd
     from tokvid.input_pipeline.video_file import Fitter
 
     fitter = Fitter(size, fit)
-    return np.stack(
-        [fitter(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")) for image_HWC in video_THWC]
-    )
+    return np.stack([fitter(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")) for image_HWC in video_THWC])
 
 
 def stored(item: VideoItem, *, fps: float, size: tuple[int, int]) -> StoredVideo:
-    """`item` as it is stored: a file's own bytes (UserError over `MOST_BYTES`), else all its frames at `fps`."""
+    """`item` as it is stored: its file's bytes, `MOST_BYTES` at most, else all its frames at `fps`."""
     if isinstance(item, StoredVideo):
         return item
     path = getattr(item, "path", None)
     if path is not None:
         return StoredVideo(item.key, item.seconds, item.captions, video=_bytes_of(path))
     frames = max(1, math.floor(item.seconds * fps + 1e-6))
-    return StoredVideo(
-        item.key, item.seconds, item.captions, frames=item.read(0.0, fps, frames, size), fps=fps
-    )
+    return StoredVideo(item.key, item.seconds, item.captions, frames=item.read(0.0, fps, frames, size), fps=fps)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -121,15 +110,12 @@ def _bytes_of(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if len(content) > MOST_BYTES:
-        raise UserError(
-            f"{path} has more than {MOST_BYTES} bytes, too much for one record; cut it into parts"
-        )
+        raise UserError(f"{path} has more than {MOST_BYTES} bytes, too much for one record; cut it into parts")
     return content
 
 
 class RecordWriter:
-    """Writes a dataset folder, which appears whole when the `with` block ends well, and not at all when it
-    doesn't.
+    """Writes a dataset folder, which appears whole when the `with` block ends well, otherwise not at all.
 
         with RecordWriter(path, "frames", {"made_from": "shapes"}) as writer:
             writer.write(stored(item, fps=8, size=(64, 64)))
@@ -155,11 +141,9 @@ class RecordWriter:
         self._file: Any = None
 
     def __enter__(self) -> "RecordWriter":
-        if self.path.exists() and not (self.path / "dataset.json").is_file():
-            if not self.path.is_dir() or any(self.path.iterdir()):
-                raise UserError(
-                    f"{self.path} is there already and holds no records; choose another place for them"
-                )
+        replaceable = self.path.is_dir() and ((self.path / "dataset.json").is_file() or not any(self.path.iterdir()))
+        if self.path.exists() and not replaceable:
+            raise UserError(f"{self.path} is there already and holds no records; choose another place for them")
         self._block = self._writing()
         self._block.__enter__()
         return self
@@ -180,23 +164,18 @@ class RecordWriter:
                 "version": VERSION,
                 "kind": self.kind,
                 "count": sum(self._counts),
+                "counts": self._counts,
+                "metadata": self.metadata,
             }
-            write_json(
-                self._folder / "dataset.json",
-                description | {"counts": self._counts, "metadata": self.metadata},
-            )
+            write_json(self._folder / "dataset.json", description)
 
     def write(self, video: StoredVideo) -> None:
-        """Adds one record. UserError when it isn't of the writer's kind or breaks a bound that reading would
-        refuse.
-        """
+        """Adds one record. UserError when it is of another kind, or could not be read again."""
         data = _pack(video, self.kind)
         if not self._counts or self._counts[-1] >= self.per_file:
             self._close_file()
             name = str(self._folder / _file_name(len(self._counts)))
-            self._file = self._guarded(
-                lambda: array_record_module.ArrayRecordWriter(name, "group_size:1,zstd:3")
-            )
+            self._file = self._guarded(lambda: array_record_module.ArrayRecordWriter(name, "group_size:1,zstd:3"))
             self._counts.append(0)
         self._guarded(lambda: self._file.write(data))
         self._counts[-1] += 1
@@ -210,9 +189,7 @@ class RecordWriter:
         try:
             return action()
         except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"cannot write {self.path}: {error}; free some space or choose another place"
-            ) from error
+            raise UserError(f"cannot write {self.path}: {error}; free some space or choose another place") from error
 
 
 class RecordSource:
@@ -225,18 +202,14 @@ class RecordSource:
     def __init__(self, path: str | Path, *, fit: "Fit" = "crop"):
         self.path, self.fit = Path(path), fit
         if not (self.path / "dataset.json").is_file():
-            raise UserError(
-                f"{path} is no dataset of records: it has no dataset.json; write one with RecordWriter"
-            )
+            raise UserError(f"{path} is no dataset of records: it has no dataset.json; write one with RecordWriter")
         described = read_json(self.path / "dataset.json", "the description of records")
         if described.get("format") != FORMAT:
-            raise UserError(
-                f"{path} is no dataset of records: dataset.json has format {described.get('format')!r:.60}"
-            )
+            raise UserError(f"{path} is no dataset of records: dataset.json has format {described.get('format')!r:.60}")
         if described.get("version") != VERSION:
             raise UserError(
-                f"{path} is written in version {described.get('version')!r:.60} of the records; this tokvid reads "
-                f"{VERSION}, so write it again"
+                f"{path} is written in version {described.get('version')!r:.60} of the records; this tokvid "
+                f"reads {VERSION}, so write it again"
             )
         kind, counts, metadata = (described.get(name) for name in ("kind", "counts", "metadata"))
         if not (
@@ -301,7 +274,7 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
     if kind == "video":
         values["video"] = bytes(content)
     else:
-        # The little-endian order is said by nobody, so it is made sure of.
+        # The type that is stored doesn't say the byte order, so it is always the same.
         array = np.ascontiguousarray(content)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         values |= {
@@ -324,9 +297,7 @@ def _unpack(data: bytes, kind: Kind, fit: "Fit", where: str) -> StoredVideo:
 
 
 def from_values(values: dict[str, Any], kind: Kind, fit: "Fit", where: str) -> StoredVideo:
-    """The video that a record's values say; `where` names it in the UserError for values that no writer
-    writes.
-    """
+    """The video that a record's values say. UserError, with `where`, for values that no writer writes."""
     try:
         return _checked(values, kind, fit)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

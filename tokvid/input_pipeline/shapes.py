@@ -152,7 +152,7 @@ def sample_story(
     *,
     held_out: bool = False,
     segments: tuple[int, int] = (1, 3),
-    segment_seconds: tuple[float, float] = (2.0, 4.0),
+    segment_seconds: tuple[float, float] = (2.0, 6.0),
     language: str | None = None,
 ) -> ShapesStory:
     """Draws a story of `segments` (least, most) segments, each `segment_seconds` (least, most) long.
@@ -354,7 +354,7 @@ class ShapesDataset:
         held_out: bool = False,
         *,
         segments: tuple[int, int] = (1, 3),
-        segment_seconds: tuple[float, float] = (2.0, 4.0),
+        segment_seconds: tuple[float, float] = (2.0, 6.0),
         language: str | None = None,
     ) -> None:
         if length < 1 or seed < 0:

@@ -1,13 +1,11 @@
-"""Text in and out of ids: a sentencepiece model trained from the captions, with bytes for whatever it never
-saw.
-"""
+"""Text to ids and back: a sentencepiece model trained from the captions, with bytes for what it never saw."""
 
 import functools
 import hashlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +19,14 @@ log = logging.getLogger(__name__)
 PADDING = -1  # not an id of the model: no text looks like "no text"
 UNKNOWN, BEGIN, END = 0, 1, 2  # begin and end are reserved: prompts are encoded without them
 SMALLEST_VOCABULARY = 3 + 256 + 32  # the reserved ids, the bytes, and some room for the captions' own pieces
-NORMALIZATION = (
-    "nmt_nfkc"  # sentencepiece's NFKC with tabs and line ends as spaces, without control characters
-)
+NORMALIZATION = "nmt_nfkc"  # NFKC, with tabs and line ends as spaces and without control characters
 LONGEST_CAPTION = 4096  # characters; longer ones are cut before the text model is trained
 LARGEST_MODEL = 64 << 20  # bytes
 CHARACTERS_PER_TOKEN = 32  # twice what a piece of sentencepiece may be long
 
 
 def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int = 512) -> "TextModel":
-    """Trains a byte-pair sentencepiece model (Sennrich 2016, arXiv:1508.07909), writes it to `path` and
-    returns it.
+    """Trains a byte-pair sentencepiece model (Sennrich 2016, arXiv:1508.07909) and writes it to `path`.
 
     Not a unigram model (Kudo 2018): sentencepiece counts that one's candidates over distinct words, so a
     small grammar with few words ends up in letters, 33 tokens instead of 13 for the longest Moving Shapes
@@ -47,13 +42,9 @@ def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int 
             f"use at least {SMALLEST_VOCABULARY}"
         )
     normal = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION)
-    texts = [
-        text for text in (normal.normalize(checked(each)[:LONGEST_CAPTION]) for each in captions) if text
-    ]
+    texts = [text for text in (normal.normalize(checked(each)[:LONGEST_CAPTION]) for each in captions) if text]
     if not texts:
-        raise UserError(
-            "the captions hold no text to train a text model from; give captions that aren't empty"
-        )
+        raise UserError("the captions hold no text to train a text model from; give captions that aren't empty")
     model_bytes = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -79,9 +70,7 @@ def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int 
         temporary.write_bytes(model_bytes.getvalue())
     model = TextModel(model_bytes.getvalue())
     if model.vocabulary < vocabulary:
-        log.warning(
-            "the captions give only %d text ids, not %d; going on with these", model.vocabulary, vocabulary
-        )
+        log.warning("the captions give only %d text ids, not %d; going on with these", model.vocabulary, vocabulary)
     return model
 
 
@@ -92,7 +81,8 @@ class TextModel:
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocabulary: int = self._pieces.get_piece_size()
-        except (RuntimeError, OSError) as error:
+            self._pieces.id_to_piece(list(range(self.vocabulary)))  # a damaged piece would fail only when it is met
+        except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"{where} is not a sentencepiece model or is damaged; train one from your captions"
             ) from error
@@ -100,18 +90,14 @@ class TextModel:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextModel":
-        """Reads a `.model` file of sentencepiece, ours or another's. UserError when missing, too large or
-        damaged.
-        """
+        """Reads a sentencepiece model, ours or another's. UserError when missing, too large or damaged."""
         try:
             with open(path, "rb") as file:
                 model = file.read(LARGEST_MODEL + 1)
         except OSError as error:
             raise UserError(f"cannot read text model {path}: {error.strerror or error}") from error
         if not 0 < len(model) <= LARGEST_MODEL:
-            raise UserError(
-                f"text model {path} should have 1 to {LARGEST_MODEL} bytes, found {len(model)} or more"
-            )
+            raise UserError(f"text model {path} should have 1 to {LARGEST_MODEL} bytes, found {len(model)} or more")
         return cls(model, f"text model {path}")
 
     def encode(self, text: str, length: int) -> np.ndarray:
@@ -124,9 +110,7 @@ class TextModel:
         most = CHARACTERS_PER_TOKEN * length  # encoding a megabyte to keep 32 tokens would only cost time
         ids = self._pieces.encode(text[:most])
         if len(ids) > length or len(text) > most:
-            log.warning(
-                "text of %d characters is cut to its first %d tokens: %.60r…", len(text), length, text
-            )
+            log.warning("text of %d characters is cut to its first %d tokens: %.60r…", len(text), length, text)
         ids_L = np.full(length, PADDING, np.int32)
         ids_L[: len(ids)] = ids[:length]
         return ids_L
@@ -138,10 +122,8 @@ class TextModel:
             raise UserError(f"text ids should be 0 to {self.vocabulary - 1}, found {min(ids)} to {max(ids)}")
         return self._pieces.decode(ids)
 
-    def encoder(self, length: int, keep: int = 100_000):
-        """`encode` to `length` tokens that remembers the last `keep` texts; its arrays are shared and
-        read-only.
-        """
+    def encoder(self, length: int, keep: int = 100_000) -> Callable[[str], np.ndarray]:
+        """`encode` to `length` tokens that remembers the last `keep` texts; the arrays are read-only."""
 
         @functools.lru_cache(maxsize=keep)
         def encode(text: str) -> np.ndarray:

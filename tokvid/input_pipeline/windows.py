@@ -1,8 +1,7 @@
-"""Windows of ready tokens for the transformer: which part of a video, how much of it is known, and under
-which text.
-"""
+"""Windows of ready tokens for the transformer: which part of a video, how much is known, under which text."""
 
 import dataclasses
+import functools
 import typing
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,16 +21,12 @@ TASKS: tuple[Task, ...] = typing.get_args(Task)
 MOST_KNOWN = 3  # latent frames that a continuation starts from
 AT_SWITCH = 0.25  # share of continuations, where a video has switches, whose known part ends at one
 LEAST_SHARE = 0.75  # of the generated latent frames that the text must hold for
-STRICT_TRIES, MOST_TRIES = (
-    100,
-    200,
-)  # records tried for one sample: as it should be, then with any rate and share
+STRICT_TRIES = 100  # records tried for one sample as it should be, before any rate and share will do
+MOST_TRIES = 200
 
 
 class Window(NamedTuple):
-    """Tokens (T, H, W) of consecutive latent frames, the first of them `start`; `known` are given, `text`
-    tells the rest.
-    """
+    """Tokens (T, H, W) of latent frames from `start` on; `known` of them are given, `text` tells the rest."""
 
     tokens: np.ndarray
     start: int
@@ -39,9 +34,7 @@ class Window(NamedTuple):
     text: str
 
 
-def captions_in_force(
-    captions: tuple[Caption, ...], latent_frames: int, fps: float, temporal_patch: int
-) -> np.ndarray:
+def captions_in_force(captions: tuple[Caption, ...], latent_frames: int, fps: float, temporal_patch: int) -> np.ndarray:
     """Which caption each latent frame of a video shows, by the middle of its frames: int64 (T,).
 
     Latent frame 0 is frame 0; latent frame j >= 1 is the frames (j-1)p + 1 up to jp, for temporal patch p.
@@ -63,9 +56,9 @@ def cut_window(
 ) -> Window | None:
     """A window of `frames` latent frames for `task` from a video's tokens, or None where none fits.
 
-        text_to_video    start 0, known 0           . . . . . . image_to_video   start 0, known 1           K
-        . . . . . continuation     start s, known 1 to 3      K K . . . .    (with s = 0, 2 or more: else it
-        is an image)
+        text_to_video    start 0, known 0           . . . . . .
+        image_to_video   start 0, known 1           K . . . . .
+        continuation     start s, known 1 to 3      K K . . . .    (where s = 0, not 1: that is an image)
 
     The text is the caption in force at the first latent frame to generate, and holds for `least_share` of
     them at least; known ones may show the caption before. Known parts that end right where a caption begins
@@ -75,38 +68,41 @@ def cut_window(
     if tokens_THW is None:
         raise UserError(f"{video.key} holds no tokens; make a token cache of the videos first")
     shown_T = captions_in_force(video.captions, len(tokens_THW), video.fps, temporal_patch)
-    choices = [
-        (start, known)
-        for start, known in _placements(task, len(tokens_THW), frames)
-        if np.mean(shown_T[start + known : start + frames] == shown_T[start + known]) >= least_share
-    ]
-    if not choices:
+    start_N, known_N = _placements(task, len(tokens_THW), frames)
+    first_N = start_N + known_N  # to be generated
+    ends_T = np.searchsorted(shown_T, shown_T, side="right")  # where each latent frame's caption gives way
+    told_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
+    fits_N = told_N >= least_share * (frames - known_N)
+    if not fits_N.any():
         return None
-    switches = [
-        (start, known)
-        for start, known in choices
-        if known and shown_T[start + known] != shown_T[start + known - 1]
-    ]
-    if task == "continuation" and switches and rng.random() < AT_SWITCH:
-        choices = switches
-    start, known = choices[rng.integers(len(choices))]
+    if task == "continuation":
+        at_switch_N = fits_N & (shown_T[first_N] != shown_T[first_N - 1])
+        if at_switch_N.any() and rng.random() < AT_SWITCH:
+            fits_N = at_switch_N
+    chosen = rng.choice(np.flatnonzero(fits_N))
+    start, known = int(start_N[chosen]), int(known_N[chosen])
     text = video.captions[shown_T[start + known]].text
     return Window(tokens_THW[start : start + frames], start, known, text)
 
 
-def _placements(task: Task, latent_frames: int, frames: int) -> list[tuple[int, int]]:
-    """Every (start, known) that `task` allows; at least one latent frame is left to generate."""
-    if latent_frames < frames:
-        return []
+@functools.lru_cache(maxsize=1000)
+def _placements(task: Task, latent_frames: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every start and known that `task` allows, int64 (N,) each."""
+    pairs: list[tuple[int, int]] = []
     if task == "text_to_video":
-        return [(0, 0)]
-    if task == "image_to_video":
-        return [(0, 1)] if frames > 1 else []
-    return [
-        (start, known)
-        for start in range(latent_frames - frames + 1)
-        for known in range(1 if start else 2, min(MOST_KNOWN, frames - 1) + 1)
-    ]
+        pairs = [(0, 0)]
+    elif task == "image_to_video" and frames > 1:
+        pairs = [(0, 1)]
+    elif task == "continuation":
+        pairs = [
+            (start, known)
+            for start in range(latent_frames - frames + 1)
+            for known in range(1 if start else 2, min(MOST_KNOWN, frames - 1) + 1)
+        ]
+    if latent_frames < frames:
+        pairs = []
+    start_N, known_N = np.array(pairs, np.int64).reshape(-1, 2).T
+    return start_N, known_N
 
 
 def token_batches(
@@ -116,23 +112,28 @@ def token_batches(
     batch: int,
     seed: int,
     *,
-    text_model: TextModel,
+    text_model: TextModel | None = None,
     threads: int = 2,
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[TokenBatch]:
-    """Endless windows of `transformer.latent` from a token cache (records of kind "tokens"), in tasks mixed
-    as `layouts`.
+    """Endless windows of `transformer.latent` from a token cache, in tasks mixed as `layouts`: TokenBatch.
 
-    `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `datasets.clip_batches`.
-    UserError when the cache, the text model and the transformer's config don't belong together, with both
-    values.
+    The cache is records of kind "tokens"; without `text_model`, the `text.model` beside their folder is
+    taken. `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `datasets.clip_batches`.
+    UserError when cache, text model and the transformer's config don't belong together, with both values.
     """
+    source = RecordSource(cache_path)
+    text_model = text_model or TextModel.load(source.path.parent / "text.model")
+    if source.metadata.get("text_model", text_model.fingerprint) != text_model.fingerprint:
+        raise UserError(
+            f"{cache_path} was made with text model {source.metadata['text_model']}, this one is "
+            f"{text_model.fingerprint}; use that one or make the cache again"
+        )
     if text_model.vocabulary > transformer.text_vocabulary:
         raise UserError(
             f"the text model has {text_model.vocabulary} ids, the transformer text_vocabulary "
             f"{transformer.text_vocabulary}; use the text model it is made for"
         )
-    source = RecordSource(cache_path)
     if source.kind != "tokens" or not len(source):
         raise UserError(
             f"{cache_path} holds {len(source)} records of kind {source.kind!r}, not tokens; "
@@ -160,21 +161,17 @@ class WindowSampler:
     ):
         weights = np.array([getattr(layouts, task) for task in TASKS], np.float64)
         if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
-            raise UserError(
-                f"layouts {dataclasses.asdict(layouts)}: weights should be 0 or more, one of them above 0"
-            )
+            raise UserError(f"layouts {dataclasses.asdict(layouts)}: weights should be 0 or more, one of them above 0")
         if not 0 <= layouts.text_dropout <= 1:
             raise UserError(f"text_dropout {layouts.text_dropout} should be 0 to 1")
         self.source, self.layouts, self.transformer = source, layouts, transformer
         self.shares = weights / weights.sum()
-        self.encode = text_model.encoder(
-            transformer.text_length
-        )  # a caption is encoded once, not once a step
+        self.encode = text_model.encoder(transformer.text_length)  # once a caption, not once a step
 
     def __call__(self, index: int, rng: np.random.Generator) -> TokenBatch:
         """One sample, its arrays without the batch dimension."""
-        # Task and rate are kept when the video is replaced: were they drawn again with each, those that fit
-        # seldom (a slow rate from the start: the first caption must hold for seconds) would hardly be trained.
+        # Task and rate are kept when the video is replaced: were they drawn again with each, those that
+        # fit seldom (at a slow rate few first captions hold for a window) would hardly be trained.
         task = TASKS[rng.choice(len(TASKS), p=self.shares)]
         frames, patch = self.transformer.latent[0], self.transformer.temporal_patch
         video = self.source[index]
@@ -183,9 +180,7 @@ class WindowSampler:
             strict = tried < STRICT_TRIES
             if video.fps == fps or not strict:
                 least_share = LEAST_SHARE if strict else 0.0
-                window = cut_window(
-                    video, task, rng, frames=frames, temporal_patch=patch, least_share=least_share
-                )
+                window = cut_window(video, task, rng, frames=frames, temporal_patch=patch, least_share=least_share)
                 if window is not None:
                     return self._sample(video, window, rng)
             video = self.source[int(rng.integers(len(self.source)))]
@@ -204,8 +199,8 @@ class WindowSampler:
         # An id out of range would be clamped on the device and train on noise.
         if not 0 <= tokens_THW.min() <= tokens_THW.max() < self.transformer.vocabulary:
             raise UserError(
-                f"{video.key} has tokens {tokens_THW.min()} to {tokens_THW.max()}, the transformer's vocabulary "
-                f"is {self.transformer.vocabulary}; use one tokenizer for both"
+                f"{video.key} has tokens {tokens_THW.min()} to {tokens_THW.max()}, the transformer's "
+                f"vocabulary is {self.transformer.vocabulary}; use one tokenizer for both"
             )
         dropped = rng.random() < self.layouts.text_dropout
         return TokenBatch(

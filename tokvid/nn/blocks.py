@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.attention import attend
-from tokvid.nn.position import rotary
+from tokvid.nn.position import Rotation, rotate
 
 # What backpropagation keeps of a layer; the rest is computed again.
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -25,6 +26,8 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 def rematerialised(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
     """`function` under the named policy of REMAT."""
+    if policy not in REMAT:
+        raise UserError(did_you_mean(policy, REMAT, "remat policy"))
     return function if policy == "none" else jax.checkpoint(function, policy=REMAT[policy])
 
 
@@ -78,6 +81,14 @@ class BlockShape:
     mlp: int
     depth: int
 
+    def __post_init__(self):
+        D, N, K = self.width, self.heads, self.kv_heads
+        if min(D, N, K) < 1 or N % K or D % (2 * N):
+            raise UserError(
+                f"width {D}, heads {N}, kv_heads {K}: the heads must be a multiple of the kv_heads, and the width an even "
+                "multiple of the heads (rotary positions turn pairs of channels)"
+            )
+
 
 class Attention(nnx.Module):
     """Multi-head attention with QK-norm. Keys and values are given out, so that a caller may cache them."""
@@ -90,12 +101,12 @@ class Attention(nnx.Module):
         self.out = weight(rngs, (N, E, D), D, ("heads", None, "embed"), gain=(2 * shape.depth) ** -0.5)
         self.query_norm, self.key_norm = RMSNorm(E), RMSNorm(E)
 
-    def project(self, x_BLD: jax.Array, position_BLA: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x_BLD: jax.Array, turn: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, L, N, E), keys and values (B, L, K, E), normed and rotated."""
         query = self.query_norm(project(x_BLD, self.query[...]))
         key = self.key_norm(project(x_BLD, self.key[...]))
         value = project(x_BLD, self.value[...])
-        return rotary(query, position_BLA), rotary(key, position_BLA), value
+        return rotate(query, turn), rotate(key, turn), value
 
     def mix(self, query_BLNE, key_BSKE, value_BSKE, mask_BLS) -> jax.Array:
         """Attention's output, projected back: (B, L, D)."""
@@ -123,7 +134,7 @@ class Block(nnx.Module):
         self.attention = Attention(shape, rngs=rngs)
         self.mlp = SwiGLU(shape, rngs=rngs)
 
-    def __call__(self, x_BLD, position_BLA, mask_BLS, remember=lambda key, value: (key, value)) -> jax.Array:
-        query, key, value = self.attention.project(self.attention_norm(x_BLD), position_BLA)
+    def __call__(self, x_BLD, turn: Rotation, mask_BLS, remember=lambda key, value: (key, value)) -> jax.Array:
+        query, key, value = self.attention.project(self.attention_norm(x_BLD), turn)
         x_BLD += self.attention.mix(query, *remember(key, value), mask_BLS)
         return x_BLD + self.mlp(self.mlp_norm(x_BLD))

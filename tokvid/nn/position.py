@@ -1,25 +1,39 @@
 """Positions: rotary embedding over any number of axes, and Fourier features of absolute coordinates."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def rotary(
-    x_BLNE: Float[Array, "b l n e"], position_BLA: Float[Array, "b l a"], base: float = 100.0
-) -> Float[Array, "b l n e"]:
-    """Rotates pairs of channels by position (RoFormer, section 3.2), the channels shared out among A axes.
+class Rotation(NamedTuple):
+    """Cosine and sine of every slot's rotary angles, (B, L, 1, E/2) each: the same for all layers and heads."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotation(position_BLA: Float[Array, "b l a"], width: int, base: float = 100.0) -> Rotation:
+    """Rotary angles (RoFormer, section 3.2) for heads of `width` channels, shared out among A axes.
 
     Positions are real numbers (seconds, rows, columns scaled as the caller likes): only differences matter. The first
     axis takes what doesn't divide. Frequencies run from 1 down to 1/base radians per unit.
     """
-    half, axes = x_BLNE.shape[-1] // 2, position_BLA.shape[-1]
+    half, axes = width // 2, position_BLA.shape[-1]
     counts = [half // axes + (half % axes if axis == 0 else 0) for axis in range(axes)]
     angles = [
         position_BLA[..., axis, None].astype(jnp.float32) * base ** -(jnp.arange(count, dtype=jnp.float32) / count)
         for axis, count in enumerate(counts)
     ]
     angle_BL1E = jnp.concatenate(angles, axis=-1)[:, :, None, :]
-    cos, sin = jnp.cos(angle_BL1E).astype(x_BLNE.dtype), jnp.sin(angle_BL1E).astype(x_BLNE.dtype)
+    # The barrier keeps XLA from computing sines and cosines anew in every layer that uses them.
+    return Rotation(*jax.lax.optimization_barrier((jnp.cos(angle_BL1E), jnp.sin(angle_BL1E))))
+
+
+def rotate(x_BLNE: Float[Array, "b l n e"], by: Rotation) -> Float[Array, "b l n e"]:
+    """Turns pairs of channels (one from each half) by their slot's angles."""
+    cos, sin = by.cos.astype(x_BLNE.dtype), by.sin.astype(x_BLNE.dtype)
     first, second = jnp.split(x_BLNE, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

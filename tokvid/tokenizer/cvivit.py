@@ -15,6 +15,7 @@ from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.attention import NEVER, block_mask
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
+from tokvid.nn.position import rotation
 from tokvid.tokenizer.quantizers import QUANTIZERS, Quantized
 from tokvid.types import LatentShape
 
@@ -50,6 +51,8 @@ class CViViT(nnx.Module):
         for kind in config.encoder + config.decoder:
             if kind not in ("space", "time"):
                 raise UserError(did_you_mean(kind, ("space", "time"), "layer kind"))
+        if config.time_window < 1:
+            raise UserError(f"time_window {config.time_window} is too small: a latent frame sees itself at least, so use 1 or more")
         self.config = config
         self.quantizer = QUANTIZERS[config.quantizer](config)
         pixels, width = 3 * config.patch**2, config.width
@@ -71,6 +74,7 @@ class CViViT(nnx.Module):
 
     def encode(self, video_BTHWC: Float[Array, "b t h w 3"]) -> Quantized:
         """The whole video at once: latents (B, T', H', W', C), ids (B, T', H', W'), the quantizer's losses."""
+        latent_shape(self.config, *video_BTHWC.shape[1:4])
         return self.encode_step(video_BTHWC)[0]
 
     def decode(self, ids_BTHW: Int[Array, "b t h w"]) -> Float[Array, "b t h w 3"]:
@@ -125,8 +129,10 @@ class CViViT(nnx.Module):
     def _run(self, blocks, order, x_BTHWD, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         B, T, H, W, D = x_BTHWD.shape
         rows, columns = jnp.meshgrid(jnp.arange(H), jnp.arange(W), indexing="ij")
-        place_1LA = jnp.stack([rows.ravel(), columns.ravel()], axis=-1)[None].astype(jnp.float32)
+        head = self.config.width // self.config.heads
+        place = rotation(jnp.stack([rows.ravel(), columns.ravel()], axis=-1)[None], head)
         time_1T = ((0 if cache is None else cache.next) + jnp.arange(T, dtype=jnp.int32))[None]
+        time = rotation(time_1T[..., None], head)
         seen_1S = time_1T if cache is None else jnp.concatenate([cache.times[None], time_1T], axis=1)
         mask_1TS = block_mask(time_1T, seen_1S, self.config.time_window)
         kept: list[jax.Array] = []
@@ -142,16 +148,15 @@ class CViViT(nnx.Module):
 
         for kind, block in zip(order, blocks, strict=True):
             if kind == "space":
-                run = rematerialised(lambda x, block=block: block(x, place_1LA, None), self.config.remat)
+                run = rematerialised(lambda x, block=block: block(x, place, None), self.config.remat)
                 x_BTHWD = run(x_BTHWD.reshape(B * T, H * W, D)).reshape(B, T, H, W, D)
             else:
                 x_BLTD = x_BTHWD.reshape(B, T, H * W, D).swapaxes(1, 2).reshape(B * H * W, T, D)
-                time_1TA = time_1T[..., None].astype(jnp.float32)
                 if cache is None:
-                    run = rematerialised(lambda x, block=block: block(x, time_1TA, mask_1TS), self.config.remat)
+                    run = rematerialised(lambda x, block=block: block(x, time, mask_1TS), self.config.remat)
                     x_BLTD = run(x_BLTD)
                 else:
-                    x_BLTD = block(x_BLTD, time_1TA, mask_1TS, remember)
+                    x_BLTD = block(x_BLTD, time, mask_1TS, remember)
                 x_BTHWD = x_BLTD.reshape(B, H * W, T, D).swapaxes(1, 2).reshape(B, T, H, W, D)
         return x_BTHWD, None if cache is None else Cache(tuple(kept), seen_1S[0, T:], cache.next + T)
 

@@ -45,7 +45,10 @@ class FSQ:
         return jnp.tanh(z + np.arctanh(offset / half)) * half - offset
 
     def quantize(self, z: jax.Array) -> Quantized:
-        """z (..., C) of any real values → latents in [-1, 1] on the grid, and their ids."""
+        """z (..., C) of any real values → latents in [-1, 1] on the grid, and their ids.
+
+        NaN gives NaN latents, so that the loss shows it; the id then is some code and means nothing.
+        """
         bounded = self.bound(z.astype(jnp.float32))
         rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
         digits = jnp.round(bounded).astype(jnp.int32) + self.levels // 2

@@ -1,7 +1,7 @@
 """Checkpoints that count only once they are proved whole.
 
-orbax writes state and data iterator asynchronously; a thread then writes `commit.json` last, with the SHA-256 of every file.
-A step without its commit record never counts as saved; one whose files don't match it is set aside and named.
+orbax writes state and data iterator asynchronously; a thread then writes `commit.json` last, with the SHA-256 of every
+file. A step without its commit record never counts as saved; one whose files don't match it is set aside and named.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,51 +21,62 @@ from tokvid.errors import UserError
 from tokvid.files import write_json
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+ADVICE = "free some space or choose another --workdir, then run again: training goes on from the last checkpoint"
 
 
 class Checkpoints:
     """The checkpoints of one training folder, locked against a second job; a context manager."""
 
     def __init__(self, folder: Path, keep: int, agree: Mapping[str, Any]):
-        """`agree`: JSON values (model config, data fingerprint) that a checkpoint must share to be resumed from."""
+        """`agree`: JSON values (model config, data fingerprint) that a checkpoint must share to be resumed from.
+
+        UserError where the folder cannot be written to or another job is at work in it.
+        """
         self.folder, self.agree = folder.absolute(), json.loads(json.dumps(agree))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "w")
-        except OSError as error:
-            raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another job is training in {folder.parent}; wait for it or use another --workdir") from error
-        for step in self._steps():  # what a killed job left unfinished
-            if not (self._path(step) / "commit.json").exists():
-                shutil.rmtree(self._path(step))
-        options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._lock = _locked(self.folder)
+        try:
+            for step in self._steps():
+                if not self._record(step).exists():
+                    log.warning("checkpoint %d in %s was never finished: removed", step, self.folder)
+                    shutil.rmtree(self._path(step))
+            # One at least stays while the next is written, for orbax removes old ones before ours is committed.
+            options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
+        except UserError as failed:
+            if error is None:
+                raise
+            log.error("%s", failed)  # the other error comes first
         finally:
-            self._manager.close()
-            self._lock.close()
+            self._close()
 
     def save(self, step: int, state: Any, data: Mapping[str, Any]) -> None:
-        """Starts saving; raises what went wrong with the save before. The state may be donated once this returns."""
+        """Starts saving, unless that step is saved already; `state` may be donated once this returns.
+
+        UserError where this save, or the one before, failed.
+        """
         self.wait()
         if self._path(step).exists():
             return
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data)))
-        )
-        self._thread = threading.Thread(target=self._commit, args=(step,))
+        data = json.loads(json.dumps(data))  # it is written in the background, and may change meanwhile
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+        self._thread = threading.Thread(target=self._commit, args=(step,), name=f"commit {step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -75,23 +86,33 @@ class Checkpoints:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise UserError(f"saving a checkpoint to {self.folder} failed: {_first_line(error)}") from error
+            raise self._failed(error) from error
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest whole checkpoint as (step, state with `like`'s shapes and shardings, data iterator state), or None."""
+        """The newest whole checkpoint as (step, state, data iterator state), or None where nothing was ever saved.
+
+        `like` is a state, or one of ShapeDtypeStructs, with the shapes and shardings to restore to. UserError where no
+        checkpoint is whole, or the newest that is doesn't agree with this training.
+        """
+        damaged: dict[int, str] = {}
         for step in reversed(self._steps()):
-            damage = self._damage(step)
-            if damage:
-                aside = self._path(step).with_name(f"damaged-{step}")
-                shutil.rmtree(aside, ignore_errors=True)
-                self._path(step).rename(aside)
-                log.warning("checkpoint %d is damaged (%s): set aside as %s, going back one", step, damage, aside)
-                self._manager.reload()
+            if damage := self._damage(step):
+                damaged[step] = damage
                 continue
             self._check_agreement(step)
+            self._set_aside(damaged, step)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
-            found = self._manager.restore(step, args=args)
+            try:
+                found = self._manager.restore(step, args=args)
+            except Exception as error:
+                raise UserError(
+                    f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({_first_line(error)}); "
+                    "resume with the version that wrote it or use another --workdir"
+                ) from error
             return step, found["state"], found["data"]
+        if damaged:
+            named = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
+            raise UserError(f"no checkpoint in {self.folder} is whole ({named}); use another --workdir to start anew")
         return None
 
     def _commit(self, step: int) -> None:
@@ -99,23 +120,56 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 record = {"format": FORMAT, "step": step, "agree": self.agree, "files": _hashes(self._path(step))}
-                write_json(self._path(step) / "commit.json", record)
+                write_json(self._record(step), record)
         except BaseException as error:  # raised again in the training thread, by wait()
             self._error = error
+
+    def _close(self) -> None:
+        try:
+            self._manager.close()
+        except Exception as error:  # orbax tells of a failed save once more
+            log.debug("closing the checkpoints of %s: %s", self.folder, error)
+        finally:
+            self._lock.close()
+
+    def _failed(self, error: BaseException) -> UserError:
+        why = _first_line(error.__cause__ or error)
+        return UserError(f"saving a checkpoint to {self.folder} failed: {why}; {ADVICE}")
 
     def _damage(self, step: int) -> str:
         """What is wrong with a committed step, or nothing."""
         try:
-            record = json.loads((self._path(step) / "commit.json").read_text())
-            wanted, found = record["files"], _hashes(self._path(step))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"unreadable: {error}"
-        bad = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            record = json.loads(self._record(step).read_text())
+            wanted, found, _ = record["files"], _hashes(self._path(step)), record["agree"].keys()
+            bad = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"unreadable: {_first_line(error)}"
         return f"{bad[0]} is not what was saved" if bad else ""
 
+    def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:
+        for step, damage in damaged.items():
+            aside = self._path(step).with_name(f"damaged-{step}")
+            shutil.rmtree(aside, ignore_errors=True)
+            self._path(step).rename(aside)
+            log.warning(
+                "checkpoint %d is damaged (%s): set aside as %s; going back to %d",
+                step,
+                damage,
+                aside,
+                instead,
+            )
+        if damaged:
+            self._manager.reload()
+
     def _check_agreement(self, step: int) -> None:
-        saved = json.loads((self._path(step) / "commit.json").read_text())["agree"]
-        for key in self.agree.keys() | saved.keys():
+        record = json.loads(self._record(step).read_text())
+        if (found := record.get("format")) != FORMAT:
+            raise UserError(
+                f"checkpoint {self._path(step)} has format {found!r}, this version of tokvid reads {FORMAT}; "
+                "resume with the version that wrote it or use another --workdir"
+            )
+        saved = record["agree"]
+        for key in sorted(self.agree.keys() | saved.keys()):
             if saved.get(key) != self.agree.get(key):
                 raise UserError(
                     f"{self.folder.parent} was trained with {key} {_shorter(saved.get(key), self.agree.get(key))}; "
@@ -123,15 +177,39 @@ class Checkpoints:
                 )
 
     def _steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit())
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
+    def _record(self, step: int) -> Path:
+        return self._path(step) / "commit.json"
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The open lock file of `folder`, made where need be: the lock goes when it is closed or its process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(f"another job is training in {folder.parent}; wait for it or use another --workdir") from error
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): take care that no other job trains there", folder, error.strerror)
+    return lock
+
 
 def _hashes(folder: Path) -> dict[str, str]:
+    def digest(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "commit.json")
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): digest(path) for path in files}
 
 
 def _first_line(error: BaseException) -> str:

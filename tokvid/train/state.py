@@ -38,7 +38,11 @@ class Task(Protocol):
         ...
 
     def batches(self) -> Any:
-        """An endless iterator of NumPy batches with `get_state` and `set_state`."""
+        """An endless iterator of NumPy batches with `get_state`, `set_state` (JSON values) and `close`."""
+        ...
+
+    def alarm(self, metrics: Mapping[str, float]) -> str:
+        """What a person should hear about the means of some steps after warm-up (a collapse, say), or nothing."""
         ...
 
     def samples(self, model: Any, directory: Any, step: int) -> None:
@@ -54,22 +58,35 @@ class Task(Protocol):
         ...
 
 
-def init_state(task: Task, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, TrainState, nnx.GraphDef]:
-    """The first state, sharded from its first byte on; its shardings; the model's graph definition."""
-    optimizer = make_optimizer(config)
+def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:
+    """The state's shapes, types and shardings, nothing of it computed yet, and the model's graph definition."""
+    graph, *_ = nnx.split(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))), nnx.Param, ...)
+    like = jax.eval_shape(_init(task, config))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, shardings(like, mesh)
+    ), graph
 
+
+def init_state(task: Task, config: TrainConfig, like: TrainState) -> TrainState:
+    """The state of step 0, sharded as `like` (from `abstract_state`) from its first byte on."""
+    return jax.jit(_init(task, config), out_shardings=_places(like))()
+
+
+def _init(task: Task, config: TrainConfig) -> Callable[[], TrainState]:
     def init() -> TrainState:
         params = nnx.state(task.make_model(nnx.Rngs(config.seed)), nnx.Param)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), jax.tree.map(jnp.copy, params), zero)
+        return TrainState(zero, params, make_optimizer(config).init(params), jax.tree.map(jnp.copy, params), zero)
 
-    graph, _, _ = nnx.split(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))), nnx.Param, ...)
-    places = shardings(jax.eval_shape(init), mesh)
-    return jax.jit(init, out_shardings=places)(), places, graph
+    return init
+
+
+def _places(like: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, like)
 
 
 def make_step(
-    task: Task, config: TrainConfig, mesh: Mesh, places: TrainState, graph: nnx.GraphDef
+    task: Task, config: TrainConfig, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The jitted training step; the state is donated. A non-finite gradient changes nothing but the counters."""
     optimizer, rate = make_optimizer(config), learning_rate(config)
@@ -99,7 +116,7 @@ def make_step(
 
     return jax.jit(
         step,
-        in_shardings=(places, NamedSharding(mesh, BATCH)),
-        out_shardings=(places, None),
+        in_shardings=(_places(like), NamedSharding(mesh, BATCH)),
+        out_shardings=(_places(like), None),
         donate_argnums=0,
     )

@@ -1,5 +1,8 @@
 """Training the tokenizer: what it minimises, what it sees, what it shows."""
 
+import contextlib
+import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import Recipe, to_dict
+from tokvid.config import DataConfig, Recipe, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.media import contact_sheet
@@ -52,21 +55,50 @@ class TokenizerTask:
         config = self.recipe.train_tokenizer
         return clip_batches(self.recipe.data, config.batch, config.seed)
 
+    def alarm(self, metrics: Mapping[str, float]) -> str:
+        """A collapsed codebook: batches with next to no different codes, which shows in no loss."""
+        codes, data = math.prod(self.config.levels), self.recipe.data
+        tokens = self.recipe.train_tokenizer.batch * math.prod(latent_shape(self.config, data.frames, *data.size))
+        used = metrics.get("codes_used", 1.0) * codes
+        if used >= max(2.0, 0.01 * min(codes, tokens)):
+            return ""
+        return (
+            f"batches use only {used:.1f} of {codes} codes: the codebook has collapsed, its tokens will say little. "
+            "Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer levels"
+        )
+
     def samples(self, model: CViViT, directory: Path, step: int) -> None:
         """A sheet of true clips, each above its reconstruction."""
-        batch = next(clip_batches(self.recipe.data, 4, seed=1))
-        made = to_bytes(np.asarray(jax.jit(lambda video: model.reconstruct(to_signed(video))[0])(batch.video)))
-        rows = [video for pair in zip(batch.video, made, strict=True) for video in pair]
+        with contextlib.closing(clip_batches(self.recipe.data, 4, seed=1)) as batches:
+            truth = next(batches).video
+        made = to_bytes(np.asarray(_reconstruct(*nnx.split(model), truth)))
+        rows = [video for pair in zip(truth, made, strict=True) for video in pair]
         contact_sheet(directory / f"{step:07d}.png", rows, captions=["truth", "made"] * len(made))
 
     def finish(self, params: nnx.State, directory: Path, step: int) -> None:
         weights.save(directory, "tokenizer", self.config, params, steps=step, data=to_dict(self.recipe.data))
 
     def describe(self) -> Mapping[str, Any]:
-        return {"tokenizer": to_dict(self.config), "data": to_dict(self.recipe.data)}
+        return {"tokenizer": to_dict(self.config), "data": describe_data(self.recipe.data)}
 
 
-def to_signed(video: jax.Array) -> jax.Array:
+def describe_data(config: DataConfig) -> dict[str, Any]:
+    """What decides which clips are made, as JSON values: the config without what only decides how fast."""
+    return {name: value for name, value in to_dict(config).items() if name not in ("threads", "max_unreadable")}
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def encode_ids(graph: nnx.GraphDef, params: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
+    """uint8 videos → their tokens, int32 (B, T', H', W')."""
+    return nnx.merge(graph, params).encode(to_signed(video_BTHWC)).ids
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _reconstruct(graph: nnx.GraphDef, params: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
+    return nnx.merge(graph, params).reconstruct(to_signed(video_BTHWC))[0]
+
+
+def to_signed(video: jax.Array | np.ndarray) -> jax.Array:
     """uint8 → float32 in [-1, 1]."""
     return jnp.asarray(video, jnp.float32) / 127.5 - 1
 

@@ -11,6 +11,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import Recipe, to_dict
 from tokvid.errors import UserError
+from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import token_batches
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch
@@ -21,21 +22,34 @@ class TransformerTask:
 
     name = "transformer"
 
-    def __init__(self, recipe: Recipe, cache: Path, about: Mapping[str, Any], show: Callable[..., None] | None = None):
-        """`about` is the token cache's metadata (tokenizer and text fingerprints, vocabulary, latent grid).
+    def __init__(
+        self,
+        recipe: Recipe,
+        cache: Path,
+        about: Mapping[str, Any],
+        text: TextModel,
+        show: Callable[..., None] | None = None,
+    ):
+        """`cache`, `about` and `text` are what `token_cache.open_token_cache` gives.
 
         `show(model, directory, step)` makes sample videos: it needs the sampling room, which this one doesn't import.
+        UserError where the cache doesn't fit the recipe.
         """
         config = recipe.transformer
         for field, wanted, found in (
             ("vocabulary", about["vocabulary"], config.vocabulary),
-            ("text_vocabulary", about["text_vocabulary"], config.text_vocabulary),
             ("rows and columns of latent", about["grid"], list(config.latent[1:])),
             ("temporal_patch", about["temporal_patch"], config.temporal_patch),
         ):
             if wanted != found:
                 raise UserError(f"the token cache {cache} needs transformer {field} {wanted}, the config has {found}")
-        self.recipe, self.config, self.cache, self.about, self.show = recipe, config, cache, about, show
+        if text.vocabulary > config.text_vocabulary:  # fewer are fine: captions of few words give no more
+            raise UserError(
+                f"the text model of {cache} has {text.vocabulary} ids, the config's transformer text_vocabulary is "
+                f"{config.text_vocabulary}; raise it to {text.vocabulary}"
+            )
+        self.recipe, self.config, self.show = recipe, config, show
+        self.cache, self.about, self.text = cache, about, text
 
     def make_model(self, rngs: nnx.Rngs) -> Transformer:
         return Transformer(self.config, rngs=rngs)
@@ -56,8 +70,19 @@ class TransformerTask:
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
 
     def batches(self) -> Any:
-        config = self.recipe.train_transformer
-        return token_batches(self.cache, self.recipe.layouts, self.config, config.batch, config.seed)
+        recipe, config = self.recipe, self.recipe.train_transformer
+        return token_batches(
+            self.cache,
+            recipe.layouts,
+            self.config,
+            config.batch,
+            config.seed,
+            text_model=self.text,
+            threads=recipe.data.threads,
+        )
+
+    def alarm(self, metrics: Mapping[str, float]) -> str:
+        return ""
 
     def samples(self, model: Transformer, directory: Path, step: int) -> None:
         if self.show is not None:
@@ -73,4 +98,6 @@ class TransformerTask:
             "layouts": to_dict(self.recipe.layouts),
             "tokenizer": self.about["tokenizer"],
             "text_model": self.about["text_model"],
+            "data": self.about["data"],
+            "tokens": self.about["tokens"],
         }

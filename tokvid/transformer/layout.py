@@ -97,7 +97,7 @@ def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary, step: int
     Blocks rise from segment to segment. A text, a rate, the known part of a video are one block each; generated tokens
     are one block a step. For a text of 2, a rate, and a video of 4 tokens with 2 known::
 
-        block   0 0 | 1 | 2 2 4 5
+        block   0 0 | 1 | 2 2 5 6
         input   a b | R | p q B s      p q are given; B is BEGIN; s and t are generated
         target  . . | . | . . s t
     """

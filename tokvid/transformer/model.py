@@ -9,7 +9,7 @@ from tokvid.errors import UserError
 from tokvid.nn.attention import block_mask
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write
-from tokvid.nn.position import fourier_features
+from tokvid.nn.position import fourier_features, rotation
 from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build
 from tokvid.types import TokenBatch
 
@@ -20,10 +20,6 @@ class Transformer(nnx.Module):
     """Sequences of slots → logits over video codes."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        if config.width % config.heads or config.heads % config.kv_heads:
-            raise UserError(
-                f"width {config.width}, heads {config.heads} and kv_heads {config.kv_heads} must divide in this order"
-            )
         self.config = config
         self.vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
         D = config.width
@@ -49,8 +45,9 @@ class Transformer(nnx.Module):
         Without a cache the slots are the whole sequence and see one another; with one they see what it holds.
         """
         c = self.config
-        x_BLD = self._embed(sequence)
-        position_BLA = sequence.position * jnp.asarray([c.ticks_per_second, 1.0, 1.0])
+        ticks_BLA = sequence.position * jnp.asarray([c.ticks_per_second, 1.0, 1.0])
+        x_BLD = self._embed(sequence, ticks_BLA)
+        turn = rotation(ticks_BLA, c.width // c.heads)
         seen_BS = sequence.block if cache is None else write(cache.block, sequence.block, slot)
         mask_BLS = block_mask(sequence.block, seen_BS)
         graph, layers = nnx.split(self.blocks)
@@ -64,7 +61,7 @@ class Transformer(nnx.Module):
                 new = (key, value) if past is None else (write(past[0], key, slot), write(past[1], value, slot))
                 return new
 
-            x_BLD = nnx.merge(graph, params)(x_BLD, position_BLA, mask_BLS, remember)
+            x_BLD = nnx.merge(graph, params)(x_BLD, turn, mask_BLS, remember)
             return x_BLD, None if past is None else new
 
         body = rematerialised(layer, c.remat)
@@ -89,13 +86,12 @@ class Transformer(nnx.Module):
         c = self.config
         return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype)
 
-    def _embed(self, sequence: Sequence) -> jax.Array:
+    def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
         table = self.embedding[...]
         x_BLD = table[sequence.token]
         order = self.text_order[...][jnp.maximum(sequence.order, 0)]
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
-        ticks = sequence.position * jnp.asarray([self.config.ticks_per_second, 1.0, 1.0])
-        x_BLD += self.place(fourier_features(ticks, OCTAVES))
+        x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
         # A rate is a number, not a name: rates between those trained on lie between their embeddings.
         octave = jnp.log2(jnp.maximum(sequence.fps, 1e-3))[..., None]
         x_BLD += jnp.where(sequence.fps[..., None] > 0, self.rate(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
@@ -104,6 +100,8 @@ class Transformer(nnx.Module):
 
 def sequence_of(config: TransformerConfig, batch: TokenBatch, step: int = 1) -> Sequence:
     """The layout of text → video, image → video and continuation alike: they differ in `known` and `start` alone."""
+    if batch.text.shape[1] > config.text_length:  # XLA would give all that is too long the last place
+        raise UserError(f"{batch.text.shape[1]} text tokens are too many: this model reads at most {config.text_length}")
     video = Video(batch.tokens, batch.start, batch.fps, batch.known, config.temporal_patch)
     vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
     return build([Text(batch.text), Rate(batch.fps), video], vocabulary, step)

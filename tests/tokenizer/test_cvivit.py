@@ -1,0 +1,230 @@
+"""C-ViViT: shapes, causality, images as 1-frame videos, and streams that equal the whole video at once."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid.config import TokenizerConfig
+from tokvid.errors import UserError
+from tokvid.tokenizer.cvivit import CViViT, latent_shape
+
+ALTERNATING, PHENAKI = ("space", "time") * 2, ("space", "space", "time", "time")
+CONFIG = TokenizerConfig(
+    size=(16, 16), patch=8, width=32, heads=2, mlp=48, encoder=ALTERNATING, decoder=ALTERNATING, time_window=3
+)
+LATENT = 17  # latent frames of the test video: more than five windows of 3
+VIDEO = np.random.default_rng(0).uniform(-1, 1, (2, 1 + 2 * (LATENT - 1), 16, 16, 3)).astype(np.float32)
+
+
+def reordered(order):
+    return dataclasses.replace(CONFIG, encoder=order, decoder=order[::-1] if order == PHENAKI else order)
+
+
+class Jitted(NamedTuple):
+    """A model with its functions compiled once per shape, and what it makes of VIDEO."""
+
+    model: CViViT
+    reconstruct: Any
+    encode_step: Any
+    decode_step: Any
+    pixels: np.ndarray
+    latents: np.ndarray
+    ids: np.ndarray
+
+
+@pytest.fixture(scope="module", params=[ALTERNATING, PHENAKI], ids=["alternating", "phenaki"])
+def whole(request, random_model):
+    model = random_model(CViViT, reordered(request.param))
+    reconstruct = jax.jit(model.reconstruct)
+    pixels, quantized = jax.tree.map(np.asarray, reconstruct(VIDEO))
+    encode_step, decode_step = (jax.jit(f, static_argnames="first") for f in (model.encode_step, model.decode_step))
+    return Jitted(model, reconstruct, encode_step, decode_step, pixels, quantized.latents, quantized.ids)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    "pt, size, wanted", [(2, (1, 8, 8), (1, 1, 1)), (2, (11, 128, 64), (6, 16, 8)), (4, (9, 24, 8), (3, 3, 1))]
+)
+def test_latent_shape(pt, size, wanted):
+    assert latent_shape(TokenizerConfig(patch=8, temporal_patch=pt), *size) == wanted
+
+
+@pytest.mark.parametrize(
+    "pt, size, said",
+    [
+        (2, (4, 8, 8), "4 frames don't fit a temporal patch of 2: use 3 or 5 frames"),
+        (4, (12, 8, 8), "12 frames don't fit a temporal patch of 4: use 9 or 13 frames"),
+        (2, (0, 8, 8), "0 frames don't fit a temporal patch of 2: use 1 or 3 frames"),
+        (2, (3, 100, 8), "height 100 is no multiple of the patch 8: use 96 or 104"),
+        (2, (3, 8, 5), "width 5 is no multiple of the patch 8: use 8 or 16"),
+        (2, (3, 0, 8), "height 0 is no multiple of the patch 8: use 8 or 16"),
+    ],
+)
+def test_latent_shape_says_what_would_fit(pt, size, said):
+    with pytest.raises(UserError) as error:
+        latent_shape(TokenizerConfig(patch=8, temporal_patch=pt), *size)
+    assert str(error.value) == said
+
+
+def test_a_video_that_does_not_fit_is_a_users_error(whole):
+    with pytest.raises(UserError, match="4 frames.*use 3 or 5"):
+        whole.model.encode(jnp.asarray(VIDEO[:, :4]))
+    with pytest.raises(UserError, match="width 12.*use 8 or 16"):
+        whole.model.encode(jnp.asarray(VIDEO[:, :3, :, :12]))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"time_window": 0}, "time_window 0"),
+        ({"heads": 5}, "width 32, heads 5"),
+        ({"width": 30, "heads": 2}, "width 30"),  # heads of 15 channels: rotary positions turn pairs
+        ({"quantizer": "fsk"}, "did you mean 'fsq'"),
+        ({"encoder": ("space", "tme")}, "did you mean 'time'"),
+    ],
+)
+def test_configs_that_cannot_be(change, said, random_model):
+    with pytest.raises(UserError, match=said):
+        random_model(CViViT, dataclasses.replace(CONFIG, **change))
+
+
+def test_the_output_has_the_shapes_and_types_promised(whole):
+    assert whole.pixels.shape == VIDEO.shape and whole.pixels.dtype == np.float32
+    assert whole.ids.shape == (2, LATENT, 2, 2) and whole.ids.dtype == np.int32
+    assert whole.latents.shape == (2, LATENT, 2, 2, 4)
+    # The tests below would show nothing if all tokens were the same.
+    assert len(np.unique(whole.ids)) > 50 and whole.pixels.std() > 0.1
+
+
+def test_other_sizes_than_trained(whole):
+    """24×8 pixels from a model for 16×16; and no pixel of it sees the future either."""
+    video = np.random.default_rng(1).uniform(-1, 1, (1, 3, 24, 8, 3)).astype(np.float32)
+    pixels, quantized = whole.reconstruct(video)
+    assert pixels.shape == video.shape and quantized.ids.shape == (1, 2, 3, 1)
+    later_pixels, later = whole.reconstruct(np.concatenate([video[:, :1], -video[:, 1:]], axis=1))
+    np.testing.assert_array_equal(later_pixels[:, :1], pixels[:, :1])
+    assert (later.ids[:, 1:] != quantized.ids[:, 1:]).any()
+
+
+# Causality
+
+
+@pytest.mark.parametrize("frame", [1, 2, 15, 32])
+def test_the_future_changes_nothing_before_it(whole, frame):
+    changed = VIDEO.copy()
+    changed[:, frame:] = np.random.default_rng(frame).uniform(-1, 1, changed[:, frame:].shape)
+    pixels, quantized = whole.reconstruct(changed)
+    latent = (frame + 1) // 2  # the latent frame that holds it: 0 | 1 2 | 3 4 | ...
+    first = 2 * latent - 1  # and the first frame that it paints
+    np.testing.assert_array_equal(quantized.ids[:, :latent], whole.ids[:, :latent])
+    np.testing.assert_array_equal(quantized.latents[:, :latent], whole.latents[:, :latent])
+    np.testing.assert_array_equal(pixels[:, :first], whole.pixels[:, :first])
+    assert (quantized.ids[:, latent] != whole.ids[:, latent]).any()
+    assert (pixels[:, first] != whole.pixels[:, first]).any()
+
+
+def test_an_image_is_a_video_of_one_frame(whole):
+    pixels, quantized = whole.reconstruct(VIDEO[:, :1])
+    assert pixels.shape == (2, 1, 16, 16, 3)
+    np.testing.assert_array_equal(quantized.ids, whole.ids[:, :1])
+    np.testing.assert_allclose(pixels, whole.pixels[:, :1], atol=1e-5)
+
+
+def test_one_time_layer_reaches_as_far_as_its_window(random_model):
+    """A changed latent frame shows in its own pixels and the next two (window 3): neither in more nor in fewer."""
+    model = random_model(CViViT, dataclasses.replace(CONFIG, encoder=("space", "time"), decoder=("space", "time")))
+    run = jax.jit(lambda video, latents: (model.encode(video).latents, model.decode_step(latents)[0]))
+    latents = np.random.default_rng(1).uniform(-1, 1, (1, 9, 2, 2, 4)).astype(np.float32)
+    video, later, changed = VIDEO[:1, :17], VIDEO[:1, :17].copy(), latents.copy()
+    later[:, 3:5], changed[:, 2] = -video[:, 3:5], -latents[:, 2]  # frames 3 and 4 are latent frame 2
+    (encoded, pixels), (encoded_later, pixels_later) = run(video, latents), run(later, changed)
+    differs = np.any(np.asarray(encoded != encoded_later), axis=(0, 2, 3, 4))
+    assert differs[2] and not differs[[0, 1, 5, 6, 7, 8]].any()
+    differs = np.any(np.asarray(pixels != pixels_later), axis=(0, 2, 3, 4))
+    assert differs.tolist() == [3 <= frame <= 8 for frame in range(17)]  # the frames of latent frames 2, 3 and 4
+
+
+# Streams
+
+
+def stream(step, part, model, pieces):
+    """The outputs of `step` over the pieces of a stream, and the cache in the end."""
+    cache, outputs = model.empty_cache(part, 2, 2, 2), []
+    for i, piece in enumerate(pieces):
+        output, cache = step(piece, cache, first=i == 0)
+        outputs.append(jax.tree.map(np.asarray, output))
+    return outputs, cache
+
+
+def cut(array, latent_frames, per_latent_frame):
+    """`array` (B, T, ...) in pieces of so many latent frames each, the leading one of `per_latent_frame` frames alone."""
+    ends = np.cumsum(latent_frames)
+    assert ends[-1] == LATENT
+    return np.split(array, 1 + per_latent_frame * (ends[:-1] - 1), axis=1)
+
+
+@pytest.mark.parametrize("latent_frames", [[1] * 17, [1, 3, 3, 1, 3, 3, 3]], ids=["singly", "mixed"])
+def test_a_stream_equals_the_whole(whole, latent_frames):
+    outputs, _ = stream(whole.encode_step, "encoder", whole.model, cut(VIDEO, latent_frames, 2))
+    np.testing.assert_array_equal(np.concatenate([out.ids for out in outputs], axis=1), whole.ids)
+    np.testing.assert_array_equal(np.concatenate([out.latents for out in outputs], axis=1), whole.latents)
+    outputs, _ = stream(whole.decode_step, "decoder", whole.model, cut(whole.latents, latent_frames, 1))
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), whole.pixels, atol=1e-5)
+
+
+def test_ids_decode_to_the_pixels_that_latents_do(whole):
+    latents = whole.model.quantizer.decode_ids(jnp.asarray(whole.ids))
+    np.testing.assert_array_equal(latents, whole.latents)
+
+
+def test_a_long_stream_keeps_a_cache_of_constant_size(whole):
+    rng = np.random.default_rng(2)
+    latents = rng.uniform(-1, 1, (2, 300, 2, 2, 4)).astype(np.float32)
+    empty = whole.model.empty_cache("decoder", 2, 2, 2)
+    outputs, cache = stream(whole.decode_step, "decoder", whole.model, np.split(latents, 300, axis=1))
+    assert jax.tree.map(jnp.shape, cache) == jax.tree.map(jnp.shape, empty)
+    assert cache.next == 300 and cache.times.tolist() == [298, 299]
+    # Two layers that look two latent frames back remember four: a stream that began but ten before ends alike, so
+    # nothing is kept beyond the window, and it does not matter how late it is.
+    again, _ = stream(whole.decode_step, "decoder", whole.model, np.split(latents[:, 290:], 10, axis=1))
+    np.testing.assert_allclose(np.concatenate(again[5:], 1), np.concatenate(outputs[295:], 1), atol=1e-4)
+
+
+# Gradients
+
+
+@pytest.fixture(scope="module")
+def gradients(random_model):
+    """Of an early part of the pixels, by remat policy: those of the parameters and that of the video."""
+
+    @functools.cache
+    def gradient(policy):
+        graph, params = nnx.split(random_model(CViViT, dataclasses.replace(CONFIG, remat=policy)))
+
+        def loss(params, video):
+            return jnp.square(nnx.merge(graph, params).reconstruct(video)[0][:, :3]).mean()
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss, argnums=(0, 1)))(params, VIDEO[:, :5]))
+
+    return gradient
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_remat_changes_no_gradient(gradients, policy):
+    for wanted, found in zip(*(jax.tree.leaves(gradients(name)) for name in ("none", policy)), strict=True):
+        assert np.abs(wanted).max() > 0
+        np.testing.assert_allclose(found, wanted, atol=1e-6 + 1e-5 * np.abs(wanted).max())
+
+
+def test_no_gradient_flows_from_a_pixel_to_later_frames(gradients):
+    video = gradients("none")[1]
+    assert np.abs(video[:, :3]).max(axis=(0, 2, 3, 4)).min() > 0
+    np.testing.assert_array_equal(video[:, 3:], 0)

@@ -1,0 +1,130 @@
+"""FSQ against the paper's code (recorded), against itself, and at its edges."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tokvid.config import TokenizerConfig
+from tokvid.errors import UserError
+from tokvid.tokenizer.quantizers import FSQ, QUANTIZERS
+
+RECORDED = ["3x5x4", "8x6x5", "8x5x5x5", "7x5x5x5x5", "8x8x8x5x5x5", "8x8x8x6x5"]
+LEVELS = [3, 5, 4]
+
+
+def fsq(levels):
+    return QUANTIZERS["fsq"](TokenizerConfig(levels=tuple(levels)))
+
+
+def quantize(levels, z):
+    return jax.jit(fsq(levels).quantize)(np.asarray(z, np.float32))
+
+
+def normal(*shape):
+    return 2 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_the_worked_example():
+    out = quantize([3, 5, 4], [0.25, 0.6, -7.0])
+    np.testing.assert_array_equal(out.latents, [0, 0.5, -1])
+    assert out.ids == 10 and out.ids.dtype == jnp.int32 and out.losses == {}
+
+
+@pytest.mark.parametrize(
+    "levels, z, latents, ids",
+    [
+        (
+            [3, 5, 4],
+            [[0, 0, 0], [9, 9, 9], [-9, -9, -9], [np.inf, -np.inf, np.inf]],
+            [[0, 0, 0], [1, 1, 0.5], [-1, -1, -1], [1, -1, 0.5]],  # an even level has no +1: -1, -0.5, 0, 0.5
+            [1 + 3 * 2 + 15 * 2, 3 * 5 * 4 - 1, 0, 2 + 15 * 3],
+        ),
+        (
+            [8, 5, 5, 5],
+            [[0.9, 0.3, -0.4, 5], [-0.5, 0, 0.2, 0.4]],
+            [[0.5, 0.5, -0.5, 1], [-0.5, 0, 0, 0.5]],
+            [6 + 8 * 3 + 40 * 1 + 200 * 4, 2 + 8 * 2 + 40 * 2 + 200 * 3],
+        ),
+        ([2, 2], [[-9, 9], [9, -9]], [[-1, 0], [0, -1]], [2, 1]),
+    ],
+)
+def test_small_vectors_worked_by_hand(levels, z, latents, ids):
+    out = quantize(levels, z)
+    np.testing.assert_array_equal(out.latents, latents)
+    np.testing.assert_array_equal(out.ids, ids)
+
+
+def recorded(dev_data, name, *parts):
+    with np.load(dev_data / "reference" / "fsq_vectors.npz") as file:
+        return [file[f"{name}_{part}"] for part in parts]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_ids_decode_to_the_recorded_values(name, dev_data):
+    ids, latents = recorded(dev_data, name, "index", "zhat")
+    decoded = jax.jit(fsq(map(int, name.split("x"))).decode_ids)(ids.astype(np.int32))
+    np.testing.assert_allclose(decoded, latents, atol=1e-6)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="bound() stretches by 1 + 1e-3 where the paper's code shrinks: ids differ near borders (0.5 %)"
+)
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_values_quantize_to_the_recorded_ids(name, dev_data):
+    z, bound, latents, ids = recorded(dev_data, name, "z", "bound", "zhat", "index")
+    quantizer = fsq(map(int, name.split("x")))
+    made_bound, made = jax.jit(lambda z: (quantizer.bound(z), quantizer.quantize(z)))(z)
+    np.testing.assert_allclose(made_bound, bound, atol=2e-6)
+    np.testing.assert_allclose(made.latents, latents, atol=1e-6)
+    np.testing.assert_array_equal(made.ids, ids)
+
+
+def test_decode_ids_inverts_every_code():
+    quantizer = fsq(LEVELS)
+    grids = [(np.arange(level) - level // 2) / (level // 2) for level in LEVELS]
+    wanted = np.array(list(itertools.product(*reversed(grids))))[:, ::-1]  # the first channel runs fastest
+    np.testing.assert_allclose(quantizer.decode_ids(jnp.arange(quantizer.vocabulary)), wanted, atol=1e-7)
+    # Whatever quantizes to a code gives that code's latents, to the last bit; and every code is reached.
+    out = quantize(LEVELS, normal(2000, len(LEVELS)))
+    np.testing.assert_array_equal(out.latents, quantizer.decode_ids(out.ids))
+    assert len(np.unique(out.ids)) == quantizer.vocabulary == 60
+
+
+def test_the_gradient_passes_straight_through_the_rounding():
+    quantizer = fsq(LEVELS)
+
+    @jax.jit
+    @jax.grad
+    def rounded(z):
+        return quantizer.quantize(z).latents.sum()
+
+    @jax.jit
+    @jax.grad
+    def smooth(z):
+        return (quantizer.bound(z) / (quantizer.levels // 2)).sum()
+
+    z = normal(50, len(LEVELS))
+    np.testing.assert_allclose(rounded(z), smooth(z), rtol=1e-6)
+    assert np.abs(rounded(z)).min() > 0
+
+
+def test_nan_stays_visible():
+    out = quantize(LEVELS, [np.nan, 0, 0])
+    # It must reach the loss, which notices it; its id names some code, never one outside the vocabulary.
+    assert np.isnan(out.latents[0]) and 0 <= out.ids < 60
+
+
+def test_16_bit_input_is_quantized_in_float32():
+    z = jnp.asarray(normal(500, 3), jnp.bfloat16)
+    narrow, wide = jax.jit(fsq(LEVELS).quantize)(z), quantize(LEVELS, z)
+    np.testing.assert_array_equal(narrow.ids, wide.ids)
+    assert narrow.latents.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("levels, said", [((), "at least 2"), ((8, 1), r"\(8, 1\)"), ((2,) * 31, "2147483648 codes")])
+def test_levels_that_cannot_be(levels, said):
+    with pytest.raises(UserError, match=said):
+        FSQ(levels)

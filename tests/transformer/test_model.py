@@ -1,0 +1,282 @@
+"""The trunk: who sees whom (by gradient and by perturbation), padding, caches, and the switches that change nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid.config import TransformerConfig
+from tokvid.errors import UserError
+from tokvid.nn.attention import NEVER
+from tokvid.transformer.layout import Rate, Text, Video, Vocabulary, build
+from tokvid.transformer.model import Transformer, sequence_of
+from tokvid.types import TokenBatch
+
+CONFIG = TransformerConfig(
+    vocabulary=50, text_vocabulary=20, text_length=5, latent=(3, 2, 2), width=32, layers=2, heads=4, kv_heads=2, mlp=48
+)
+PROMPTS = [[3, 1], [4, 1, 5, 9, 2], [], [6]]  # as long as the text, shorter, and none
+FIRST = CONFIG.text_length + 1  # the first video slot
+FRAME = 4  # tokens of a latent frame
+SLOTS = FIRST + 3 * FRAME
+
+
+def batch(prompts=PROMPTS, length=CONFIG.text_length, known=0, seed=0):
+    rng = np.random.default_rng(seed)
+    count = len(prompts)
+    text = np.full((count, length), -1, np.int32)
+    for i, prompt in enumerate(prompts):
+        text[i, : len(prompt)] = prompt
+    tokens = rng.integers(0, CONFIG.vocabulary, (4, 3, 2, 2), np.int32)[:count]
+    fps, start = np.float32([2, 4, 8, 4])[:count], np.int32([0, 0, 3, 1])[:count]
+    return TokenBatch(tokens, start, fps, text, np.full(count, known, np.int32))
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    return random_model(Transformer, CONFIG)
+
+
+def switched(model, **changes):
+    """The same parameters under a config that should compute the same."""
+    other = nnx.clone(model)
+    other.config = dataclasses.replace(model.config, **changes)
+    return other
+
+
+def runner(model):
+    """Sequence → hidden states and logits, compiled once a shape."""
+
+    @jax.jit
+    def run(sequence):
+        hidden, _ = model.run(sequence, None, 0)
+        return hidden, model.logits(hidden)
+
+    return lambda sequence: jax.tree.map(np.asarray, run(sequence))
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return runner(model)
+
+
+@functools.cache
+def layouts(step):
+    return jax.jit(functools.partial(sequence_of, CONFIG, step=step))
+
+
+def sequence(step=1, **options):
+    return layouts(step)(batch(**options))
+
+
+# Who sees whom
+
+
+@pytest.fixture(scope="module")
+def reach(model):
+    """(L, L, L) by sample: does slot i's output depend on slot j's input? By the gradient with respect to its position."""
+    direction_D = np.random.default_rng(1).normal(size=CONFIG.width).astype(np.float32)
+
+    @jax.jit
+    def jacobian(sequence):
+        def outputs(position):
+            return model.run(sequence._replace(position=position), None, 0)[0] @ direction_D
+
+        out_L = jax.jacrev(lambda position_LA: outputs(position_LA[None])[0])
+        return jnp.abs(out_L(sequence.position[0])).max(axis=-1) > 0
+
+    return lambda sequence: np.array(jacobian(jax.tree.map(lambda field: field[:1], sequence)))
+
+
+def drawn(*groups):
+    """Who sees whom, from (slots, what they see) by hand."""
+    sees = np.zeros((SLOTS, SLOTS), bool)
+    for slots, seen in groups:
+        for slot in slots:
+            sees[slot, seen] = True
+    return sees
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_slot_depends_on_what_its_layout_says(reach, step):
+    """Two words and three of padding, the rate, one known latent frame, then 8 tokens to generate."""
+    words, padding, rate, known = [0, 1], [2, 3, 4], [5], list(range(6, 10))
+    seen = words + rate + known
+    groups = [(words, words), (rate, words + rate), (known, seen)]
+    for slot in range(10, SLOTS, step):
+        together = list(range(slot, slot + step))
+        seen = seen + together
+        groups.append((together, seen))
+    found = reach(sequence(step, known=1))
+    found[padding] = False  # what padding sees doesn't matter: nobody sees it
+    np.testing.assert_array_equal(found, drawn(*groups))
+
+
+def test_the_fine_clip_of_an_interpolation_sees_the_whole_coarse_one(reach):
+    one = np.ones(1, np.int32)
+    coarse = Video(np.full((1, 1, 2, 2), 7, np.int32), 0 * one, np.float32([2]), one, 2)
+    fine = Video(np.full((1, 2, 2, 2), 9, np.int32), 0 * one, np.float32([4]), 0 * one, 2)
+    text = Text(np.int32([[3, 1, 4, 1]]))
+    made = build([text, Rate(np.float32([2])), coarse, Rate(np.float32([4])), fine], Vocabulary(CONFIG.vocabulary, CONFIG.text_vocabulary))
+    words, coarse_slots = list(range(4)), list(range(5, 9))
+    groups = [(words, words), ([4], [*words, 4]), (coarse_slots, list(range(9))), ([9], list(range(10)))]
+    groups += [([slot], list(range(slot + 1))) for slot in range(10, SLOTS)]
+    np.testing.assert_array_equal(reach(made), drawn(*groups))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_tokens_logits_depend_on_no_token_from_itself_on(run, step):
+    """Changing the token of slot j changes the logits from one step after j's on, and none before."""
+    full = PROMPTS[1]  # no padding, which sees everything
+    given = TokenBatch(*(np.repeat(field, 4, axis=0) for field in batch([full])))
+    wanted = run(layouts(step)(given))[1]
+    for j in range(0, 12, 3):  # three changes at a time, one a sample; sample 0 stays
+        changed = given.tokens.reshape(4, 12).copy()
+        for sample in (1, 2, 3):
+            changed[sample, j + sample - 1] = (changed[sample, j + sample - 1] + 7) % CONFIG.vocabulary
+        found = run(layouts(step)(given._replace(tokens=changed.reshape(4, 3, 2, 2))))[1]
+        np.testing.assert_array_equal(found[0], wanted[0])
+        for sample in (1, 2, 3):
+            slot = j + sample - 1
+            after = FIRST + (slot // step + 1) * step
+            np.testing.assert_array_equal(found[sample, :after], wanted[sample, :after])
+            if after < SLOTS:  # the last step's tokens are nobody's input
+                assert (found[sample, after:] != wanted[sample, after:]).any(axis=-1).all()
+
+
+def test_text_rate_and_every_known_token_matter(run):
+    given = batch(known=1)
+    wanted = run(layouts(1)(given))[1][1, FIRST + FRAME :]
+    for change in (
+        {"text": np.where(given.text == 9, 8, given.text)},
+        {"text": given.text[:, [1, 0, 2, 3, 4]]},  # the order of words, too
+        {"fps": given.fps + 1},
+        {"start": given.start + 1},
+        {"tokens": np.concatenate([(given.tokens[:, :1] + 1) % 50, given.tokens[:, 1:]], axis=1)},
+    ):
+        found = run(layouts(1)(given._replace(**change)))[1][1, FIRST + FRAME :]
+        assert np.abs(found - wanted).max() > 1e-3, change
+
+
+# Padding
+
+
+def test_padding_of_the_prompt_changes_nothing(run):
+    short = [prompt for prompt in PROMPTS if len(prompt) <= 2] + [[7, 7]]
+    wide, narrow = run(sequence(prompts=short))[1], run(sequence(prompts=short, length=2))[1]
+    np.testing.assert_allclose(wide[:, FIRST:], narrow[:, 3:], atol=1e-5)
+
+
+def test_prompts_of_unequal_length_give_what_each_gives_alone(run):
+    together = run(sequence(known=1))[1]
+    single = batch(known=1)
+    for i in range(len(PROMPTS)):
+        alone = run(layouts(1)(jax.tree.map(lambda field, i=i: field[i : i + 1], single)))[1]
+        np.testing.assert_allclose(together[i, FIRST:], alone[0, FIRST:], atol=1e-5)
+
+
+def test_what_stands_in_padded_slots_changes_nothing_and_is_no_nan(run):
+    made = sequence(known=1)
+    hidden, logits = run(made)
+    assert np.isfinite(hidden).all() and np.isfinite(logits).all()  # no text at all among them
+    other = made._replace(token=np.where(made.block == NEVER, 60, made.token))
+    np.testing.assert_array_equal(run(other)[1][:, FIRST:], logits[:, FIRST:])
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused():
+    with pytest.raises(UserError, match="7 text tokens.*at most 5"):
+        sequence(length=7)
+
+
+# Caches
+
+
+def cached(model):
+    """Sequence, slots to prefill, slots a step → hidden states and logits of all slots, by way of a cache."""
+
+    @functools.partial(jax.jit, static_argnames="count", donate_argnums=1)
+    def part(sequence, cache, slot, count):
+        hidden, cache = model.run(sequence.slots(slot, count), cache, slot)
+        return model.logits(hidden), cache
+
+    def run(sequence, given, step):
+        cache = model.empty_cache(4, SLOTS)
+        logits, cache = part(sequence, cache, 0, given)
+        every = [logits]
+        for slot in range(given, SLOTS, step):
+            # Slots that aren't generated yet hold nothing that could help.
+            unknown = np.arange(SLOTS) >= slot + step
+            logits, cache = part(sequence._replace(token=np.where(unknown, 0, sequence.token)), cache, slot, step)
+            every.append(logits)
+        np.testing.assert_array_equal(cache.block, sequence.block)
+        return np.concatenate(every, axis=1)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cached_run(model):
+    return cached(model)
+
+
+@pytest.mark.parametrize("step, known", [(1, 1), (2, 1), (1, 0)])
+def test_cached_logits_equal_uncached_ones(run, cached_run, step, known):
+    made = sequence(step, known=known)
+    given = FIRST + known * FRAME if known else FIRST + FRAME  # the latter: some generated slots prefilled at once
+    real = np.asarray(made.block != NEVER)  # padding sees other padding in a cache; nobody sees padding
+    logits = cached_run(made, given, step)
+    np.testing.assert_allclose(logits[real], run(made)[1][real], atol=1e-5)
+    assert len(np.unique(logits[:, FIRST:].argmax(axis=-1))) > 5
+
+
+# Switches that change nothing
+
+
+def test_scanned_layers_compute_the_same(model, run):
+    made = sequence(known=1)
+    scanned = switched(model, scan_layers=True)
+    wanted = run(made)[1]
+    np.testing.assert_allclose(runner(scanned)(made)[1], wanted, atol=1e-5)
+    real = np.asarray(made.block != NEVER)
+    np.testing.assert_allclose(cached(scanned)(made, FIRST + FRAME, 4)[real][-1], wanted[real][-1], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def gradient(model):
+    @functools.cache
+    def of(scan_layers, remat):
+        graph, params = nnx.split(switched(model, scan_layers=scan_layers, remat=remat))
+
+        def loss(params, sequence):
+            logits = nnx.merge(graph, params)(sequence)
+            return jnp.where(sequence.generated, jax.nn.logsumexp(logits, -1) - logits[..., 0], 0).mean()
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params, sequence(known=1)))
+
+    return of
+
+
+@pytest.mark.parametrize("scan_layers, remat", [(True, "full"), (False, "dots")])
+def test_remat_and_scan_change_no_gradient(gradient, scan_layers, remat):
+    wanted, found = gradient(False, "none"), gradient(scan_layers, remat)
+    for (path, one), other in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
+        assert np.abs(one).max() > 0, path
+        np.testing.assert_allclose(other, one, atol=1e-7 + 1e-5 * np.abs(one).max(), err_msg=str(path))
+
+
+def test_bfloat16_is_near_float32(model, run):
+    made = sequence(known=1)
+    wanted, (hidden, logits) = run(made)[1], runner(switched(model, dtype="bfloat16"))(made)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == np.float32
+    error = np.abs(logits - wanted)[:, FIRST:]
+    assert error.max() < 0.15 * wanted.std() and error.mean() < 0.03 * wanted.std()
+    assert switched(model, dtype="bfloat16").empty_cache(1, 8).key.dtype == jnp.bfloat16
+
+
+def test_sizes_that_do_not_divide_are_a_users_error(random_model):
+    with pytest.raises(UserError, match="width 32, heads 5"):
+        random_model(Transformer, dataclasses.replace(CONFIG, heads=5))

@@ -1,0 +1,148 @@
+"""The `tokvid` command: reads arguments, calls `commands`, turns a user's mistake into one line. Imports nothing slow."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from tokvid import __version__
+from tokvid.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="tokvid",
+        description="Text to video with discrete tokens: train it, tell long stories with it, measure it.",
+        epilog="`tokvid COMMAND --help` tells more. The weights in data/ are used unless --weights names others.",
+    )
+    top.add_argument("--version", action="version", version=f"tokvid {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the shipped story from the shipped weights")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for story.mp4, story.gif, sheet.png, report.json")
+    _weights(demo)
+
+    story = commands.add_parser("story", help="a long video from a sequence of prompts")
+    story.add_argument("file", nargs="?", type=Path, metavar="STORY.yaml", help="a story file; or give --prompt")
+    story.add_argument("--prompt", action="append", default=[], help="one segment; repeat for the next ones")
+    story.add_argument("--seconds", type=float, default=4.0, help="of each --prompt (default 4)")
+    story.add_argument("--image", type=Path, help="the picture that the story begins with")
+    _making(story)
+
+    generate = commands.add_parser("generate", help="one clip from one prompt")
+    generate.add_argument("--prompt", required=True, help="may be empty: no text")
+    generate.add_argument("--seconds", type=float, default=2.0)
+    given = generate.add_mutually_exclusive_group()
+    given.add_argument("--image", type=Path, help="the picture to begin with")
+    given.add_argument("--video", type=Path, help="the video to go on from; its frames come first")
+    _making(generate)
+
+    reconstruct = commands.add_parser("reconstruct", help="a video through the tokenizer and back")
+    reconstruct.add_argument("file", type=Path, metavar="IN")
+    reconstruct.add_argument("--out", type=Path, required=True, help=".mp4 or .gif (.png for an image)")
+    reconstruct.add_argument("--fps", type=float, help="frames taken a second (default: the video's own)")
+    reconstruct.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the tokenizer's")
+    reconstruct.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
+    reconstruct.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _weights(reconstruct)
+
+    train = commands.add_parser("train", help="train a model; again with the same --workdir: resume")
+    train.add_argument("model", choices=("tokenizer", "transformer"))
+    _recipe(train)
+
+    tokenize = commands.add_parser("tokenize", help="the token cache that the transformer is trained on")
+    _recipe(tokenize)
+
+    evaluate = commands.add_parser("evaluate", help="figures of what the weights are worth")
+    evaluate.add_argument("what", choices=("shapes", "reconstruction"))
+    evaluate.add_argument("--samples", type=int, default=128)
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--guidance", type=float, default=2.0)
+    evaluate.add_argument("--temperature", type=float, default=1.0)
+    evaluate.add_argument("--top-k", type=int, default=0)
+    evaluate.add_argument("--top-p", type=float, default=1.0)
+    evaluate.add_argument("--data", type=Path, help="reconstruction: a dataset folder (default: the data trained on)")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    _weights(evaluate)
+
+    data = commands.add_parser("data", help="write a dataset")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="shapes|mnist|folder")
+    shapes = kinds.add_parser("shapes", help="Moving Shapes, procedural")
+    shapes.add_argument("--videos", type=int, default=1000)
+    shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument("--held-out", action="store_true", help="only the compositions that training never sees")
+    mnist = kinds.add_parser("mnist", help="captioned Moving MNIST from a file of digits")
+    mnist.add_argument("file", type=Path, metavar="DIGITS", help=".npz with images and labels, or an idx file")
+    mnist.add_argument("--split", choices=("train", "test"), default="train")
+    mnist.add_argument("--seed", type=int, default=0)
+    folder = kinds.add_parser("folder", help="your own clips, with captions.jsonl or captions.csv beside them")
+    folder.add_argument("file", type=Path, metavar="FOLDER")
+    folder.add_argument("--max-unreadable", type=float, default=0.1, help="stop when a larger share cannot be read")
+    folder.add_argument("--check", action="store_true", help="decode every frame of every file before taking it")
+    for kind in (shapes, mnist, folder):
+        kind.add_argument("--out", type=Path, required=True, help="the dataset's folder")
+        kind.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="store frames of this size")
+        kind.add_argument("--fps", type=float, help="store frames at this rate")
+        kind.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
+        kind.add_argument("--tfds", action="store_true", help="as a TFDS dataset (extra `tfds`) instead of plain records")
+
+    inspect = commands.add_parser("inspect", help="what a checkpoint, weights, token cache or dataset is")
+    inspect.add_argument("path", type=Path)
+    return top
+
+
+def _weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--weights", type=Path, default=SHIPPED, help="weights folder or workdir (default: data/)")
+
+
+def _making(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, help=".mp4 or .gif")
+    command.add_argument("--sheet", type=Path, help="also a contact sheet, .png")
+    command.add_argument("--fps", type=float, help="frames a second (default 8)")
+    command.add_argument("--seed", type=int)
+    command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is not at all extra (default 2)")
+    command.add_argument("--temperature", type=float)
+    command.add_argument("--top-k", type=int)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--scale", type=int, default=0, help="enlarge pixels so many times (default: to 256 or more)")
+    _weights(command)
+
+
+def _recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG.py", help="a recipe, see configs/")
+    command.add_argument("--workdir", type=Path, required=True)
+    command.epilog = "Any field of the recipe can be changed: --train_tokenizer.steps 100, --data.path clips, …"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command. Exit codes: 0 done, 2 the user's mistake (one line says which), 130 interrupted."""
+    options, rest = parser().parse_known_args(arguments)
+    if rest and options.command not in ("train", "tokenize"):
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.WARNING, format="tokvid: %(message)s")
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        from tokvid import commands
+
+        commands.run(options, rest)
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    print(f"tokvid: {line}", file=sys.stderr)
+    sys.exit(code)
