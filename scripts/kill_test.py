@@ -1,7 +1,7 @@
 """Kills a small training at random moments, again and again, and compares its end with one that was left alone.
 
-    python scripts/kill_test.py --kills 20                  # SIGKILL, from the start of the process on
-    python scripts/kill_test.py --kills 20 --signals TERM   # it must save, say so and leave with exit code 0
+python scripts/kill_test.py --kills 20                  # SIGKILL, from the start of the process on
+python scripts/kill_test.py --kills 20 --signals TERM   # it must save, say so and leave with exit code 0
 """
 
 import argparse

@@ -44,18 +44,21 @@ set_up() {
     if [[ -n "$version" && "$wanted" == "$(cat "$venv/tokvid-$mode" 2>/dev/null)" ]]; then return; fi
 
     if [[ -z "$version" ]]; then
-        if [[ -e "$venv" && ! -f "$venv/pyvenv.cfg" ]]; then
-            echo "$venv is no Python environment: remove it, or name another as TOKVID_VENV" >&2
+        if [[ -e "$venv" && ! -f "$venv/tokvid-made" ]]; then # somebody else's: not ours to clear
+            echo "$venv is there, but is no environment of $python: remove it, or name another TOKVID_VENV" >&2
             return 2
         fi
-        "$python" -m venv --clear "$venv" || {
+        mkdir -p "$venv"
+        "$python" -m venv --clear "$venv" || python=""
+        touch "$venv/tokvid-made"
+        if [[ -z "$python" ]]; then
             echo "cannot make the environment $venv (on Debian and Ubuntu: apt install python3-venv)" >&2
             return 2
-        }
+        fi
     fi
     echo "Installing into $venv: the first time this takes a minute or two ..." >&2
     began=$SECONDS
-    rm -f "$venv"/tokvid-*
+    rm -f "$venv/tokvid-run" "$venv/tokvid-dev"
     local pip=("$bin/python" -m pip install -qq --disable-pip-version-check)
     if [[ "$mode" == dev ]]; then
         "${pip[@]}" "pip>=25.1" # the first that knows --group

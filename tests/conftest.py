@@ -28,7 +28,7 @@ def dev_data() -> Path:
 
 @pytest.fixture(scope="session")
 def random_model() -> Callable:
-    """`random_model(CViViT, config)`: a model whose every parameter is random, biases and norms too, so that each counts.
+    """`random_model(CViViT, config)`: a model whose every parameter is random, biases and norms too: each counts.
 
     Filled by NumPy: initialising for real takes seconds of compiling.
     """
@@ -47,3 +47,36 @@ def random_model() -> Callable:
         return nnx.merge(graph, nnx.from_flat_state(filled))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory, random_model) -> Path:
+    """A weights folder such as training leaves, of random models: 16×16 pixels, windows of 4 latent frames of 2×2 tokens."""
+    from flax import nnx
+
+    from tokvid import weights
+    from tokvid.config import DataConfig, TokenizerConfig, TransformerConfig, to_dict
+    from tokvid.input_pipeline.shapes import captions_corpus
+    from tokvid.input_pipeline.text import train_text_model
+    from tokvid.tokenizer.cvivit import CViViT
+    from tokvid.transformer.model import Transformer
+
+    folder, size, fps = tmp_path_factory.mktemp("weights"), (16, 16), (4.0, 8.0)
+    text = train_text_model(captions_corpus(300, seed=0), folder / "text.model", 320)
+    layers = ("space", "time")
+    tokenizer = TokenizerConfig(
+        size=size, width=32, heads=2, mlp=32, encoder=layers, decoder=layers, time_window=3, levels=(5, 3, 2)
+    )
+    transformer = TransformerConfig(
+        vocabulary=30, text_vocabulary=320, text_length=32, latent=(4, 2, 2), width=32, layers=2, heads=2, kv_heads=2,
+        mlp=32, ticks_per_second=4.0,
+    )  # fmt: skip
+
+    def save(kind, model, config, **about):
+        params = nnx.split(random_model(model, config), nnx.Param, ...)[1]
+        return weights.save(folder / kind, kind, config, params, steps=0, **about)
+
+    data = DataConfig(size=size, fps=fps, frames=5, videos=100)
+    mark = save("tokenizer", CViViT, tokenizer, data=to_dict(data))
+    save("transformer", Transformer, transformer, tokenizer=mark, text_model=text.fingerprint, fps=fps, size=size)
+    return folder

@@ -77,8 +77,9 @@ def test_what_mirrors_the_parameters_is_sharded_as_they_are(eight_devices):
 def test_a_step_on_eight_devices_is_the_step_on_one(eight_devices):
     assert eight_devices["start"] == 0, "the random initialisation depends on the mesh"
     assert eight_devices["step"] > 1e-3, "some parameter did not move"
-    for what, difference in eight_devices["difference"].items():
-        assert difference < 1e-5, what
+    assert eight_devices["metrics"] < 1e-5 and eight_devices["opt_state"] < 1e-5  # Adam's moments are the gradients
+    # Relative to the step made: Adam steps by a gradient's sign, so where that is all but 0, it is all but chance.
+    assert eight_devices["params"] < 1e-3
 
 
 def report():
@@ -96,7 +97,7 @@ def report():
 
     class TinyTransformer(TransformerTask):
         config = TransformerConfig(
-            vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=2, heads=4, kv_heads=2, mlp=64
+            vocabulary=50, text_vocabulary=20, text_length=4, width=32, layers=2, heads=4, kv_heads=2, mlp=64
         )
 
         def __init__(self):
@@ -157,12 +158,9 @@ def report():
         "places": found,
         "start": apart(begun[8], begun[1], begun[1]),
         "step": min(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(step)),
-        "difference": {
-            "metrics": apart(metrics8, metrics1, metrics1),
-            "opt_state": apart(state8.opt_state, state1.opt_state, state1.opt_state),
-            # Relative to the step, which Adam makes of any gradient's sign, even of one that is nearly 0.
-            "params": apart(state8.params, state1.params, step),
-        },
+        "metrics": apart(metrics8, metrics1, metrics1),
+        "opt_state": apart(state8.opt_state, state1.opt_state, state1.opt_state),
+        "params": apart(state8.params, state1.params, step),
     }
     print(json.dumps(found))
 

@@ -1,20 +1,37 @@
-"""The `tokvid` command: reads arguments, calls `commands`, turns a user's mistake into one line. Imports nothing slow."""
+"""The `tokvid` command: reads arguments, calls `commands`, makes one line of a user's mistake. Imports nothing slow."""
 
 import argparse
+import contextlib
+import io
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from tokvid import __version__
 from tokvid.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
+LONGEST_LINE = 2000  # characters of an error
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, work is cleaned up before the end."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, too."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}; see {self.prog} --help", 2)
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="tokvid",
         description="Text to video with discrete tokens: train it, tell long stories with it, measure it.",
         epilog="`tokvid COMMAND --help` tells more. The weights in data/ are used unless --weights names others.",
@@ -23,23 +40,23 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the shipped story from the shipped weights")
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for story.mp4, story.gif, sheet.png, report.json")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the video, a sheet and a report")
     _weights(demo)
 
     story = commands.add_parser("story", help="a long video from a sequence of prompts")
     story.add_argument("file", nargs="?", type=Path, metavar="STORY.yaml", help="a story file; or give --prompt")
     story.add_argument("--prompt", action="append", default=[], help="one segment; repeat for the next ones")
-    story.add_argument("--seconds", type=float, default=4.0, help="of each --prompt (default 4)")
+    story.add_argument("--seconds", type=float, help="of each --prompt (default 4)")
     story.add_argument("--image", type=Path, help="the picture that the story begins with")
-    _making(story)
+    _making(story, "story.mp4")
 
     generate = commands.add_parser("generate", help="one clip from one prompt")
     generate.add_argument("--prompt", required=True, help="may be empty: no text")
-    generate.add_argument("--seconds", type=float, default=2.0)
+    generate.add_argument("--seconds", type=float, default=2.0, help="how long it is; with --video, how much is new")
     given = generate.add_mutually_exclusive_group()
     given.add_argument("--image", type=Path, help="the picture to begin with")
     given.add_argument("--video", type=Path, help="the video to go on from; its frames come first")
-    _making(generate)
+    _making(generate, "clip.mp4")
 
     reconstruct = commands.add_parser("reconstruct", help="a video through the tokenizer and back")
     reconstruct.add_argument("file", type=Path, metavar="IN")
@@ -84,11 +101,12 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--max-unreadable", type=float, default=0.1, help="stop when a larger share cannot be read")
     folder.add_argument("--check", action="store_true", help="decode every frame of every file before taking it")
     for kind in (shapes, mnist, folder):
-        kind.add_argument("--out", type=Path, required=True, help="the dataset's folder")
+        looks = "; without it, the clips are only looked at" if kind is folder else ""
+        kind.add_argument("--out", type=Path, required=not looks, help=f"the dataset's folder{looks}")
         kind.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="store frames of this size")
         kind.add_argument("--fps", type=float, help="store frames at this rate")
         kind.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
-        kind.add_argument("--tfds", action="store_true", help="as a TFDS dataset (extra `tfds`) instead of plain records")
+        kind.add_argument("--tfds", action="store_true", help="as a TFDS dataset (extra `tfds`), not plain records")
 
     inspect = commands.add_parser("inspect", help="what a checkpoint, weights, token cache or dataset is")
     inspect.add_argument("path", type=Path)
@@ -99,12 +117,12 @@ def _weights(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", type=Path, default=SHIPPED, help="weights folder or workdir (default: data/)")
 
 
-def _making(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, required=True, help=".mp4 or .gif")
+def _making(command: argparse.ArgumentParser, out: str) -> None:
+    command.add_argument("--out", type=Path, default=Path(out), help=f".mp4 or .gif (default {out})")
     command.add_argument("--sheet", type=Path, help="also a contact sheet, .png")
     command.add_argument("--fps", type=float, help="frames a second (default 8)")
     command.add_argument("--seed", type=int)
-    command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is not at all extra (default 2)")
+    command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is plainly (default 2)")
     command.add_argument("--temperature", type=float)
     command.add_argument("--top-k", type=int)
     command.add_argument("--top-p", type=float)
@@ -119,30 +137,56 @@ def _recipe(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. Exit codes: 0 done, 2 the user's mistake (one line says which), 130 interrupted."""
-    options, rest = parser().parse_known_args(arguments)
+    """Runs a command. Exit codes: 0 done, 2 the user's mistake (one line says which), 130 and 143 interrupted."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
     if rest and options.command not in ("train", "tokenize"):
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8, and a terminal may have no Chinese
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.WARNING, format="tokvid: %(message)s")
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        from tokvid import commands
+        with _terminable():
+            from tokvid import commands
 
-        commands.run(options, rest)
+            commands.run(options, rest)
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except MemoryError:
+        _fail("there is not enough memory for this; use smaller videos, or fewer at a time", 2)
 
 
-def _fail(message: str, code: int) -> None:
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile. (Training handles it in its own way.)"""
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-    print(f"tokvid: {line}", file=sys.stderr)
+    print(f"tokvid: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + '…'}", file=sys.stderr)
     sys.exit(code)

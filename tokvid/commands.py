@@ -1,10 +1,12 @@
 """What each command does. A command imports what it needs when it runs, so that no other waits for it."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
+import logging.handlers
 import math
-import runpy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +18,13 @@ from tokvid.errors import UserError
 from tokvid.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from tokvid.config import Recipe
     from tokvid.sampling.story import Story
     from tokvid.sampling.stream import Models
-    from tokvid.types import VideoItem
+
+log = logging.getLogger(__name__)
 
 DEMO_STORY = "demo/story.yaml"  # within the shipped folder
-WATCHABLE = 256  # pixels: smaller videos are enlarged by whole factors, so that a person can watch them
+LEAST_FOR_SSIM = 11  # pixels
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
@@ -35,107 +37,74 @@ def demo(options: argparse.Namespace) -> None:
     """The shipped story: story.mp4, story.gif, sheet.png and report.json."""
     from tokvid.cli import SHIPPED
     from tokvid.metrics.attributes import read_attributes
+    from tokvid.sampling.film import film
     from tokvid.sampling.story import load_story
     from tokvid.sampling.stream import load_models
 
     began = time.monotonic()
-    story, models = load_story(SHIPPED / DEMO_STORY), load_models(options.weights)
+    told, models = load_story(SHIPPED / DEMO_STORY), load_models(options.weights)
     loaded = time.monotonic()
     out: Path = options.out
-    frames_THWC = make(models, story, out / "story.mp4", also=[out / "story.gif"], sheet=out / "sheet.png")
+    frames: list[np.ndarray] = []
+    film(models, told, [out / "story.mp4", out / "story.gif"], sheet=out / "sheet.png", watch=frames.append)
     made = time.monotonic()
     segments = []
-    for segment, (first, end) in zip(story.segments, _spans(story), strict=True):
-        reading = read_attributes(frames_THWC[first:end], story.fps)
+    for segment, (first, end) in zip(told.segments, told.spans, strict=True):
+        reading = read_attributes(np.stack(frames[first:end]), told.fps)
         fields = ("size", "color", "shape", "direction", "speed", "pixels_per_second")
         read = None if reading is None else {name: getattr(reading, name) for name in fields}
         segments.append({"prompt": segment.prompt, "seconds": segment.seconds, "read_from_the_pixels": read})
     report = {
-        "seconds": story.seconds,
-        "fps": story.fps,
-        "frames": len(frames_THWC),
+        "seconds": told.seconds,
+        "fps": told.fps,
+        "frames": len(frames),
         "segments": segments,
         "seconds_to_load": round(loaded - began, 2),
         "seconds_to_make": round(made - loaded, 2),
-        "milliseconds_per_frame": round(1000 * (made - loaded) / len(frames_THWC), 1),
+        "milliseconds_per_frame": round(1000 * (made - loaded) / len(frames), 1),
         "weights": models.mark,
     }
     write_json(out / "report.json", report)
-    print(f"{story.seconds:g} s of video from {len(story.segments)} prompts in {made - began:.0f} s:")
+    print(f"{told.seconds:g} s of video from {len(told.segments)} prompts in {made - began:.0f} s:")
     for name in ("story.mp4", "story.gif", "sheet.png", "report.json"):
         print(f"  {out / name}")
 
 
 def story(options: argparse.Namespace) -> None:
     """A story file, or prompts, to one video."""
+    from tokvid.sampling.film import film
     from tokvid.sampling.story import Segment, Story, load_story
     from tokvid.sampling.stream import load_models
 
     if (options.file is None) == (not options.prompt):
         raise UserError("give either a story file or one --prompt for each segment")
-    if options.file is not None:
+    if options.file is None:
+        seconds = 4.0 if options.seconds is None else options.seconds
+        told = Story(tuple(Segment(prompt, seconds) for prompt in options.prompt))
+    elif options.seconds is None:
         told = load_story(options.file)
     else:
-        told = Story(tuple(Segment(prompt, options.seconds) for prompt in options.prompt))
+        raise UserError("--seconds is for --prompt; in a story file each segment has its own seconds")
     told = _with_options(told, options)
     models = load_models(options.weights)
-    make(models, told, options.out, sheet=options.sheet, scale=options.scale, opening=_opening(options, models, told.fps))
+    opening = _opening(options.image, None, models, told)
+    film(models, told, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
     print(f"{options.out}: {told.seconds:g} s, {len(told.segments)} prompts")
 
 
 def generate(options: argparse.Namespace) -> None:
     """One prompt, one clip."""
+    from tokvid.sampling.film import film
     from tokvid.sampling.story import Segment, Story
     from tokvid.sampling.stream import load_models
 
     told = _with_options(Story((Segment(options.prompt, options.seconds),)), options)
     models = load_models(options.weights)
-    make(models, told, options.out, sheet=options.sheet, scale=options.scale, opening=_opening(options, models, told.fps))
-    print(f"{options.out}: {told.seconds:g} s at {told.fps:g} fps")
-
-
-def make(
-    models: "Models",
-    story: "Story",
-    out: Path,
-    *,
-    also: list[Path] | None = None,
-    sheet: Path | None = None,
-    scale: int = 0,
-    opening: np.ndarray | None = None,
-) -> np.ndarray:
-    """Writes a story to `out` (and `also`) as it is made. Returns about 1,000 of its frames at most, uint8 (T, H, W, 3):
-    all of a short story, evenly thinned of a long one, for a sheet."""
-    import contextlib
-
-    from tokvid.media import VideoWriter, contact_sheet
-    from tokvid.progress import progress
-    from tokvid.sampling.story import tell
-
-    scale = scale or max(1, math.ceil(WATCHABLE / min(models.size)))
-    if not 1 <= scale <= 64:
-        raise UserError(f"scale should be 1 to 64, got {scale}")
-    partial = out.with_name(f".{out.name}.tokens")
-    kept: list[np.ndarray] = []
-    thin, count = max(1, story.frames // 1000), 0
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(VideoWriter(path, story.fps)) for path in [out, *(also or [])]]
-        advance = stack.enter_context(progress(out.name, story.frames, "frames"))
-        for video_THWC in tell(models, story, partial, opening):
-            for frame_HWC in video_THWC:
-                large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-                for writer in writers:
-                    writer.write(large_HWC)
-                if count % thin == 0:
-                    kept.append(frame_HWC)
-                count += 1
-            advance(len(video_THWC))
-    partial.unlink(missing_ok=True)
-    frames_THWC = np.stack(kept)
-    if sheet is not None:
-        rows = [frames_THWC[first // thin : max(first // thin + 1, end // thin)] for first, end in _spans(story)]
-        contact_sheet(sheet, rows, captions=[segment.prompt for segment in story.segments])
-    return frames_THWC
+    opening = _opening(options.image, options.video, models, told)
+    frames = film(models, told, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
+    given = frames - told.frames
+    parts = f"{given} frames of {options.video}, then {told.frames} new ones" if given else f"{told.frames} frames"
+    print(f"{options.out}: {parts} at {told.fps:g} fps")
 
 
 def reconstruct(options: argparse.Namespace) -> None:
@@ -150,38 +119,35 @@ def reconstruct(options: argparse.Namespace) -> None:
     tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
     size = tuple(options.size or tokenizer.config.size)
     _, rows, columns = latent_shape(tokenizer.config, 1, *size)
-    info = probe(options.file)
-    for warning in info.warnings:
-        print(f"tokvid: {options.file}: {warning}")
-    fps = options.fps or info.fps or 1.0
     encoder, decoder = StreamEncoder(tokenizer, 1, size), StreamDecoder(tokenizer, 1, rows, columns)
-    image = options.out.suffix.lower() == ".png"
+    fps = probe(options.file).fps or 1.0 if options.fps is None else options.fps  # an image has no rate
+    frames = stream_frames(options.file, fps=options.fps, size=size, fit=options.fit)
     psnrs: list[float] = []
     ssims: list[float] = []
-    tokens, waiting = 0, []
-    made_HWC = None
+    waiting: list[np.ndarray] = []
+    tokens = 0
 
-    def measured(ids_BTHW: np.ndarray) -> Iterator[np.ndarray]:
+    def through(truth_HWC: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames that come out when this one goes in."""
         nonlocal tokens
+        ids_BTHW = encoder.feed(truth_HWC[None, None])
         tokens += ids_BTHW.size
-        for made_HWC in decoder.feed(ids_BTHW)[0] if ids_BTHW.shape[1] else ():
-            if waiting:  # not the frames that only filled up the last latent frame
-                truth_HWC = waiting.pop(0)
-                psnrs.append(min(psnr(truth_HWC[None], made_HWC[None]), 100.0))
-                ssims.append(ssim(truth_HWC[None], made_HWC[None]))
-                yield made_HWC
+        for made_HWC in decoder.feed(ids_BTHW)[0][: len(waiting)]:  # others only filled up the last latent frame
+            truth_1HWC, made_1HWC = waiting.pop(0)[None], made_HWC[None]
+            psnrs.append(min(psnr(truth_1HWC, made_1HWC), 100.0))
+            if min(size) >= LEAST_FOR_SSIM:
+                ssims.append(ssim(truth_1HWC, made_1HWC))
+            yield made_HWC
 
     def made() -> Iterator[np.ndarray]:
-        last = None
-        for last in stream_frames(options.file, fps=options.fps, size=size, fit=options.fit):
-            waiting.append(last)
-            yield from measured(encoder.feed(last[None, None]))
-        while waiting and last is not None:
-            yield from measured(encoder.feed(last[None, None]))
+        for truth_HWC in frames:
+            waiting.append(truth_HWC)
+            yield from through(truth_HWC)
+        while waiting:
+            yield from through(waiting[-1])
 
-    if image:
-        made_HWC = next(made())
-        write_image(options.out, made_HWC)
+    if options.out.suffix.lower() == ".png":
+        write_image(options.out, next(made()))
     else:
         with VideoWriter(options.out, fps) as writer:
             for made_HWC in made():
@@ -189,7 +155,7 @@ def reconstruct(options: argparse.Namespace) -> None:
     pixels = len(psnrs) * size[0] * size[1]
     figures = {
         "psnr": round(float(np.mean(psnrs)), 4),
-        "ssim": round(float(np.mean(ssims)), 5),
+        "ssim": round(float(np.mean(ssims)), 5) if ssims else None,
         "frames": len(psnrs),
         "tokens": tokens,
         "bits_per_pixel": round(tokens * math.log2(tokenizer.model.quantizer.vocabulary) / pixels, 6),
@@ -201,6 +167,7 @@ def reconstruct(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     """Trains the tokenizer or the transformer of a recipe."""
+    from tokvid.config import load_recipe
     from tokvid.train.loop import train as run_training
     from tokvid.train.token_cache import open_token_cache
     from tokvid.train.tokenizer_step import TokenizerTask
@@ -218,6 +185,7 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
     """Writes the token cache and the text model of a recipe."""
+    from tokvid.config import load_recipe
     from tokvid.train.token_cache import write_token_cache
 
     write_token_cache(load_recipe(options.config, rest), options.workdir)
@@ -228,12 +196,10 @@ def evaluate(options: argparse.Namespace) -> None:
     from tokvid import evaluate as evaluation
     from tokvid import weights
     from tokvid.config import DataConfig, from_dict
-    from tokvid.sampling.methods import Sampling
-    from tokvid.sampling.story import check_guidance
+    from tokvid.sampling.methods import Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
 
-    if options.seed < 0:
-        raise UserError(f"seed should be 0 or more, got {options.seed}")
+    check_seed(options.seed)
     if options.what == "shapes":
         check_guidance(options.guidance)
         method = Sampling(options.temperature, options.top_k, options.top_p)
@@ -243,7 +209,8 @@ def evaluate(options: argparse.Namespace) -> None:
         tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
         data = from_dict(DataConfig, tokenizer.about["data"], "the tokenizer's data")
         if options.data is not None:
-            data = dataclasses.replace(data, path=str(options.data))
+            source = "records" if (options.data / "dataset.json").is_file() else "folder"
+            data = dataclasses.replace(data, source=source, path=str(options.data), held_out=0)
         figures = evaluation.evaluate_reconstruction(tokenizer, data, options.samples, options.seed)
     if options.json is not None:
         write_json(options.json, figures)
@@ -251,14 +218,19 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def data(options: argparse.Namespace) -> None:
-    """Writes a dataset as records, or prepares it with TFDS."""
+    """Writes a dataset as records, or prepares it with TFDS; a folder without --out is only looked at."""
     from tokvid.input_pipeline.records import RecordWriter, stored
     from tokvid.progress import progress
 
+    if options.size is not None and min(options.size) < 1:
+        raise UserError(f"size should be 1 or more pixels, got {options.size[0]} {options.size[1]}")
+    if options.fps is not None and not 0 < options.fps <= 1000:
+        raise UserError(f"fps should be above 0 and at most 1000, got {options.fps}")
+    if options.kind == "folder" and not 0 <= options.max_unreadable <= 1:
+        raise UserError(f"max-unreadable should be a share from 0 to 1, got {options.max_unreadable}")
     if options.tfds:
         _prepare_tfds(options)
         return
-    size, fps = tuple(options.size or (64, 64)), options.fps or 8.0
     source: Any
     if options.kind == "shapes":
         from tokvid.input_pipeline.shapes import ShapesDataset
@@ -271,22 +243,33 @@ def data(options: argparse.Namespace) -> None:
     else:
         from tokvid.input_pipeline.clips import FolderSource
 
-        source = FolderSource(
-            options.file, fit=options.fit, max_unreadable=options.max_unreadable, full=options.check
-        )
-        for path, reason in source.unreadable:
-            print(f"skipped {path}: {reason}")
-    frames = options.kind != "folder" or options.size is not None or options.fps is not None
-    about = {"source": options.kind, "videos": len(source), **({"size": size, "fps": fps} if frames else {})}
+        with _warnings_unless_it_fails():
+            source = FolderSource(
+                options.file, fit=options.fit, max_unreadable=options.max_unreadable, full=options.check
+            )
+        if options.out is None:
+            print(f"{options.file}: {len(source)} videos can be used, {len(source.unreadable)} cannot")
+            return
+    as_frames = options.kind != "folder" or options.size is not None or options.fps is not None
+    size, fps = tuple(options.size or (64, 64)), options.fps or 8.0
+    about = {"source": options.kind, **({"size": size, "fps": fps} if as_frames else {})}
+    skipped = 0
     with (
-        RecordWriter(options.out, "frames" if frames else "video", about) as writer,
+        RecordWriter(options.out, "frames" if as_frames else "video", about) as writer,
         progress("data", len(source), "videos") as advance,
     ):
         for index in range(len(source)):
-            item: VideoItem = source[index]
-            writer.write(stored(_Frames(item) if frames else item, fps=fps, size=size))
+            try:
+                record = stored(source[index], fps=fps, size=size, as_frames=as_frames)
+            except UserError as error:  # damaged where only decoding finds it
+                skipped += 1
+                if options.kind != "folder" or skipped > options.max_unreadable * len(source) or skipped == len(source):
+                    raise
+                log.warning("skipped: %s", error)
+            else:
+                writer.write(record)
             advance()
-    print(f"{options.out}: {len(source)} videos")
+    print(f"{options.out}: {len(source) - skipped} videos")
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -301,6 +284,8 @@ def inspect(options: argparse.Namespace) -> None:
 
         source = RecordSource(path)
         print(_table({"kind": f"dataset of {source.kind}", "videos": len(source), **source.metadata}))
+    elif (path / "dataset_info.json").is_file():
+        print(_table(_inspect_prepared(path)))
     elif (path / "config.json").is_file():
         print(_table(_inspect_weights(path)))
     elif (path / "commit.json").is_file():
@@ -329,53 +314,30 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def load_recipe(path: Path, overrides: list[str]) -> "Recipe":
-    """Runs a config file of the user's own and gives its `recipe`, with fields changed by `--field.name value`."""
-    import tyro
-
-    from tokvid.config import Recipe
-
-    if not path.is_file():
-        raise UserError(f"no config file {path}; recipes are in configs/")
-    try:
-        recipe = runpy.run_path(str(path)).get("recipe")
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's own code does wrong
-        raise UserError(f"config {path} fails with {type(error).__name__}: {error}") from error
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"config {path} should define `recipe = Recipe(...)`, see configs/quickstart.py")
-    return tyro.cli(Recipe, default=recipe, args=overrides, prog=f"tokvid … {path}") if overrides else recipe
-
-
 def _with_options(told: "Story", options: argparse.Namespace) -> "Story":
     """The story with what the command line says on top."""
-    names = ("temperature", "top_k", "top_p")
-    sampling = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    changes = {name: getattr(options, name) for name in ("fps", "seed", "guidance") if getattr(options, name) is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    sampling, changes = (
+        {name: given[name] for name in names if name in given}
+        for names in (("temperature", "top_k", "top_p"), ("fps", "seed", "guidance"))
+    )
     return dataclasses.replace(told, **changes, sampling=dataclasses.replace(told.sampling, **sampling))
 
 
-def _opening(options: argparse.Namespace, models: "Models", fps: float) -> np.ndarray | None:
-    """Tokens of --image or --video."""
+def _opening(image: Path | None, video: Path | None, models: "Models", told: "Story") -> np.ndarray | None:
+    """Tokens of the picture or the video that a story begins with."""
     from tokvid.input_pipeline.clips import read_image, stream_frames
     from tokvid.sampling.story import encode_opening
 
-    if options.image is not None:
-        return encode_opening(models, iter([read_image(options.image, models.size)]))
-    if getattr(options, "video", None) is not None:
-        return encode_opening(models, stream_frames(options.video, fps=fps, size=models.size))
+    if image is not None:
+        return encode_opening(models, iter([read_image(image, models.size)]))
+    if video is not None:
+        return encode_opening(models, stream_frames(video, fps=told.fps, size=models.size))
     return None
 
 
-def _spans(story: "Story") -> list[tuple[int, int]]:
-    """First and one past the last frame of every segment."""
-    ends = np.rint(np.cumsum([segment.seconds for segment in story.segments]) * story.fps).astype(int).tolist()
-    return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
 def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[..., None]:
-    """What `TransformerTask` shows while it trains: clips of a few training prompts, one sheet and one video each time."""
+    """What `TransformerTask` shows while it trains: clips of a few training prompts, a sheet and a video each time."""
     from flax import nnx
 
     from tokvid import weights
@@ -388,7 +350,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
     prompts = [source[index].captions[0].text for index in range(min(4, len(source)))]
 
     def show(model: Any, directory: Path, step: int) -> None:
-        graph, params, _ = nnx.split(model, nnx.Param, ...)
+        graph, params, *_ = nnx.split(model, nnx.Param, ...)
         models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), text)
         fps = float(max(about["fps"]))
         parts = [(2 * model.config.latent[0], prompts)]
@@ -400,32 +362,44 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
 
 
 def _prepare_tfds(options: argparse.Namespace) -> None:
+    """The same videos as a TFDS dataset, in array_record files, with a split that is held out."""
     from tokvid.input_pipeline import builders
 
-    raise UserError("not wired yet") if not hasattr(builders, "prepare") else None
-    builders.prepare(options)
+    if options.out is None:
+        raise UserError("--tfds needs --out, the folder to write to")
+    if options.kind != "shapes" and (options.size is not None or options.fps is not None):
+        raise UserError(f"--size and --fps don't go with {options.kind} --tfds, which stores the videos as they are")
+    where: dict[str, Any] = {"data_dir": str(options.out)}
+    builder: Any
+    if options.kind == "shapes":
+        if options.held_out:
+            raise UserError("--held-out doesn't go with --tfds: that has the split held_out beside train")
+        held_out, size = math.ceil(options.videos / 10), tuple(options.size or (64, 64))
+        builder = builders.MovingShapes(
+            videos=options.videos, held_out=held_out, seed=options.seed, size=size, fps=options.fps or 8.0, **where
+        )
+    elif options.kind == "mnist":
+        builder = builders.CaptionedMovingMnist(digits=options.file, seed=options.seed, **where)
+    else:
+        builder = builders.ClipFolder(folder=options.file, max_unreadable=options.max_unreadable, **where)
+    builder.download_and_prepare()
+    counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())
+    print(f"{builder.data_path}: {counts}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Frames:
-    """An item without its path, so that its frames are stored and not its file."""
-
-    item: "VideoItem"
-
-    @property
-    def key(self) -> str:
-        return self.item.key
-
-    @property
-    def seconds(self) -> float:
-        return self.item.seconds
-
-    @property
-    def captions(self) -> tuple[Any, ...]:
-        return self.item.captions
-
-    def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
-        return self.item.read(start, fps, frames, size)
+@contextlib.contextmanager
+def _warnings_unless_it_fails() -> Iterator[None]:
+    """Holds warnings back until all went well: an error says by itself what it is about."""
+    ours, held = logging.getLogger("tokvid"), logging.handlers.MemoryHandler(1_000_000, logging.CRITICAL)
+    ours.addHandler(held)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.propagate = True
+        ours.removeHandler(held)
+    for record in held.buffer:
+        ours.handle(record)
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:
@@ -441,17 +415,26 @@ def _inspect_file(path: Path) -> dict[str, Any]:
 def _inspect_weights(path: Path) -> dict[str, Any]:
     from tokvid import weights
 
-    about = read_json(path / "config.json", "config")
-    if about.get("kind") not in weights.KINDS:
+    kind = str(read_json(path / "config.json", "config").get("kind"))
+    if kind not in weights.KINDS:
         raise UserError(f"{path}/config.json is not of weights of tokvid")
-    loaded = weights.load(path, about["kind"])
-    values = {"kind": about["kind"], "parameters": weights.parameter_count(loaded.params)}
-    return values | {name: value for name, value in about.items() if name != "kind"}
+    loaded = weights.load(path, kind)
+    return {"kind": kind, "parameters": weights.parameter_count(loaded.params)} | loaded.about
+
+
+def _inspect_prepared(path: Path) -> dict[str, Any]:
+    from tokvid.input_pipeline.builders import open_prepared
+
+    about = read_json(path / "dataset_info.json", "the description of a dataset")
+    names = [str(split.get("name")) for split in about.get("splits", [])]
+    counts = {f"videos in {name}": len(open_prepared(path, name)) for name in names}
+    return {"kind": "dataset prepared with TFDS", **counts}
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
     record = read_json(path / "commit.json", "commit record")
-    return {"kind": "checkpoint", "step": record.get("step"), "files": len(record.get("files", {})), **record.get("agree", {})}
+    files = len(record.get("files", {}))
+    return {"kind": "checkpoint", "step": record.get("step"), "files": files, **record.get("agree", {})}
 
 
 def _table(values: dict[str, Any], indent: str = "") -> str:

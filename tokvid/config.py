@@ -1,16 +1,21 @@
-"""Every setting, as frozen dataclasses. A config file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
+"""Every setting, as frozen dataclasses. A file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
 
 import dataclasses
 import hashlib
 import json
 import math
+import reprlib
+import runpy
+import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tokvid.errors import UserError, did_you_mean
 
 Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -137,34 +142,44 @@ T = TypeVar("T")
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {values!r}")
+        raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}")
     hints = typing.get_type_hints(kind)
     kwargs = {}
     for name, value in values.items():
         if name not in hints:
             raise UserError(f"{where}: {did_you_mean(name, hints, 'field')}")
         kwargs[name] = _from_json(hints[name], value, f"{where}.{name}")
-    return kind(**kwargs)
+    required = (field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)  # type: ignore[arg-type]
+    for field in required:
+        if field.name not in kwargs:
+            raise UserError(f"{where}: {field.name} is missing")
+    try:
+        return kind(**kwargs)
+    except UserError as error:  # what the class itself checks
+        raise UserError(f"{where}: {error}") from error
 
 
 def _from_json(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:  # T | None
+        return None if value is None else _from_json(kinds[0], value, where)
     if origin is tuple:
         many = kinds[-1] is Ellipsis
         if not isinstance(value, list) or not (many or len(value) == len(kinds)):
-            raise UserError(f"{where} should be a list{'' if many else f' of {len(kinds)}'}, got {value!r}")
+            raise UserError(f"{where} should be a list{'' if many else f' of {len(kinds)}'}, got {reprlib.repr(value)}")
         each = kinds[:1] * len(value) if many else kinds
-        return tuple(_from_json(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, value)))
+        items = enumerate(zip(each, value, strict=True))
+        return tuple(_from_json(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
     if origin is Literal:
         if value not in kinds:
             raise UserError(f"{where}: {did_you_mean(value, kinds, 'value')}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < 2**1000:  # larger ones than floats can hold are refused
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where} should be {hint.__name__}, got {value!r}")
+        raise UserError(f"{where} should be {hint.__name__}, got {reprlib.repr(value)}")
     if hint is float and not math.isfinite(value):  # JSON knows no NaN, but Python reads it
         raise UserError(f"{where} should be a finite number, got {value!r}")
     return value
@@ -174,3 +189,52 @@ def config_hash(config: Any) -> str:
     """16 hex digits that two configs share iff every field is equal."""
     text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """Runs a config file of the user's own and gives its `recipe`, with fields changed by `--field.name value`."""
+    if not path.is_file():
+        raise UserError(f"no config file {path}; recipes are in configs/")
+    try:
+        recipe = runpy.run_path(str(path)).get("recipe")
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code does wrong
+        raise UserError(f"config {path} fails with {type(error).__name__}: {error}") from error
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"config {path} should define `recipe = Recipe(...)`, as those in configs/ do")
+    return _overridden(recipe, overrides)
+
+
+def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """["--data.fps", "2", "4", "--data.path=clips"] → the recipe with these fields changed."""
+    if overrides and not overrides[0].startswith("--"):
+        raise UserError(f"unexpected {overrides[0]!r}; fields are changed like this: --train_tokenizer.steps 100")
+    given: dict[str, list[str]] = {}
+    for word in overrides:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            given[name] = [value] if equals else []
+        else:
+            given[name].append(word)
+    values = to_dict(recipe)
+    for name, words in given.items():
+        group, _, field = name.partition(".")
+        if field not in values.get(group, {}):
+            names = [f"{group}.{field}" for group, fields in values.items() for field in fields]
+            raise UserError(did_you_mean(name, names, "field of the recipe"))
+        before = values[group][field]
+        many = isinstance(before, list)
+        read = [word if isinstance(before[0] if many else before, str) else _value(word) for word in words]
+        if not many and len(read) != 1:
+            raise UserError(f"--{name} takes one value, got {len(read)}")
+        values[group][field] = read if many else read[0]
+    return from_dict(Recipe, values, "recipe")
+
+
+def _value(word: str) -> Any:
+    """A number or a truth value where it is one, else the word itself."""
+    try:
+        return json.loads({"True": "true", "False": "false"}.get(word, word))
+    except ValueError:
+        return word

@@ -1,8 +1,9 @@
 """What the weights are worth, as numbers: `tokvid evaluate shapes` and `tokvid evaluate reconstruction`."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,26 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import open_source, usable_rates
 from tokvid.input_pipeline.shapes import ShapesDataset, ShapesStory, render
-from tokvid.input_pipeline.windows import captions_in_force
 from tokvid.metrics.attributes import ShapeReading, read_attributes, score
 from tokvid.metrics.video import psnr, seam_ratio, ssim
 from tokvid.progress import progress
 from tokvid.sampling.methods import Sampling
-from tokvid.sampling.story import Segment, Story, frames_of, joins
-from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, StreamEncoder, latent_frames_for
+from tokvid.sampling.story import Segment, Story, joins, steps_of
+from tokvid.sampling.stream import (
+    Models,
+    RollingWindow,
+    StreamDecoder,
+    StreamEncoder,
+    frames_of,
+    latent_frames_for,
+)
 from tokvid.shape_vocabulary import STILL
+from tokvid.types import VideoSource
 from tokvid.weights import Loaded
 
 BATCH = 32
 EVALUATION_SEED = 1_000_003  # far from any training seed
+LEAST_FOR_SSIM = 11  # pixels
 ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
 
 
@@ -41,21 +50,16 @@ def evaluate_shapes(models: Models, samples: int, seed: int, settings: Settings 
     Every figure is measured by the same reader: on generated video, on the truth (`ceiling_real`), and on the truth
     through the tokenizer (`ceiling_reconstruction`). Speed errors are relative, of those that were to move.
     """
-    if samples < 4:
-        raise UserError(f"samples should be at least 4, got {samples}")
+    height, width = models.size
+    if samples < 4 or height != width:
+        raise UserError(f"Moving Shapes need 4 or more samples of square videos, got {samples} of {height}x{width}")
     rates = [float(rate) for rate in models.transformer.about["fps"]]
     fewer = max(4, samples // 4)
-    total = samples + 2 * fewer
-    with progress("evaluate shapes", total, "videos") as advance:
-        plain = _clips(models, samples, rates, seed, held_out=False, settings=settings, advance=advance)
-        held_out = _clips(models, fewer, rates, seed, held_out=True, settings=settings, advance=advance)
+    with progress("evaluate shapes", samples + 2 * fewer, "videos") as advance:
+        clips = _clips(models, samples, fewer, rates, seed, settings, advance)
         switch = _stories(models, fewer, max(rates), seed, settings, advance)
     return {
-        "attributes": plain["generated"],
-        "ceiling_real": plain["real"],
-        "ceiling_reconstruction": plain["reconstruction"],
-        "held_out": {"joint": held_out["generated"]["joint"], "samples": fewer},
-        "speed_error_by_fps": plain["speed_error_by_fps"],
+        **clips,
         **switch,
         "samples": samples,
         "seed": seed,
@@ -69,43 +73,35 @@ def evaluate_reconstruction(tokenizer: Loaded, data: DataConfig, samples: int, s
 
     Where the data holds nothing out (and is not procedural), training videos are used and `split` says so.
     """
+    if samples < 1 or min(data.size) < LEAST_FOR_SSIM:
+        raise UserError(f"need 1 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
     split = "held_out" if data.held_out or data.source in ("shapes", "mnist") else "train"
-    source, rng = open_source(data, split), np.random.default_rng([EVALUATION_SEED, seed])
+    rng = np.random.default_rng([EVALUATION_SEED, seed])
+    clips = _some_clips(open_source(data, split), data, samples, rng)
     scores: dict[str, list[float]] = {name: [] for name in ("psnr", "ssim", "repeat_psnr", "repeat_ssim")}
-    tokens = pixels = 0
+    tokens, batch = 0, min(BATCH, samples)
     used: set[int] = set()
-    order = rng.permutation(min(len(source), 10 * samples + 1000))
     with progress("evaluate reconstruction", samples, "clips") as advance:
-        for index in order:
-            item = source[int(index)]
-            rates = usable_rates(item.seconds, data.frames, data.fps)
-            if not rates:
-                continue
-            fps = float(rng.choice(rates))
-            start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
-            try:
-                truth_THWC = item.read(start, fps, data.frames, data.size)
-            except UserError:
-                continue  # damaged where it was to be read
-            made_THWC, ids_THW = through(tokenizer, truth_THWC)
-            repeated = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
-            for prefix, video in (("", made_THWC), ("repeat_", repeated)):
-                scores[prefix + "psnr"].append(min(psnr(truth_THWC, video), 100.0))
-                scores[prefix + "ssim"].append(ssim(truth_THWC, video))
-            tokens, pixels = tokens + ids_THW.size, pixels + truth_THWC[..., 0].size
-            used.update(np.unique(ids_THW).tolist())
-            advance()
-            if len(scores["psnr"]) == samples:
-                break
-    if not scores["psnr"]:
+        while truths := list(itertools.islice(clips, batch)):
+            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # nothing is compiled for the last ones
+            made, ids = through(tokenizer, filled)
+            for truth_THWC, made_THWC, ids_THW in zip(truths, made, ids, strict=False):
+                repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
+                for prefix, video_THWC in (("", made_THWC), ("repeat_", repeated_THWC)):
+                    scores[prefix + "psnr"].append(min(psnr(truth_THWC, video_THWC), 100.0))
+                    scores[prefix + "ssim"].append(ssim(truth_THWC, video_THWC))
+                tokens += ids_THW.size
+                used.update(np.unique(ids_THW).tolist())
+            advance(len(truths))
+    found, vocabulary = len(scores["psnr"]), tokenizer.model.quantizer.vocabulary
+    if not found:
         raise UserError(f"no {split} video has {data.frames} frames at any of {data.fps} fps")
-    vocabulary = tokenizer.model.quantizer.vocabulary
     return {
         **{name: float(np.mean(values)) for name, values in scores.items()},
-        "bits_per_pixel": tokens * math.log2(vocabulary) / pixels,
+        "bits_per_pixel": tokens * math.log2(vocabulary) / (found * data.frames * math.prod(data.size)),
         "codes_used": len(used) / vocabulary,
         "split": split,
-        "samples": len(scores["psnr"]),
+        "samples": found,
         "seed": seed,
         "size": list(data.size),
         "frames": data.frames,
@@ -113,14 +109,25 @@ def evaluate_reconstruction(tokenizer: Loaded, data: DataConfig, samples: int, s
     }
 
 
-def through(tokenizer: Loaded, video_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A clip encoded and decoded, cut to its whole latent frames and filled with its last: same shape, and its tokens."""
-    made, ids = through_batch(tokenizer, video_THWC[None])
-    return made[0], ids[0]
+def _some_clips(source: VideoSource, data: DataConfig, samples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """At most `samples` clips of different videos, at random times and rates; damaged ones are left out."""
+    found = 0
+    for index in rng.permutation(min(len(source), 10 * samples + 1000)):
+        item = source[int(index)]
+        if found == samples or not (rates := usable_rates(item.seconds, data.frames, data.fps)):
+            continue
+        fps = float(rng.choice(rates))
+        start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
+        try:
+            clip_THWC = item.read(start, fps, data.frames, data.size)
+        except UserError:
+            continue
+        found += 1
+        yield clip_THWC
 
 
-def through_batch(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `through`, for clips of one shape."""
+def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clips encoded and decoded, and their tokens. The last latent frame is filled up with the last frame."""
     B, T, height, width, _ = video_BTHWC.shape
     spare = -(T - 1) % tokenizer.config.temporal_patch
     padded = np.concatenate([video_BTHWC, np.repeat(video_BTHWC[:, -1:], spare, axis=1)], axis=1)
@@ -147,88 +154,113 @@ def generate_batch(
     return np.concatenate(out, axis=1)
 
 
-def _batches(stories: list[ShapesStory], first_seed: int) -> Iterator[tuple[list[ShapesStory], np.ndarray]]:
-    """Stories with a seed each, BATCH at a time; the last batch is filled up, so that nothing is compiled for it."""
-    for start in range(0, len(stories), BATCH):
-        now = stories[start : start + BATCH]
-        yield now + now[-1:] * (BATCH - len(now)), np.arange(first_seed + start, first_seed + start + BATCH)
+def _batches(
+    stories: Sequence[ShapesStory], batch: int, *stream: int
+) -> Iterator[tuple[list[ShapesStory], int, np.ndarray]]:
+    """Stories, `batch` at a time; how many of them count (the last ones are filled up, so that nothing is compiled for
+    them); a seed each, of a random `stream`."""
+    for start in range(0, len(stories), batch):
+        now = list(stories[start : start + batch])
+        seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
+        yield now + now[-1:] * (batch - len(now)), len(now), seeds_B
 
 
 def _clips(
-    models: Models, samples: int, rates: list[float], seed: int, *, held_out: bool, settings: Settings, advance: Any
+    models: Models,
+    samples: int,
+    held_out_samples: int,
+    rates: list[float],
+    seed: int,
+    settings: Settings,
+    advance: Callable[..., None],
 ) -> dict[str, Any]:
     """One-segment videos, shared out among the rates: each at least two seconds and one window long."""
     patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
-    found: dict[str, list[dict[str, bool]]] = {"generated": [], "real": [], "reconstruction": []}
-    errors: dict[str, float] = {}
+    scores: dict[str, list[dict[str, bool]]] = {
+        name: [] for name in ("attributes", "ceiling_real", "ceiling_reconstruction", "held_out")
+    }
+    errors: dict[str, float | None] = {}
     for number, fps in enumerate(rates):
-        count = samples // len(rates) + (number < samples % len(rates))
         latent_frames = max(window, latent_frames_for(round(2 * fps) + 1, patch))
         frames = frames_of(latent_frames, patch)
-        seconds = math.ceil(frames / fps)
-        stream = EVALUATION_SEED + 97 * seed + number
-        dataset = ShapesDataset(count, stream, held_out, segments=(1, 1), segment_seconds=(seconds, seconds))
-        stories = [dataset[index].story for index in range(count)]
+        plain = _stories_of((samples + number) // len(rates), _stream(seed, number), frames / fps)
+        unseen = _stories_of(
+            (held_out_samples + number) // len(rates), _stream(seed, number), frames / fps, held_out=True
+        )
         relative: list[float] = []
-        left = count
-        for now, seeds_B in _batches(stories, seed * 1_000_000 + number * 100_000):
-            real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
+        done = 0
+        for now, count, seeds_B in _batches(plain + unseen, min(BATCH, samples), seed, number):
             prompts = [story.segments[0].caption for story in now]
-            generated = generate_batch(models, fps, [(latent_frames, prompts)], seeds_B, settings)
-            videos = {"generated": generated, "real": real, "reconstruction": through_batch(models.tokenizer, real)[0]}
-            for index in range(min(BATCH, left)):
+            made = generate_batch(models, fps, [(latent_frames, prompts)], seeds_B, settings)
+            real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
+            again = through(models.tokenizer, real)[0] if done < len(plain) else real
+            for index in range(count):
                 wanted = now[index].segments[0].attributes
-                for name, video in videos.items():
-                    reading = read_attributes(video[index], fps)
-                    found[name].append(score(reading, wanted))
-                    if name == "generated" and reading is not None and wanted.direction != STILL:
-                        relative.append(abs((reading.units_per_second or 0.0) / float(np.hypot(*wanted.velocity)) - 1))
-            advance(min(BATCH, left))
-            left -= BATCH
-        errors[f"{fps:g}"] = float(np.mean(relative)) if relative else math.nan
-    return {
-        **{name: {key: float(np.mean([s[key] for s in scores])) for key in ATTRIBUTES} for name, scores in found.items()},
-        "speed_error_by_fps": errors,
-    }
+                reading = read_attributes(made[index], fps)
+                if done + index >= len(plain):
+                    scores["held_out"].append(score(reading, wanted))
+                    continue
+                scores["attributes"].append(score(reading, wanted))
+                scores["ceiling_real"].append(score(read_attributes(real[index], fps), wanted))
+                scores["ceiling_reconstruction"].append(score(read_attributes(again[index], fps), wanted))
+                if reading is not None and wanted.direction != STILL:
+                    relative.append(abs((reading.units_per_second or 0.0) / math.hypot(*wanted.velocity) - 1))
+            done += count
+            advance(count)
+        errors[f"{fps:g}"] = _mean(relative)
+    shares = {name: {key: _mean([s[key] for s in found]) for key in ATTRIBUTES} for name, found in scores.items()}
+    held_out_joint = {"joint": shares.pop("held_out")["joint"], "samples": held_out_samples}
+    return {**shares, "held_out": held_out_joint, "speed_error_by_fps": errors}
 
 
-def _stories(models: Models, samples: int, fps: float, seed: int, settings: Settings, advance: Any) -> dict[str, Any]:
-    """Two-segment videos: does the motion follow the second prompt within a second, is it still the same object, and are
-    the joins of the windows seamless?"""
-    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
-    dataset = ShapesDataset(samples, EVALUATION_SEED + 97 * seed + 50, segments=(2, 2), segment_seconds=(3.0, 3.0))
-    stories = [dataset[index].story for index in range(samples)]
+def _stories(
+    models: Models, samples: int, fps: float, seed: int, settings: Settings, advance: Callable[..., None]
+) -> dict[str, Any]:
+    """Two-segment videos: does the motion follow the second prompt within a second, is it still the same object, and
+    are the joins of the windows seamless?"""
+    dataset = ShapesDataset(samples, _stream(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
-    starts, latent_frames = joins(plan, patch, window), latent_frames_for(plan.frames, patch)
-    shown_T = captions_in_force(plan.captions, latent_frames, fps, patch)
-    counts = [int(np.sum(shown_T == part)) for part in (0, 1)]
+    steps, starts = steps_of(plan, models), joins(plan, models)
+    counts = [sum(step.end - step.first for step in steps if step.segment == part) for part in (0, 1)]
     before, after = round(3 * fps), round(4 * fps)  # frames until the switch; a second later
-    follows, keeps, ratios = [], [], []
-    left = samples
-    for now, seeds_B in _batches(stories, seed * 1_000_000 + 900_000):
-        parts = [(count, [story.segments[i].caption for story in now]) for i, count in enumerate(counts)]
+    follows: list[bool] = []
+    keeps: list[bool] = []
+    ratios: list[float] = []
+    stories = [dataset[index].story for index in range(samples)]
+    for now, count, seeds_B in _batches(stories, min(BATCH, samples), seed, 50):
+        parts = [(counts[part], [story.segments[part].caption for story in now]) for part in (0, 1)]
         videos = generate_batch(models, fps, parts, seeds_B, settings)[:, : plan.frames]
-        for index in range(min(BATCH, left)):
+        for index in range(count):
             first, second = (segment.attributes for segment in now[index].segments)
             was, became = read_attributes(videos[index, :before], fps), read_attributes(videos[index, after:], fps)
             right = score(became, second)
             follows.append(right["direction"] and right["speed"])
             keeps.append(_same_object(was, became, same_color=first.color == second.color))
-            ratios.append(seam_ratio(videos[index], starts))
-        advance(min(BATCH, left))
-        left -= BATCH
-    finite = [ratio for ratio in ratios if math.isfinite(ratio)]
-    return {
-        "prompt_switch": {
-            "follows_within_a_second": float(np.mean(follows)),
-            "keeps_identity": float(np.mean(keeps)),
-            "samples": samples,
-        },
-        "seam_ratio": float(np.mean(finite)) if finite else math.nan,
-    }
+            if starts and math.isfinite(ratio := seam_ratio(videos[index], starts)):  # nan where nothing moves
+                ratios.append(ratio)
+        advance(count)
+    switch = {"follows_within_a_second": _mean(follows), "keeps_identity": _mean(keeps), "samples": samples}
+    return {"prompt_switch": switch, "seam_ratio": _mean(ratios)}
+
+
+def _stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:
+    """Stories of one segment that is at least so long."""
+    length = (math.ceil(seconds),) * 2
+    dataset = ShapesDataset(max(1, count), seed, held_out, segments=(1, 1), segment_seconds=length)
+    return [dataset[index].story for index in range(count)]
 
 
 def _same_object(was: ShapeReading | None, became: ShapeReading | None, same_color: bool) -> bool:
     if was is None or became is None:
         return False
     return was.shape == became.shape and was.size == became.size and (not same_color or was.color == became.color)
+
+
+def _stream(seed: int, number: int) -> int:
+    """A dataset's seed for each part of an evaluation."""
+    return int(np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(1)[0])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """JSON has no NaN: of nothing, there is no mean."""
+    return float(np.mean(values)) if values else None

@@ -24,9 +24,14 @@ class VideoItem(Protocol):
     `seconds` is its length, `captions` are in order of their start (the first starts at 0), `key` names it for people.
     """
 
-    seconds: float
-    captions: tuple[Caption, ...]
-    key: str
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def captions(self) -> tuple[Caption, ...]: ...
+
+    @property
+    def key(self) -> str: ...
 
     def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
         """Frames at times start + i/fps (seconds), resized to (height, width): uint8 (T, H, W, 3)."""
@@ -38,7 +43,7 @@ class VideoSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> VideoItem: ...
+    def __getitem__(self, index: int, /) -> VideoItem: ...
 
 
 class VideoBatch(NamedTuple):

@@ -94,5 +94,5 @@ def test_a_masked_key_counts_for_nothing_however_large_it_is():
 
 def test_an_unknown_implementation_is_a_users_error():
     x = jnp.zeros((1, 1, 1, 8))
-    with pytest.raises(UserError, match="'cudn'.*did you mean 'cudnn'"):
+    with pytest.raises(UserError, match=r"'cudn'.*did you mean 'cudnn'"):
         attend(x, x, x, implementation="cudn")

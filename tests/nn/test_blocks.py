@@ -16,7 +16,7 @@ def test_sizes_that_do_not_divide_are_a_users_error(width, heads, kv_heads):
 
 
 def test_an_unknown_remat_policy_is_a_users_error():
-    with pytest.raises(UserError, match="'ful'.*did you mean 'full'"):
+    with pytest.raises(UserError, match=r"'ful'.*did you mean 'full'"):
         rematerialised(lambda x: x, "ful")
 
 

@@ -18,6 +18,7 @@ ALTERNATING, PHENAKI = ("space", "time") * 2, ("space", "space", "time", "time")
 CONFIG = TokenizerConfig(
     size=(16, 16), patch=8, width=32, heads=2, mlp=48, encoder=ALTERNATING, decoder=ALTERNATING, time_window=3
 )
+SMALLEST = dataclasses.replace(CONFIG, encoder=("space", "time"), decoder=("space", "time"))
 LATENT = 17  # latent frames of the test video: more than five windows of 3
 VIDEO = np.random.default_rng(0).uniform(-1, 1, (2, 1 + 2 * (LATENT - 1), 16, 16, 3)).astype(np.float32)
 
@@ -75,9 +76,9 @@ def test_latent_shape_says_what_would_fit(pt, size, said):
 
 
 def test_a_video_that_does_not_fit_is_a_users_error(whole):
-    with pytest.raises(UserError, match="4 frames.*use 3 or 5"):
+    with pytest.raises(UserError, match=r"4 frames.*use 3 or 5"):
         whole.model.encode(jnp.asarray(VIDEO[:, :4]))
-    with pytest.raises(UserError, match="width 12.*use 8 or 16"):
+    with pytest.raises(UserError, match=r"width 12.*use 8 or 16"):
         whole.model.encode(jnp.asarray(VIDEO[:, :3, :, :12]))
 
 
@@ -140,7 +141,7 @@ def test_an_image_is_a_video_of_one_frame(whole):
 
 def test_one_time_layer_reaches_as_far_as_its_window(random_model):
     """A changed latent frame shows in its own pixels and the next two (window 3): neither in more nor in fewer."""
-    model = random_model(CViViT, dataclasses.replace(CONFIG, encoder=("space", "time"), decoder=("space", "time")))
+    model = random_model(CViViT, SMALLEST)
     run = jax.jit(lambda video, latents: (model.encode(video).latents, model.decode_step(latents)[0]))
     latents = np.random.default_rng(1).uniform(-1, 1, (1, 9, 2, 2, 4)).astype(np.float32)
     video, later, changed = VIDEO[:1, :17], VIDEO[:1, :17].copy(), latents.copy()
@@ -165,7 +166,7 @@ def stream(step, part, model, pieces):
 
 
 def cut(array, latent_frames, per_latent_frame):
-    """`array` (B, T, ...) in pieces of so many latent frames each, the leading one of `per_latent_frame` frames alone."""
+    """`array` (B, T, ...) in pieces of so many latent frames; the very first of these has one frame only."""
     ends = np.cumsum(latent_frames)
     assert ends[-1] == LATENT
     return np.split(array, 1 + per_latent_frame * (ends[:-1] - 1), axis=1)
@@ -207,7 +208,7 @@ def gradients(random_model):
 
     @functools.cache
     def gradient(policy):
-        graph, params = nnx.split(random_model(CViViT, dataclasses.replace(CONFIG, remat=policy)))
+        graph, params = nnx.split(random_model(CViViT, dataclasses.replace(SMALLEST, remat=policy)))
 
         def loss(params, video):
             return jnp.square(nnx.merge(graph, params).reconstruct(video)[0][:, :3]).mean()

@@ -81,7 +81,7 @@ def test_continuation_in_mid_video():
 
 
 def test_interpolation():
-    """[text][rate][coarse clip][finer rate]<fine clip>: the coarse clip sees itself both ways, the fine one sees it all."""
+    """[text][rate][coarse clip][finer rate]<fine clip>: the coarse clip is one block, below all of the fine one's."""
     coarse, fine = [[[1, 2]], [[3, 4]]], [[[5, 6]], [[7, 8]], [[9, 10]]]
     made = lay(text(5), rate(2), video(coarse, known=2, fps=2), rate(4), video(fine, known=0, fps=4))
     assert made.token == [107, R, 1, 2, 3, 4, R, B, 5, 6, 7, 8, 9]

@@ -78,7 +78,7 @@ def sequence(step=1, **options):
 
 @pytest.fixture(scope="module")
 def reach(model):
-    """(L, L, L) by sample: does slot i's output depend on slot j's input? By the gradient with respect to its position."""
+    """(L, L) of the first sample: does slot i's output depend on slot j's input? By the gradient of j's position."""
     direction_D = np.random.default_rng(1).normal(size=CONFIG.width).astype(np.float32)
 
     @jax.jit
@@ -121,7 +121,8 @@ def test_the_fine_clip_of_an_interpolation_sees_the_whole_coarse_one(reach):
     coarse = Video(np.full((1, 1, 2, 2), 7, np.int32), 0 * one, np.float32([2]), one, 2)
     fine = Video(np.full((1, 2, 2, 2), 9, np.int32), 0 * one, np.float32([4]), 0 * one, 2)
     text = Text(np.int32([[3, 1, 4, 1]]))
-    made = build([text, Rate(np.float32([2])), coarse, Rate(np.float32([4])), fine], Vocabulary(CONFIG.vocabulary, CONFIG.text_vocabulary))
+    segments = [text, Rate(np.float32([2])), coarse, Rate(np.float32([4])), fine]
+    made = build(segments, Vocabulary(CONFIG.vocabulary, CONFIG.text_vocabulary))
     words, coarse_slots = list(range(4)), list(range(5, 9))
     groups = [(words, words), ([4], [*words, 4]), (coarse_slots, list(range(9))), ([9], list(range(10)))]
     groups += [([slot], list(range(slot + 1))) for slot in range(10, SLOTS)]
@@ -188,7 +189,7 @@ def test_what_stands_in_padded_slots_changes_nothing_and_is_no_nan(run):
 
 
 def test_a_prompt_longer_than_the_model_reads_is_refused():
-    with pytest.raises(UserError, match="7 text tokens.*at most 5"):
+    with pytest.raises(UserError, match=r"7 text tokens.*at most 5"):
         sequence(length=7)
 
 

@@ -92,12 +92,12 @@ def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.nd
     return np.stack([fitter(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")) for image_HWC in video_THWC])
 
 
-def stored(item: VideoItem, *, fps: float, size: tuple[int, int]) -> StoredVideo:
-    """`item` as it is stored: its file's bytes, `MOST_BYTES` at most, else all its frames at `fps`."""
+def stored(item: VideoItem, *, fps: float, size: tuple[int, int], as_frames: bool = False) -> StoredVideo:
+    """`item` as it is stored: its file's bytes, `MOST_BYTES` at most, else (or `as_frames`) all its frames at `fps`."""
     if isinstance(item, StoredVideo):
         return item
     path = getattr(item, "path", None)
-    if path is not None:
+    if path is not None and not as_frames:
         return StoredVideo(item.key, item.seconds, item.captions, video=_bytes_of(path))
     frames = max(1, math.floor(item.seconds * fps + 1e-6))
     return StoredVideo(item.key, item.seconds, item.captions, frames=item.read(0.0, fps, frames, size), fps=fps)

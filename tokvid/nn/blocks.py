@@ -85,8 +85,8 @@ class BlockShape:
         D, N, K = self.width, self.heads, self.kv_heads
         if min(D, N, K) < 1 or N % K or D % (2 * N):
             raise UserError(
-                f"width {D}, heads {N}, kv_heads {K}: the heads must be a multiple of the kv_heads, and the width an even "
-                "multiple of the heads (rotary positions turn pairs of channels)"
+                f"width {D}, heads {N}, kv_heads {K}: the heads must be a multiple of the kv_heads, "
+                "and the width an even multiple of the heads (rotary positions turn pairs of channels)"
             )
 
 

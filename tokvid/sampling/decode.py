@@ -1,6 +1,7 @@
 """From layouts to tokens: prefill what is known, then step after step over one static KV cache, in one jitted loop."""
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from tokvid.types import TokenBatch
 def prefill(model: Transformer, sequence: Sequence, slots: int) -> KVCache:
     """A cache that holds the first `slots` slots of a sequence and has room for them all."""
     cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1])
-    return model.run(sequence.slots(0, slots), cache, 0)[1]
+    return cast(KVCache, model.run(sequence.slots(0, slots), cache, 0)[1])
 
 
 def step(
@@ -25,8 +26,8 @@ def step(
 ) -> tuple[Float[Array, "b l v"], KVCache]:
     """Logits of the slots from `slot` on, given their input tokens (those generated one step before), and the cache."""
     here = sequence.slots(slot, input_BL.shape[1])._replace(token=input_BL)
-    hidden, cache = model.run(here, cache, slot)
-    return model.logits(hidden), cache
+    hidden, longer = model.run(here, cache, slot)
+    return model.logits(hidden), cast(KVCache, longer)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "known", "method", "guided", "width"))
@@ -43,7 +44,7 @@ def generate(
     guided: bool,
     width: int = 1,
 ) -> Int[Array, "b t h w"]:
-    """Fills in the tokens of a window behind its `known` leading latent frames, up to `frames` in all; later ones are 0.
+    """Fills in the tokens of a window behind its `known` leading latent frames, up to `frames` in all; the rest are 0.
 
     `batch.known` must say `known` everywhere. With `guided`, each step also runs without text and guidance is applied.
     `width` tokens are drawn at once (1, or a divisor of a latent frame that the model was trained for).
@@ -52,8 +53,8 @@ def generate(
     model: Transformer = nnx.merge(graph, params)
     B, T, H, W = batch.tokens.shape
     if guided:  # the same windows twice, the second time without text
-        empty = batch._replace(text=jnp.full_like(batch.text, -1))
-        both = TokenBatch(*(jnp.concatenate(pair) for pair in zip(batch, empty, strict=True)))
+        textless = batch._replace(text=batch.text * 0 - 1)
+        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), batch, textless)
     else:
         both = batch
     sequence = sequence_of(model.config, both, width)

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from tokvid.errors import UserError
 
+LOWEST_TEMPERATURE = 0.001  # still lower ones are the likeliest code too, but logits would overflow
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -18,8 +20,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise UserError(f"temperature should be 0 to 100, got {self.temperature}")
+        if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature <= 100):
+            least = f"0 (always the likeliest) or {LOWEST_TEMPERATURE}"
+            raise UserError(f"temperature should be {least} to 100, got {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k should be 0 (all codes) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -29,8 +32,8 @@ class Sampling:
 def guide(
     conditional: Float[Array, "b l v"], unconditional: Float[Array, "b l v"], scale_B: Float[Array, " b"]
 ) -> Float[Array, "b l v"]:
-    """Classifier-free guidance (Ho and Salimans 2022): 1 is the plain conditional, more follows the text more."""
-    return unconditional + scale_B[:, None, None] * (conditional - unconditional)
+    """Classifier-free guidance (Ho and Salimans 2022): 1 is exactly the conditional, more follows the text more."""
+    return conditional + (scale_B[:, None, None] - 1) * (conditional - unconditional)
 
 
 def keep_likely(logits_BLV: Float[Array, "b l v"], method: Sampling) -> Float[Array, "b l v"]:
@@ -54,3 +57,15 @@ def draw(keys_B: jax.Array, logits_BLV: Float[Array, "b l v"], method: Sampling)
         return jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32)
     logits_BLV = keep_likely(logits_BLV / method.temperature, method)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BLV).astype(jnp.int32)
+
+
+def check_seed(seed: int) -> None:
+    """Seeds are 32 bits: JAX would silently take a larger one for another."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
+
+
+def check_guidance(guidance: float) -> None:
+    """Guidance below 0 turns away from the text; above 100 nothing is left but one code."""
+    if not 0 <= guidance <= 100:
+        raise UserError(f"guidance should be 0 to 100 (1 is none), got {guidance}")

@@ -2,19 +2,30 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 
-from tokvid.errors import UserError, did_you_mean
+from tokvid.config import from_dict
+from tokvid.errors import UserError
 from tokvid.files import atomic
+from tokvid.input_pipeline.text import checked
 from tokvid.input_pipeline.windows import captions_in_force
-from tokvid.sampling.methods import Sampling
-from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, StreamEncoder, latent_frames_for
+from tokvid.sampling.methods import Sampling, check_guidance, check_seed
+from tokvid.sampling.stream import (
+    Models,
+    RollingWindow,
+    StreamDecoder,
+    StreamEncoder,
+    frames_of,
+    latent_frames_for,
+    window_ends,
+)
 from tokvid.types import Caption
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
@@ -31,8 +42,9 @@ class Segment:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
+        checked(self.prompt)
         if not 0 < self.seconds <= MOST_SECONDS:
-            raise UserError(f"seconds of a segment should be above 0 and at most {MOST_SECONDS:g}, got {self.seconds}")
+            raise UserError(f"seconds should be above 0 and at most {MOST_SECONDS:g}, got {self.seconds}")
         if self.seed is not None:
             check_seed(self.seed)
         if self.guidance is not None:
@@ -57,206 +69,211 @@ class Story:
             raise UserError(f"fps should be above 0 and at most 240, got {self.fps}")
         check_seed(self.seed)
         check_guidance(self.guidance)
+        if self.seconds > MOST_SECONDS:
+            raise UserError(f"all segments together should have at most {MOST_SECONDS:g} seconds, got {self.seconds:g}")
+
+    @property
+    def starts(self) -> list[float]:
+        """The second at which each segment begins, and the one at which the last ends."""
+        return [0.0, *itertools.accumulate(segment.seconds for segment in self.segments)]
 
     @property
     def seconds(self) -> float:
-        return sum(segment.seconds for segment in self.segments)
+        """How long it is."""
+        return self.starts[-1]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The first frame of every segment, and one past its last; a segment may be too short for any."""
+        edges = [round(start * self.fps) for start in self.starts]
+        edges[-1] = max(1, edges[-1])
+        return list(itertools.pairwise(edges))
 
     @property
     def frames(self) -> int:
         """How many frames it has."""
-        return max(1, round(self.seconds * self.fps))
+        return self.spans[-1][1]
 
-    @property
-    def captions(self) -> tuple[Caption, ...]:
-        """The prompts with the second at which each begins."""
-        starts = np.cumsum([0.0, *(segment.seconds for segment in self.segments)])
-        return tuple(Caption(float(start), s.prompt) for start, s in zip(starts, self.segments, strict=False))
+
+class Step(NamedTuple):
+    """One window's work: the latent frames `first` up to `end`, under the prompt of segment number `segment`."""
+
+    segment: int
+    first: int
+    end: int
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only. No aliases: a few bytes of them stand for gigabytes. No key twice: the first would be lost."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not used here", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names: set[str] = set()
+        for name, mark in ((str(key.value), key.start_mark) for key, _ in node.value):
+            if name in names:
+                raise yaml.MarkedYAMLError(problem=f"{name!r:.40} is there twice", problem_mark=mark)
+            names.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def load_story(path: str | Path) -> Story:
-    """Reads a YAML story (safe loader): `fps`, `seed`, `guidance`, `sampling`, and `segments` with prompt, seconds, …
+    """Reads a YAML story, of plain values: `fps`, `seed`, `guidance`, `sampling`, and `segments` of prompt, seconds, …
 
     UserError for a file that is missing, too large, not UTF-8, not YAML, or has unknown or mistyped fields.
     """
-    path = Path(path)
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
-            raise UserError(f"story {path} is larger than {LARGEST_FILE} bytes; split it")
-        values = yaml.safe_load(data.decode("utf-8"))
+            raise UserError(f"it has more than {LARGEST_FILE} bytes; split it")
+        loader = _Loader(data.decode("utf-8"))
+        return from_dict(Story, loader.get_single_data(), "story")
     except OSError as error:
         raise UserError(f"cannot read story {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"story {path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"story {path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("segments"), list):
-        raise UserError(f"story {path} should be a mapping with a list `segments`, each with a `prompt`")
-    segments = tuple(_fields(Segment, item, f"{path}, segment {i + 1}") for i, item in enumerate(values["segments"]))
-    rest = {key: value for key, value in values.items() if key != "segments"}
-    if "sampling" in rest:
-        rest["sampling"] = _fields(Sampling, rest["sampling"], f"{path}, sampling")
-    return _fields(Story, rest | {"segments": segments}, str(path))
+        raise UserError(f"story {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"story {path}{line}: {error.problem or error.context}") from error
+    except UserError as error:
+        raise UserError(f"story {path}: {error}") from error
+    except Exception as error:  # PyYAML raises nearly anything on values such as `!!int ""`
+        raise UserError(f"story {path} is not valid YAML: {type(error).__name__} {error}") from error
+
+
+def frames_given(latent_frames: int, temporal_patch: int) -> int:
+    """How many given frames come before a story. One picture doesn't: it is the story's first frame."""
+    return frames_of(latent_frames, temporal_patch) if latent_frames > 1 else 0
+
+
+def steps_of(story: Story, models: Models, given: int = 0) -> list[Step]:
+    """The windows that a story is made in, after so many `given` latent frames."""
+    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
+    before = frames_given(given, patch)
+    latent_frames = latent_frames_for(before + story.frames, patch)
+    # What is given counts as the first segment's: nothing is generated there.
+    starts = [start + before / story.fps if start else 0.0 for start in story.starts[:-1]]
+    captions = tuple(Caption(start, segment.prompt) for start, segment in zip(starts, story.segments, strict=True))
+    segment_T = captions_in_force(captions, latent_frames, story.fps, patch)
+    steps: list[Step] = []
+    first = given
+    while first < latent_frames:
+        segment = int(segment_T[first])
+        last = int(np.searchsorted(segment_T, segment, side="right"))
+        for end in window_ends(first, last, window, story.keep):
+            steps.append(Step(segment, first, end))
+            first = end
+    return steps
+
+
+def joins(story: Story, models: Models) -> list[int]:
+    """Frames at which a new window begins (the first frame that it makes), for measuring seams."""
+    patch = models.tokenizer.config.temporal_patch
+    return [frames_of(step.first, patch) for step in steps_of(story, models) if step.first]
 
 
 def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """The frames of a story, uint8 (T, H, W, 3), a few at a time, in memory that doesn't grow with its length.
 
-    `opening`: tokens (T', H', W') of an image or a video that the story goes on from; its frames come first and are
-    counted in. Tokens are kept in the file `partial` as they are made: when it is there already and belongs to the same
-    story and weights, what it holds is decoded, not generated again. It is removed at the end.
+    `opening`: tokens (T', H', W') of an image, which becomes the story's first frame, or of a video, whose frames come
+    before the story. Tokens are kept in the file `partial` as they are made: when it is there already and belongs to
+    the same story and weights, what it holds is decoded, not generated again. The caller removes it when the video is
+    safe.
     """
-    patch = models.tokenizer.config.temporal_patch
     _, rows, columns = models.transformer.config.latent
-    given = np.zeros((0, rows, columns), np.int32) if opening is None else opening
-    extra = 0 if opening is None else frames_of(len(given), patch)
-    total = story.frames + max(0, extra - 1)
-    latent_frames = latent_frames_for(total, patch)
-    if opening is not None and latent_frames <= len(given):
-        latent_frames = len(given) + 1
-    shown_T = captions_in_force(_moved(story, extra), latent_frames, story.fps, patch)
-
+    given_THW = np.zeros((0, rows, columns), np.int32) if opening is None else opening
+    steps = steps_of(story, models, len(given_THW))
+    remaining = frames_given(len(given_THW), models.tokenizer.config.temporal_patch) + story.frames
     window = RollingWindow(models, 1, story.fps, keep=story.keep, method=story.sampling)
     decoder = StreamDecoder(models.tokenizer, 1, rows, columns)
-    remaining = total
+    encode = models.text.encoder(models.transformer.config.text_length)
 
     def frames(tokens_THW: np.ndarray) -> np.ndarray:
         nonlocal remaining
-        video = decoder.feed(tokens_THW[None])[0][:remaining]
-        remaining -= len(video)
-        return video
+        video_THWC = decoder.feed(tokens_THW[None])[0][:remaining]
+        remaining -= len(video_THWC)
+        return video_THWC
 
-    if len(given):
-        window.given(given[None])
-        for index in range(len(given)):
-            yield frames(given[index : index + 1])
-    with _Partial(partial, _identity(models, story, given), (rows, columns)) as kept:
-        for tokens_THW in kept.read(latent_frames - window.latent_frames):
+    window.given(given_THW[None])
+    for index in range(len(given_THW)):
+        yield frames(given_THW[index : index + 1])
+    with _Partial(partial, _identity(models, story, given_THW), models) as kept:
+        # Only whole windows, so that those that follow fall as they would have.
+        whole = max((step.end for step in steps if step.end <= len(given_THW) + kept.latent_frames), default=0)
+        for tokens_THW in kept.read(whole - window.latent_frames):
             window.given(tokens_THW[None])
             yield frames(tokens_THW)
-        while window.latent_frames < latent_frames:
-            now = shown_T[window.latent_frames]
-            count = int(np.argmax(np.append(shown_T[window.latent_frames :] != now, True)))
-            segment = story.segments[now]
+        for step in steps:
+            if step.end <= whole:
+                continue
+            segment = story.segments[step.segment]
             # A segment of its own seed always comes out the same from the same past; others differ by their number.
-            seed = segment.seed if segment.seed is not None else (story.seed + 7919 * int(now)) % 2**32
+            seed = segment.seed if segment.seed is not None else (story.seed + 7919 * step.segment) % 2**32
             guidance = segment.guidance if segment.guidance is not None else story.guidance
-            text = models.text.encode(segment.prompt, models.transformer.config.text_length)[None]
-            for made in window.extend(count, text, np.array([seed]), np.array([guidance])):
-                kept.add(made[0])
-                yield frames(made[0])
-        kept.done()
-
-
-def joins(story: Story, temporal_patch: int, window: int) -> list[int]:
-    """Frames at which a new window begins (the first frame that it made), for measuring seams."""
-    latent_frames = latent_frames_for(story.frames, temporal_patch)
-    shown_T = captions_in_force(story.captions, latent_frames, story.fps, temporal_patch)
-    found, latent = [], 0
-    while latent < latent_frames:
-        same = int(np.argmax(np.append(shown_T[latent:] != shown_T[latent], True)))
-        latent += min(window - min(story.keep, latent), same)
-        found.append(frames_of(latent, temporal_patch))
-    return [frame for frame in found if frame < story.frames]
+            text_BL, count = encode(segment.prompt)[None], step.end - step.first
+            for made_BTHW in window.extend(count, text_BL, np.array([seed]), np.array([guidance])):
+                kept.add(made_BTHW[0])
+                yield frames(made_BTHW[0])
 
 
 def encode_opening(models: Models, frames: Iterator[np.ndarray]) -> np.ndarray:
-    """Frames uint8 (H, W, 3) of the models' size → tokens (T', H', W'); a last latent frame that isn't full is left out."""
+    """Frames uint8 (H, W, 3) of the models' size → tokens (T', H', W'); a last latent frame not full is left out."""
     encoder = StreamEncoder(models.tokenizer, 1, models.size)
-    return np.concatenate([encoder.feed(frame[None, None]) for frame in frames], axis=1)[0]
-
-
-def frames_of(latent_frames: int, temporal_patch: int) -> int:
-    """How many frames so many latent frames are."""
-    return max(0, 1 + (latent_frames - 1) * temporal_patch)
-
-
-def check_seed(seed: int) -> None:
-    """Seeds are 32 bits: a larger one would silently be another."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
-
-
-def check_guidance(guidance: float) -> None:
-    """Guidance below 0 turns away from the text; above 100 nothing is left but one code."""
-    if not 0 <= guidance <= 100:
-        raise UserError(f"guidance should be 0 to 100 (1 is none), got {guidance}")
-
-
-def _moved(story: Story, frames: int) -> tuple[Caption, ...]:
-    """The captions of a story that comes after so many given frames (the first prompt also covers those)."""
-    later = max(0, frames - 1) / story.fps
-    return tuple(Caption(c.start + later if c.start else 0.0, c.text) for c in story.captions)
+    return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
 
 
 def _identity(models: Models, story: Story, given_THW: np.ndarray) -> str:
     """What decides every token of a story, as 16 hex digits."""
     text = json.dumps(dataclasses.asdict(story), sort_keys=True) + models.mark
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass") + given_THW.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(text.encode() + given_THW.tobytes()).hexdigest()[:16]
 
 
 class _Partial:
     """The tokens of a story so far, in a file: a line that says whose they are, then int32 latent frames."""
 
-    def __init__(self, path: Path, identity: str, grid: tuple[int, int]):
-        self._path, self._grid = path, grid
-        self._line = f"tokvid story {identity} {grid[0]}x{grid[1]}\n".encode()
-        self._bytes = 4 * grid[0] * grid[1]
+    def __init__(self, path: Path, identity: str, models: Models):
+        _, *self._grid = models.transformer.config.latent
+        self._path, self._vocabulary = path, models.transformer.config.vocabulary
+        self._line = f"tokvid story {identity}\n".encode()
+        self._bytes = 4 * self._grid[0] * self._grid[1]
+        self.latent_frames = 0  # whole ones that were there
 
     def __enter__(self) -> "_Partial":
-        def fresh() -> None:
+        if not self._belongs():
             with atomic(self._path) as temporary:
                 temporary.write_bytes(self._line)
-
-        if not self._path.is_file() or not self._path.read_bytes()[: len(self._line)] == self._line:
-            fresh()
         self._file = open(self._path, "r+b")
+        self.latent_frames = (self._path.stat().st_size - len(self._line)) // self._bytes
         return self
+
+    def _belongs(self) -> bool:
+        try:
+            with open(self._path, "rb") as file:
+                return file.read(len(self._line)) == self._line
+        except FileNotFoundError:
+            return False
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def read(self, most: int) -> Iterator[np.ndarray]:
-        """The latent frames kept, one at a time (1, H, W), leaving the file ready to be added to."""
+    def read(self, latent_frames: int) -> Iterator[np.ndarray]:
+        """The first so many that were kept, one at a time (1, H, W); what comes after them is dropped."""
         self._file.seek(len(self._line))
-        for _ in range(most):
-            data = self._file.read(self._bytes)
-            if len(data) < self._bytes:
-                self._file.seek(-len(data), 1)
-                break
-            yield np.frombuffer(data, "<i4").reshape(1, *self._grid).astype(np.int32)
+        for _ in range(latent_frames):
+            tokens_THW = np.frombuffer(self._file.read(self._bytes), "<i4").reshape(1, *self._grid)
+            if not 0 <= tokens_THW.min() <= tokens_THW.max() < self._vocabulary:
+                raise UserError(f"{self._path} is damaged; remove it, and the story begins anew")
+            yield tokens_THW.astype(np.int32)
         self._file.truncate(self._file.tell())
 
     def add(self, tokens_THW: np.ndarray) -> None:
+        """Keeps more latent frames."""
         try:
             self._file.write(tokens_THW.astype("<i4").tobytes())
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}; free some space, then run again") from error
-
-    def done(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
-def _fields(kind: Callable[..., Any], values: Any, where: str) -> Any:
-    """A dataclass from a YAML mapping, or one clear line."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where} should be a mapping, got {values!r}")
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name, value in values.items():
-        if name not in fields:
-            raise UserError(f"{where}: {did_you_mean(name, fields, 'field')}")
-        kinds: Sequence[type] = {
-            str: (str,), float: (int, float), int: (int,), int | None: (int,), float | None: (int, float)
-        }.get(fields[name], (object,))  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
-            raise UserError(f"{where}: {name} should be {' or '.join(k.__name__ for k in kinds)}, got {value!r:.80}")
-    missing = "prompt" if kind is Segment and "prompt" not in values else ""
-    if missing:
-        raise UserError(f"{where}: {missing} is missing")
-    try:
-        return kind(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

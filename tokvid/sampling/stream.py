@@ -1,4 +1,4 @@
-"""Video as a stream: frames to tokens, tokens to more tokens, tokens to frames, in memory that doesn't grow with length."""
+"""Video as a stream: frames to tokens, to more tokens, to frames again, in memory that doesn't grow with length."""
 
 import functools
 from collections.abc import Iterator
@@ -16,7 +16,9 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.tokenizer.cvivit import Cache, latent_shape
-from tokvid.types import LatentShape, TokenBatch
+from tokvid.types import TokenBatch
+
+MOST_PATCHES = 8192  # of a latent frame: attention among them takes a gigabyte or two
 
 
 class Models(NamedTuple):
@@ -35,7 +37,8 @@ class Models(NamedTuple):
     @property
     def mark(self) -> str:
         """What these weights are: their fingerprints."""
-        return "-".join([self.tokenizer.about["fingerprint"], self.transformer.about["fingerprint"], self.text.fingerprint])
+        marks = [part.about["fingerprint"] for part in (self.tokenizer, self.transformer)]
+        return "-".join([*marks, self.text.fingerprint])
 
 
 def load_models(folder: str | Path) -> Models:
@@ -73,10 +76,15 @@ class StreamEncoder:
     """Frames in, tokens out, as soon as a latent frame is full."""
 
     def __init__(self, tokenizer: weights.Loaded, batch: int, size: tuple[int, int]):
-        """`size`: height and width of the frames, multiples of the patch (else UserError)."""
+        """`size`: height and width of the frames, multiples of the patch and not too large, else UserError."""
+        _, rows, columns = latent_shape(tokenizer.config, 1, *size)
+        if rows * columns > MOST_PATCHES:  # each attends to all others
+            raise UserError(
+                f"frames of {size[0]}x{size[1]} pixels have {rows * columns} patches, at most {MOST_PATCHES} are "
+                "allowed; use a smaller size"
+            )
         self._tokenizer, self._pending = tokenizer, np.zeros((batch, 0, *size, 3), np.uint8)
         self._first = True
-        _, rows, columns = latent_shape(tokenizer.config, 1, *size)
         self._cache = tokenizer.model.empty_cache("encoder", batch, rows, columns)
 
     def feed(self, video_BTHWC: np.ndarray) -> np.ndarray:
@@ -101,8 +109,10 @@ class StreamDecoder:
         self._cache = tokenizer.model.empty_cache("decoder", batch, rows, columns)
 
     def feed(self, tokens_BTHW: np.ndarray) -> np.ndarray:
-        """Tokens of the next latent frames → their frames, uint8 (B, T, H, W, 3)."""
-        out = []
+        """Tokens of the next latent frames, maybe none → their frames, uint8 (B, T, H, W, 3)."""
+        B, _, rows, columns = tokens_BTHW.shape
+        patch = self._tokenizer.config.patch
+        out = [np.zeros((B, 0, rows * patch, columns * patch, 3), np.uint8)]
         for index in range(tokens_BTHW.shape[1]):  # one at a time: one compiled shape, whatever comes
             now, tokenizer = tokens_BTHW[:, index : index + 1], self._tokenizer
             video, self._cache = _decode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
@@ -140,15 +150,13 @@ class RollingWindow:
         graph, params = self._models.transformer.graph, self._models.transformer.params
         window, batch = self._models.transformer.config.latent[0], len(self._fps)
         guided = bool(np.any(guidance_B != 1))
-        end = self.latent_frames + latent_frames
-        while self.latent_frames < end:
-            known = self._last.shape[1]
-            new = min(window - known, end - self.latent_frames)
+        for end in window_ends(self.latent_frames, self.latent_frames + latent_frames, window, self._keep):
+            known, new = self._last.shape[1], end - self.latent_frames
             tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
             tokens[:, :known] = self._last
             start = np.full(batch, self.latent_frames - known, np.int32)
             request = TokenBatch(tokens, start, self._fps, text_BL, np.full(batch, known, np.int32))
-            # A seed and the place in the video decide a token, not how the windows happened to fall before it.
+            # The seed and the place in the video decide, not how many windows came before.
             keys = jax.vmap(jax.random.key)(np.asarray(seeds_B, np.uint32))
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, self.latent_frames)
             filled = generate(
@@ -167,11 +175,18 @@ class RollingWindow:
             yield made
 
 
+def window_ends(first: int, end: int, window: int, keep: int) -> Iterator[int]:
+    """Where the windows end that make the latent frames `first` up to `end`, each behind the `keep` before it."""
+    while first < end:
+        first = min(first + window - min(keep, first), end)
+        yield first
+
+
 def latent_frames_for(frames: int, temporal_patch: int) -> int:
     """How many latent frames hold at least this many frames."""
     return 1 + -(-(frames - 1) // temporal_patch)
 
 
-def grid(models: Models) -> LatentShape:
-    """Latent frames of a window, rows and columns."""
-    return LatentShape(*models.transformer.config.latent)
+def frames_of(latent_frames: int, temporal_patch: int) -> int:
+    """How many frames so many latent frames are."""
+    return max(0, 1 + (latent_frames - 1) * temporal_patch)

@@ -28,7 +28,6 @@ class Cache(NamedTuple):
     next: jax.Array
 
 
-
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> LatentShape:
     """T' = 1 + (T-1)/temporal_patch, H' = H/patch, W' = W/patch. UserError where one doesn't divide."""
     step, patch = config.temporal_patch, config.patch
@@ -52,7 +51,7 @@ class CViViT(nnx.Module):
             if kind not in ("space", "time"):
                 raise UserError(did_you_mean(kind, ("space", "time"), "layer kind"))
         if config.time_window < 1:
-            raise UserError(f"time_window {config.time_window} is too small: a latent frame sees itself at least, so use 1 or more")
+            raise UserError(f"time_window {config.time_window} is too small: it counts the present, so use 1 or more")
         self.config = config
         self.quantizer = QUANTIZERS[config.quantizer](config)
         pixels, width = 3 * config.patch**2, config.width

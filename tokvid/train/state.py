@@ -98,7 +98,7 @@ def make_step(
             return task.loss(nnx.merge(graph, params), batch, key)
 
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        norm = optax.global_norm(gradients)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))  # short memory at first

@@ -66,7 +66,7 @@ class TransformerTask:
         count = jnp.maximum(weight_BL.sum(), 1.0)
         cross_entropy = jnp.sum(weight_BL * (normaliser_BL - chosen_BL)) / count
         z = self.config.z_loss * jnp.sum(weight_BL * jnp.square(normaliser_BL)) / count
-        right = jnp.sum(weight_BL * (jnp.argmax(logits_BLV, axis=-1) == target_BL)) / count
+        right = jnp.sum(weight_BL * (chosen_BL >= jnp.max(logits_BLV, axis=-1))) / count
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
 
     def batches(self) -> Any:

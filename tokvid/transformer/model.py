@@ -101,7 +101,7 @@ class Transformer(nnx.Module):
 def sequence_of(config: TransformerConfig, batch: TokenBatch, step: int = 1) -> Sequence:
     """The layout of text → video, image → video and continuation alike: they differ in `known` and `start` alone."""
     if batch.text.shape[1] > config.text_length:  # XLA would give all that is too long the last place
-        raise UserError(f"{batch.text.shape[1]} text tokens are too many: this model reads at most {config.text_length}")
+        raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
     video = Video(batch.tokens, batch.start, batch.fps, batch.known, config.temporal_patch)
     vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
     return build([Text(batch.text), Rate(batch.fps), video], vocabulary, step)

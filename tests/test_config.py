@@ -1,0 +1,72 @@
+"""Configs come back from JSON as they were, and what doesn't belong is refused in one line that says where."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tokvid.config import (
+    DataConfig,
+    Recipe,
+    TokenizerConfig,
+    TrainConfig,
+    TransformerConfig,
+    config_hash,
+    from_dict,
+    to_dict,
+)
+from tokvid.errors import UserError
+
+RECIPE = Recipe(
+    data=DataConfig(size=(36, 64), fps=(1.0, 2.5), fps_rule="lowest"),
+    tokenizer=TokenizerConfig(encoder=("space", "space", "time"), levels=(3, 5, 4), dtype="bfloat16"),
+    transformer=TransformerConfig(latent=(4, 2, 3), scan_layers=True),
+    train_tokenizer=TrainConfig(mesh=(2, -1, 1, 1), learning_rate=3e-4),
+)
+
+
+def test_a_recipe_comes_back_from_json_as_it_was():
+    assert from_dict(Recipe, json.loads(json.dumps(to_dict(RECIPE)))) == RECIPE
+    assert from_dict(Recipe, to_dict(Recipe())) == Recipe()
+
+
+def test_what_is_not_given_keeps_its_default_and_whole_numbers_may_be_floats():
+    made = from_dict(TrainConfig, {"learning_rate": 1, "betas": [0, 0.5]})
+    assert made == TrainConfig(learning_rate=1.0, betas=(0.0, 0.5))
+    assert isinstance(made.learning_rate, float) and isinstance(made.betas[0], float)
+
+
+@pytest.mark.parametrize(
+    "kind, values, said",
+    [
+        (Recipe, {"tokeniser": {}}, "config: unknown field 'tokeniser' (did you mean 'tokenizer'?)"),
+        (Recipe, {"tokenizer": {"widht": 3}}, "config.tokenizer: unknown field 'widht' (did you mean 'width'?)"),
+        (Recipe, {"tokenizer": 3}, "config.tokenizer should be an object of TokenizerConfig's fields, got 3"),
+        (Recipe, [], "config should be an object of Recipe's fields, got []"),
+        (TokenizerConfig, {"width": "256"}, "config.width should be int, got '256'"),
+        (TokenizerConfig, {"width": 256.0}, "config.width should be int, got 256.0"),
+        (TokenizerConfig, {"width": True}, "config.width should be int, got True"),
+        (TokenizerConfig, {"width": None}, "config.width should be int, got None"),
+        (TransformerConfig, {"scan_layers": 1}, "config.scan_layers should be bool, got 1"),
+        (TransformerConfig, {"z_loss": True}, "config.z_loss should be float, got True"),
+        (TransformerConfig, {"z_loss": float("nan")}, "config.z_loss should be a finite number, got nan"),
+        (TransformerConfig, {"dtype": "float23"}, "config.dtype: unknown value 'float23' (did you mean 'float32'?)"),
+        (DataConfig, {"size": [64]}, "config.size should be a list of 2, got [64]"),
+        (DataConfig, {"size": 64}, "config.size should be a list of 2, got 64"),
+        (DataConfig, {"size": [64, "64"]}, "config.size[1] should be int, got '64'"),
+        (DataConfig, {"fps": "248"}, "config.fps should be a list, got '248'"),
+        (DataConfig, {"fps_rule": "lowst"}, "config.fps_rule: unknown value 'lowst' (did you mean 'lowest'?)"),
+        (DataConfig, {"fps_rule": []}, "config.fps_rule: unknown value '[]'"),
+    ],
+)
+def test_what_does_not_belong_is_refused(kind, values, said):
+    with pytest.raises(UserError) as error:
+        from_dict(kind, values)
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_two_configs_share_a_hash_only_when_every_field_is_equal():
+    config = TokenizerConfig()
+    assert config_hash(config) == config_hash(from_dict(TokenizerConfig, to_dict(TokenizerConfig())))
+    changes = ({}, {"width": 128}, {"levels": (8, 5, 5)}, {"l1_weight": 0.5})
+    assert len({config_hash(dataclasses.replace(config, **change)) for change in changes}) == 4

@@ -1,0 +1,106 @@
+"""The house keeps its order: which room may import which (docs/design.md, section 2), read from the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tokvid"
+
+HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary"}
+# Left may not import right, and rooms side by side may not import each other (the helpers may).
+ORDER = [HELPERS, {"sharding"}, {"nn"}, {"tokenizer", "transformer"}, {"weights"}, {"train", "sampling"}]
+# These stand beside the order, without JAX: `train`, `sampling` and the top may import them, and they only these.
+ASIDE = {"input_pipeline": HELPERS, "media": HELPERS, "metrics": {"types", "errors", "shape_vocabulary"}}
+TOP = {"evaluate", "cli", "commands", "__main__"}  # may import everything, and nobody imports them
+ROOT = {"", "__version__"}  # what stands in tokvid/__init__.py is anyone's
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+WITHOUT_JAX = HELPERS | set(ASIDE)
+
+
+def allowed(room):
+    """The rooms that `room` may import, itself included."""
+    if room in TOP:
+        return set().union(*ORDER, ASIDE, TOP, ROOT)
+    if room in ASIDE:
+        return ASIDE[room] | ROOT | {room}
+    if room in ROOT:
+        return ROOT
+    place = next(i for i, rooms in enumerate(ORDER) if room in rooms)
+    left = set().union(*ORDER[:place]) | ROOT | {room}
+    return left | (HELPERS if room in HELPERS else set()) | (set(ASIDE) if place == len(ORDER) - 1 else set())
+
+
+def imports(module, source):
+    """The absolute names that a module imports anywhere, in functions and for type checking too, with their lines."""
+    package = module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            name = ".".join([*start, *([node.module] if node.module else [])])
+            # `from tokvid import weights` imports a room; `from tokvid.nn import x` something in one.
+            yield from ((f"{name}.{alias.name}" if name == "tokvid" else name, node.lineno) for alias in node.names)
+
+
+def room_of(name):
+    """tokvid.nn.blocks → nn; tokvid.config → config; tokvid → the package itself."""
+    return [*name.split("."), ""][1]
+
+
+def violations(module, source):
+    """What `module` ("tokvid.nn.blocks") imports and may not, a line each."""
+    room = room_of(module)
+    try:
+        may = allowed(room)
+    except StopIteration:
+        return [f"{module}: the room {room!r} has no place in the order; give it one in tests/test_house.py"]
+    found = []
+    for name, line in imports(module, source):
+        other = name.split(".")[0]
+        if other == "tokvid" and room_of(name) not in may:
+            found.append(f"{module}:{line}: {room} may not import {room_of(name)} ({name})")
+        if other in JAX and room in WITHOUT_JAX:
+            found.append(f"{module}:{line}: {room} may not import {name}: it works without JAX")
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_room_imports_what_stands_right_of_it(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    module = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) == 2 else parts)
+    found = violations(module, path.read_text(encoding="utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "module, source, wrong",
+    [
+        ("tokvid.nn.blocks", "from tokvid.nn.attention import attend\nimport tokvid.config, jax", 0),
+        ("tokvid.nn.blocks", "from tokvid import weights", 1),
+        ("tokvid.config", "from tokvid.errors import UserError", 0),
+        ("tokvid.config", "import jax.numpy as jnp", 1),
+        ("tokvid.tokenizer.cvivit", "from tokvid.transformer.layout import Text", 1),
+        ("tokvid.train.loop", "def f():\n    from tokvid.sampling import decode", 1),
+        ("tokvid.train.loop", "from tokvid import __version__, weights\nfrom tokvid.media import x", 0),
+        ("tokvid.train.loop", "from ..sampling.decode import step", 1),
+        ("tokvid.train.loop", "from . import state\nfrom .state import Task", 0),
+        ("tokvid.train.loop", "import tokvid.cli", 1),
+        ("tokvid.weights", "from tokvid.input_pipeline.text import TextModel", 1),
+        ("tokvid.input_pipeline.text", "import jax\nfrom flax import nnx\nfrom tokvid.media import x", 3),
+        ("tokvid.metrics.video", "from tokvid.config import Recipe", 1),
+        ("tokvid.cli", "def f():\n    from tokvid.train.loop import train\n    from tokvid.sampling import story", 0),
+        ("tokvid.cellar", "", 1),
+    ],
+)
+def test_the_rule_itself(module, source, wrong):
+    assert len(violations(module, source)) == wrong
+
+
+def test_every_room_of_the_order_is_there_to_be_checked():
+    rooms = {room_of(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)) for path in FILES}
+    assert set().union(*ORDER, ASIDE) <= rooms

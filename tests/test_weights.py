@@ -1,0 +1,150 @@
+"""Weights folders: what is saved comes back, and what is damaged, foreign or missing is refused in one line."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid import weights
+from tokvid.config import TokenizerConfig, TransformerConfig, to_dict
+from tokvid.errors import UserError
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.transformer.model import Transformer
+
+TOKENIZER = TokenizerConfig(size=(8, 8), width=8, heads=2, mlp=8, encoder=("time",), decoder=("space",))
+TRANSFORMER = TransformerConfig(text_length=2, text_vocabulary=3, width=12, layers=2, heads=2, kv_heads=1, mlp=8)
+FIRST = "decoder.0.attention.key"  # of the tokenizer's leaves, in the order of their names
+
+
+@pytest.fixture(scope="module")
+def tokenizer(random_model):
+    return nnx.state(random_model(CViViT, TOKENIZER), nnx.Param)
+
+
+@pytest.fixture
+def saved(tokenizer, tmp_path):
+    weights.save(tmp_path, "tokenizer", TOKENIZER, tokenizer, steps=7)
+    return tmp_path
+
+
+def refused(folder, kind="tokenizer"):
+    """The line that loading fails with."""
+    with pytest.raises(UserError) as error:
+        weights.load(folder, kind)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    return str(error.value)
+
+
+def edit(folder, change):
+    """Applies `change` to config.json's values."""
+    values = json.loads((folder / "config.json").read_text())
+    change(values)
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def test_what_is_saved_comes_back_to_float16(saved, tokenizer, random_model):
+    loaded = weights.load(saved, "tokenizer")
+    assert loaded.config == TOKENIZER and loaded.about["steps"] == 7
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(tokenizer)
+    for given, found in zip(jax.tree.leaves(tokenizer), jax.tree.leaves(loaded.params), strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, np.asarray(given, np.float16))
+    assert weights.parameter_count(loaded.params) == weights.parameter_count(tokenizer) > 1000
+    assert isinstance(loaded.model, CViViT) and loaded.model.config == TOKENIZER
+
+
+def test_saving_again_what_was_loaded_gives_the_same_fingerprint(saved, tmp_path):
+    loaded = weights.load(saved, "tokenizer")
+    again = weights.save(tmp_path / "again", "tokenizer", loaded.config, loaded.params)
+    assert again == loaded.about["fingerprint"] and len(again) == 16
+    other = dataclasses.replace(loaded.config, time_window=2)
+    assert weights.save(tmp_path / "other", "tokenizer", other, loaded.params) != again
+
+
+def test_the_transformers_stacked_layers_come_back(random_model, tmp_path):
+    model = random_model(Transformer, TRANSFORMER)
+    weights.save(tmp_path, "transformer", TRANSFORMER, nnx.state(model, nnx.Param))
+    query = weights.load(tmp_path, "transformer").model.blocks.attention.query[...]
+    np.testing.assert_array_equal(query, np.asarray(model.blocks.attention.query[...], np.float16))
+
+
+@pytest.mark.parametrize("place", [0, 3, 20, 0.5, -1])
+def test_a_flipped_bit_is_refused(saved, place):
+    path = saved / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data)) if place == 0.5 else place] ^= 4
+    path.write_bytes(data)
+    assert "damaged" in refused(saved)
+
+
+@pytest.mark.parametrize("length", [0, 5, 200, -1])
+def test_a_truncated_file_is_refused(saved, length):
+    path = saved / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    assert "damaged" in refused(saved)
+
+
+def test_another_config_or_other_weights_are_refused(saved, tokenizer, tmp_path):
+    edit(saved, lambda values: values["config"].update(time_window=2))
+    assert "doesn't belong to the config.json beside it" in refused(saved)
+    edit(saved, lambda values: values["config"].update(time_window=TOKENIZER.time_window))
+    assert weights.load(saved, "tokenizer").config == TOKENIZER
+    other = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, tokenizer)
+    weights.save(tmp_path / "other", "tokenizer", TOKENIZER, other)
+    (tmp_path / "other" / "weights.safetensors").rename(saved / "weights.safetensors")
+    assert "doesn't belong to the config.json beside it" in refused(saved)
+
+
+def test_weights_from_before_a_field_was_added_still_load(tokenizer, tmp_path, monkeypatch):
+    """A config that lacks a field takes its default; its fingerprint is of what was written then."""
+    monkeypatch.setattr(weights, "to_dict", lambda config: {k: v for k, v in to_dict(config).items() if k != "remat"})
+    weights.save(tmp_path, "tokenizer", TOKENIZER, tokenizer)
+    monkeypatch.undo()
+    assert weights.load(tmp_path, "tokenizer").config == TOKENIZER
+
+
+def test_weights_that_do_not_fit_their_config_are_refused_by_name(tokenizer, tmp_path):
+    weights.save(tmp_path, "tokenizer", dataclasses.replace(TOKENIZER, heads=1), tokenizer)
+    assert f"{FIRST} should have shape (8, 1, 8), found shape (8, 2, 4)" in refused(tmp_path)
+    weights.save(tmp_path, "tokenizer", dataclasses.replace(TOKENIZER, encoder=("time",) * 2), tokenizer)
+    assert "encoder.1.attention.key should have shape (8, 2, 4), found nothing" in refused(tmp_path)
+
+
+def test_values_that_are_not_finite_are_refused(tokenizer, tmp_path):
+    weights.save(tmp_path, "tokenizer", TOKENIZER, jax.tree.map(lambda leaf: np.asarray(leaf) * np.nan, tokenizer))
+    assert f"{FIRST} has values that are not finite" in refused(tmp_path)
+
+
+def test_another_kind_or_format_is_refused(saved):
+    said = "has kind 'tokenizer', format 1; this program reads kind 'transformer', format 1"
+    assert said in refused(saved, "transformer")
+    edit(saved, lambda values: values.update(format=2))
+    assert "format 2; this program reads kind 'tokenizer', format 1" in refused(saved)
+
+
+def test_a_damaged_config_is_refused(saved):
+    edit(saved, lambda values: values["config"].update(widht=8))
+    assert "unknown field 'widht' (did you mean 'width'?)" in refused(saved)
+    edit(saved, lambda values: values.update(config=[]))
+    assert "should be an object of TokenizerConfig's fields, got []" in refused(saved)
+    (saved / "config.json").write_text('{"format": 1,')
+    assert "is not valid JSON" in refused(saved)
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    assert "no tokenizer weights in" in refused(tmp_path / "nowhere")
+    assert "tokvid train tokenizer" in refused(tmp_path / "nowhere")
+    (saved / "weights.safetensors").unlink()
+    assert "cannot read" in refused(saved)
+
+
+def test_a_transformer_of_another_tokenizer_is_refused_with_both_fingerprints(saved):
+    tokenizer = weights.load(saved, "tokenizer")
+    mark = tokenizer.about["fingerprint"]
+    weights.check_pair(tokenizer, tokenizer._replace(about={"tokenizer": mark}))
+    for other in ("0123456789abcdef", None):
+        with pytest.raises(UserError, match=f"trained on tokenizer {other}, but the tokenizer here is {mark}"):
+            weights.check_pair(tokenizer, tokenizer._replace(about={"tokenizer": other}))

@@ -1,0 +1,316 @@
+"""The loop, with a task that takes no time: stopping, going on, numbers that aren't finite, metrics, weights."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tokvid.config import TrainConfig
+from tokvid.errors import UserError
+from tokvid.nn.blocks import Linear
+from tokvid.sharding import make_mesh
+from tokvid.train.checkpoints import Checkpoints
+from tokvid.train.loop import train
+from tokvid.train.state import abstract_state
+
+TERM, INT = signal.SIGTERM, signal.SIGINT
+# Every step is saved and logged, so that a test can look at each.
+CONFIG = TrainConfig(
+    steps=4, batch=2, learning_rate=1e-2, warmup=1, ema=0.5, log_every=1, save_every=1, sample_every=0, keep=9
+)
+
+
+class Toy:
+    """A linear map learns to double. `at` says what happens at a place: a signal, an exception or "nan".
+
+    Places are the index of a batch (0 makes step 1), "model" and "loss" (while they are compiled), "save", "samples".
+    """
+
+    name = "toy"
+
+    def __init__(self, at=None, width=4, alarm=""):
+        self.at, self.width, self.message = at or {}, width, alarm
+        self.given, self.sampled, self.heard, self.closed, self.finished = [], [], [], False, None
+
+    def event(self, place):
+        event = self.at.get(place)
+        if isinstance(event, signal.Signals):
+            os.kill(os.getpid(), event)
+        elif isinstance(event, BaseException):
+            raise event
+        return event
+
+    def make_model(self, rngs):
+        self.event("model")
+        return Linear(self.width, self.width, ("embed", None), rngs=rngs)
+
+    def loss(self, model, batch, key):
+        self.event("loss")
+        noise = 0.01 * jax.random.normal(key, batch.shape)
+        return jnp.mean(jnp.square(model(batch) - 2 * batch + noise)), {"size": jnp.mean(jnp.abs(batch))}
+
+    def batches(self):
+        return Batches(self)
+
+    def alarm(self, metrics):
+        self.heard.append(metrics)
+        return self.message
+
+    def samples(self, model, directory, step):
+        self.event("samples")
+        self.sampled.append(step)
+
+    def finish(self, params, directory, step):
+        self.finished = step, jax.tree.map(np.array, params)
+
+    def describe(self):
+        return {"toy": {"width": self.width}}
+
+
+class Batches:
+    """Batch i is a function of i alone."""
+
+    def __init__(self, task):
+        self.task, self.next = task, 0
+
+    def __next__(self):
+        i, self.next = self.next, self.next + 1
+        event = self.task.event(i)
+        self.task.given.append(i)
+        batch = np.random.default_rng(i).normal(size=(2, self.task.width)).astype(np.float32)
+        return np.full_like(batch, np.nan) if event == "nan" else batch
+
+    def get_state(self):
+        self.task.event("save")
+        return {"next": self.next}
+
+    def set_state(self, state):
+        self.next = state["next"]
+
+    def close(self):
+        self.task.closed = True
+
+
+class Lab:
+    """One training folder of the toy, and what is in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def train(self, at=None, task=None, **changes):
+        """Trains, and returns the task, which remembers what it was asked for."""
+        task = task or Toy(at)
+        train(task, dataclasses.replace(CONFIG, **changes), self.folder)
+        return task
+
+    def state(self, step):
+        """The state that was committed at `step`, in NumPy."""
+        task = Toy()
+        agree = {**task.describe(), "training": {"batch": CONFIG.batch, "seed": CONFIG.seed}}
+        like, _ = abstract_state(task, CONFIG, make_mesh(CONFIG.mesh))
+        with Checkpoints(self.folder / "checkpoints", 9, agree) as checkpoints:
+            checkpoints._steps = lambda: [step]
+            return jax.tree.map(np.array, checkpoints.restore(like)[1])
+
+    @property
+    def saved(self):
+        """The steps that are committed."""
+        return sorted(int(path.parent.name) for path in (self.folder / "checkpoints").glob("[0-9]*/commit.json"))
+
+    @property
+    def lines(self):
+        """metrics.jsonl without rates."""
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in line.items() if name != "clips_per_second"} for line in lines]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path / "toy")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training of 4 steps that nothing disturbed: look, don't touch."""
+    lab = Lab(tmp_path_factory.mktemp("whole") / "toy")
+    lab.task = lab.train()
+    return lab
+
+
+def assert_same(one, other):
+    """Every array equal, bit for bit."""
+    ones, others = jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other)
+    assert [path for path, _ in ones] == [path for path, _ in others]
+    for (path, x), (_, y) in zip(ones, others, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), f"{jax.tree_util.keystr(path)} differs"
+
+
+def assert_equal_ends(lab, whole, step=4):
+    assert_same(lab.state(step), whole.state(step))
+    assert lab.lines == whole.lines
+
+
+def test_it_learns_and_says_so(whole):
+    assert whole.saved == [1, 2, 3, 4] and whole.task.given == [0, 1, 2, 3] and whole.task.closed
+    assert [line["step"] for line in whole.lines] == [1, 2, 3, 4]
+    first, last = (np.abs(whole.state(step).params["kernel"] - 2 * np.eye(4)).mean() for step in (1, 4))
+    assert last < first
+    assert set(whole.lines[0]) == {"step", "loss", "size", "gradient_norm", "learning_rate", "skipped"}
+
+
+# What comes at a place, and the step that is saved then.
+STOPS = {
+    "before the first step": ({"model": TERM}, 0),
+    "during compilation": ({"loss": TERM}, 1),
+    "between steps": ({1: TERM}, 2),
+    "Ctrl-C": ({1: INT}, 2),
+    "during a save": ({"save": TERM}, 1),
+    "during sampling": ({"samples": TERM}, 3),
+}
+
+
+@pytest.mark.parametrize("place", STOPS)
+def test_a_signal_saves_and_stops_and_training_goes_on(lab, whole, place, capsys):
+    at, step = STOPS[place]
+    before = signal.getsignal(TERM), signal.getsignal(INT)
+    task = lab.train(at, sample_every=3)
+    assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
+    assert lab.saved[-1] == step and task.finished[0] == step and task.closed
+    said = capsys.readouterr().err
+    assert f"toy: stopped at step {step} of 4 and saved; run the same command again to go on from there" in said
+    assert [line["step"] for line in lab.lines] == list(range(1, step + 1))
+    rest = lab.train(sample_every=3)
+    assert task.given + rest.given == [0, 1, 2, 3] and task.sampled + rest.sampled == [3]
+    assert_equal_ends(lab, whole)
+    assert_same(rest.finished, whole.task.finished)
+
+
+def test_a_second_ctrl_c_stops_at_once(lab, whole):
+    with pytest.raises(KeyboardInterrupt):
+        lab.train({1: INT, "save": INT}, save_every=2)
+    assert lab.saved == []
+    with pytest.raises(KeyboardInterrupt):
+        lab.train({3: KeyboardInterrupt()})
+    assert lab.saved == [1, 2, 3]
+    lab.train()
+    assert_equal_ends(lab, whole)
+
+
+def test_an_unfinished_line_is_finished_after_resuming(lab, tmp_path):
+    """A line is the mean of 3 steps, also where training stopped in between."""
+    other = Lab(tmp_path / "other")
+    other.train(log_every=3)
+    lab.train({1: TERM}, log_every=3)
+    assert lab.lines == []
+    lab.train(log_every=3)
+    assert lab.lines == other.lines and [line["step"] for line in lab.lines] == [3]
+
+
+def test_lines_beyond_the_restored_step_are_dropped(lab, whole):
+    """A crash after step 4's line and before its checkpoint; the line after was cut off, and one is garbage."""
+    lab.train({2: TERM})
+    assert lab.saved == [1, 2, 3]
+    with open(lab.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": 0.5}\n\x00\x00}\n[]\n{"step": 5, "lo')
+    lab.train()
+    assert_equal_ends(lab, whole)
+
+
+def test_trained_already(lab, whole, capsys):
+    """Nothing is trained, but the weights are written again."""
+    first = lab.train()
+    times = {path: path.stat().st_mtime_ns for path in (lab.folder / "checkpoints").rglob("*") if path.name != "lock"}
+    task = lab.train()
+    assert task.given == [] and "was trained to step 4 already; wrote its weights again" in capsys.readouterr().err
+    assert_same(task.finished, first.finished)
+    after = {path: path.stat().st_mtime_ns for path in (lab.folder / "checkpoints").rglob("*") if path.name != "lock"}
+    assert {path: time for path, time in after.items() if path.is_file()} == {
+        path: time for path, time in times.items() if path.is_file()
+    }
+    assert_equal_ends(lab, whole)
+
+
+def test_more_steps_go_on_from_the_end(lab):
+    lab.train(steps=2)
+    task = lab.train(steps=3, learning_rate=5e-3, clip_norm=0.5, log_every=1)
+    assert task.given == [2] and lab.saved == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "task,changes,named",
+    [
+        (Toy(), {"seed": 1}, "training seed=0 (asked for: 1); resume"),
+        (Toy(), {"seed": 1, "batch": 4}, "training batch=2 (asked for: 4), seed=0 (asked for: 1); resume"),
+        (Toy(width=5), {}, "toy width=4 (asked for: 5); resume"),
+    ],
+)
+def test_another_training_is_not_resumed(whole, task, changes, named):
+    with pytest.raises(UserError, match="was trained with ") as caught:
+        whole.train(task=task, **changes)
+    assert named in str(caught.value)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(lab, caplog):
+    """Parameters, Adam's moments and the averages stay as they were, bit for bit; the step is counted and told."""
+    lab.train({1: "nan"})
+    first, second, third = (lab.state(step) for step in (1, 2, 3))
+    for kept in ("params", "opt_state", "ema"):
+        assert_same(getattr(first, kept), getattr(second, kept))
+    assert [int(state.skipped) for state in (first, second, third)] == [0, 1, 0]
+    assert [int(state.step) for state in (first, second, third)] == [1, 2, 3]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(third))
+    assert not np.array_equal(third.params["kernel"], second.params["kernel"])
+    assert lab.lines[1] == {"step": 2, "skipped": 1.0} and lab.lines[2]["skipped"] == 0
+    assert "the loss of step 2 is not finite: the step changes nothing" in caplog.text
+
+
+def test_a_line_counts_what_was_skipped(lab, whole):
+    lab.train({2: "nan"}, log_every=4)
+    (line,) = lab.lines
+    others = [line["size"] for line in whole.lines if line["step"] != 3]
+    assert line["skipped"] == 1 and line["size"] == pytest.approx(np.mean(others), rel=1e-6)
+
+
+def test_too_many_steps_that_are_not_finite(lab):
+    with pytest.raises(UserError, match=r"^the loss was not finite for 2 steps up to step 4; .* run again: .*$"):
+        lab.train({2: "nan", 3: "nan", 4: "nan"}, steps=6, max_non_finite=2)
+    assert lab.saved == [1, 2, 3] and int(lab.state(3).skipped) == 1
+    for step in lab.saved:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lab.state(step)))
+
+
+def test_parameters_that_are_not_finite_are_not_saved(lab):
+    with pytest.raises(UserError, match=r"params.*kernel.* is not finite at step 2, which was not saved.*run again"):
+        lab.train(learning_rate=1e38, weight_decay=1e6)  # the first step of the warm-up changes nothing
+    assert lab.saved == [1]
+
+
+def test_finish_gets_the_averaged_weights(whole):
+    """After step n (from 0): ema = d * ema + (1 - d) * params, with d = min(0.5, (1 + n) / (10 + n))."""
+    step, weights = whole.task.finished
+    ema = whole.state(1).ema
+    for n in (1, 2, 3):
+        decay, params = min(0.5, (1 + n) / (10 + n)), whole.state(n + 1).params
+        ema = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, ema, params)
+    assert step == 4
+    assert_same(weights, whole.state(4).ema)
+    np.testing.assert_allclose(weights["kernel"], ema["kernel"], rtol=1e-6)
+    assert not np.allclose(weights["kernel"], whole.state(4).params["kernel"], rtol=1e-4)
+
+
+def test_an_alarm_is_told_once_and_after_warm_up(lab, caplog):
+    task = lab.train(task=Toy(alarm="the codebook has collapsed"), warmup=2)
+    assert caplog.text.count("the codebook has collapsed") == 1 and "step 3: the codebook" in caplog.text
+    (heard,) = task.heard
+    assert heard["loss"] == pytest.approx(lab.lines[2]["loss"])
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "toy").write_text("")
+    with pytest.raises(UserError, match=r"^cannot write checkpoints to .*; free some space or choose another"):
+        Lab(tmp_path / "toy").train()

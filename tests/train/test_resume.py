@@ -1,0 +1,148 @@
+"""Training 4 steps gives what training 2, stopping and going on to 4 gives, bit for bit: both models, real data."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tokvid import weights
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+from tokvid.sharding import make_mesh
+from tokvid.train.checkpoints import Checkpoints
+from tokvid.train.loop import train
+from tokvid.train.state import abstract_state
+from tokvid.train.token_cache import open_token_cache, write_token_cache
+from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.transformer_step import TransformerTask
+
+SIZE, LAYERS = (16, 16), ("space", "time")
+TRAIN = TrainConfig(steps=4, batch=2, learning_rate=1e-2, warmup=1, log_every=3, save_every=0, sample_every=2)
+RECIPE = Recipe(
+    data=DataConfig(size=SIZE, frames=5, videos=50, threads=2),
+    tokenizer=TokenizerConfig(
+        size=SIZE, width=16, heads=2, mlp=32, encoder=LAYERS, decoder=LAYERS, time_window=2, levels=(4, 4)
+    ),
+    transformer=TransformerConfig(
+        vocabulary=16,
+        text_vocabulary=320,
+        text_length=8,
+        latent=(3, 2, 2),
+        width=16,
+        layers=2,
+        heads=2,
+        kv_heads=2,
+        mlp=32,
+    ),
+    layouts=LayoutConfig(text_dropout=0.3),
+    tokens=TokensConfig(videos=20, latent_frames=5, text_samples=50),
+    train_tokenizer=TRAIN,
+    train_transformer=TRAIN,
+)
+
+
+class Watched:
+    """A task whose batches are remembered, and which is sent a SIGTERM when it gives out batch `stop_at`."""
+
+    def __init__(self, task, stop_at=None):
+        self.task, self.stop_at, self.given = task, stop_at, []
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def batches(self):
+        self.iterator = self.task.batches()
+        return self
+
+    def __next__(self):
+        if len(self.given) == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.given.append(next(self.iterator))
+        return self.given[-1]
+
+    def get_state(self):
+        return self.iterator.get_state()
+
+    def set_state(self, state):
+        self.iterator.set_state(state)
+
+    def close(self):
+        self.iterator.close()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, random_model):
+    """A tokenizer that was never trained, and the tokens it makes."""
+    from flax import nnx
+
+    from tokvid.tokenizer.cvivit import CViViT
+
+    folder = tmp_path_factory.mktemp("workdir")
+    model = random_model(CViViT, RECIPE.tokenizer)
+    weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, nnx.state(model, nnx.Param))
+    write_token_cache(RECIPE, folder)
+    return folder
+
+
+def make_task(kind, workdir):
+    return TokenizerTask(RECIPE) if kind == "tokenizer" else TransformerTask(RECIPE, *open_token_cache(workdir))
+
+
+def state_of(folder, task, step):
+    agree = {**task.describe(), "training": {"batch": TRAIN.batch, "seed": TRAIN.seed}}
+    with Checkpoints(folder / "checkpoints", 2, agree) as checkpoints:
+        found, state, data = checkpoints.restore(abstract_state(task, TRAIN, make_mesh(TRAIN.mesh))[0])
+    assert found == step
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}, data
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+def test_four_steps_are_two_and_two(kind, workdir, tmp_path):
+    whole = Watched(make_task(kind, workdir))
+    assert train(whole, TRAIN, tmp_path / "whole") == 4
+
+    first, rest = Watched(make_task(kind, workdir), stop_at=1), Watched(make_task(kind, workdir))
+    assert train(first, TRAIN, tmp_path / "parts") == 2
+    halfway, _ = state_of(tmp_path / "parts", first.task, 2)
+    assert train(rest, TRAIN, tmp_path / "parts") == 4
+
+    assert len(first.given) == len(rest.given) == 2
+    for batch, other in zip(whole.given, first.given + rest.given, strict=True):
+        for name, array in batch._asdict().items():
+            np.testing.assert_array_equal(array, getattr(other, name), err_msg=name)
+
+    wanted, wanted_data = state_of(tmp_path / "whole", whole.task, 4)
+    found, found_data = state_of(tmp_path / "parts", whole.task, 4)
+    assert wanted_data == found_data
+    assert wanted.keys() == found.keys() and any("mu" in name for name in wanted) and any("ema" in n for n in wanted)
+    for name, array in wanted.items():
+        assert array.tobytes() == found[name].tobytes(), f"{name} differs after resuming"
+    moved = [name for name, array in wanted.items() if name.startswith(".params") and (array != halfway[name]).any()]
+    assert len(moved) == sum(name.startswith(".params") for name in wanted)
+
+    lines = [(tmp_path / part / "metrics.jsonl").read_text().splitlines() for part in ("whole", "parts")]
+    (one,), (other,) = ([json.loads(line) for line in part] for part in lines)
+    assert one.pop("clips_per_second") > 0 and other.pop("clips_per_second") > 0
+    assert one == other and one["step"] == 3
+
+    ends = [tmp_path / part / "weights.safetensors" for part in ("whole", "parts")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    loaded = weights.load(tmp_path / "parts", kind)
+    averaged = wanted[".ema['head'].value" if kind == "transformer" else ".ema['to_latent']['kernel'].value"]
+    stored = loaded.params["head"] if kind == "transformer" else loaded.params["to_latent"]["kernel"]
+    np.testing.assert_array_equal(stored[...], averaged.astype(np.float16).astype(np.float32))
+    if kind == "tokenizer":
+        assert sorted(path.name for path in (tmp_path / "parts" / "samples").iterdir()) == [
+            "0000002.png",
+            "0000004.png",
+        ]

@@ -1,0 +1,190 @@
+"""The token cache: which stretches of videos are tokenized, under which captions, and what belongs together."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid import weights
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TransformerConfig, to_dict
+from tokvid.errors import UserError
+from tokvid.input_pipeline.datasets import open_source
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
+from tokvid.input_pipeline.text import train_text_model
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.train.token_cache import cut_stretch, open_token_cache, write_token_cache
+from tokvid.train.tokenizer_step import to_signed
+from tokvid.train.transformer_step import TransformerTask
+from tokvid.types import Caption
+
+SIZE = (16, 16)
+RECIPE = Recipe(
+    data=DataConfig(size=SIZE, videos=30, fps=(2.0, 4.0)),
+    tokenizer=TokenizerConfig(
+        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("space", "time"), levels=(4, 4)
+    ),
+    transformer=TransformerConfig(vocabulary=16, text_vocabulary=330, text_length=8, latent=(3, 2, 2), width=16),
+    tokens=TokensConfig(videos=40, latent_frames=5, text_samples=30),
+)
+
+
+def change(recipe, **rooms):
+    """`recipe` with fields of its rooms replaced: change(RECIPE, data={"fps": (2.0,)})."""
+    changed = {room: dataclasses.replace(getattr(recipe, room), **fields) for room, fields in rooms.items()}
+    return dataclasses.replace(recipe, **changed)
+
+
+def save_tokenizer(folder, model):
+    weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, nnx.state(model, nnx.Param))
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    return random_model(CViViT, RECIPE.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, model):
+    folder = tmp_path_factory.mktemp("workdir")
+    save_tokenizer(folder, model)
+    write_token_cache(RECIPE, folder)
+    return folder
+
+
+class Told:
+    """A video whose frame at second t is full of 10 * t; it is told in three captions, from 0, 2 and 4 s on."""
+
+    key, captions = "told", (Caption(0.0, "a"), Caption(2.0, "b"), Caption(4.0, "c"))
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def read(self, start, fps, frames, size):
+        assert start >= 0 and start + (frames - 1) / fps < self.seconds
+        seconds_T = start + np.arange(frames) / fps
+        return np.broadcast_to(np.rint(10 * seconds_T)[:, None, None, None], (frames, *size, 3)).astype(np.uint8)
+
+
+def test_stretches_and_their_captions():
+    """A stretch of 5 latent frames is 9 frames: 4.5 s at 2 fps, 2.25 s at 4 fps. Captions are moved along with it."""
+    rates, firsts = set(), set()
+    for seed in range(40):
+        video_THWC, fps, captions, key = cut_stretch(Told(6.0), RECIPE, 2, np.random.default_rng(seed))
+        start = float(key.removeprefix("told@").removesuffix("s"))
+        assert len(video_THWC) == 9 and 0 <= start <= 6 - 9 / fps + 0.01
+        assert video_THWC[0, 0, 0, 0] == pytest.approx(10 * start, abs=0.6)
+        assert video_THWC[-1, 0, 0, 0] == pytest.approx(10 * (start + 8 / fps), abs=0.6)
+        assert captions[0].start == 0.0
+        for caption in captions[1:]:
+            assert caption.start == pytest.approx({"b": 2.0, "c": 4.0}[caption.text] - start, abs=0.01)
+            assert 0 < caption.start < 9 / fps
+        for second in np.arange(0.02, 9 / fps, 0.1):  # whoever asks, hears what the video is told to be
+            told = [caption.text for caption in captions if caption.start <= second][-1]
+            there = start + second
+            if min(abs(there - 2), abs(there - 4)) > 0.02:
+                assert told == ("a" if there < 2 else "b" if there < 4 else "c")
+        rates.add(fps)
+        firsts.add(captions[0].text)
+    assert rates == {2.0, 4.0} and firsts == {"a", "b"}
+
+
+def test_short_videos_give_what_they_have():
+    """A window of 3 latent frames is 5 frames: the last begins at 2 s at 2 fps, and at 1 s at 4 fps."""
+    rng = np.random.default_rng(0)
+    assert cut_stretch(Told(1.0), RECIPE, 2, rng) is None
+    for seconds, rates in ((1.1, {4.0}), (2.1, {2.0, 4.0})):
+        stretches = [cut_stretch(Told(seconds), RECIPE, 2, rng) for _ in range(20)]
+        assert {fps for _, fps, _, _ in stretches} == rates
+        for video_THWC, fps, captions, _ in stretches:
+            assert len(video_THWC) == (5 if fps == 2 or seconds < 2 else 9)
+            assert captions[0].text == "a"
+    lowest = change(RECIPE, data={"fps_rule": "lowest"})
+    assert {cut_stretch(Told(3.0), lowest, 2, rng)[1] for _ in range(10)} == {2.0}
+
+
+def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
+    """Each record's tokens are those of its very frames, encoded alone; the source is gone through again."""
+    folder, about, text = open_token_cache(workdir)
+    records, source = RecordSource(folder), open_source(RECIPE.data)
+    assert len(records) == 40 and about["grid"] == [2, 2] and about["vocabulary"] == 16
+    assert about["text_vocabulary"] == text.vocabulary <= 330
+    assert len({records[i].key for i in range(40)}) == 40  # 30 videos, ten of them twice, at other seconds
+    for i in (0, 7, 31, 39):
+        stretch = cut_stretch(source[i % 30], RECIPE, 2, np.random.default_rng([RECIPE.data.seed, i]))
+        video_THWC, fps, captions, key = stretch
+        record = records[i]
+        assert (record.key, record.fps, record.captions) == (key, fps, captions)
+        assert record.seconds == pytest.approx(len(video_THWC) / fps)
+        ids_BTHW = model.encode(jnp.asarray(to_signed(video_THWC[None]))).ids
+        assert np.mean(record.tokens == ids_BTHW[0]) > 0.95  # weights are stored in 16 bits
+
+
+def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):
+    save_tokenizer(tmp_path, model)
+    write_token_cache(change(RECIPE, data={"threads": 5}), tmp_path)
+    for name in ("text.model", "tokens/00000.array_record", "tokens/dataset.json"):
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+
+
+def test_parts_that_do_not_belong_together(workdir, tmp_path, random_model, model):
+    with pytest.raises(UserError, match="no token cache in .*make it with `tokvid tokenize"):
+        open_token_cache(tmp_path)
+    (tmp_path / "tokens").symlink_to(workdir / "tokens")
+    (tmp_path / "text.model").symlink_to(workdir / "text.model")
+    save_tokenizer(tmp_path, random_model(CViViT, RECIPE.tokenizer, seed=1))
+    with pytest.raises(UserError, match="was made with tokenizer [0-9a-f]{16}, .* has [0-9a-f]{16}; run `tokvid tok"):
+        open_token_cache(tmp_path)
+    save_tokenizer(tmp_path, model)
+    assert open_token_cache(tmp_path)[0] == tmp_path / "tokens"
+    (tmp_path / "text.model").unlink()
+    train_text_model(["other words"], tmp_path / "text.model", 300)
+    with pytest.raises(UserError, match="was made with text_model "):
+        open_token_cache(tmp_path)
+
+
+def test_records_of_something_else_are_no_cache(tmp_path):
+    with RecordWriter(tmp_path / "tokens", "frames") as writer:
+        writer.write(StoredVideo("v", 1.0, (Caption(0.0, "a"),), frames=np.zeros((2, 4, 4, 3), np.uint8), fps=2.0))
+    with pytest.raises(UserError, match="holds 1 records of kind frames, no token cache"):
+        open_token_cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes,named",
+    [
+        ({"data": {"size": (24, 24)}}, r"is for size \(16, 16\), data.size is \(24, 24\)"),
+        ({"tokens": {"latent_frames": 2}}, "latent_frames 2 is less than transformer.latent's 3; raise it"),
+        (
+            {"data": {"fps": (0.01,)}},
+            r"40 of the first 40|16 of the first 16 videos cannot be used .*shorter than a wind",
+        ),
+    ],
+)
+def test_recipes_that_make_no_cache(tmp_path, model, changes, named):
+    save_tokenizer(tmp_path, model)
+    with pytest.raises(UserError, match=named):
+        write_token_cache(change(RECIPE, **changes), tmp_path)
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    "changes,named",
+    [
+        ({"vocabulary": 17}, "needs transformer vocabulary 16, the config has 17"),
+        ({"latent": (3, 4, 4)}, r"needs transformer rows and columns of latent \[2, 2\], the config has \[4, 4\]"),
+        ({"temporal_patch": 1}, "needs transformer temporal_patch 2, the config has 1"),
+        ({"text_vocabulary": 300}, "has 3.. ids, the config's transformer text_vocabulary is 300; raise it to 3"),
+    ],
+)
+def test_transformers_that_do_not_fit_the_cache(workdir, changes, named):
+    with pytest.raises(UserError, match=named):
+        TransformerTask(change(RECIPE, transformer=changes), *open_token_cache(workdir))
+
+
+def test_a_cache_of_other_data_is_another_training(workdir):
+    task = TransformerTask(RECIPE, *open_token_cache(workdir))
+    about = task.describe()
+    assert about["tokens"] == to_dict(RECIPE.tokens) and about["data"]["fps"] == [2.0, 4.0]
+    assert "threads" not in about["data"]  # how fast it was read changes nothing

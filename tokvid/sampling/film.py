@@ -1,0 +1,95 @@
+"""A story as files: videos written frame by frame as it is told, and a contact sheet."""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tokvid.errors import UserError
+from tokvid.media import VideoWriter, contact_sheet
+from tokvid.progress import progress
+from tokvid.sampling.story import Story, frames_given, tell
+from tokvid.sampling.stream import Models
+
+WATCHABLE = 256  # pixels: smaller videos are enlarged by whole factors, so that a person can watch them
+MOST_GIF_BYTES = 1 << 28  # a GIF's frames wait in memory for its end
+ROWS, COLUMNS = 32, 8  # of a contact sheet at most
+LONGEST_CAPTION = 500  # characters; more don't fit above a row
+
+
+def film(
+    models: Models,
+    story: Story,
+    outs: Sequence[Path],
+    *,
+    sheet: Path | None = None,
+    scale: int = 0,
+    opening: np.ndarray | None = None,
+    watch: Callable[[np.ndarray], object] = lambda frame_HWC: None,
+) -> int:
+    """Writes a story to all of `outs` as it is told, and a `sheet` of it; returns the number of frames.
+
+    `opening` as for `tell`; `watch` is shown every frame, uint8 (H, W, 3), before it is enlarged `scale` times (0:
+    until it is watchable). What is made so far is kept in a hidden file beside the first of `outs`: after an
+    interruption, the same call goes on from there. UserError where something cannot be written; KeyboardInterrupt says
+    how to resume.
+    """
+    scale = scale or math.ceil(WATCHABLE / min(models.size))
+    if not 1 <= scale <= 64:
+        raise UserError(f"scale should be 1 to 64, got {scale}")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise UserError(f"cannot write a contact sheet to {sheet}: its name should end in .png")
+    before = frames_given(0 if opening is None else len(opening), models.tokenizer.config.temporal_patch)
+    total, done = before + story.frames, 0
+    if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(models.size) * scale**2 > MOST_GIF_BYTES:
+        raise UserError(f"{total} frames are too many for a GIF, which is kept in memory; write an .mp4")
+    partial = outs[0].with_name(f".{outs[0].name}.tokens")
+    summary = _Summary(story, before)
+    try:
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(VideoWriter(out, story.fps)) for out in outs]
+            advance = stack.enter_context(progress(outs[0].name, total, "frames"))
+            for video_THWC in tell(models, story, partial, opening):
+                for frame_HWC in video_THWC:
+                    watch(frame_HWC)
+                    summary.see(done, frame_HWC)
+                    large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
+                    for writer in writers:
+                        writer.write(large_HWC)
+                    done += 1
+                advance(len(video_THWC))
+    except KeyboardInterrupt as error:
+        told = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
+        raise type(error)(f"interrupted after {told}; run the same command again to go on from there") from None
+    partial.unlink(missing_ok=True)
+    if sheet is not None:
+        contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
+    return total
+
+
+class _Summary:
+    """A row of frames, evenly spaced, for every segment that has any; for some of the segments if there are many."""
+
+    def __init__(self, story: Story, before: int):
+        """`before`: frames that come before the story."""
+        shown = [pair for pair in zip(story.segments, story.spans, strict=True) if pair[1][1] > pair[1][0]]
+        if len(shown) > ROWS:
+            shown = [shown[i] for i in np.linspace(0, len(shown) - 1, ROWS).round().astype(int)]
+        self.captions = [segment.prompt[:LONGEST_CAPTION] for segment, _ in shown]
+        self._frames: list[list[np.ndarray]] = [[] for _ in shown]
+        self._row_of: dict[int, list[np.ndarray]] = {}
+        for frames, (_, (first, end)) in zip(self._frames, shown, strict=True):
+            for index in np.linspace(first, end - 1, COLUMNS).round().astype(int).tolist():
+                self._row_of[before + index] = frames
+
+    def see(self, index: int, frame_HWC: np.ndarray) -> None:
+        """Frame number `index` of the video."""
+        if index in self._row_of:
+            self._row_of[index].append(frame_HWC)
+
+    @property
+    def rows(self) -> list[np.ndarray]:
+        """uint8 (T, H, W, 3) each."""
+        return [np.stack(frames) for frames in self._frames]
