@@ -8,7 +8,15 @@ On two CPU cores: 20 minutes for the tokenizer, 3 for the tokens, 45 for the tra
     tokvid evaluate shapes --weights runs/shapes --samples 512 --json runs/shapes/evaluation.json
 """
 
-from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 
 size = (32, 32)
 
@@ -38,5 +46,5 @@ recipe = Recipe(
         mlp=384,
     ),
     layouts=LayoutConfig(text_to_video=0.5, image_to_video=0.1, continuation=0.4),
-    train_transformer=TrainConfig(steps=3600, batch=16, learning_rate=2.5e-3, warmup=150, ema=0.998, sample_every=1500),
+    train_transformer=TrainConfig(steps=2600, batch=16, learning_rate=2.5e-3, warmup=150, ema=0.998, sample_every=1500),
 )

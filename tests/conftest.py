@@ -80,3 +80,11 @@ def tiny_weights(tmp_path_factory, random_model) -> Path:
     mark = save("tokenizer", CViViT, tokenizer, data=to_dict(data))
     save("transformer", Transformer, transformer, tokenizer=mark, text_model=text.fingerprint, fps=fps, size=size)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_weights):
+    """What is in `tiny_weights`."""
+    from tokvid.sampling.stream import load_models
+
+    return load_models(tiny_weights)

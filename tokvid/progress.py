@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 15.0
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Gives `advance(n=1, **notes)`; notes (numbers or short texts) are shown behind the bar. Writes to stderr."""
     console = Console(stderr=True)
-    began, first, at = time.monotonic(), done, done
+    began, first, at, shown = time.monotonic(), done, done, ""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -29,11 +29,11 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
             task = bar.add_task(what, total=total, completed=done, rate="", notes="")
 
             def advance(n: int = 1, **notes: object) -> None:
-                nonlocal at
+                nonlocal at, shown
                 at += n
                 rate = f"{(at - first) / max(time.monotonic() - began, 1e-9):.3g} {unit}/s"
-                shown = {"notes": _notes(notes)} if notes else {}
-                bar.update(task, completed=at, rate=rate, **shown)
+                shown = _notes(notes) or shown
+                bar.update(task, completed=at, rate=rate, notes=shown)
 
             yield advance
         return

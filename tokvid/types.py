@@ -5,9 +5,11 @@ S cache length, D model width, N heads, K key/value heads, E head width, F mlp w
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+
+AnyArray: TypeAlias = Any  # NumPy on the host, jax on the device; this room itself needs no jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,8 @@ class VideoSource(Protocol):
 class VideoBatch(NamedTuple):
     """Clips for the tokenizer: video uint8 (B, T, H, W, 3), fps float32 (B,)."""
 
-    video: np.ndarray
-    fps: np.ndarray
+    video: AnyArray
+    fps: AnyArray
 
 
 class TokenBatch(NamedTuple):
@@ -61,11 +63,11 @@ class TokenBatch(NamedTuple):
     are given (0: text to video).
     """
 
-    tokens: np.ndarray
-    start: np.ndarray
-    fps: np.ndarray
-    text: np.ndarray
-    known: np.ndarray
+    tokens: AnyArray
+    start: AnyArray
+    fps: AnyArray
+    text: AnyArray
+    known: AnyArray
 
 
 class LatentShape(NamedTuple):

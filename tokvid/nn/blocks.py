@@ -136,5 +136,6 @@ class Block(nnx.Module):
 
     def __call__(self, x_BLD, turn: Rotation, mask_BLS, remember=lambda key, value: (key, value)) -> jax.Array:
         query, key, value = self.attention.project(self.attention_norm(x_BLD), turn)
-        x_BLD += self.attention.mix(query, *remember(key, value), mask_BLS)
+        keys, values = remember(key, value)
+        x_BLD += self.attention.mix(query, keys, values, mask_BLS)
         return x_BLD + self.mlp(self.mlp_norm(x_BLD))

@@ -22,6 +22,13 @@ def empty_cache(layers: int, batch: int, slots: int, kv_heads: int, head_width: 
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, slots), NEVER, jnp.int32))
 
 
-def write(old_BSKE: jax.Array, new_BLKE: jax.Array, slot: int | jax.Array) -> jax.Array:
+def write(old_BS: jax.Array, new_BL: jax.Array, slot: int | jax.Array) -> jax.Array:
     """The slots from `slot` on replaced. The caller sees to it that they are within: past the end XLA would clamp."""
-    return jax.lax.dynamic_update_slice_in_dim(old_BSKE, new_BLKE.astype(old_BSKE.dtype), slot, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(old_BS, new_BL, slot, axis=1)
+
+
+def write_layer(
+    old: jax.Array, new_BLKE: jax.Array, layer: int | jax.Array, slot: int | jax.Array
+) -> jax.Array:
+    """One layer's slots replaced in all layers' keys or values, in place where the cache is donated or carried."""
+    return jax.lax.dynamic_update_slice(old, new_BLKE[None].astype(old.dtype), (layer, 0, slot, 0, 0))

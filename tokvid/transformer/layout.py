@@ -20,18 +20,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokvid.nn.attention import NEVER
+from tokvid.types import AnyArray
 
 
 class Text(NamedTuple):
     """A prompt: ids (B, L), padded with -1. All padding means no text."""
 
-    ids_BL: Int[Array, "b l"]
+    ids_BL: AnyArray
 
 
 class Rate(NamedTuple):
     """Frames per second (B,) of what follows."""
 
-    fps_B: Float[Array, " b"]
+    fps_B: AnyArray
 
 
 class Video(NamedTuple):
@@ -41,10 +42,10 @@ class Video(NamedTuple):
     single picture). `temporal_patch` frames make every later one.
     """
 
-    ids_BTHW: Int[Array, "b t h w"]
-    start_B: Int[Array, " b"]
-    fps_B: Float[Array, " b"]
-    known_B: Int[Array, " b"]
+    ids_BTHW: AnyArray
+    start_B: AnyArray
+    fps_B: AnyArray
+    known_B: AnyArray
     temporal_patch: int
 
 

@@ -8,7 +8,7 @@ from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.attention import block_mask
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
-from tokvid.nn.cache import KVCache, empty_cache, write
+from tokvid.nn.cache import KVCache, empty_cache, write, write_layer
 from tokvid.nn.position import fourier_features, rotation
 from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build
 from tokvid.types import TokenBatch
@@ -52,29 +52,29 @@ class Transformer(nnx.Module):
         mask_BLS = block_mask(sequence.block, seen_BS)
         graph, layers = nnx.split(self.blocks)
 
-        def layer(x_BLD, inputs):
-            params, past = inputs
-            new = past
+        def layer(carry, inputs):
+            x_BLD, past = carry
+            params, number = inputs
 
-            def remember(key, value):
-                nonlocal new
-                new = (key, value) if past is None else (write(past[0], key, slot), write(past[1], value, slot))
-                return new
+            def remember(key_BLKE, value_BLKE):
+                nonlocal past
+                if past is None:
+                    return key_BLKE, value_BLKE
+                past = (write_layer(past[0], key_BLKE, number, slot), write_layer(past[1], value_BLKE, number, slot))
+                return past[0][number], past[1][number]
 
             x_BLD = nnx.merge(graph, params)(x_BLD, turn, mask_BLS, remember)
-            return x_BLD, None if past is None else new
+            return (x_BLD, past), None
 
         body = rematerialised(layer, c.remat)
-        past = None if cache is None else (cache.key, cache.value)
+        carry = (x_BLD, None if cache is None else (cache.key, cache.value))
         if c.scan_layers:
-            x_BLD, kept = jax.lax.scan(body, x_BLD, (layers, past))
+            carry, _ = jax.lax.scan(body, carry, (layers, jnp.arange(c.layers)))
         else:
-            each = []
-            for i, params in enumerate(_unstack(layers, c.layers)):
-                x_BLD, pair = body(x_BLD, (params, None if past is None else (past[0][i], past[1][i])))
-                each.append(pair)
-            kept = None if past is None else tuple(jnp.stack(arrays) for arrays in zip(*each, strict=True))
-        return x_BLD, None if cache is None else KVCache(*kept, seen_BS)
+            for number, params in enumerate(_unstack(layers, c.layers)):
+                carry, _ = body(carry, (params, number))
+        x_BLD, past = carry
+        return x_BLD, None if past is None else KVCache(past[0], past[1], seen_BS)
 
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """float32 logits over video codes."""

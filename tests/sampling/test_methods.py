@@ -1,0 +1,87 @@
+"""Temperature, top-k, top-p and guidance do what they say, against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.sampling.methods import Sampling, check_guidance, check_seed, draw, guide, keep_likely
+
+LOGITS_V = np.array([0.1, 2.0, -1.0, 1.5, 0.0, -3.0], np.float32)
+
+
+def expected_shares(logits_V, method):
+    """What each code's share of many draws should be, written as one would explain it."""
+    shares_V = np.exp(logits_V / method.temperature)
+    shares_V /= shares_V.sum()
+    order = np.argsort(-shares_V)
+    if method.top_k:
+        shares_V[order[method.top_k :]] = 0
+        shares_V /= shares_V.sum()
+    kept = 1 + int(np.sum(np.cumsum(shares_V[order]) < method.top_p))  # the fewest that reach top_p
+    shares_V[order[kept:]] = 0
+    return shares_V / shares_V.sum()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Sampling(),
+        Sampling(temperature=0.5),
+        Sampling(temperature=3.0),
+        Sampling(top_k=1),
+        Sampling(top_k=3),
+        Sampling(top_k=100),
+        Sampling(top_p=0.9),
+        Sampling(top_p=0.3),
+        Sampling(temperature=2.0, top_k=4, top_p=0.8),
+    ],
+    ids=str,
+)
+def test_draws_are_shared_out_as_they_should_be(method):
+    draws = 4000
+    keys_B = jax.random.split(jax.random.key(1), draws)
+    ids_BL = draw(keys_B, np.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), method)
+    found_V = np.bincount(np.asarray(ids_BL).ravel(), minlength=len(LOGITS_V)) / draws
+    wanted_V = expected_shares(LOGITS_V, method)
+    np.testing.assert_allclose(found_V, wanted_V, atol=0.03)
+    assert not found_V[wanted_V == 0].any()
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits_BLV = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
+    keys_B = jax.random.split(jax.random.key(0), 5)
+    np.testing.assert_array_equal(draw(keys_B, logits_BLV, Sampling(temperature=0)), logits_BLV.argmax(-1))
+
+
+def test_the_likeliest_code_is_always_kept():
+    """However small top_p is, and however sure the model."""
+    for logits_V in (LOGITS_V, np.array([60.0, 0.0, -60.0], np.float32)):
+        kept_V = np.isfinite(np.asarray(keep_likely(logits_V[None, None], Sampling(top_p=1e-6))))[0, 0]
+        np.testing.assert_array_equal(kept_V, logits_V == logits_V.max())
+
+
+def test_guidance_scales_what_the_text_changes():
+    conditional, unconditional = np.random.default_rng(0).normal(size=(2, 4, 1, 5)).astype(np.float32)
+    scale_B = np.array([0.0, 1.0, 2.0, 7.5], np.float32)
+    guided = np.asarray(guide(conditional, unconditional, scale_B))
+    np.testing.assert_allclose(guided[0], unconditional[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(guided[1], conditional[1])
+    np.testing.assert_allclose(guided[2], 2 * conditional[2] - unconditional[2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(guided[3], 7.5 * conditional[3] - 6.5 * unconditional[3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda value=value: Sampling(temperature=value) for value in (-1, 1e-9, 101, float("nan"), float("inf"))),
+        *(lambda value=value: Sampling(top_p=value) for value in (0, -0.5, 1.01, float("nan"))),
+        lambda: Sampling(top_k=-1),
+        *(lambda value=value: check_guidance(value) for value in (-1, 101, float("nan"), float("inf"))),
+        *(lambda value=value: check_seed(value) for value in (-1, 2**32)),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(make):
+    with pytest.raises(UserError, match=r"should be .* got ") as error:
+        make()
+    assert "\n" not in str(error.value)
