@@ -145,10 +145,13 @@ def main() -> None:
         for attempt in itertools.count():
             folder, moment = Path(temporary) / f"killed-{attempt}", ""
             while moment is not None:  # until it comes to its end
-                worker = start(folder, options.steps)
-                if kills == options.kills:
-                    moment = kill(worker, folder, signal.SIGKILL, 600)
-                elif (moment := kill(worker, folder, next(signals), moments.uniform(0, took))) is not None:
+                worker, last = start(folder, options.steps), kills == options.kills
+                number, seconds = (signal.SIGKILL, 3600) if last else (next(signals), moments.uniform(0, took))
+                try:
+                    moment = kill(worker, folder, number, seconds)
+                finally:
+                    worker.kill()
+                if moment is not None:
                     kills += 1
                     print(f"{kills}/{options.kills}: {moment}", flush=True)
             compare(alone, folder, options.steps)

@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--temperature", type=float, default=1.0)
     evaluate.add_argument("--top-k", type=int, default=0)
     evaluate.add_argument("--top-p", type=float, default=1.0)
+    evaluate.add_argument("--fps", type=float, nargs="+", default=[], help="shapes: rates (default: those trained on)")
     evaluate.add_argument("--data", type=Path, help="reconstruction: a dataset folder (default: the data trained on)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     _weights(evaluate)

@@ -204,7 +204,8 @@ def evaluate(options: argparse.Namespace) -> None:
         check_guidance(options.guidance)
         method = Sampling(options.temperature, options.top_k, options.top_p)
         settings = evaluation.Settings(options.guidance, sampling=method)
-        figures = evaluation.evaluate_shapes(load_models(options.weights), options.samples, options.seed, settings)
+        models = load_models(options.weights)
+        figures = evaluation.evaluate_shapes(models, options.samples, options.seed, settings, options.fps)
     else:
         tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
         data = from_dict(DataConfig, tokenizer.about["data"], "the tokenizer's data")

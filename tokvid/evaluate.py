@@ -44,16 +44,21 @@ class Settings:
     sampling: Sampling = Sampling()
 
 
-def evaluate_shapes(models: Models, samples: int, seed: int, settings: Settings = Settings()) -> dict[str, Any]:
+def evaluate_shapes(
+    models: Models, samples: int, seed: int, settings: Settings = Settings(), rates: Sequence[float] = ()
+) -> dict[str, Any]:
     """Generates `samples` clips (and a quarter as many of held-out compositions, and as many stories) and reads them.
 
     Every figure is measured by the same reader: on generated video, on the truth (`ceiling_real`), and on the truth
-    through the tokenizer (`ceiling_reconstruction`). Speed errors are relative, of those that were to move.
+    through the tokenizer (`ceiling_reconstruction`). Speed errors are relative, of those that were to move. `rates` are
+    frames per second, trained on or not (default: those trained on).
     """
     height, width = models.size
     if samples < 4 or height != width:
         raise UserError(f"Moving Shapes need 4 or more samples of square videos, got {samples} of {height}x{width}")
-    rates = [float(rate) for rate in models.transformer.about["fps"]]
+    rates = [float(rate) for rate in rates or models.transformer.about["fps"]]
+    if not all(1 <= rate <= 240 for rate in rates):
+        raise UserError(f"rates should be 1 to 240 fps, got {rates}")
     fewer = max(4, samples // 4)
     with progress("evaluate shapes", samples + 2 * fewer, "videos") as advance:
         clips = _clips(models, samples, fewer, rates, seed, settings, advance)

@@ -25,7 +25,9 @@ def batch(tiny_models):
     return TokenBatch(tokens, np.array([0, 0, 5], np.int32), fps, text, np.ones(3, np.int32))
 
 
-def make(models, batch, seeds=(1, 2, 3), guidance=(2.0, 3.0, 1.0), *, method=Sampling(), guided=True, frames=4, width=1):
+def make(
+    models, batch, seeds=(1, 2, 3), guidance=(2.0, 3.0, 1.0), *, method=Sampling(), guided=True, frames=4, width=1
+):
     keys_B = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
     return np.asarray(
         generate(

@@ -92,10 +92,15 @@ def fake_generate(monkeypatch):
 def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generate, keep):
     window = RollingWindow(tiny_models, 1, 8.0, keep=keep)
     text = np.full((1, 32), -1, np.int32)
-    made = [*window.extend(7, text, np.array([1]), np.array([1.0])), *window.extend(6, text, np.array([2]), np.array([2.0]))]
+    made = [
+        *window.extend(7, text, np.array([1]), np.array([1.0])),
+        *window.extend(6, text, np.array([2]), np.array([2.0])),
+    ]
     assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == list(range(13)) and window.latent_frames == 13
     assert fake_generate[0] == (0, 0, 4)
-    for before, (start, known, frames) in zip(np.cumsum([part.shape[1] for part in made]), fake_generate[1:], strict=False):
+    for before, (start, known, frames) in zip(
+        np.cumsum([part.shape[1] for part in made]), fake_generate[1:], strict=False
+    ):
         assert (start + known, known) == (before, keep) and frames <= 4
     assert [*window_ends(0, 7, 4, keep), *window_ends(7, 13, 4, keep)] == np.cumsum([m.shape[1] for m in made]).tolist()
 
@@ -131,9 +136,11 @@ def test_models_that_do_not_belong_together_are_refused(tiny_weights, tiny_model
     shutil.copytree(tiny_weights, tmp_path, dirs_exist_ok=True)
     text = (tmp_path / "text.model").read_bytes()
     (tmp_path / "text.model").write_bytes(text[:-200])
-    with pytest.raises(UserError, match="text.model"):
+    with pytest.raises(UserError, match=r"text\.model"):
         load_models(tmp_path)
     about = (tmp_path / "transformer" / "config.json").read_text()
-    (tmp_path / "transformer" / "config.json").write_text(about.replace(tiny_models.tokenizer.about["fingerprint"], "f" * 16))
+    (tmp_path / "transformer" / "config.json").write_text(
+        about.replace(tiny_models.tokenizer.about["fingerprint"], "f" * 16)
+    )
     with pytest.raises(UserError, match="was trained on tokenizer ffffffffffffffff, but the tokenizer here is"):
         load_models(tmp_path)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.tokenizer.cvivit import CViViT, latent_shape
+from tokvid.tokenizer.cvivit import CViViT, _patches, _pixels, latent_shape
 
 ALTERNATING, PHENAKI = ("space", "time") * 2, ("space", "space", "time", "time")
 CONFIG = TokenizerConfig(
@@ -103,6 +103,16 @@ def test_the_output_has_the_shapes_and_types_promised(whole):
     assert whole.latents.shape == (2, LATENT, 2, 2, 4)
     # The tests below would show nothing if all tokens were the same.
     assert len(np.unique(whole.ids)) > 50 and whole.pixels.std() > 0.1
+
+
+def test_a_patch_holds_the_pixels_of_its_place():
+    video = np.arange(2 * 6 * 16 * 24 * 3).reshape(2, 6, 16, 24, 3)
+    patches = _patches(video, 2, 8)
+    assert patches.shape == (2, 3, 2, 3, 2 * 8 * 8 * 3)
+    for b, t, h, w in np.ndindex(patches.shape[:4]):
+        there = video[b, 2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+        np.testing.assert_array_equal(patches[b, t, h, w], there.ravel())
+    np.testing.assert_array_equal(_pixels(patches, 2, 8), video)
 
 
 def test_other_sizes_than_trained(whole):

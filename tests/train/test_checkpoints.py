@@ -179,10 +179,14 @@ def test_a_full_disk(folder, most, caplog):
     checkpoints, big = open_at(folder), {"kernel": np.random.default_rng(0).normal(size=(64, 64))}
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
-        with pytest.raises(UserError, match=r"^saving a checkpoint to .* failed: .*; free some space.*$"), checkpoints:
+        with (
+            pytest.raises(UserError, match=r"^saving a checkpoint to .* failed: File too large; free some space.*$"),
+            checkpoints,
+        ):
             checkpoints.save(4, big, {"next": 4})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not caplog.records  # of all that orbax has to say
     assert newest(folder) == 3 and committed(folder) == [1, 2, 3]
 
 

@@ -1,5 +1,8 @@
 """A real training in a process of its own, killed and stopped at random moments."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,13 @@ def test_killed_and_stopped_at_random_moments(monkeypatch):
     """The long form is `python scripts/kill_test.py --kills 20`."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, str(ROOT / "scripts" / "kill_test.py"), "--kills", "2", "--steps", "6"]
-    done = subprocess.run([*command, "--signals", "KILL", "TERM"], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills: final parameters equal the uninterrupted run's bit for bit" in done.stdout
+    command += ["--signals", "KILL", "TERM"]
+    # A session of its own, so that no worker is left behind where the script is cut off.
+    script = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
+    try:
+        said, _ = script.communicate(timeout=280)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+    assert script.returncode == 0, said
+    assert "2 kills: final parameters equal the uninterrupted run's bit for bit" in said

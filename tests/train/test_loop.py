@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from tokvid.config import TrainConfig
 from tokvid.errors import UserError
 from tokvid.nn.blocks import Linear
-from tokvid.sharding import make_mesh
+from tokvid.sharding import AXES, make_mesh
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.loop import train
 from tokvid.train.state import abstract_state
@@ -308,6 +309,12 @@ def test_an_alarm_is_told_once_and_after_warm_up(lab, caplog):
     assert caplog.text.count("the codebook has collapsed") == 1 and "step 3: the codebook" in caplog.text
     (heard,) = task.heard
     assert heard["loss"] == pytest.approx(lab.lines[2]["loss"])
+
+
+def test_a_batch_that_cannot_be_split(lab, monkeypatch):
+    monkeypatch.setattr("tokvid.train.loop.make_mesh", lambda shape: AbstractMesh((2, 2, 1, 1), AXES))
+    with pytest.raises(UserError, match="batch 2 can't be split over 4 devices; use a multiple of 4"):
+        lab.train()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):

@@ -129,12 +129,12 @@ def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):
 
 
 def test_parts_that_do_not_belong_together(workdir, tmp_path, random_model, model):
-    with pytest.raises(UserError, match="no token cache in .*make it with `tokvid tokenize"):
+    with pytest.raises(UserError, match=r"no token cache in .*make it with `tokvid tokenize"):
         open_token_cache(tmp_path)
     (tmp_path / "tokens").symlink_to(workdir / "tokens")
     (tmp_path / "text.model").symlink_to(workdir / "text.model")
     save_tokenizer(tmp_path, random_model(CViViT, RECIPE.tokenizer, seed=1))
-    with pytest.raises(UserError, match="was made with tokenizer [0-9a-f]{16}, .* has [0-9a-f]{16}; run `tokvid tok"):
+    with pytest.raises(UserError, match=r"was made with tokenizer [0-9a-f]{16}, .* has [0-9a-f]{16}; run `tokvid tok"):
         open_token_cache(tmp_path)
     save_tokenizer(tmp_path, model)
     assert open_token_cache(tmp_path)[0] == tmp_path / "tokens"

@@ -72,6 +72,12 @@ def _decode(graph, params, ids_BTHW: jax.Array, cache: Cache, first: bool) -> tu
     return jnp.clip(jnp.round((video_BTHWC + 1) * 127.5), 0, 255).astype(jnp.uint8), cache
 
 
+@jax.jit
+def _keys(seeds_B: jax.Array, latent_frame: jax.Array) -> jax.Array:
+    """The seed and the place in the video decide what is drawn, not how many windows came before."""
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), latent_frame))(seeds_B)
+
+
 class StreamEncoder:
     """Frames in, tokens out, as soon as a latent frame is full."""
 
@@ -156,14 +162,11 @@ class RollingWindow:
             tokens[:, :known] = self._last
             start = np.full(batch, self.latent_frames - known, np.int32)
             request = TokenBatch(tokens, start, self._fps, text_BL, np.full(batch, known, np.int32))
-            # The seed and the place in the video decide, not how many windows came before.
-            keys = jax.vmap(jax.random.key)(np.asarray(seeds_B, np.uint32))
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, self.latent_frames)
             filled = generate(
                 graph,
                 params,
                 request,
-                keys,
+                _keys(np.asarray(seeds_B, np.uint32), np.int32(self.latent_frames)),
                 np.asarray(guidance_B, np.float32),
                 np.int32(known + new),
                 known=known,

@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -37,6 +39,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._lock = _locked(self.folder)
+        logging.getLogger("absl").addFilter(_not_orbax)
         try:
             for step in self._steps():
                 if not self._record(step).exists():
@@ -46,7 +49,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
-            self._lock.close()
+            self._release()
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
 
     def __enter__(self) -> "Checkpoints":
@@ -130,10 +133,16 @@ class Checkpoints:
         except Exception as error:  # orbax tells of a failed save once more
             log.debug("closing the checkpoints of %s: %s", self.folder, error)
         finally:
-            self._lock.close()
+            self._release()
+
+    def _release(self) -> None:
+        logging.getLogger("absl").removeFilter(_not_orbax)
+        self._lock.close()
 
     def _failed(self, error: BaseException) -> UserError:
         why = _first_line(error.__cause__ or error)
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore says much more
+            why = os.strerror(int(code[1]))
         return UserError(f"saving a checkpoint to {self.folder} failed: {why}; {ADVICE}")
 
     def _damage(self, step: int) -> str:
@@ -201,6 +210,11 @@ def _locked(folder: Path) -> IO[str]:
     except OSError as error:
         log.warning("%s cannot be locked (%s): take care that no other job trains there", folder, error.strerror)
     return lock
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs pages of tracebacks of a save that failed; `wait` tells it in a line."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _hashes(folder: Path) -> dict[str, str]:

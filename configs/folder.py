@@ -1,0 +1,41 @@
+"""Your own clips at 64×64: change `path`, and the steps to the time you have (these are for half an hour of two CPU cores).
+
+    tokvid data folder YOUR_CLIPS --out runs/clips/data --size 64 64 --fps 8
+    tokvid train tokenizer configs/folder.py --workdir runs/clips
+    tokvid tokenize configs/folder.py --workdir runs/clips
+    tokvid train transformer configs/folder.py --workdir runs/clips
+    tokvid evaluate reconstruction --weights runs/clips --samples 40 --json runs/clips/reconstruction.json
+"""
+
+from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
+
+size = (64, 64)
+
+recipe = Recipe(
+    data=DataConfig(source="records", path="runs/clips/data", held_out=40, size=size, frames=7, fps=(2.0, 4.0), threads=1),
+    tokenizer=TokenizerConfig(
+        size=size,
+        patch=8,
+        width=192,
+        heads=6,
+        mlp=512,
+        encoder=("space", "time"),
+        decoder=("space", "time") * 2,
+        levels=(8, 8, 8, 8),
+    ),
+    train_tokenizer=TrainConfig(steps=3000, batch=8, learning_rate=1.5e-3, weight_decay=0.01, ema=0.995),
+    tokens=TokensConfig(videos=2500, latent_frames=7),
+    transformer=TransformerConfig(
+        vocabulary=4096,
+        text_vocabulary=2048,
+        text_length=24,
+        latent=(4, 8, 8),
+        width=192,
+        layers=5,
+        heads=6,
+        kv_heads=6,
+        mlp=512,
+    ),
+    layouts=LayoutConfig(text_to_video=0.4, image_to_video=0.2, continuation=0.4),
+    train_transformer=TrainConfig(steps=1200, batch=16, learning_rate=1.5e-3, warmup=100, ema=0.995),
+)

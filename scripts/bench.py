@@ -1,0 +1,270 @@
+"""How fast everything is, and what share that is of what this machine can do.
+
+python scripts/bench.py --weights data --config configs/shapes.py --json bench.json
+
+The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. FLOPs are
+counted from the configs (a training step is three forward passes), padding and masked attention included. Every number
+is the median of several runs after the first, which compiles.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, load_recipe
+from tokvid.errors import UserError
+from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.sampling.decode import generate
+from tokvid.sampling.methods import Sampling
+from tokvid.sampling.stream import Models, StreamDecoder, load_models
+from tokvid.sharding import make_mesh, shard_batch
+from tokvid.tokenizer.cvivit import latent_shape
+from tokvid.train.state import abstract_state, init_state, make_step
+from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
+from tokvid.train.transformer_step import TransformerTask
+from tokvid.types import TokenBatch, VideoBatch
+from tokvid.weights import parameter_count
+
+ROOT = Path(__file__).resolve().parents[1]
+KNOWN = 2  # latent frames that a window takes over
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement: so many units of work, FLOPs and bytes moved, in so many seconds."""
+
+    name: str
+    unit: str
+    work: float
+    seconds: float
+    flops: float = 0.0
+    bytes: float = 0.0
+
+
+# FLOPs, from the configs
+
+
+def block_flops(width: int, heads: int, kv_heads: int, mlp: int, seen: int) -> float:
+    """Of one token in one layer, when it attends to `seen` others."""
+    return 2 * width * (2 * width + 2 * width * kv_heads // heads) + 4 * seen * width + 6 * width * mlp
+
+
+def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, seen: int) -> float:
+    """Of encoding or decoding one clip of so many latent frames, whose time layers each compare with `seen`."""
+    patches = (c.size[0] // c.patch) * (c.size[1] // c.patch)
+    blocks = (
+        block_flops(c.width, c.heads, c.heads, c.mlp, patches if kind == "space" else seen) for kind in getattr(c, part)
+    )
+    pixels = 2 * c.width * 3 * c.patch**2 * c.temporal_patch
+    return latent_frames * patches * (sum(blocks) + pixels + 2 * c.width * len(c.levels))
+
+
+def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: int) -> float:
+    """Of so many slots of one sequence, each attending to `seen`; logits for `predicted` of them."""
+    block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, seen)
+    places = 2 * c.width * (48 + 16)
+    return slots * (c.layers * block + places) + predicted * 2 * c.width * c.vocabulary
+
+
+# Measuring
+
+
+def median_seconds(work: Callable[[], Any], runs: int) -> float:
+    """Of one call of `work`, after a first one that doesn't count."""
+    jax.block_until_ready(work())
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def machine(runs: int, quick: bool) -> list[Row]:
+    """What the machine can do at most."""
+    side, numbers = (1024, 1 << 24) if quick else (2048, 1 << 26)
+    matrix, long = jnp.ones((side, side), jnp.float32), jnp.ones(numbers, jnp.float32)
+    product, scaled = jax.jit(jnp.matmul), jax.jit(lambda x: x * 1.5)
+    flops, size = 2.0 * side**3, 8.0 * numbers  # read and written
+    return [
+        Row(
+            "matrix multiplication", "GFLOP", flops / 1e9, median_seconds(lambda: product(matrix, matrix), runs), flops
+        ),
+        Row("memory", "GB", size / 1e9, median_seconds(lambda: scaled(long), runs), 0, size),
+    ]
+
+
+def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
+    """Encoding as for the token cache, decoding as for a story."""
+    tokenizer, rng = models.tokenizer, np.random.default_rng(0)
+    c, batch, latent_frames = tokenizer.config, 4 if quick else 16, 16
+    frames = 1 + (latent_frames - 1) * c.temporal_patch
+    _, rows, columns = latent_shape(c, frames, *c.size)
+    video = rng.integers(256, size=(batch, frames, *c.size, 3), dtype=np.uint8)
+    seconds = median_seconds(lambda: encode_ids(tokenizer.graph, tokenizer.params, video), runs)
+    flops = batch * tokenizer_flops(c, "encoder", latent_frames, latent_frames)
+    found = [Row(f"tokenizer, encode {batch} clips", "frames", batch * frames, seconds, flops)]
+    for batch in (1, 8):
+        tokens = rng.integers(np.prod(c.levels), size=(batch, latent_frames, rows, columns), dtype=np.int32)
+        seconds = median_seconds(
+            lambda tokens=tokens: StreamDecoder(tokenizer, len(tokens), rows, columns).feed(tokens), runs
+        )
+        flops = batch * tokenizer_flops(c, "decoder", latent_frames, c.time_window)
+        found.append(Row(f"tokenizer, decode {batch} streams", "frames", batch * frames, seconds, flops))
+    return found
+
+
+def training_row(task: Any, config: Any, batch: Any, flops: float, runs: int) -> Row:
+    """Steps of the real training program, on one batch again and again."""
+    mesh = make_mesh(config.mesh)
+    like, graph = abstract_state(task, config, mesh)
+    train_step, state, sharded = (
+        make_step(task, config, mesh, like, graph),
+        init_state(task, config, like),
+        shard_batch(batch, mesh),
+    )
+
+    def work() -> Any:
+        nonlocal state
+        state, metrics = train_step(state, sharded)
+        return metrics
+
+    return Row(f"training, {task.name}", "clips", config.batch, median_seconds(work, runs), 3 * flops)
+
+
+def training_rows(recipe: Recipe, models: Models, runs: int) -> list[Row]:
+    """Both models."""
+    rng, c, t = np.random.default_rng(0), recipe.tokenizer, recipe.transformer
+    config, frames = recipe.train_tokenizer, recipe.data.frames
+    video = rng.integers(256, size=(config.batch, frames, *c.size, 3), dtype=np.uint8)
+    latent_frames = latent_shape(c, frames, *c.size).frames
+    flops = sum(tokenizer_flops(c, part, latent_frames, latent_frames) for part in ("encoder", "decoder"))
+    clips = VideoBatch(video, np.full(config.batch, 8, np.float32))
+    found = [training_row(TokenizerTask(recipe), config, clips, config.batch * flops, runs)]
+    config = recipe.train_transformer
+    about = {"vocabulary": t.vocabulary, "grid": list(t.latent[1:]), "temporal_patch": t.temporal_patch}
+    windows = token_batch(t, config.batch, 0, rng)
+    slots, video_slots = t.text_length + 1 + int(np.prod(t.latent)), int(np.prod(t.latent))
+    task = TransformerTask(recipe, Path("none"), about, models.text)
+    flops = config.batch * transformer_flops(t, slots, slots, video_slots)
+    return [*found, training_row(task, config, windows, flops, runs)]
+
+
+def token_batch(c: TransformerConfig, batch: int, known: int, rng: np.random.Generator) -> TokenBatch:
+    """Random windows."""
+    return TokenBatch(
+        tokens=rng.integers(c.vocabulary, size=(batch, *c.latent), dtype=np.int32),
+        start=np.full(batch, 5 * bool(known), np.int32),
+        fps=np.full(batch, 8, np.float32),
+        text=rng.integers(c.text_vocabulary, size=(batch, c.text_length), dtype=np.int32),
+        known=np.full(batch, known, np.int32),
+    )
+
+
+def decoding_rows(models: Models, runs: int) -> list[Row]:
+    """Windows of a story, with guidance: every token runs twice, with the text and without."""
+    loaded, rng = models.transformer, np.random.default_rng(0)
+    c, found = loaded.config, []
+    frames, rows, columns = c.latent
+    slots, given = c.text_length + 1 + frames * rows * columns, c.text_length + 1 + KNOWN * rows * columns
+    steps = slots - given
+    for batch in (1, 8):
+        windows, keys = token_batch(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
+
+        def work(windows: TokenBatch = windows, keys: jax.Array = keys) -> Any:
+            guidance = np.full(len(keys), 2, np.float32)
+            options: dict[str, Any] = {"known": KNOWN, "method": Sampling(), "guided": True}
+            return generate(loaded.graph, loaded.params, windows, keys, guidance, np.int32(frames), **options)
+
+        flops = 2 * batch * (transformer_flops(c, given, slots, 0) + steps * transformer_flops(c, 1, slots, 1))
+        cache = 2 * batch * c.layers * slots * 2 * c.kv_heads * (c.width // c.heads) * 4
+        moved = steps * (4 * parameter_count(loaded.params) + cache)
+        found.append(Row(f"decoding, batch {batch}", "tokens", batch * steps, median_seconds(work, runs), flops, moved))
+    return found
+
+
+def pipeline_row(recipe: Recipe, runs: int) -> Row:
+    """Clips for the tokenizer, drawn or decoded, cut and batched."""
+    config = recipe.train_tokenizer
+    batches = clip_batches(recipe.data, config.batch, seed=0)
+    try:
+        batch = next(batches)
+        seconds = median_seconds(lambda: [next(batches) for _ in range(8)], runs) / 8
+    finally:
+        batches.close()
+    return Row("input pipeline", "clips", config.batch, seconds, 0, batch.video.nbytes)
+
+
+# Saying it
+
+
+def values(row: Row, limits: list[Row]) -> dict[str, Any]:
+    """A row as JSON values; shares are of the machine's limits."""
+    found: dict[str, Any] = {"name": row.name, "unit": f"{row.unit}/s", "per_second": row.work / row.seconds}
+    for name, limit in zip(("flops", "bytes"), limits, strict=True):
+        if getattr(row, name):
+            speed, most = (getattr(each, name) / each.seconds for each in (row, limit))
+            found |= {f"{name}_per_second": speed, f"share_of_{name}": speed / most}
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For people."""
+    lines = [f"{'':30} {'':>18} {'GFLOP/s':>9} {'of most':>8} {'GB/s':>7} {'of most':>8}"]
+    for row in rows:
+        cells = [f"{row['name']:30}", f"{row['per_second']:>9,.4g} {row['unit']:8}"]
+        for name, width in (("flops", 9), ("bytes", 7)):
+            known = f"{name}_per_second" in row
+            cells += [f"{row[f'{name}_per_second'] / 1e9:{width}.1f}" if known else " " * width]
+            cells += [f"{row[f'share_of_{name}']:8.1%}" if known else " " * 8]
+        lines.append(" ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=ROOT / "data")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "shapes.py")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
+    options = parser.parse_args()
+    runs = 3 if options.quick else 9
+    try:
+        models, recipe = load_models(options.weights), load_recipe(options.config, [])
+        limits = machine(runs, options.quick)
+        rows = [
+            *limits,
+            *tokenizer_rows(models, runs, options.quick),
+            *training_rows(recipe, models, runs),
+            *decoding_rows(models, runs),
+            pipeline_row(recipe, runs),
+        ]
+    except UserError as error:
+        sys.exit(f"bench: {error}")
+    figures = {
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "weights": models.mark,
+        "config": options.config.name,
+        "runs": runs,
+        "rows": [values(row, limits) for row in rows],
+    }
+    print(f"{figures['device']}, {figures['cores']} cores; medians of {runs} runs\n")
+    print(table(figures["rows"]))
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

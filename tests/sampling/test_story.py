@@ -1,0 +1,302 @@
+"""Stories: read from files, told in windows, interrupted and resumed, long without growing."""
+
+import dataclasses
+import gc
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.sampling import stream
+from tokvid.sampling.story import Segment, Story, encode_opening, joins, load_story, steps_of, tell
+from tokvid.sampling.stream import RollingWindow, frames_of
+
+PROMPTS = (
+    "a small red circle moves slowly to the left",
+    "the small red circle is not moving",
+    "一个小的红色圆形快速向上移动",
+)
+STORY = Story(tuple(Segment(prompt, seconds) for prompt, seconds in zip(PROMPTS, (1.3, 0.7, 1.1), strict=True)), seed=4)
+
+
+def told(models, story, partial, opening=None):
+    """All frames, once it is told."""
+    return np.concatenate(list(tell(models, story, partial, opening)))
+
+
+def tokens_in(partial):
+    """What a partial file holds."""
+    return np.frombuffer(partial.read_bytes().split(b"\n", 1)[1], "<i4").reshape(-1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def in_one_go(tiny_models, tmp_path_factory):
+    """The frames of STORY and its tokens."""
+    partial = tmp_path_factory.mktemp("story") / "partial"
+    return told(tiny_models, STORY, partial), tokens_in(partial)
+
+
+@pytest.fixture
+def fake_generate(monkeypatch):
+    """Instead of a model: fixed tokens; records the first latent frame to be made, guidance and text."""
+    calls = []
+
+    def generate(graph, params, batch, keys_B, guidance_B, frames, *, known, method, guided):
+        calls.append({"first": int(batch.start[0]) + known, "guidance": float(guidance_B[0]), "text": batch.text[0]})
+        return np.array(batch.tokens)
+
+    monkeypatch.setattr(stream, "generate", generate)
+    return calls
+
+
+# How long, and where windows fall
+
+
+@pytest.mark.parametrize("fps", [8.0, 7.0, 2.5, 23.976, 0.3])
+@pytest.mark.parametrize("seconds", [(1.0,), (0.01,), (3.3, 0.01, 1.9), (0.7,) * 9])
+def test_frames_are_exact(tiny_models, fake_generate, tmp_path, seconds, fps):
+    story = Story(tuple(Segment("", length) for length in seconds), fps)
+    frames = told(tiny_models, story, tmp_path / "partial")
+    assert len(frames) == story.frames == max(1, round(sum(seconds) * fps))
+    assert [end for _, end in story.spans[:-1]] == [first for first, _ in story.spans[1:]]
+    for (first, end), segment in zip(story.spans, story.segments, strict=True):
+        assert abs((end - first) - segment.seconds * fps) <= 1
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 5])
+def test_joins_are_where_windows_really_begin(tiny_models, fake_generate, tmp_path, given):
+    rng = np.random.default_rng(given)
+    for number in range(10):
+        lengths = rng.uniform(0.05, 4, size=rng.integers(1, 6))
+        story = Story(
+            tuple(Segment("", float(length)) for length in lengths), float(rng.choice([2, 5, 8])), keep=1 + number % 3
+        )
+        fake_generate.clear()
+        told(tiny_models, story, tmp_path / f"{number}", np.zeros((given, 2, 2), np.int32) if given else None)
+        begun = [call["first"] for call in fake_generate]
+        assert begun == [step.first for step in steps_of(story, tiny_models, given)]
+        if not given:
+            assert joins(story, tiny_models) == [frames_of(first, 2) for first in begun[1:]]
+
+
+def test_each_segment_has_its_text_seed_and_guidance(tiny_models, fake_generate, tmp_path):
+    segments = (Segment("up", 2.0), Segment("", 1.0, guidance=1.0), Segment("down", 1.0, seed=7, guidance=5.0))
+    told(tiny_models, Story(segments, guidance=3.0), tmp_path / "partial")
+    # Latent frame j shows frames 2j-1 and 2j: that with the middle at or after 16 and 24 shows the next prompt.
+    for call in fake_generate:
+        number = 0 if call["first"] < 9 else 1 if call["first"] < 13 else 2
+        np.testing.assert_array_equal(call["text"], tiny_models.text.encode(segments[number].prompt, 32))
+        assert call["guidance"] == (3.0, 1.0, 5.0)[number]
+    assert {9, 13} <= {call["first"] for call in fake_generate}  # a new prompt begins a new window
+
+
+# Going on from a picture or a video
+
+
+def test_a_picture_is_the_first_frame(tiny_models, fake_generate, tmp_path):
+    image = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    opening = encode_opening(tiny_models, iter([image]))
+    frames = told(tiny_models, STORY, tmp_path / "partial", opening)
+    assert opening.shape == (1, 2, 2) and len(frames) == STORY.frames
+    np.testing.assert_array_equal(
+        frames[0], stream.StreamDecoder(tiny_models.tokenizer, 1, 2, 2).feed(opening[None])[0, 0]
+    )
+    assert fake_generate[0]["first"] == 1
+    only = dataclasses.replace(STORY, segments=(Segment("a", 0.1),))
+    assert len(told(tiny_models, only, tmp_path / "only", opening)) == 1
+
+
+@pytest.mark.parametrize("count, kept", [(2, 1), (5, 5), (6, 5), (21, 21)])
+def test_a_video_comes_before_the_story(tiny_models, fake_generate, tmp_path, count, kept):
+    """Its frames that fill latent frames do; then as many new frames as the story has, each under its own prompt."""
+    video = np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)
+    opening = encode_opening(tiny_models, iter(video))
+    frames = told(tiny_models, STORY, tmp_path / "partial", opening)
+    assert frames_of(len(opening), 2) == kept
+    before = kept if kept > 1 else 0  # of a video of one frame it can't be told that it isn't a picture
+    assert len(frames) == before + STORY.frames
+    switch = next(call["first"] for call in fake_generate if call["text"].tolist() == _ids(tiny_models, PROMPTS[1]))
+    assert abs((frames_of(switch, 2) - before) / STORY.fps - STORY.starts[1]) <= 1 / STORY.fps
+
+
+def _ids(models, prompt):
+    return models.text.encode(prompt, 32).tolist()
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("windows", [0, 1, 4, 100])
+def test_resumed_after_any_window_it_is_the_same_video(tiny_models, in_one_go, tmp_path, monkeypatch, windows):
+    frames, tokens = in_one_go
+    telling = tell(tiny_models, STORY, tmp_path / "partial")
+    seen = list(itertools.islice(telling, windows))
+    telling.close()
+    made = len(tokens_in(tmp_path / "partial")) if windows else 0
+    assert frames_of(made, 2) == sum(map(len, seen))
+    begun = []
+    extend = RollingWindow.extend
+    monkeypatch.setattr(RollingWindow, "extend", lambda self, *a: begun.append(self.latent_frames) or extend(self, *a))
+    np.testing.assert_array_equal(told(tiny_models, STORY, tmp_path / "partial"), frames)
+    np.testing.assert_array_equal(tokens_in(tmp_path / "partial"), tokens)
+    assert begun[:1] == [made] * (made < len(tokens))  # nothing is generated twice
+
+
+@pytest.mark.parametrize("cut", [1, 16, 17, 48, 100, 200, 10_000])
+def test_a_torn_file_gives_the_same_video(tiny_models, in_one_go, tmp_path, cut):
+    """Cut in mid-token, in mid-window, in its first line: only whole windows of it are used."""
+    frames, tokens = in_one_go
+    for _ in tell(tiny_models, STORY, tmp_path / "partial"):
+        pass
+    data = (tmp_path / "partial").read_bytes()
+    (tmp_path / "partial").write_bytes(data[: max(5, len(data) - cut)])
+    np.testing.assert_array_equal(told(tiny_models, STORY, tmp_path / "partial"), frames)
+    np.testing.assert_array_equal(tokens_in(tmp_path / "partial"), tokens)
+
+
+def test_what_belongs_to_another_story_or_other_weights_is_not_used(tiny_models, in_one_go, tmp_path):
+    frames, _ = in_one_go
+    other_models = tiny_models._replace(
+        transformer=tiny_models.transformer._replace(about=tiny_models.transformer.about | {"fingerprint": "other"})
+    )
+    others = [(tiny_models, dataclasses.replace(STORY, seed=5)), (tiny_models, dataclasses.replace(STORY, fps=7.0))]
+    for models, story in [*others, (other_models, STORY)]:
+        partial = tmp_path / "partial"
+        told(models, story, partial)
+        np.testing.assert_array_equal(told(tiny_models, STORY, partial), frames)
+    changed = told(tiny_models, dataclasses.replace(STORY, seed=5), tmp_path / "partial")
+    assert (changed != frames).any()
+
+
+def test_tokens_that_cannot_be_are_refused(tiny_models, in_one_go, tmp_path):
+    partial = tmp_path / "partial"
+    told(tiny_models, STORY, partial)
+    data = bytearray(partial.read_bytes())
+    data[-100] ^= 64
+    partial.write_bytes(data)
+    with pytest.raises(UserError, match="partial is damaged; remove it"):
+        told(tiny_models, STORY, partial)
+
+
+def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(tiny_models, in_one_go, tmp_path):
+    _, tokens = in_one_go
+    segments = (*STORY.segments[:2], dataclasses.replace(STORY.segments[2], prompt="it moves down"))
+    told(tiny_models, dataclasses.replace(STORY, segments=segments), tmp_path / "partial")
+    changed, first = (
+        tokens_in(tmp_path / "partial"),
+        next(s.first for s in steps_of(STORY, tiny_models) if s.segment == 2),
+    )
+    np.testing.assert_array_equal(changed[:first], tokens[:first])
+    assert (changed[first:] != tokens[first:]).any()
+
+
+def test_memory_does_not_grow_with_length(tiny_models, in_one_go, tmp_path):
+    """Ten seconds, then a minute: Python and NumPy never hold more. (The whole process: scripts/flat_cost.py.)"""
+
+    def most_held(seconds):
+        held = []
+        tracemalloc.start()
+        for index, _ in enumerate(tell(tiny_models, Story((Segment("up", seconds),)), tmp_path / f"{seconds}")):
+            if index % 20 == 19:
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        return max(held)
+
+    most_held(10.0)  # whatever is remembered once
+    short, long = most_held(10.0), most_held(60.0)
+    assert long - short < 50_000, (short, long)  # 400 frames more are 300,000 bytes
+
+
+# Files
+
+
+def write(tmp_path, text):
+    path = tmp_path / "story.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_a_story_file(tmp_path):
+    path = write(
+        tmp_path,
+        "fps: 4\nseed: 9\nguidance: 3\nkeep: 1\nsampling: {temperature: 0.5, top_k: 10}\nsegments:\n"
+        "  - prompt: 一个圆\n    seconds: 2.5\n    seed: 7\n    guidance: null\n  - {prompt: 'no: 1', guidance: 1}\n",
+    )
+    found = load_story(path)
+    assert found.segments == (Segment("一个圆", 2.5, seed=7), Segment("no: 1", 4.0, guidance=1.0))
+    assert (found.fps, found.seed, found.guidance, found.keep, found.sampling.top_k) == (4.0, 9, 3.0, 1, 10)
+    assert found.seconds == 6.5 and found.frames == 26 and found.spans == [(0, 10), (10, 26)]
+
+
+ONE = "segments: [{prompt: a}]\n"
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "should be an object of Story's fields, got None"),
+        ("just words", "got 'just words'"),
+        ("- a\n- b", "got ['a', 'b']"),
+        ("fps: 8", "segments is missing"),
+        ("segments: []", "at least one segment"),
+        ("segments:", "story.segments should be a list, got None"),
+        ("segments: [a]", "story.segments[0] should be an object of Segment's fields, got 'a'"),
+        ("segments: [{seconds: 3}]", "story.segments[0]: prompt is missing"),
+        ("segments: [{prompt: a, second: 3}]", "unknown field 'second' (did you mean 'seconds'?)"),
+        ("segments: [{prompt: a, seconds: two}]", "story.segments[0].seconds should be float, got 'two'"),
+        ("segments: [{prompt: a, seconds: .nan}]", "finite"),
+        ("segments: [{prompt: a, seconds: .inf}]", "finite"),
+        ("segments: [{prompt: a, seconds: -1}]", "seconds should be above 0"),
+        ("segments: [{prompt: a, seconds: 1e9}]", "should be float, got '1e9'"),  # YAML 1.1 wants 1.0e+9
+        ("segments: [{prompt: a, seconds: 100000}]", "seconds should be above 0 and at most 86400"),
+        ("segments: [{prompt: a, seconds: 80000}, {prompt: b, seconds: 80000}]", "all segments together"),
+        ("segments: [{prompt: yes}]", "prompt should be str, got True"),
+        ("segments: [{prompt: 7}]", "prompt should be str, got 7"),
+        ("segments: [{prompt: a, seed: 4294967296}]", "seed should be 0 to 4294967295"),
+        ("segments: [{prompt: a, seed: 1.5}]", "seed should be int, got 1.5"),
+        (ONE + "fps: 0", "fps should be above 0"),
+        (ONE + "fps: true", "fps should be float, got True"),
+        (ONE + "seed: -1", "seed should be 0 to"),
+        (ONE + "guidance: 1000", "guidance should be 0 to 100"),
+        (ONE + "keep: many", "keep should be int, got 'many'"),
+        (ONE + "sampling: {temperature: -1}", "temperature should be"),
+        (ONE + "sampling: {top_q: 1}", "unknown field 'top_q'"),
+        (ONE + "fsp: 8", "unknown field 'fsp' (did you mean 'fps'?)"),
+        (ONE + "seed: 1\nseed: 2", "line 3: 'seed' is there twice"),
+        (ONE + ONE, "line 2: 'segments' is there twice"),
+        (ONE + f"fps: {'9' * 400}", "fps should be"),
+        (ONE + f"seed: 0x{'f' * 5000}", "story.yaml"),
+        (BOMB + "segments: *h", "aliases are not used here"),
+        ("a: &a {<<: *a}", "aliases are not used here"),
+        ("segments: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (ONE + 'seed: !!int ""', "not valid YAML"),
+        (ONE + "seed: !!timestamp x", "not valid YAML"),
+        (ONE + "seed: 2001-99-99", "not valid YAML"),
+        ("segments: [", "line 1: "),
+        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("\t", "story.yaml"),
+        ("[" * 5000, "not valid YAML: RecursionError"),
+        (b"segments: [{prompt: \xff}]", "not UTF-8 text"),
+        (ONE.encode("utf-16"), "not UTF-8 text"),
+        (b"segments: \x00", "not valid YAML"),
+        (b"#" * (1 << 21), "more than 1048576 bytes"),
+        ('segments: [{prompt: "\\ud800"}]', "not valid UTF-8"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_no_story_is_refused_in_one_line(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        load_story(write(tmp_path, text))
+    assert said in str(error.value) and len(str(error.value)) < 1000 and str(tmp_path) in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    for path in (tmp_path / "nowhere.yaml", tmp_path):
+        with pytest.raises(UserError, match="cannot read story"):
+            load_story(path)

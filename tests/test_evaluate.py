@@ -1,0 +1,197 @@
+"""Evaluation: a perfect model gets full marks, a bad one none, and the reader is sure of the truth."""
+
+import itertools
+import json
+import types
+
+import numpy as np
+import pytest
+
+from tokvid import evaluate
+from tokvid.cli import SHIPPED
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+from tokvid.evaluate import evaluate_reconstruction, evaluate_shapes
+from tokvid.input_pipeline.shapes import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
+from tokvid.sampling.story import load_story
+from tokvid.sampling.stream import frames_of
+from tokvid.shape_vocabulary import (
+    COLORS,
+    DIRECTIONS,
+    NO_SPEED,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    STILL,
+    ShapeAttributes,
+    is_held_out,
+)
+
+RATES = (2.0, 4.0, 8.0)
+
+
+def every_caption():
+    """What each possible caption says."""
+    for size in SIZES:
+        for color in COLORS:
+            for shape in SHAPES:
+                for direction in DIRECTIONS:
+                    for speed in (NO_SPEED,) if direction == STILL else SPEEDS:
+                        attributes = ShapeAttributes(size, color, shape, direction, speed)
+                        for language in LANGUAGES:
+                            for index in range(PHRASINGS[language]):
+                                yield caption(attributes, index, language), attributes
+
+
+SAID = dict(every_caption())
+
+
+def perfect(models, fps, parts, seeds_B, settings):
+    """Draws exactly what the prompts say."""
+    frames = frames_of(sum(latent_frames for latent_frames, _ in parts), 2)
+    videos = []
+    for prompts, seed in zip(zip(*(prompts for _, prompts in parts), strict=True), seeds_B, strict=True):
+        starts = np.cumsum([0, *(latent_frames for latent_frames, _ in parts)]) * 2 / fps
+        segments = tuple(
+            ShapesSegment(float(start), 10.0, SAID[prompt], prompt)
+            for start, prompt in zip(starts, prompts, strict=False)
+        )
+        place = np.random.default_rng(seed).uniform(0, 64, size=2)
+        radius = SIZES[SAID[prompts[0]].size]
+        story = ShapesStory(radius, 0.0, 30, (float(place[0]), float(place[1])), segments)
+        videos.append(render(story, fps=fps, frames=frames, size=models.size[0]))
+    return np.stack(videos)
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """What evaluation asks of models, at the size of the shipped ones; the tokenizer loses nothing."""
+    monkeypatch.setattr(evaluate, "generate_batch", perfect)
+    monkeypatch.setattr(evaluate, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
+    tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_patch=2))
+    transformer = types.SimpleNamespace(config=types.SimpleNamespace(latent=(4, 8, 8)), about={"fps": RATES})
+    return types.SimpleNamespace(size=(32, 32), mark="mark", tokenizer=tokenizer, transformer=transformer)
+
+
+def test_a_perfect_model_gets_full_marks(models):
+    figures = evaluate_shapes(models, 60, seed=3)
+    for name in ("attributes", "ceiling_real", "ceiling_reconstruction"):
+        assert set(figures[name]) == {"color", "shape", "size", "direction", "speed", "joint"}
+        assert min(figures[name].values()) >= 0.98, (name, figures[name])
+    assert figures["held_out"]["joint"] >= 0.9 and figures["held_out"]["samples"] == 15
+    assert set(figures["speed_error_by_fps"]) == {"2", "4", "8"}
+    assert max(figures["speed_error_by_fps"].values()) < 0.05
+    assert figures["prompt_switch"]["follows_within_a_second"] >= 0.9
+    assert figures["prompt_switch"]["keeps_identity"] >= 0.9
+    assert 0.8 < figures["seam_ratio"] < 1.25
+    assert (figures["samples"], figures["seed"], figures["weights"]) == (60, 3, "mark")
+    json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_the_reader_is_sure_of_the_truth_at_every_rate(models, fps):
+    models.transformer.about["fps"] = (fps,)
+    figures = evaluate_shapes(models, 100, seed=0)
+    assert figures["ceiling_real"]["joint"] >= 0.99
+
+
+def test_a_model_that_does_not_listen_gets_no_marks(models, monkeypatch):
+    def deaf(models, fps, parts, seeds_B, settings):
+        said = caption(ShapeAttributes("small", "red", "circle", "left", "slow"), 0, "en")
+        return perfect(
+            models, fps, [(latent_frames, [said] * len(prompts)) for latent_frames, prompts in parts], seeds_B, None
+        )
+
+    monkeypatch.setattr(evaluate, "generate_batch", deaf)
+    figures = evaluate_shapes(models, 60, seed=0)
+    assert figures["attributes"]["joint"] < 0.1 and figures["attributes"]["color"] < 0.4
+    assert figures["ceiling_real"]["joint"] >= 0.98
+    assert figures["prompt_switch"]["follows_within_a_second"] < 0.4
+    assert figures["prompt_switch"]["keeps_identity"] == 1.0
+
+
+def test_a_model_that_makes_nothing_gives_null_not_nan(models, monkeypatch):
+    monkeypatch.setattr(evaluate, "generate_batch", lambda *args: perfect(*args) * 0)
+    figures = evaluate_shapes(models, 4, seed=0)
+    assert figures["speed_error_by_fps"] == {"2": None, "4": None, "8": None} and figures["seam_ratio"] is None
+    assert set(figures["attributes"].values()) == {0.0} and figures["prompt_switch"]["keeps_identity"] == 0.0
+    json.dumps(figures, allow_nan=False)
+
+
+def test_prompt_switches_are_timed(models, monkeypatch):
+    """A motion that changes two seconds late doesn't follow within one."""
+
+    def late(models, fps, parts, seeds_B, settings):
+        if len(parts) == 2:
+            (first, before), (second, after) = parts
+            parts = [(first + round(fps), before), (second - round(fps), after)]
+        return perfect(models, fps, parts, seeds_B, settings)
+
+    monkeypatch.setattr(evaluate, "generate_batch", late)
+    figures = evaluate_shapes(models, 40, seed=0)
+    assert figures["prompt_switch"]["follows_within_a_second"] < 0.5 and figures["attributes"]["joint"] >= 0.98
+
+
+def test_a_jump_at_every_join_shows(models, monkeypatch):
+    def jumpy(models, fps, parts, seeds_B, settings):
+        video = perfect(models, fps, parts, seeds_B, settings).copy()
+        if len(parts) == 2:  # every other window elsewhere; they are two latent frames long, the first four
+            for first in range(7, video.shape[1], 8):
+                video[:, first : first + 4] = np.roll(video[:, first : first + 4], 16, axis=2)
+        return video
+
+    monkeypatch.setattr(evaluate, "generate_batch", jumpy)
+    assert evaluate_shapes(models, 20, seed=0)["seam_ratio"] > 1.5
+
+
+def test_batches_do_not_matter(models, monkeypatch):
+    whole = evaluate_shapes(models, 20, seed=1)
+    monkeypatch.setattr(evaluate, "BATCH", 3)
+    in_parts = evaluate_shapes(models, 20, seed=1)
+    for name in ("ceiling_real", "attributes", "held_out"):
+        assert in_parts[name] == whole[name]
+
+
+def test_real_models_are_measured_the_same_way_twice(tiny_models):
+    first = evaluate_shapes(tiny_models, 4, seed=5)
+    assert first == evaluate_shapes(tiny_models, 4, seed=5)
+    assert set(first) == {
+        "attributes", "ceiling_real", "ceiling_reconstruction", "held_out", "speed_error_by_fps", "prompt_switch",
+        "seam_ratio", "samples", "seed", "settings", "weights",
+    }  # fmt: skip
+    assert first["settings"]["guidance"] == 2.0 and set(first["speed_error_by_fps"]) == {"4", "8"}
+
+
+@pytest.mark.parametrize("change", [{"samples": 3}, {"size": (32, 48)}])
+def test_what_cannot_be_evaluated_is_refused(models, change):
+    models.size = change.get("size", models.size)
+    with pytest.raises(UserError, match="4 or more samples of square videos"):
+        evaluate_shapes(models, change.get("samples", 8), seed=0)
+
+
+def test_the_shipped_story_says_only_what_was_trained():
+    """One object in the words of the captions; nothing that is held out, so that it shows what the weights can do."""
+    story = load_story(SHIPPED / "demo" / "story.yaml")
+    told = [SAID[segment.prompt] for segment in story.segments]
+    assert story.seconds == 12 and story.fps == 8 and len(told) == 4
+    assert len({(each.size, each.shape) for each in told}) == 1 and not any(map(is_held_out, told))
+    colors = [each.color for each in told]
+    assert sum(one != other for one, other in itertools.pairwise(colors)) <= 1
+    assert all((a.direction, a.speed) != (b.direction, b.speed) for a, b in itertools.pairwise(told))
+
+
+def test_reconstruction(tiny_models):
+    data = DataConfig(size=(16, 16), fps=(4.0, 8.0), frames=5, videos=100)
+    figures = evaluate_reconstruction(tiny_models.tokenizer, data, 40, seed=0)
+    assert figures["samples"] == 40 and figures["split"] == "held_out" and 0 < figures["codes_used"] <= 1
+    assert figures["psnr"] < 20 < figures["repeat_psnr"] <= 100  # random weights against a truth that hardly moves
+    assert abs(figures["bits_per_pixel"] - 3 * 4 * np.log2(30) / (5 * 16 * 16)) < 1e-9
+    assert evaluate_reconstruction(tiny_models.tokenizer, data, 40, seed=0) == figures
+    json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("samples, data", [(0, {}), (4, {"size": (8, 8)}), (4, {"fps": (0.01,)})])
+def test_reconstruction_that_cannot_be_is_refused(tiny_models, samples, data):
+    config = DataConfig(**({"size": (16, 16), "fps": (4.0,), "frames": 5, "videos": 10} | data))
+    with pytest.raises(UserError):
+        evaluate_reconstruction(tiny_models.tokenizer, config, samples, seed=0)
