@@ -1,18 +1,28 @@
-"""Your own clips at 64×64: change `path`, and the steps to the time you have (these are for half an hour of two CPU cores).
+"""Your own clips at 64×64, half an hour of two CPU cores: change `path`, and the steps to the time you have.
 
-    tokvid data folder YOUR_CLIPS --out runs/clips/data --size 64 64 --fps 8
-    tokvid train tokenizer configs/folder.py --workdir runs/clips
-    tokvid tokenize configs/folder.py --workdir runs/clips
-    tokvid train transformer configs/folder.py --workdir runs/clips
-    tokvid evaluate reconstruction --weights runs/clips --samples 40 --json runs/clips/reconstruction.json
+tokvid data folder YOUR_CLIPS --out runs/clips/data --size 64 64 --fps 8
+tokvid train tokenizer configs/folder.py --workdir runs/clips
+tokvid tokenize configs/folder.py --workdir runs/clips
+tokvid train transformer configs/folder.py --workdir runs/clips
+tokvid evaluate reconstruction --weights runs/clips --samples 40 --json runs/clips/reconstruction.json
 """
 
-from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 
 size = (64, 64)
 
 recipe = Recipe(
-    data=DataConfig(source="records", path="runs/clips/data", held_out=40, size=size, frames=7, fps=(2.0, 4.0), threads=1),
+    data=DataConfig(
+        source="records", path="runs/clips/data", held_out=40, size=size, frames=7, fps=(2.0, 4.0), threads=1
+    ),
     tokenizer=TokenizerConfig(
         size=size,
         patch=8,

@@ -7,7 +7,15 @@
         --prompt "a large red circle moves quickly to the right" --prompt "a large red circle moves quickly up"
 """
 
-from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 
 size = (24, 24)
 

@@ -1,7 +1,7 @@
 """Moving Shapes at 32×32: the weights shipped in `data/`.
 
-On two CPU cores: 13 minutes for the tokenizer, 3 for the tokens, 30 for the transformer. The ceiling is their time: with a
-GPU, or a night, take a longer `steps` and 64×64.
+On two CPU cores: 13 minutes for the tokenizer, 3 for the tokens, 30 for the transformer. That time is
+what limits them: with a GPU, or a night, take more steps and 64×64.
 
     tokvid train tokenizer configs/shapes.py --workdir runs/shapes
     tokvid tokenize configs/shapes.py --workdir runs/shapes

@@ -51,7 +51,7 @@ def random_model() -> Callable:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory, random_model) -> Path:
-    """A weights folder such as training leaves, of random models: 16×16 pixels, windows of 4 latent frames of 2×2 tokens."""
+    """A weights folder such as training leaves, of random models: 16×16 pixels, windows of 4 latent frames, 2×2."""
     from flax import nnx
 
     from tokvid import weights

@@ -31,7 +31,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another place") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -73,16 +73,12 @@ class VideoWriter:
         ValueError: a frame of another shape or type than the first.
     """
 
-    def __init__(
-        self, path: str | Path, fps: float | fractions.Fraction, size: tuple[int, int] | None = None
-    ):
+    def __init__(self, path: str | Path, fps: float | fractions.Fraction, size: tuple[int, int] | None = None):
         self.path = Path(path)
         self.suffix = _suffix(path, VIDEO_SUFFIXES, "a video")
         highest = GIF_FPS if self.suffix == ".gif" else 1000
         if not 0 < fps <= highest:
-            raise UserError(
-                f"cannot write {path} at {fps} fps: allowed for {self.suffix} are above 0 to {highest}"
-            )
+            raise UserError(f"cannot write {path} at {fps} fps: allowed for {self.suffix} are above 0 to {highest}")
         self.fps = fractions.Fraction(fps).limit_denominator(1001) or fractions.Fraction(1, 1001)
         self.size = tuple(size) if size is not None else None
         self.frames = 0
@@ -113,9 +109,7 @@ class VideoWriter:
         if self.size is None:
             self.size = image_HWC.shape[:2]
         if image_HWC.shape[:2] != self.size:
-            raise ValueError(
-                f"frame {self.frames} is {image_HWC.shape[:2]}, the ones before were {self.size} (H, W)"
-            )
+            raise ValueError(f"frame {self.frames} is {image_HWC.shape[:2]}, the ones before were {self.size} (H, W)")
         if self.suffix == ".gif":
             # A palette for each frame: 256 colours chosen from one frame are better than from a whole video.
             image = PIL.Image.fromarray(image_HWC)
@@ -129,12 +123,8 @@ class VideoWriter:
         if height % 2 or width % 2:
             image_HWC = np.pad(image_HWC, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         if self._container is None:
-            self._container = av.open(
-                str(self._temporary.absolute()), "w", options={"movflags": "+faststart"}
-            )
-            stream = self._container.add_stream(
-                "libx264", rate=self.fps, options={"crf": "16", "preset": "medium"}
-            )
+            self._container = av.open(str(self._temporary.absolute()), "w", options={"movflags": "+faststart"})
+            stream = self._container.add_stream("libx264", rate=self.fps, options={"crf": "16", "preset": "medium"})
             stream.height, stream.width, stream.pix_fmt = *image_HWC.shape[:2], "yuv420p"
             context = stream.codec_context  # said in the file, so that no player has to guess
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
@@ -221,17 +211,12 @@ def contact_sheet(
     if _suffix(path, (".png",), "a contact sheet") and not len(rows):
         raise UserError(f"cannot write {path}: there are no videos; give at least one")
     if columns < 1 or (captions is not None and len(captions) != len(rows)):
-        raise ValueError(
-            f"{len(rows)} rows need as many captions and at least 1 column, got {captions}, {columns}"
-        )
+        raise ValueError(f"{len(rows)} rows need as many captions and at least 1 column, got {captions}, {columns}")
     strips = [_strip(video_THWC, columns) for video_THWC in rows]
     width = max(GAP + strip.width for strip in strips)
-    labels = (
-        [_label(text, width - 2 * GAP) for text in captions] if captions is not None else [None] * len(rows)
-    )
+    labels = [_label(text, width - 2 * GAP) for text in captions] if captions is not None else [None] * len(rows)
     height = GAP + sum(
-        strip.height + GAP + (label.height + GAP if label else 0)
-        for strip, label in zip(strips, labels, strict=True)
+        strip.height + GAP + (label.height + GAP if label else 0) for strip, label in zip(strips, labels, strict=True)
     )
     sheet = PIL.Image.new("RGB", (width, height), "white")
     top = GAP
@@ -293,15 +278,11 @@ def _font_for(text: str) -> tuple[Any, str]:
             mask = font.getmask(letter)
             return mask.size, bytes(mask)
 
-        return not letter.isspace() and drawn(letter) == drawn(
-            "\uffff"
-        )  # what a font shows for what it hasn't
+        return not letter.isspace() and drawn(letter) == drawn("\uffff")  # what a font shows for what it hasn't
 
     for font in _fonts():
         if not any(lacks(font, letter) for letter in set(text)):
             return font, text
     font = _fonts()[0]
-    escaped = {
-        letter: letter.encode("unicode_escape").decode() for letter in set(text) if lacks(font, letter)
-    }
+    escaped = {letter: letter.encode("unicode_escape").decode() for letter in set(text) if lacks(font, letter)}
     return font, "".join(escaped.get(letter, letter) for letter in text)

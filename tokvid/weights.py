@@ -1,7 +1,7 @@
 """Trained weights as files to sample from: a config as JSON and float16 tensors as safetensors, never code.
 
-A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`; a workdir
-of training has the same shape, so either can be given to `--weights`.
+A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`; a
+workdir of training has the same shape, so either can be given to `--weights`.
 """
 
 import hashlib
@@ -45,9 +45,7 @@ class Loaded(NamedTuple):
 def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about: Any) -> str:
     """Writes weights and config; returns their fingerprint: 16 hex digits of what the model computes with."""
     folder = Path(folder)
-    tensors = {
-        ".".join(map(str, path)): np.asarray(leaf[...], np.float16) for path, leaf in nnx.to_flat_state(params)
-    }
+    tensors = {".".join(map(str, path)): np.asarray(leaf[...], np.float16) for path, leaf in nnx.to_flat_state(params)}
     data = safetensors.numpy.save(dict(sorted(tensors.items())))
     mark = _fingerprint(to_dict(config), data)
     with atomic(folder / "weights.safetensors") as temporary:
@@ -61,7 +59,7 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
     """config.json of the weights in `folder`, checked to be of that kind and format."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"no {kind} weights in {folder}; train them with `tokvid train {kind}` or name another --weights")
+        raise UserError(f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name another --weights")
     about = read_json(folder / "config.json", f"{kind} config")
     if about.get("kind") != kind or about.get("format") != FORMAT:
         found = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
@@ -70,7 +68,7 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
 
 
 def load(folder: str | Path, kind: str) -> Loaded:
-    """The model in `folder`. UserError where a file is missing, damaged, or doesn't fit its config (with the leaf's name)."""
+    """The model in `folder`. UserError where a file is missing, damaged, or a leaf (named) doesn't fit its config."""
     folder = Path(folder)
     about = describe(folder, kind)
     config_type, model_type = KINDS[kind]

@@ -88,9 +88,7 @@ def test_time_starts_at_the_first_frame(tmp_path):
     assert numbers(clip) == expected(ticks, 0.3, 6, 8)
 
 
-@pytest.mark.parametrize(
-    "suffix,codec", [("mp4", "libx264"), ("mkv", "libx264"), ("ts", "libx264"), ("avi", "mpeg4")]
-)
+@pytest.mark.parametrize("suffix,codec", [("mp4", "libx264"), ("mkv", "libx264"), ("ts", "libx264"), ("avi", "mpeg4")])
 def test_seeking_equals_reading_from_the_start(tmp_path, suffix, codec):
     path = tmp_path / f"v.{suffix}"
     encode(path, list(range(200)), base=30, codec=codec, options={"g": "12", "crf": "10", "b": "2000000"})
@@ -109,9 +107,7 @@ def test_open_groups_can_be_sought(tmp_path):
         options={"crf": "10", "x264-params": "open-gop=1:keyint=24:min-keyint=24:bframes=3"},
     )
     for number in [60, 71, 72, 73, 100]:
-        assert numbers(
-            read_clip(tmp_path / "open.mp4", start=number / 30, fps=30, frames=3, size=(32, 80))
-        ) == [
+        assert numbers(read_clip(tmp_path / "open.mp4", start=number / 30, fps=30, frames=3, size=(32, 80))) == [
             number,
             number + 1,
             number + 2,
@@ -137,9 +133,7 @@ def test_the_last_frame_stays_for_its_duration_and_no_longer(tmp_path):
     encode(tmp_path / "v.mp4", [3000 * i for i in range(30)], base=90_000)
     assert probe(tmp_path / "v.mp4").seconds == pytest.approx(1.0)
     assert numbers(read_clip(tmp_path / "v.mp4", start=0.5, fps=2, frames=2, size=(32, 80))) == [15, 29]
-    with pytest.raises(
-        UserError, match=r"has 1\.00 s, asked for 3 frames at 2 fps from 0\.50 s \(to 1\.50 s\)"
-    ):
+    with pytest.raises(UserError, match=r"has 1\.00 s, asked for 3 frames at 2 fps from 0\.50 s \(to 1\.50 s\)"):
         read_clip(tmp_path / "v.mp4", start=0.5, fps=2, frames=3, size=(32, 80))
     with pytest.raises(UserError, match=r"has 1\.00 s"):
         read_clip(tmp_path / "v.mp4", start=100.0, fps=2, frames=1, size=(32, 80))
@@ -188,9 +182,7 @@ def test_rotation_is_applied(tmp_path, degrees, red):
     assert image.shape == (info.height, info.width, 3)
     edges = {"left": image[:, 2], "right": image[:, -3], "top": image[2], "bottom": image[-3]}
     assert {name for name, edge in edges.items() if edge[..., 0].min() > 150} == {red}
-    small = read_clip(tmp_path / "v.mp4", start=0, fps=1, frames=1, size=(info.height // 4, info.width // 4))[
-        0
-    ]
+    small = read_clip(tmp_path / "v.mp4", start=0, fps=1, frames=1, size=(info.height // 4, info.width // 4))[0]
     area = image.reshape(info.height // 4, 4, info.width // 4, 4, 3).mean((1, 3))
     assert np.abs(small - area).max() < 6
 
@@ -302,9 +294,7 @@ def test_damage_inside_is_found_and_what_is_before_is_good(tmp_path):
     assert numbers(clip) == list(range(0, 75, 3))
     with pytest.raises(clips.DamagedVideo, match=r"bad\.mp4 is damaged at 3\.\d+ s"):
         read_clip(tmp_path / "bad.mp4", start=2.0, fps=10, frames=25, size=(32, 80))
-    later = read_clip(
-        tmp_path / "bad.mp4", start=5.0, fps=10, frames=10, size=(32, 80)
-    )  # another group of frames
+    later = read_clip(tmp_path / "bad.mp4", start=5.0, fps=10, frames=10, size=(32, 80))  # another group of frames
     assert numbers(later) == list(range(150, 180, 3))
 
 
@@ -315,9 +305,7 @@ def usable(path: Path) -> list[str]:
         lambda: probe(path),
         lambda: probe(path, full=True),
         lambda: read_clip(path, start=0, fps=24, frames=1, size=(48, 48)),
-        lambda: sum(
-            image.shape == (48, 48, 3) for image in stream_frames(path, size=(48, 48), fit="letterbox")
-        ),
+        lambda: sum(image.shape == (48, 48, 3) for image in stream_frames(path, size=(48, 48), fit="letterbox")),
         lambda: sum(1 for _ in stream_frames(path, fps=5, size=(48, 48))),
     ]
     for call in calls:
@@ -416,9 +404,7 @@ def test_what_is_not_a_video_is_refused(tmp_path):
     encode(video, irregular(5))
     (tmp_path / "a.txt").write_text("a text file\n" * 50)
     (tmp_path / "b.mp4").write_text(f"ffconcat version 1.0\nfile {video.name}\n")
-    (tmp_path / "c.m3u8").write_text(
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{video.name}\n#EXT-X-ENDLIST\n"
-    )
+    (tmp_path / "c.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{video.name}\n#EXT-X-ENDLIST\n")
     (tmp_path / "d.mp4").mkdir()
     os.mkfifo(tmp_path / "e.mp4")  # opening one would wait for ever
     for name in ["a.txt", "b.mp4", "c.m3u8", "d.mp4", "e.mp4", "missing.mp4", "n\0l.mp4"]:
@@ -453,9 +439,7 @@ def folder_with(tmp_path: Path, videos: int) -> Path:
     folder.mkdir()
     for i in range(videos):
         encode(folder / f"{i}.mp4", irregular(10 + i))
-    lines = [
-        json.dumps({"file": f"{i}.mp4", "caption": f"caption {i} 视频", "more": [1]}) for i in range(videos)
-    ]
+    lines = [json.dumps({"file": f"{i}.mp4", "caption": f"caption {i} 视频", "more": [1]}) for i in range(videos)]
     (folder / "captions.jsonl").write_text("\ufeff" + "\r\n".join(lines) + "\n\n", encoding="utf-8")
     return folder
 
@@ -481,9 +465,7 @@ def test_unreadable_files_are_listed_and_limited(tmp_path, caplog):
     assert [item.key for item in source] == ["0.mp4", "2.mp4", "3.mp4"]
     assert source.unreadable[0][0] == folder / "1.mp4" and "empty" in source.unreadable[0][1]
     assert "1.mp4 is empty" in caplog.text
-    with pytest.raises(
-        UserError, match=r"1 of the 4 videos .* at most 10% may; the first: .*1\.mp4 is empty"
-    ):
+    with pytest.raises(UserError, match=r"1 of the 4 videos .* at most 10% may; the first: .*1\.mp4 is empty"):
         FolderSource(folder)
 
 
@@ -523,8 +505,7 @@ def test_captions_that_are_wrong(tmp_path):
         FolderSource(folder)
     message = str(error.value)
     assert (
-        "line 2: not JSON; line 3: './0.mp4' again, first on line 1; line 4: needs" in message
-        and "line 5" in message
+        "line 2: not JSON; line 3: './0.mp4' again, first on line 1; line 4: needs" in message and "line 5" in message
     )
     (folder / "captions.jsonl").write_text("\n")
     with pytest.raises(UserError, match="names no videos"):

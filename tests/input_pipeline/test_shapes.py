@@ -98,9 +98,7 @@ def test_training_never_shows_a_held_out_composition_and_a_held_out_story_only_t
     for held_out in (False, True):
         dataset = shapes.ShapesDataset(3000, seed=1, held_out=held_out)
         shown = [
-            segment.attributes
-            for item in map(dataset.__getitem__, range(3000))
-            for segment in item.story.segments
+            segment.attributes for item in map(dataset.__getitem__, range(3000)) for segment in item.story.segments
         ]
         assert all(vocabulary.is_held_out(each) == held_out for each in shown)
 

@@ -118,9 +118,7 @@ def read_clip(
     """
     _check_rate(fps)
     if frames < 1 or not 0 <= start <= MAX_SECONDS:
-        raise UserError(
-            f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later"
-        )
+        raise UserError(f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later")
     if frames * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
         raise UserError(
             f"a clip of {frames} frames of {size[1]}x{size[0]} is over {MAX_CLIP_BYTES} bytes; ask for fewer"
@@ -130,8 +128,7 @@ def read_clip(
     if is_image(source):
         if times[-1] > 0:
             raise UserError(
-                f"{name_of(source)} is a still image, asked for {frames} frames from {start:.2f} s; "
-                "ask for 1 at 0 s"
+                f"{name_of(source)} is a still image, asked for {frames} frames from {start:.2f} s; ask for 1 at 0 s"
             )
         clip_THWC[0] = Fitter(size, fit)(open_image(source))
         return clip_THWC
@@ -293,9 +290,7 @@ class FolderSource(Sequence[FolderItem]):
                 continue
             for warning in info.warnings:
                 log.warning("%s: %s", folder / name, warning)
-            self.items.append(
-                FolderItem(folder / name, name, info.seconds, info.fps, (Caption(0.0, caption),), fit)
-            )
+            self.items.append(FolderItem(folder / name, name, info.seconds, info.fps, (Caption(0.0, caption),), fit))
         if len(self.unreadable) > max_unreadable * len(pairs) or not self.items:
             raise UserError(
                 f"{len(self.unreadable)} of the {len(pairs)} videos in {folder} cannot be read, at most "
@@ -328,12 +323,8 @@ def _rows(path: Path) -> Iterator[tuple[int, object]]:
 def _read_captions(folder: Path) -> list[tuple[str, str]]:
     """(file, caption) of every line, all of them checked."""
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos"
-        )
-    path = next(
-        (folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).is_file()), None
-    )
+        raise UserError(f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos")
+    path = next((folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).is_file()), None)
     if path is None:
         raise UserError(
             f'{folder} has no captions.jsonl (a line: {{"file": "a.mp4", "caption": "a dog runs"}}) and no '

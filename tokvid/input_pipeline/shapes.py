@@ -165,9 +165,7 @@ def sample_story(
     if not 1 <= segments[0] <= segments[1]:
         raise UserError(f"segments {segments}: (least, most) must have 1 <= least <= most")
     if not SECONDS_STEP <= segment_seconds[0] <= segment_seconds[1]:
-        raise UserError(
-            f"segment_seconds {segment_seconds}: (least, most) must have {SECONDS_STEP} <= least <= most"
-        )
+        raise UserError(f"segment_seconds {segment_seconds}: (least, most) must have {SECONDS_STEP} <= least <= most")
     rng = np.random.default_rng(seed)
     allowed = _HELD_OUT if held_out else _IN_TRAINING
     told = [_with_speed(rng, allowed[rng.integers(len(allowed))], None)]
@@ -185,9 +183,7 @@ def story_from(
     Raises UserError unless there is one positive length a segment and size and shape never change.
     """
     if not attributes or len(attributes) != len(seconds) or min(seconds) <= 0:
-        raise UserError(
-            f"{len(attributes)} segments with seconds {tuple(seconds)}: give one positive length a segment"
-        )
+        raise UserError(f"{len(attributes)} segments with seconds {tuple(seconds)}: give one positive length a segment")
     kinds = {(each.size, each.shape) for each in attributes}
     if len(kinds) != 1:
         raise UserError(f"a story's size and shape never change, but these do: {sorted(kinds)}")
@@ -233,9 +229,7 @@ def _compositions(held_out: bool) -> tuple[_Composition, ...]:
 _HELD_OUT, _IN_TRAINING = _compositions(True), _compositions(False)
 
 
-def _with_speed(
-    rng: np.random.Generator, composition: _Composition, other_than: str | None
-) -> ShapeAttributes:
+def _with_speed(rng: np.random.Generator, composition: _Composition, other_than: str | None) -> ShapeAttributes:
     still = composition[3] == vocabulary.STILL
     speeds = [vocabulary.NO_SPEED] if still else [name for name in vocabulary.SPEEDS if name != other_than]
     return ShapeAttributes(*composition, speed=speeds[rng.integers(len(speeds))])
@@ -249,9 +243,7 @@ def _next_attributes(
     options = [
         each
         for each in allowed
-        if each[2] == last.shape
-        and each[0] == last.size
-        and not each[3] == last.direction == vocabulary.STILL
+        if each[2] == last.shape and each[0] == last.size and not each[3] == last.direction == vocabulary.STILL
     ]
     # Among held-out compositions there may be none with the same colour: then the colour changes.
     options = [each for each in options if (each[1] != last.color) == new_color] or options
@@ -272,9 +264,7 @@ def positions(story: ShapesStory, seconds_T: np.ndarray) -> np.ndarray:
     return np.asarray(story.position) + spent_TS @ velocity_SC
 
 
-def render(
-    story: ShapesStory, *, start: float = 0.0, fps: float = 8.0, frames: int = 9, size: int = 64
-) -> np.ndarray:
+def render(story: ShapesStory, *, start: float = 0.0, fps: float = 8.0, frames: int = 9, size: int = 64) -> np.ndarray:
     """Frames at start + i/fps seconds: uint8 (frames, size, size, 3).
 
     Anti-aliased by the distance to the outline, at sub-pixel positions. Raises UserError for a negative start
@@ -296,9 +286,7 @@ def render(
     corner_TC = np.floor(center_TC).astype(np.int64) - side // 2
     index_TCS = corner_TC[:, :, None] + np.arange(side)
     offset_TCS = (index_TCS + 0.5 - center_TC[:, :, None]).astype(np.float32)
-    distance_THW = vocabulary.signed_distance(
-        shape, offset_TCS[:, 0, None, :], offset_TCS[:, 1, :, None], radius
-    )
+    distance_THW = vocabulary.signed_distance(shape, offset_TCS[:, 0, None, :], offset_TCS[:, 1, :, None], radius)
     cover_THW = np.clip(np.float32(0.5) - distance_THW, 0, 1)
 
     # A frame on the boundary shows the new segment; the margin absorbs rounding of i/fps.

@@ -75,11 +75,7 @@ def _ticks(of: Any) -> int | None:
 
 def name_of(source: Source) -> str:
     """What to call it in messages."""
-    return (
-        f"the video of {len(source)} bytes"
-        if isinstance(source, bytes)
-        else " ".join(str(source).split("\n"))
-    )
+    return f"the video of {len(source)} bytes" if isinstance(source, bytes) else " ".join(str(source).split("\n"))
 
 
 def _head(source: Source) -> bytes:
@@ -97,13 +93,9 @@ def _head(source: Source) -> bytes:
                 with path.open("rb") as file:
                     head = file.read(16)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {name}: {reason(error)}; check the path and its permissions"
-            ) from error
+            raise UserError(f"cannot read {name}: {reason(error)}; check the path and its permissions") from error
         if not regular:
-            raise UserError(
-                f"{name} is {'not a file' if known else 'not there'}; give a video file ({KINDS})"
-            )
+            raise UserError(f"{name} is {'not a file' if known else 'not there'}; give a video file ({KINDS})")
     if not head:
         raise UserError(f"{name} is empty (0 bytes); copy it again or remove it")
     if size > MAX_BYTES:
@@ -146,9 +138,7 @@ class VideoFile:
         streams = [s for s in self.container.streams.video if s.codec_context is not None]
         streams = [s for s in streams if "attached_pic" not in str(s.disposition)] or streams
         if not streams:
-            raise UserError(
-                f"{self.name} has no video stream (sound only?); remove it or give a video ({KINDS})"
-            )
+            raise UserError(f"{self.name} has no video stream (sound only?); remove it or give a video ({KINDS})")
         self.stream = max(
             streams, key=lambda s: (not str(s.codec_context.pix_fmt).startswith("gray"), s.frames, -s.index)
         )
@@ -163,9 +153,7 @@ class VideoFile:
                 f"{self.name} has frames of {context.width}x{context.height} pixels, at most {MAX_PIXELS} "
                 "are allowed; scale it down: ffmpeg -i FILE -vf scale=1920:-2 out.mp4"
             )
-        context.thread_count = (
-            1  # so that damage shows at its own packet; many files are read at once instead
-        )
+        context.thread_count = 1  # so that damage shows at its own packet; many files are read at once instead
         self.tick = float(self.stream.time_base or 0) or 1 / 90_000
         self.first: int | None = None  # time stamp of the first frame, in ticks
         # A time asked for may be rounded differently from how the container rounded (Matroska: milliseconds).
@@ -221,9 +209,7 @@ class VideoFile:
                     if packet.is_corrupt:
                         raise Damage(self.time(ticks), "a frame is cut off")
                     if self.count >= MAX_PACKETS or self.time(ticks) > MAX_SECONDS:
-                        raise Damage(
-                            self.time(ticks), f"over {MAX_PACKETS} frames or {MAX_SECONDS:.0f} seconds"
-                        )
+                        raise Damage(self.time(ticks), f"over {MAX_PACKETS} frames or {MAX_SECONDS:.0f} seconds")
                     self.count += 1
                     if not packet.is_discard:
                         self.shown += 1
@@ -366,9 +352,7 @@ def _turn(frame: Any) -> tuple[bool, bool, bool]:
     except (KeyError, ValueError):
         return False, False, False
     (a, b), (c, d) = matrix[:2, :2].tolist()
-    if abs(a) + abs(d) >= abs(b) + abs(
-        c
-    ):  # other angles than quarter turns are shown as the nearest of these
+    if abs(a) + abs(d) >= abs(b) + abs(c):  # other angles than quarter turns are shown as the nearest of these
         return False, d < 0, a < 0
     return True, b < 0, c < 0
 
@@ -387,9 +371,7 @@ class Fitter:
         if fit not in ("crop", "letterbox"):
             raise UserError(did_you_mean(fit, ("crop", "letterbox"), "fit"))
         if size is not None and not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
-            raise UserError(
-                f"size {size[0]}x{size[1]} should be at least 1x1 and at most {MAX_PIXELS} pixels"
-            )
+            raise UserError(f"size {size[0]}x{size[1]} should be at least 1x1 and at most {MAX_PIXELS} pixels")
         self.size, self.fit, self.aspect = size, fit, aspect
         self.scaler = VideoReformatter()
 
@@ -403,9 +385,7 @@ class Fitter:
         scale = (max if self.fit == "crop" else min)(h / shown_h, w / shown_w)
         new_h, new_w = max(1, round(shown_h * scale)), max(1, round(shown_w * scale))
         if new_h * new_w > MAX_PIXELS:
-            raise UserError(
-                f"a frame of {shown_w}x{shown_h} pixels cannot be cropped to {w}x{h}; use fit letterbox"
-            )
+            raise UserError(f"a frame of {shown_w}x{shown_h} pixels cannot be cropped to {w}x{h}; use fit letterbox")
         filter_ = Interpolation.AREA if scale < 1 else Interpolation.BILINEAR
         to_w, to_h = (new_h, new_w) if swap else (new_w, new_h)
         image_HWC = self.scaler.reformat(

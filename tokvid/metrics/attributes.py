@@ -54,21 +54,14 @@ def read_attributes(video_THWC: np.ndarray, fps: float) -> ShapeReading | None:
     image from one frame to the next. Raises UserError for another dtype or shape, or an fps that is not
     positive.
     """
-    if (
-        video_THWC.dtype != np.uint8
-        or video_THWC.ndim != 4
-        or video_THWC.shape[-1] != 3
-        or not video_THWC.size
-    ):
+    if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3 or not video_THWC.size:
         raise UserError(f"video is {video_THWC.dtype} {video_THWC.shape}; it must be uint8 (T, H, W, 3)")
     if not fps > 0:
         raise UserError(f"fps {fps}: it must be > 0")
     unit = video_THWC.shape[2] / vocabulary.WORLD  # pixels
 
     pixels_THWC = video_THWC.astype(np.float32)
-    stride = (
-        pixels_THWC.size // 30000 | 1
-    )  # some 10000 pixels will do; odd, else it could stay in few columns
+    stride = pixels_THWC.size // 30000 | 1  # some 10000 pixels will do; odd, else it could stay in few columns
     background_C = np.median(pixels_THWC.reshape(-1, 3)[::stride], axis=0)
     pixels_THWC -= background_C
     found = _find(pixels_THWC, unit)
@@ -125,10 +118,7 @@ def score(reading: ShapeReading | None, attributes: ShapeAttributes) -> dict[str
 
     No object gets nothing right. A still shape's speed is right if and only if its direction is.
     """
-    right = {
-        what: reading is not None and getattr(reading, what) == told
-        for what, told in vars(attributes).items()
-    }
+    right = {what: reading is not None and getattr(reading, what) == told for what, told in vars(attributes).items()}
     return {**right, "joint": all(right.values())}
 
 
@@ -154,9 +144,7 @@ def _find(pixels_THWC: np.ndarray, unit: float) -> tuple[np.ndarray, float] | No
     return np.stack([column_T, row_T], axis=1) + 0.5, radius
 
 
-def _windows(
-    images_THW: np.ndarray, center_TC: np.ndarray, half: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _windows(images_THW: np.ndarray, center_TC: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Wrapped cuts (T, P, P) around the centres and their pixels' offsets x (T, 1, P) and y (T, P, 1)."""
     frames, height, width = images_THW.shape[:3]
     half = min(math.ceil(half), min(height, width) // 2 - 1)

@@ -20,9 +20,7 @@ def _pair(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None) -> f
         raise ValueError(f"need two videos of one shape (T, H, W, C), got {a_THWC.shape} and {b_THWC.shape}")
     if data_range is None:
         if a_THWC.dtype != np.uint8 or b_THWC.dtype != np.uint8:
-            raise ValueError(
-                f"data_range is needed for {a_THWC.dtype} and {b_THWC.dtype} ([-1, 1]: 2; [0, 1]: 1)"
-            )
+            raise ValueError(f"data_range is needed for {a_THWC.dtype} and {b_THWC.dtype} ([-1, 1]: 2; [0, 1]: 1)")
         return 255.0
     return float(data_range)
 
@@ -70,9 +68,7 @@ def ssim_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | N
     """
     data_range = _pair(a_THWC, b_THWC, data_range)
     if min(a_THWC.shape[1:3]) < 2 * _RADIUS + 1:
-        raise ValueError(
-            f"SSIM needs frames of at least 11x11 pixels, got {a_THWC.shape[1]}x{a_THWC.shape[2]}"
-        )
+        raise ValueError(f"SSIM needs frames of at least 11x11 pixels, got {a_THWC.shape[1]}x{a_THWC.shape[2]}")
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     values = []
     for a_u8, b_u8 in zip(a_THWC, b_THWC, strict=True):

@@ -57,7 +57,7 @@ def attend(
     scores_BKGLS *= width**-0.5
     if mask_BLS is not None:
         scores_BKGLS += jnp.where(mask_BLS, 0.0, -1e30)[:, None, None]
-    # A softmax that is divided by its sum after the values are mixed, in their smaller shape: 1.4 times as fast on a CPU.
+    # The softmax is divided by its sum only after the values are mixed, where there is less to divide.
     scores_BKGLS -= jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
     weights_BKGLS = jnp.exp(scores_BKGLS)
     sum_BLKG1 = jnp.einsum("bkgls->blkg", weights_BKGLS)[..., None]

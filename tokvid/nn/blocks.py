@@ -1,4 +1,4 @@
-"""The transformer block that both models are made of: pre-norm attention with QK-norm and rotary positions, then SwiGLU.
+"""The block that both models are made of: pre-norm attention with QK-norm and rotary positions, then SwiGLU.
 
 Parameters name their logical axes (`logical=("embed", "heads", ...)`); `sharding.py` maps those to the mesh.
 """
@@ -127,7 +127,7 @@ class SwiGLU(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm layer. `remember` turns the new keys and values into all those to attend to (a cache, or themselves)."""
+    """One pre-norm layer. `remember` turns new keys and values into all those to attend to (a cache, or themselves)."""
 
     def __init__(self, shape: BlockShape, *, rngs: nnx.Rngs):
         self.attention_norm, self.mlp_norm = RMSNorm(shape.width), RMSNorm(shape.width)

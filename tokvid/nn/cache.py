@@ -27,8 +27,6 @@ def write(old_BS: jax.Array, new_BL: jax.Array, slot: int | jax.Array) -> jax.Ar
     return jax.lax.dynamic_update_slice_in_dim(old_BS, new_BL, slot, axis=1)
 
 
-def write_layer(
-    old: jax.Array, new_BLKE: jax.Array, layer: int | jax.Array, slot: int | jax.Array
-) -> jax.Array:
+def write_layer(old: jax.Array, new_BLKE: jax.Array, layer: int | jax.Array, slot: int | jax.Array) -> jax.Array:
     """One layer's slots replaced in all layers' keys or values, in place where the cache is donated or carried."""
     return jax.lax.dynamic_update_slice(old, new_BLKE[None].astype(old.dtype), (layer, 0, slot, 0, 0))

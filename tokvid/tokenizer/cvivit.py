@@ -21,7 +21,7 @@ from tokvid.types import LatentShape
 
 
 class Cache(NamedTuple):
-    """What a stream remembers: per time layer the keys and values of the last latent frames; their times; the next time."""
+    """What a stream remembers: the last latent frames' keys and values per time layer; their times; the next time."""
 
     layers: tuple[jax.Array, ...]
     times: jax.Array
@@ -141,7 +141,8 @@ class CViViT(nnx.Module):
             if cache is None:
                 return key_BSKE, value_BSKE
             past = len(kept)
-            both = [jnp.concatenate([cache.layers[past + i], new], axis=1) for i, new in enumerate((key_BSKE, value_BSKE))]
+            old = cache.layers[past : past + 2]
+            both = [jnp.concatenate(pair, axis=1) for pair in zip(old, (key_BSKE, value_BSKE), strict=True)]
             kept.extend(pair[:, T:] for pair in both)
             return both[0], both[1]
 

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from tokvid.config import TokenizerConfig
 
 
-def reconstruction_losses(config: TokenizerConfig, made_BTHWC: jax.Array, truth_BTHWC: jax.Array) -> dict[str, jax.Array]:
+def reconstruction_losses(
+    config: TokenizerConfig, made_BTHWC: jax.Array, truth_BTHWC: jax.Array
+) -> dict[str, jax.Array]:
     """Named, weighted, scalar losses between two videos in [-1, 1]; their sum is what is minimised."""
     difference = made_BTHWC.astype(jnp.float32) - truth_BTHWC
     return {

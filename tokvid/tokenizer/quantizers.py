@@ -24,7 +24,7 @@ class Quantized(NamedTuple):
 
 
 class FSQ:
-    """Finite scalar quantization (Mentzer et al. 2023, section 3.1): every channel is rounded to one of `levels` values.
+    """Finite scalar quantization (Mentzer et al. 2023, section 3.1): each channel is rounded to one of `levels` values.
 
     Ids are mixed radix with the first channel the least significant. There is no codebook to collapse, and no loss.
     """

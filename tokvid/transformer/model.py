@@ -1,4 +1,4 @@
-"""The trunk: a decoder-only transformer over layouts (DESIGN section 4). One forward pass serves training and sampling."""
+"""The trunk: a decoder-only transformer over layouts (docs/design.md). One forward pass trains and samples."""
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,8 @@ class Transformer(nnx.Module):
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """float32 logits over video codes."""
         hidden = self.norm(hidden_BLD)
-        return jnp.einsum("bld,dv->blv", hidden, self.head[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+        head_DV = self.head[...].astype(hidden.dtype)
+        return jnp.einsum("bld,dv->blv", hidden, head_DV, preferred_element_type=jnp.float32)
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for sequences of at most `slots` slots."""
@@ -108,7 +109,7 @@ def sequence_of(config: TransformerConfig, batch: TokenBatch, step: int = 1) -> 
 
 
 def _unstack(layers: nnx.State, count: int) -> list[nnx.State]:
-    """Layer by layer. `split` is undone by one concatenation in the backward pass; indexing would add full-size zeros."""
+    """Layer by layer. `split` costs one concatenation in the backward pass; indexing would add full-size zeros."""
     leaves, tree = jax.tree.flatten(layers)
     pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
     return [jax.tree.unflatten(tree, [piece[i] for piece in pieces]) for i in range(count)]
