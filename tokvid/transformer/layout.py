@@ -8,8 +8,9 @@ block number for attention, and a loss weight. Tasks differ in nothing else:
     continuation            [text][rate][last K latent frames] <next latent frames>
     interpolation           [text][rate][coarse clip][finer rate] <fine clip>
 
-Known slots hold their own token. A generated slot holds the token generated one step before it (BEGIN at first) but has its own position: it is asked "what stands here?", and its output predicts its own token. With `step` tokens
-generated at once, a step's slots share a block and look one step back, so rows can be decoded in parallel.
+Known slots hold their own token. A generated slot holds the token generated one step before it (BEGIN at first) but has
+its own position: it is asked "what stands here?", and its output predicts its own token. With `step` tokens generated
+at once, a step's slots share a block and look one step back, so rows can be decoded in parallel.
 """
 
 from typing import NamedTuple
@@ -74,8 +75,8 @@ class Vocabulary(NamedTuple):
 class Sequence(NamedTuple):
     """Slots of a batch, all (B, L), position (B, L, 3): what the trunk reads, and what it is asked.
 
-    `token` the input's row in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `target` the
-    video code to predict where `generated`.
+    `token` the input's row in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1;
+    `target` the video code to predict where `generated`.
     """
 
     token: Int[Array, "b l"]
