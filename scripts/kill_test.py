@@ -25,10 +25,10 @@ def recipe(steps: int) -> Any:
     """The tokenizer of Moving Shapes at its smallest; it saves, samples and logs all the time."""
     from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 
-    size, layers = (16, 16), ("space", "time")
+    size, layers = (16, 16), {"encoder": ("space",), "decoder": ("time",)}
     return Recipe(
         data=DataConfig(size=size, frames=3, videos=50, threads=1),
-        tokenizer=TokenizerConfig(size=size, width=16, heads=2, mlp=32, encoder=layers, decoder=layers, levels=(4, 4)),
+        tokenizer=TokenizerConfig(size=size, width=16, heads=2, mlp=32, levels=(4, 4), **layers),
         train_tokenizer=TrainConfig(steps=steps, batch=2, warmup=2, save_every=2, sample_every=5, log_every=3),
     )
 

@@ -263,9 +263,11 @@ def data(options: argparse.Namespace) -> None:
             try:
                 record = stored(source[index], fps=fps, size=size, as_frames=as_frames)
             except UserError as error:  # damaged where only decoding finds it
-                skipped += 1
-                if options.kind != "folder" or skipped > options.max_unreadable * len(source) or skipped == len(source):
+                if options.kind != "folder":
                     raise
+                skipped += 1
+                if skipped > options.max_unreadable * len(source) or skipped == len(source):
+                    raise UserError(f"{skipped} of {len(source)} videos cannot be used; the last: {error}") from error
                 log.warning("skipped: %s", error)
             else:
                 writer.write(record)
@@ -285,8 +287,11 @@ def inspect(options: argparse.Namespace) -> None:
 
         source = RecordSource(path)
         print(_table({"kind": f"dataset of {source.kind}", "videos": len(source), **source.metadata}))
-    elif (path / "dataset_info.json").is_file():
-        print(_table(_inspect_prepared(path)))
+    elif prepared := [
+        file.parent for file in (path / "dataset_info.json", *path.glob("*/*/dataset_info.json")) if file.is_file()
+    ]:
+        for part in prepared:
+            print(_table(_inspect_prepared(part)))
     elif (path / "config.json").is_file():
         print(_table(_inspect_weights(path)))
     elif (path / "commit.json").is_file():
@@ -429,7 +434,7 @@ def _inspect_prepared(path: Path) -> dict[str, Any]:
     about = read_json(path / "dataset_info.json", "the description of a dataset")
     names = [str(split.get("name")) for split in about.get("splits", [])]
     counts = {f"videos in {name}": len(open_prepared(path, name)) for name in names}
-    return {"kind": "dataset prepared with TFDS", **counts}
+    return {"kind": "dataset prepared with TFDS", "name": about.get("name"), **counts}
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:

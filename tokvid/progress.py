@@ -47,7 +47,8 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
             last = now
             rate = (at - first) / max(now - began, 1e-9)
             left = (total - at) / rate if rate else 0.0
-            print(f"{what}: {at}/{total} · {rate:.3g} {unit}/s · {left:.0f} s left · {_notes(notes)}", file=sys.stderr)
+            said = [f"{what}: {at}/{total}", f"{rate:.3g} {unit}/s", f"{left:.0f} s left", _notes(notes)]
+            print(" · ".join(filter(None, said)), file=sys.stderr)
 
     yield line
 

@@ -12,9 +12,11 @@ import tokvid
 ROOT = Path(tokvid.__file__).resolve().parents[1]
 
 
-def test_killed_and_stopped_at_random_moments(monkeypatch):
-    """The long form is `python scripts/kill_test.py --kills 20`."""
+def test_killed_and_stopped_at_random_moments(monkeypatch, tmp_path):
+    """The long form is `python scripts/kill_test.py --kills 20`, where every process compiles for itself."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     command = [sys.executable, str(ROOT / "scripts" / "kill_test.py"), "--kills", "2", "--steps", "6"]
     command += ["--signals", "KILL", "TERM"]
     # A session of its own, so that no worker is left behind where the script is cut off.

@@ -29,12 +29,12 @@ from tokvid.train.token_cache import open_token_cache, write_token_cache
 from tokvid.train.tokenizer_step import TokenizerTask
 from tokvid.train.transformer_step import TransformerTask
 
-SIZE, LAYERS = (16, 16), ("space", "time")
+SIZE = (16, 16)
 TRAIN = TrainConfig(steps=4, batch=2, learning_rate=1e-2, warmup=1, log_every=3, save_every=0, sample_every=2)
 RECIPE = Recipe(
     data=DataConfig(size=SIZE, frames=5, videos=50, threads=2),
     tokenizer=TokenizerConfig(
-        size=SIZE, width=16, heads=2, mlp=32, encoder=LAYERS, decoder=LAYERS, time_window=2, levels=(4, 4)
+        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), time_window=2, levels=(4, 4)
     ),
     transformer=TransformerConfig(
         vocabulary=16,

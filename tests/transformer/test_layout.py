@@ -37,37 +37,37 @@ def video(ids, known, fps, start=0):
     return Video(np.int32([ids]), np.int32([start]), np.float32([fps]), np.int32([known]), temporal_patch=PT)
 
 
-CLIP = [[[10, 11], [12, 13]], [[20, 21], [22, 23]]]  # two latent frames of 2×2
+CLIP = [[[10, 11, 12], [13, 14, 15]], [[20, 21, 22], [23, 24, 25]]]  # two latent frames of 2 rows, 3 columns
 
 
 def test_text_to_video():
     made = lay(text(5, 6, -1), rate(4), video(CLIP, known=0, fps=4))
-    assert made.token == [107, 108, 0, R, B, 10, 11, 12, 13, 20, 21, 22]
-    assert made.block == [0, 0, N, 1, 3, 4, 5, 6, 7, 8, 9, 10]
-    assert made.target == [None] * 4 + [10, 11, 12, 13, 20, 21, 22, 23]
-    assert made.order == [0, 1, 2] + [-1] * 9
-    assert made.fps == [0, 0, 0, 4] + [0] * 8
+    assert made.token == [107, 108, 0, R, B, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24]
+    assert made.block == [0, 0, N, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    assert made.target == [None] * 4 + [10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]
+    assert made.order == [0, 1, 2] + [-1] * 13
+    assert made.fps == [0, 0, 0, 4] + [0] * 12
     # Frame 0 is shown at 0 s; the second latent frame ends with frame 2, at 2/4 s.
-    places = [[0, 0], [0, 1], [1, 0], [1, 1]]
+    places = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert made.position == [[0, 0, 0]] * 4 + [[0, *p] for p in places] + [[0.5, *p] for p in places]
 
 
 def test_text_to_video_a_row_at_a_time():
-    made = lay(text(5, 6, -1), rate(4), video(CLIP, known=0, fps=4), step=2)
-    assert made.token == [107, 108, 0, R, B, B, 10, 11, 12, 13, 20, 21]
-    assert made.block == [0, 0, N, 1, 3, 3, 4, 4, 5, 5, 6, 6]
-    assert made.target == [None] * 4 + [10, 11, 12, 13, 20, 21, 22, 23]
+    made = lay(text(5, 6, -1), rate(4), video(CLIP, known=0, fps=4), step=3)
+    assert made.token == [107, 108, 0, R, B, B, B, 10, 11, 12, 13, 14, 15, 20, 21, 22]
+    assert made.block == [0, 0, N, 1, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6]
+    assert made.target == [None] * 4 + [10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]
 
 
 def test_image_to_video():
     made = lay(text(5), rate(8), video(CLIP, known=1, fps=8))
-    assert made.token == [107, R, 10, 11, 12, 13, B, 20, 21, 22]
-    assert made.block == [0, 1, 2, 2, 2, 2, 7, 8, 9, 10]
-    assert made.target == [None] * 6 + [20, 21, 22, 23]
-    assert [seconds for seconds, _, _ in made.position] == [0] * 6 + [0.25] * 4
-    made = lay(text(5), rate(8), video(CLIP, known=1, fps=8), step=2)
-    assert made.token == [107, R, 10, 11, 12, 13, B, B, 20, 21]
-    assert made.block == [0, 1, 2, 2, 2, 2, 5, 5, 6, 6]
+    assert made.token == [107, R, 10, 11, 12, 13, 14, 15, B, 20, 21, 22, 23, 24]
+    assert made.block == [0, 1, 2, 2, 2, 2, 2, 2, 9, 10, 11, 12, 13, 14]
+    assert made.target == [None] * 8 + [20, 21, 22, 23, 24, 25]
+    assert [seconds for seconds, _, _ in made.position] == [0] * 8 + [0.25] * 6
+    made = lay(text(5), rate(8), video(CLIP, known=1, fps=8), step=3)
+    assert made.token == [107, R, 10, 11, 12, 13, 14, 15, B, B, B, 20, 21, 22]
+    assert made.block == [0, 1, 2, 2, 2, 2, 2, 2, 5, 5, 5, 6, 6, 6]
 
 
 def test_continuation_in_mid_video():
@@ -139,5 +139,5 @@ def test_no_two_kinds_of_token_share_a_row_of_the_table():
 
 
 def test_a_step_must_divide_a_latent_frame():
-    with pytest.raises(ValueError, match="3 tokens a step don't divide the 2x2"):
-        build([Video(jnp.int32([CLIP]), jnp.zeros(1), jnp.ones(1), jnp.zeros(1), PT)], VOCABULARY, step=3)
+    with pytest.raises(ValueError, match="4 tokens a step don't divide the 2x3"):
+        build([Video(jnp.int32([CLIP]), jnp.zeros(1), jnp.ones(1), jnp.zeros(1), PT)], VOCABULARY, step=4)

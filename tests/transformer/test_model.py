@@ -161,6 +161,9 @@ def test_text_rate_and_every_known_token_matter(run):
     ):
         found = run(layouts(1)(given._replace(**change)))[1][1, FIRST + FRAME :]
         assert np.abs(found - wanted).max() > 1e-3, change
+    made = layouts(1)(given)  # the rate is told by its token, too, not by the seconds alone
+    found = run(made._replace(fps=made.fps * 2))[1][1, FIRST + FRAME :]
+    assert np.abs(found - wanted).max() > 1e-3
 
 
 # Padding
