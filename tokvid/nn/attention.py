@@ -74,7 +74,7 @@ def _attend_one(
 ) -> jax.Array:
     """A single query, as in decoding: loops over the cache as it lies.
 
-    XLA's CPU backend would copy and transpose the cache for matrix products, then do them one by one: four times slower.
+    XLA's CPU backend would copy and transpose the cache for matrix products, and be four times as slow.
     """
     scores_BSKG = jnp.sum(query_B1KGE.astype(jnp.float32) * key_BSKE[:, :, :, None], axis=-1)
     scores_BSKG *= query_B1KGE.shape[-1] ** -0.5
