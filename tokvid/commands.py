@@ -290,8 +290,8 @@ def inspect(options: argparse.Namespace) -> None:
     elif prepared := [
         file.parent for file in (path / "dataset_info.json", *path.glob("*/*/dataset_info.json")) if file.is_file()
     ]:
-        for part in prepared:
-            print(_table(_inspect_prepared(part)))
+        for folder in prepared:
+            print(_table(_inspect_prepared(folder)))
     elif (path / "config.json").is_file():
         print(_table(_inspect_weights(path)))
     elif (path / "commit.json").is_file():
