@@ -67,14 +67,20 @@ def reference(query_BLNE, key_BSKE, value_BSKE, mask_BLS):
     return out_BLNE
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
-def test_attention_is_a_masked_softmax(heads, kv_heads):
+def example(queries, heads, kv_heads):
+    """Queries, keys and values, and a mask that hides half of the keys."""
     rng = np.random.default_rng(0)
-    query_BLNE = rng.normal(size=(2, 5, heads, 8)).astype(np.float32) * 3
+    query_BLNE = rng.normal(size=(2, queries, heads, 8)).astype(np.float32) * 3
     key_BSKE, value_BSKE = rng.normal(size=(2, 2, 7, kv_heads, 8)).astype(np.float32) * 3
-    mask_BLS = rng.random((2, 5, 7)) < 0.5
+    mask_BLS = rng.random((2, queries, 7)) < 0.5
     mask_BLS[:, :, 0] = True
-    given = (query_BLNE, key_BSKE, value_BSKE)
+    return (query_BLNE, key_BSKE, value_BSKE), mask_BLS
+
+
+# A single query, as in decoding, has a way of its own on the CPU.
+@pytest.mark.parametrize("queries, heads, kv_heads", [(5, 4, 4), (5, 4, 2), (1, 4, 2), (1, 4, 1)])
+def test_attention_is_a_masked_softmax(queries, heads, kv_heads):
+    given, mask_BLS = example(queries, heads, kv_heads)
     run = jax.jit(attend)
     np.testing.assert_allclose(run(*given, mask_BLS), reference(*given, mask_BLS), atol=1e-5)
     np.testing.assert_allclose(run(*given), reference(*given, np.ones_like(mask_BLS)), atol=1e-5)
@@ -82,6 +88,20 @@ def test_attention_is_a_masked_softmax(heads, kv_heads):
     out = run(*half, mask_BLS)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), reference(*half, mask_BLS), atol=0.05)
+
+
+@pytest.mark.parametrize("queries", [5, 1])
+def test_its_gradient_is_that_of_a_masked_softmax(queries):
+    given, mask_BLS = example(queries, 4, 2)
+    weight_BLNE = np.random.default_rng(1).normal(size=given[0].shape).astype(np.float32)
+
+    def gradient(attention):
+        return jax.jit(jax.grad(lambda given: jnp.vdot(weight_BLNE, attention(given))))(given)
+
+    made = gradient(lambda given: attend(*given, mask_BLS))
+    wanted = gradient(lambda given: jax.nn.dot_product_attention(*given, mask=mask_BLS[:, None]))
+    for one, other in zip(made, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_masked_key_counts_for_nothing_however_large_it_is():

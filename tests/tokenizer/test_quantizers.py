@@ -69,9 +69,6 @@ def test_recorded_ids_decode_to_the_recorded_values(name, dev_data):
     np.testing.assert_allclose(decoded, latents, atol=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bound() stretches by 1 + 1e-3 where the paper's code shrinks: ids differ near borders (0.5 %)"
-)
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_values_quantize_to_the_recorded_ids(name, dev_data):
     z, bound, latents, ids = recorded(dev_data, name, "z", "bound", "zhat", "index")

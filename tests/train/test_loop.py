@@ -311,6 +311,36 @@ def test_an_alarm_is_told_once_and_after_warm_up(lab, caplog):
     assert heard["loss"] == pytest.approx(lab.lines[2]["loss"])
 
 
+def test_a_line_that_cannot_be_written(lab):
+    class Clumsy(Toy):
+        def samples(self, model, directory, step):
+            (lab.folder / "metrics.jsonl").unlink()
+            (lab.folder / "metrics.jsonl").mkdir()
+
+    with pytest.raises(UserError, match=r"^cannot write .*metrics.jsonl: Is a directory; free some space or .*$"):
+        lab.train(task=Clumsy(), sample_every=2)
+    assert lab.saved == [1, 2]
+
+
+def test_tensorboard_sees_the_same_numbers(lab, whole):
+    """Its file is records of length (8 bytes), checksum (4), event, checksum (4)."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    lab.train({1: TERM})
+    lab.train()
+    events = []
+    for path in sorted((lab.folder / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    starts = [event.step for event in events if event.HasField("session_log")]
+    losses = [(e.step, value.simple_value) for e in events for value in e.summary.value if value.tag == "loss"]
+    # The second run hides what the first may have written from step 3 on. Both begin in the same second or not.
+    assert starts[-1] == 3
+    assert losses[-2:] == [(line["step"], pytest.approx(line["loss"])) for line in whole.lines[2:]]
+
+
 def test_a_batch_that_cannot_be_split(lab, monkeypatch):
     monkeypatch.setattr("tokvid.train.loop.make_mesh", lambda shape: AbstractMesh((2, 2, 1, 1), AXES))
     with pytest.raises(UserError, match="batch 2 can't be split over 4 devices; use a multiple of 4"):

@@ -81,6 +81,7 @@ def _attend_one(
     if mask_B1S is not None:
         scores_BSKG += jnp.where(mask_B1S[:, 0, :, None, None], 0.0, -1e30)
     weights_BSKG = jnp.exp(scores_BSKG - jax.lax.stop_gradient(jnp.max(scores_BSKG, axis=1, keepdims=True)))
+    weights_BSKG = jax.lax.optimization_barrier(weights_BSKG)  # else they are computed anew for every channel mixed
     mixed_BKGE = jnp.sum(weights_BSKG[..., None] * value_BSKE[:, :, :, None], axis=1)
     return (mixed_BKGE / jnp.sum(weights_BSKG, axis=1)[..., None]).astype(value_BSKE.dtype)
 

@@ -40,9 +40,10 @@ class FSQ:
 
     def bound(self, z: jax.Array) -> jax.Array:
         """Squashes each channel so that rounding gives exactly its number of levels (even ones shifted by a half)."""
-        half = (self.levels - 1) * (1 + 1e-3) / 2
+        half = (self.levels - 1) * (1 - 1e-3) / 2
         offset = np.where(self.levels % 2 == 0, 0.5, 0.0)
-        return jnp.tanh(z + np.arctanh(offset / half)) * half - offset
+        # The paper's code has tan here; arctanh would put 0 exactly on 0, but ids are to agree with everyone else's.
+        return jnp.tanh(z + np.tan(offset / half)) * half - offset
 
     def quantize(self, z: jax.Array) -> Quantized:
         """z (..., C) of any real values → latents in [-1, 1] on the grid, and their ids.

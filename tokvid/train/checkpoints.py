@@ -39,7 +39,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._lock = _locked(self.folder)
-        logging.getLogger("absl").addFilter(_not_orbax)
+        logging.getLogger("absl").addFilter(_without_traceback)
         try:
             for step in self._steps():
                 if not self._record(step).exists():
@@ -136,7 +136,7 @@ class Checkpoints:
             self._release()
 
     def _release(self) -> None:
-        logging.getLogger("absl").removeFilter(_not_orbax)
+        logging.getLogger("absl").removeFilter(_without_traceback)
         self._lock.close()
 
     def _failed(self, error: BaseException) -> UserError:
@@ -212,9 +212,9 @@ def _locked(folder: Path) -> IO[str]:
     return lock
 
 
-def _not_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs pages of tracebacks of a save that failed; `wait` tells it in a line."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Through absl, orbax logs pages of tracebacks of a save that failed; `wait` tells it in a line."""
+    return not record.exc_info
 
 
 def _hashes(folder: Path) -> dict[str, str]:
