@@ -53,8 +53,6 @@ def attend(
     if implementation != "xla":
         raise UserError(did_you_mean(implementation, IMPLEMENTATIONS, "attention implementation"))
     query_BLKGE = query_BLNE.reshape(*query_BLNE.shape[:2], kv_heads, heads // kv_heads, width)
-    if query_BLNE.shape[1] == 1 and jax.default_backend() == "cpu":
-        return _attend_one(query_BLKGE, key_BSKE, value_BSKE, mask_BLS).reshape(query_BLNE.shape)
     scores_BKGLS = jnp.einsum("blkge,bske->bkgls", query_BLKGE, key_BSKE, preferred_element_type=jnp.float32)
     scores_BKGLS *= width**-0.5
     if mask_BLS is not None:
@@ -67,23 +65,6 @@ def attend(
         "bkgls,bske->blkge", weights_BKGLS.astype(value_BSKE.dtype), value_BSKE, preferred_element_type=jnp.float32
     )
     return (mixed_BLKGE / sum_BLKG1).astype(value_BSKE.dtype).reshape(query_BLNE.shape)
-
-
-def _attend_one(
-    query_B1KGE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, mask_B1S: jax.Array | None
-) -> jax.Array:
-    """A single query, as in decoding: loops over the cache as it lies.
-
-    XLA's CPU backend would copy and transpose the cache for matrix products, and be four times as slow.
-    """
-    scores_BSKG = jnp.sum(query_B1KGE.astype(jnp.float32) * key_BSKE[:, :, :, None], axis=-1)
-    scores_BSKG *= query_B1KGE.shape[-1] ** -0.5
-    if mask_B1S is not None:
-        scores_BSKG += jnp.where(mask_B1S[:, 0, :, None, None], 0.0, -1e30)
-    weights_BSKG = jnp.exp(scores_BSKG - jax.lax.stop_gradient(jnp.max(scores_BSKG, axis=1, keepdims=True)))
-    weights_BSKG = jax.lax.optimization_barrier(weights_BSKG)  # else they are computed anew for every channel mixed
-    mixed_BKGE = jnp.sum(weights_BSKG[..., None] * value_BSKE[:, :, :, None], axis=1)
-    return (mixed_BKGE / jnp.sum(weights_BSKG, axis=1)[..., None]).astype(value_BSKE.dtype)
 
 
 @functools.cache  # once per kind of call, so that the log says it once
