@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tokvid import cli, input_pipeline
+from tokvid import cli, evaluate, input_pipeline
 from tokvid.cli import main
 from tokvid.config import DataConfig, Recipe, TrainConfig, load_recipe
 from tokvid.errors import UserError
@@ -158,15 +158,18 @@ def test_reconstruct_at_another_rate_and_size(tokvid, tiny_weights, movie, tmp_p
     assert (info.width, info.height, info.frames) == (24, 8, 3)
 
 
-def test_evaluate(tokvid, tiny_weights, tmp_path):
+def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     code, text, _ = tokvid("evaluate", "reconstruction", "--samples", 3, "--weights", tiny_weights, "--json", "e.json")
     figures = json.loads((tmp_path / "e.json").read_text())
     assert code == 0 and figures["samples"] == 3 and "repeat_psnr" in text
-    arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--weights", tiny_weights)
-    code, text, _ = tokvid("evaluate", "shapes", *arguments, "--json", "e.json")
-    figures = json.loads((tmp_path / "e.json").read_text())
-    assert code == 0 and figures["settings"]["guidance"] == 3.0 and figures["settings"]["sampling"]["top_k"] == 5
-    assert "follows_within_a_second" in text
+
+    def shapes(models, samples, seed, settings, rates):
+        return {"size": models.size, "asked": [samples, seed, settings.guidance, settings.sampling.top_k, rates]}
+
+    monkeypatch.setattr(evaluate, "evaluate_shapes", shapes)  # which is tested in test_evaluate.py
+    arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
+    assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0
+    assert json.loads((tmp_path / "e.json").read_text()) == {"size": [16, 16], "asked": [4, 0, 3.0, 5, [3.0, 6.0]]}
 
 
 def test_datasets_and_what_inspect_says_of_them(tokvid, tiny_weights, movie, tmp_path, dev_data):

@@ -38,6 +38,12 @@ class FSQ:
         self.basis = np.concatenate([[1], np.cumprod(self.levels[:-1])]).astype(np.int32)
         self.width, self.vocabulary = len(levels), math.prod(levels)
 
+    def __eq__(self, other: object) -> bool:  # else loading the same weights again would compile everything again
+        return isinstance(other, FSQ) and self.levels.tolist() == other.levels.tolist()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.levels.tolist()))
+
     def bound(self, z: jax.Array) -> jax.Array:
         """Squashes each channel so that rounding gives exactly its number of levels (even ones shifted by a half)."""
         half = (self.levels - 1) * (1 - 1e-3) / 2
