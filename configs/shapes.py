@@ -33,7 +33,7 @@ recipe = Recipe(
         decoder=("space", "time") * 2,
         levels=(8, 5, 5, 5),
     ),
-    train_tokenizer=TrainConfig(steps=4500, batch=8, learning_rate=2e-3, weight_decay=0.01),
+    train_tokenizer=TrainConfig(steps=6500, batch=8, optimizer="muon", learning_rate=4e-3, weight_decay=0.01),
     tokens=TokensConfig(videos=16_000, latent_frames=16),
     transformer=TransformerConfig(
         vocabulary=1000,

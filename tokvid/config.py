@@ -102,6 +102,7 @@ class TrainConfig:
 
     steps: int = 10_000
     batch: int = 32
+    optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 1e-3
     warmup: int = 200
     final_learning_rate: float = 0.05  # as a share of the peak, at the end of the cosine

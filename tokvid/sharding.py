@@ -50,6 +50,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, nnx.Variable):
+            if not jax.tree.leaves(leaf):  # masked: an optimizer that leaves this parameter to another
+                return leaf
             logical = leaf.get_metadata().get("logical", ())
             return leaf.replace(NamedSharding(mesh, partition(logical, leaf.shape, mesh)))
         return NamedSharding(mesh, PartitionSpec())

@@ -97,31 +97,32 @@ def make_task(kind, workdir):
     return TokenizerTask(RECIPE) if kind == "tokenizer" else TransformerTask(RECIPE, *open_token_cache(workdir))
 
 
-def state_of(folder, task, step):
-    agree = {**task.describe(), "training": {"batch": TRAIN.batch, "seed": TRAIN.seed}}
+def state_of(folder, task, config, step):
+    agree = {**task.describe(), "training": {"batch": config.batch, "seed": config.seed}}
     with Checkpoints(folder / "checkpoints", 2, agree) as checkpoints:
-        found, state, data = checkpoints.restore(abstract_state(task, TRAIN, make_mesh(TRAIN.mesh))[0])
+        found, state, data = checkpoints.restore(abstract_state(task, config, make_mesh(config.mesh))[0])
     assert found == step
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}, data
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
-def test_four_steps_are_two_and_two(kind, workdir, tmp_path):
+@pytest.mark.parametrize("kind, optimizer", [("tokenizer", "adamw"), ("transformer", "muon")])
+def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
+    config = dataclasses.replace(TRAIN, optimizer=optimizer)
     whole = Watched(make_task(kind, workdir))
-    assert train(whole, TRAIN, tmp_path / "whole") == 4
+    assert train(whole, config, tmp_path / "whole") == 4
 
     first, rest = Watched(make_task(kind, workdir), stop_at=1), Watched(make_task(kind, workdir))
-    assert train(first, TRAIN, tmp_path / "parts") == 2
-    halfway, _ = state_of(tmp_path / "parts", first.task, 2)
-    assert train(rest, TRAIN, tmp_path / "parts") == 4
+    assert train(first, config, tmp_path / "parts") == 2
+    halfway, _ = state_of(tmp_path / "parts", first.task, config, 2)
+    assert train(rest, config, tmp_path / "parts") == 4
 
     assert len(first.given) == len(rest.given) == 2
     for batch, other in zip(whole.given, first.given + rest.given, strict=True):
         for name, array in batch._asdict().items():
             np.testing.assert_array_equal(array, getattr(other, name), err_msg=name)
 
-    wanted, wanted_data = state_of(tmp_path / "whole", whole.task, 4)
-    found, found_data = state_of(tmp_path / "parts", whole.task, 4)
+    wanted, wanted_data = state_of(tmp_path / "whole", whole.task, config, 4)
+    found, found_data = state_of(tmp_path / "parts", whole.task, config, 4)
     assert wanted_data == found_data
     assert wanted.keys() == found.keys() and any("mu" in name for name in wanted) and any("ema" in n for n in wanted)
     for name, array in wanted.items():

@@ -1,9 +1,27 @@
-"""AdamW with warm-up and cosine decay, clipped; weight decay on matrices only."""
+"""Muon or AdamW with warm-up and cosine decay, clipped; weight decay on matrices only."""
+
+from typing import Any
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from tokvid.config import TrainConfig
+from tokvid.errors import UserError, did_you_mean
+
+OPTIMIZERS = ("adamw", "muon")
+UPDATE_SIZE = 0.2  # RMS of Muon's updates, about that of AdamW's, so that both take the same learning rates
+
+# The matrices of a block, by name: over how many of its last axes, but for the output's, each contracts; the output's.
+_MATRICES = {
+    "query": (1, 2),
+    "key": (1, 2),
+    "value": (1, 2),
+    "out": (2, 1),
+    "gate": (1, 1),
+    "up": (1, 1),
+    "down": (1, 1),
+}
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
@@ -18,15 +36,39 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of both models."""
+    """The optimizer of both models. UserError for an unknown name."""
     b1, b2 = config.betas
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
+    if config.optimizer == "muon":  # matrices of the blocks; AdamW for all else
+        optimizer = muon(
+            learning_rate(config),
+            weight_decay=config.weight_decay,
+            adam_b1=b1,
+            adam_b2=b2,
+            consistent_rms=UPDATE_SIZE,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    elif config.optimizer == "adamw":
+        optimizer = optax.adamw(
             learning_rate(config),
             b1=b1,
             b2=b2,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
+        )
+    else:
+        raise UserError(did_you_mean(config.optimizer, OPTIMIZERS, "optimizer"))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def _matrices(params: Any) -> Any:
+    """Per leaf the axes that Muon takes as one matrix's inputs and outputs; None where it isn't a block's matrix."""
+
+    def axes(path, leaf):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if names[-1] not in _MATRICES:
+            return None
+        inputs, outputs = _MATRICES[names[-1]]
+        first = leaf.ndim - inputs - outputs  # before it: layers in a stack
+        return MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,0 +1,70 @@
+"""What the optimizers do to parameters: which are matrices to Muon, and how large the steps are."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tokvid.config import TokenizerConfig, TrainConfig, TransformerConfig
+from tokvid.errors import UserError
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.train.optimizer import UPDATE_SIZE, learning_rate, make_optimizer
+from tokvid.transformer.model import Transformer
+
+CONFIG = TrainConfig(steps=100, optimizer="muon", learning_rate=1e-2, warmup=10, weight_decay=0.0)
+MODELS = {
+    "tokenizer": (CViViT, TokenizerConfig(width=32, heads=2, mlp=48, encoder=("space",), decoder=("time",))),
+    "transformer": (Transformer, TransformerConfig(vocabulary=50, width=32, layers=3, heads=4, kv_heads=2, mlp=48)),
+}
+
+
+def parameters(kind):
+    make, config = MODELS[kind]
+    return nnx.state(make(config, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+def by_name(tree):
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(tree)}
+
+
+def test_the_learning_rate_rises_then_falls_to_its_share():
+    rate = learning_rate(CONFIG)
+    assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([0, 0.005, 0.01])
+    assert float(rate(55)) == pytest.approx(0.01 * (1 + CONFIG.final_learning_rate) / 2)
+    assert float(rate(100)) == float(rate(200)) == pytest.approx(0.01 * CONFIG.final_learning_rate)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(UserError, match="muno.*muon"):
+        make_optimizer(dataclasses.replace(CONFIG, optimizer="muno"))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(kind):
+    state = make_optimizer(CONFIG).init(parameters(kind))
+    momenta = {name for name, leaf in by_name(optax.tree_utils.tree_get(state, "nu")).items() if jax.tree.leaves(leaf)}
+    names = set(by_name(parameters(kind)))  # AdamW keeps a `nu` for what is left to it
+    matrices = {name for name in names if any(part in name for part in (".attention.", ".mlp.")) and "norm" not in name}
+    assert momenta == names - matrices and len(matrices) == (14 if kind == "tokenizer" else 7)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_muons_steps_turn_without_stretching(kind):
+    """Each layer's matrix, heads merged, moves by the same length in every direction, and by UPDATE_SIZE per entry."""
+    params, optimizer = parameters(kind), make_optimizer(dataclasses.replace(CONFIG, warmup=0))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    gradients = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
+    updates = by_name(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0])
+    for name in ("attention.query", "attention.out", "mlp.gate", "mlp.down"):
+        update = next(np.array(leaf) for path, leaf in updates.items() if path.endswith(name))
+        layers = update if kind == "transformer" else update[None]
+        for layer in layers:
+            matrix = layer.reshape(-1, layer.shape[-1]) if name == "attention.out" else layer.reshape(len(layer), -1)
+            lengths = np.linalg.svd(matrix, compute_uv=False)
+            assert lengths.max() / lengths.min() < 2, name  # a random matrix of these shapes: above 4
+            assert np.sqrt(np.mean(np.square(matrix))) == pytest.approx(UPDATE_SIZE * 1e-2, rel=0.2), name
+    assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in updates.values())
