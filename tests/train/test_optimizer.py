@@ -39,7 +39,7 @@ def test_the_learning_rate_rises_then_falls_to_its_share():
 
 
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(UserError, match="muno.*muon"):
+    with pytest.raises(UserError, match=r"muno.*muon"):
         make_optimizer(dataclasses.replace(CONFIG, optimizer="muno"))
 
 
@@ -65,6 +65,7 @@ def test_muons_steps_turn_without_stretching(kind):
         for layer in layers:
             matrix = layer.reshape(-1, layer.shape[-1]) if name == "attention.out" else layer.reshape(len(layer), -1)
             lengths = np.linalg.svd(matrix, compute_uv=False)
-            assert lengths.max() / lengths.min() < 2, name  # a random matrix of these shapes: above 4
+            # But for directions that the gradient all but lacks. In a random matrix of these shapes: above 4.
+            assert lengths.max() / np.percentile(lengths, 10) < 2, name
             assert np.sqrt(np.mean(np.square(matrix))) == pytest.approx(UPDATE_SIZE * 1e-2, rel=0.2), name
     assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in updates.values())

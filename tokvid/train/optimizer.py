@@ -12,15 +12,11 @@ from tokvid.errors import UserError, did_you_mean
 OPTIMIZERS = ("adamw", "muon")
 UPDATE_SIZE = 0.2  # RMS of Muon's updates, about that of AdamW's, so that both take the same learning rates
 
-# The matrices of a block, by name: over how many of its last axes, but for the output's, each contracts; the output's.
+# The matrices of a block: over how many axes each contracts, and how many it puts out; its last ones, in this order.
 _MATRICES = {
-    "query": (1, 2),
-    "key": (1, 2),
-    "value": (1, 2),
+    **dict.fromkeys(("query", "key", "value"), (1, 2)),
     "out": (2, 1),
-    "gate": (1, 1),
-    "up": (1, 1),
-    "down": (1, 1),
+    **dict.fromkeys(("gate", "up", "down"), (1, 1)),
 }
 
 
