@@ -31,12 +31,14 @@ recipe = Recipe(
         decoder=("space", "time") * 2,
         levels=(8, 5, 5, 5),
     ),
-    train_tokenizer=TrainConfig(steps=2000, batch=8, learning_rate=2e-3, weight_decay=0.01, ema=0.995),
+    train_tokenizer=TrainConfig(
+        steps=1500, batch=8, optimizer="muon", learning_rate=4e-3, weight_decay=0.01, ema=0.995
+    ),
     tokens=TokensConfig(videos=6000, latent_frames=16),
     transformer=TransformerConfig(
         vocabulary=1000,
         text_vocabulary=512,
-        text_length=20,
+        text_length=15,
         latent=(4, 6, 6),
         width=128,
         layers=4,
@@ -45,5 +47,5 @@ recipe = Recipe(
         mlp=384,
     ),
     layouts=LayoutConfig(text_to_video=0.5, image_to_video=0.1, continuation=0.4),
-    train_transformer=TrainConfig(steps=1500, batch=16, learning_rate=3e-3, warmup=100, ema=0.995),
+    train_transformer=TrainConfig(steps=1500, batch=16, optimizer="muon", learning_rate=5e-3, warmup=100, ema=0.995),
 )

@@ -97,12 +97,12 @@ def result(folder: Path, steps: int) -> tuple[dict[str, Any], list[dict[str, flo
 
     from tokvid.sharding import make_mesh
     from tokvid.train.checkpoints import Checkpoints
+    from tokvid.train.loop import agreement
     from tokvid.train.state import abstract_state
     from tokvid.train.tokenizer_step import TokenizerTask
 
     task, config = TokenizerTask(recipe(steps)), recipe(steps).train_tokenizer
-    agree = {**task.describe(), "training": {"batch": config.batch, "seed": config.seed}}
-    with Checkpoints(folder / "checkpoints", config.keep, agree) as kept:
+    with Checkpoints(folder / "checkpoints", config.keep, agreement(task, config)) as kept:
         restored = kept.restore(abstract_state(task, config, make_mesh(config.mesh))[0])
     assert restored is not None and restored[0] == steps, f"{folder} ends at another step than {steps}"
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(restored[1])}

@@ -16,7 +16,7 @@ from tokvid.errors import UserError
 from tokvid.nn.blocks import Linear
 from tokvid.sharding import AXES, make_mesh
 from tokvid.train.checkpoints import Checkpoints
-from tokvid.train.loop import train
+from tokvid.train.loop import agreement, train
 from tokvid.train.state import abstract_state
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -112,9 +112,8 @@ class Lab:
     def state(self, step):
         """The state that was committed at `step`, in NumPy."""
         task = Toy()
-        agree = {**task.describe(), "training": {"batch": CONFIG.batch, "seed": CONFIG.seed}}
         like, _ = abstract_state(task, CONFIG, make_mesh(CONFIG.mesh))
-        with Checkpoints(self.folder / "checkpoints", 9, agree) as checkpoints:
+        with Checkpoints(self.folder / "checkpoints", 9, agreement(task, CONFIG)) as checkpoints:
             checkpoints._steps = lambda: [step]
             return jax.tree.map(np.array, checkpoints.restore(like)[1])
 

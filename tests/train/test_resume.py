@@ -23,7 +23,7 @@ from tokvid.config import (
 from tokvid.sharding import make_mesh
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.checkpoints import Checkpoints
-from tokvid.train.loop import train
+from tokvid.train.loop import agreement, train
 from tokvid.train.state import abstract_state
 from tokvid.train.token_cache import open_token_cache, write_token_cache
 from tokvid.train.tokenizer_step import TokenizerTask
@@ -98,8 +98,7 @@ def make_task(kind, workdir):
 
 
 def state_of(folder, task, config, step):
-    agree = {**task.describe(), "training": {"batch": config.batch, "seed": config.seed}}
-    with Checkpoints(folder / "checkpoints", 2, agree) as checkpoints:
+    with Checkpoints(folder / "checkpoints", 2, agreement(task, config)) as checkpoints:
         found, state, data = checkpoints.restore(abstract_state(task, config, make_mesh(config.mesh))[0])
     assert found == step
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}, data

@@ -28,8 +28,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
     Resuming gives the same batches and the same numbers, bit for bit on the same mesh. UserError where the folder holds
     another training, cannot be written to, or the loss stays non-finite.
     """
-    # Whatever decides the next batch or the shape of the state; the rest (steps, rates, threads) may change.
-    agree = {**task.describe(), "training": {"batch": config.batch, "seed": config.seed}}
+    agree = agreement(task, config)
     with (
         _stop_signal() as stopped,
         Checkpoints(folder / "checkpoints", config.keep, agree) as checkpoints,
@@ -77,6 +76,14 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
         end = f"trained to step {step}"
     print(f"{task.name}: {end} ({folder})", file=sys.stderr, flush=True)
     return step
+
+
+def agreement(task: Task, config: TrainConfig) -> dict[str, Any]:
+    """What a run that goes on must share with its checkpoint: all that decides the next batch or the state's shape.
+
+    The rest (steps, rates, threads) may change.
+    """
+    return {**task.describe(), "training": {name: getattr(config, name) for name in ("batch", "optimizer", "seed")}}
 
 
 @jax.jit
