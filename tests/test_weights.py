@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from tokvid import weights
@@ -113,9 +114,23 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_name(tokenizer, tmp
     assert "encoder.1.attention.key should have shape (8, 2, 4), found nothing" in refused(tmp_path)
 
 
-def test_values_that_are_not_finite_are_refused(tokenizer, tmp_path):
-    weights.save(tmp_path, "tokenizer", TOKENIZER, jax.tree.map(lambda leaf: np.asarray(leaf) * np.nan, tokenizer))
-    assert f"{FIRST} has values that are not finite" in refused(tmp_path)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 7e4])  # float16 ends at 65504
+def test_values_that_float16_cannot_hold_are_not_saved(tokenizer, saved, value):
+    before = (saved / "weights.safetensors").read_bytes()
+    bad = jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), tokenizer)
+    with pytest.raises(UserError, match=f"{FIRST} has values that float16 cannot hold"):
+        weights.save(saved, "tokenizer", TOKENIZER, bad)
+    assert (saved / "weights.safetensors").read_bytes() == before
+
+
+def test_values_that_are_not_finite_are_refused(saved):
+    tensors = safetensors.numpy.load_file(saved / "weights.safetensors")
+    tensors[FIRST][0] = np.nan
+    data = safetensors.numpy.save(tensors)
+    (saved / "weights.safetensors").write_bytes(data)
+    config = json.loads((saved / "config.json").read_text())["config"]
+    edit(saved, lambda values: values.update(fingerprint=weights._fingerprint(config, data)))
+    assert f"{FIRST} has values that are not finite" in refused(saved)
 
 
 def test_another_kind_or_format_is_refused(saved):

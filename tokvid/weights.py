@@ -43,9 +43,15 @@ class Loaded(NamedTuple):
 
 
 def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about: Any) -> str:
-    """Writes weights and config; returns their fingerprint: 16 hex digits of what the model computes with."""
+    """Writes weights and config; returns their fingerprint: 16 hex digits of what the model computes with.
+
+    UserError, with nothing written, for values beyond float16's 65504.
+    """
     folder = Path(folder)
-    tensors = {".".join(map(str, path)): np.asarray(leaf[...], np.float16) for path, leaf in nnx.to_flat_state(params)}
+    tensors = {".".join(map(str, path)): _half(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{name} has values that float16 cannot hold, so nothing was written to {folder}")
     data = safetensors.numpy.save(dict(sorted(tensors.items())))
     mark = _fingerprint(to_dict(config), data)
     with atomic(folder / "weights.safetensors") as temporary:
@@ -107,6 +113,11 @@ def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:
             f"the transformer was trained on tokenizer {wanted}, but the tokenizer here is {found}; "
             "use the tokenizer it was trained with, or tokenize and train the transformer again"
         )
+
+
+def _half(array: jax.Array) -> np.ndarray:
+    with np.errstate(over="ignore"):  # `save` says it by name
+        return np.asarray(array).astype(np.float16)
 
 
 def _fingerprint(config: Any, data: bytes) -> str:
