@@ -34,7 +34,7 @@ recipe = Recipe(
         levels=(8, 8, 8, 8),
     ),
     train_tokenizer=TrainConfig(
-        steps=2000, batch=8, optimizer="muon", learning_rate=3e-3, weight_decay=0.01, ema=0.995
+        steps=1200, batch=8, optimizer="muon", learning_rate=3e-3, weight_decay=0.01, ema=0.995
     ),
     tokens=TokensConfig(videos=2500, latent_frames=7),
     transformer=TransformerConfig(
@@ -49,5 +49,5 @@ recipe = Recipe(
         mlp=512,
     ),
     layouts=LayoutConfig(text_to_video=0.4, image_to_video=0.2, continuation=0.4),
-    train_transformer=TrainConfig(steps=1000, batch=16, optimizer="muon", learning_rate=3e-3, warmup=100, ema=0.995),
+    train_transformer=TrainConfig(steps=500, batch=16, optimizer="muon", learning_rate=3e-3, warmup=100, ema=0.995),
 )

@@ -48,7 +48,7 @@ recipe = Recipe(
     ),
     layouts=LayoutConfig(text_to_video=0.5, image_to_video=0.1, continuation=0.4),
     train_transformer=TrainConfig(
-        steps=6500,
+        steps=4400,
         batch=16,
         optimizer="muon",
         learning_rate=5e-3,
