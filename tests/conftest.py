@@ -37,7 +37,7 @@ def random_model() -> Callable:
 
     def make(kind, config, seed=0):
         rng = np.random.default_rng(seed)
-        graph, params, _ = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))), nnx.Param, ...)
+        graph, params = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
 
         def fill(path, leaf):
             name, noise = path[-1], rng.normal(size=leaf.shape).astype(np.float32)
@@ -73,7 +73,7 @@ def tiny_weights(tmp_path_factory, random_model) -> Path:
     )  # fmt: skip
 
     def save(kind, model, config, **about):
-        params = nnx.split(random_model(model, config), nnx.Param, ...)[1]
+        params = nnx.split(random_model(model, config))[1]
         return weights.save(folder / kind, kind, config, params, steps=0, **about)
 
     data = DataConfig(size=size, fps=fps, frames=5, videos=100)

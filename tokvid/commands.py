@@ -356,7 +356,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
     prompts = [source[index].captions[0].text for index in range(min(4, len(source)))]
 
     def show(model: Any, directory: Path, step: int) -> None:
-        graph, params, *_ = nnx.split(model, nnx.Param, ...)
+        graph, params = nnx.split(model)
         models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), text)
         fps = float(max(about["fps"]))
         parts = [(2 * model.config.latent[0], prompts)]

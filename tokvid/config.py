@@ -50,6 +50,10 @@ class TokenizerConfig:
     time_window: int = 4  # latent frames that temporal attention sees, itself included
     quantizer: str = "fsq"  # a key of tokenizer.quantizers.QUANTIZERS
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
+    codes: int = 8192  # the vocabulary of VQ and LFQ
+    code_width: int = 32  # channels of VQ's codes
+    commitment_weight: float = 0.25  # how much latents are pulled to their codes (VQ, LFQ)
+    entropy_weight: float = 0.1  # how much LFQ is to be sure of each code and to use all of them
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     dtype: Dtype = "float32"  # compute type; parameters, norms and softmax stay float32

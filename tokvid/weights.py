@@ -90,7 +90,7 @@ def load(folder: str | Path, kind: str) -> Loaded:
     # Of the config as it was written: a field that a later version adds must not disown the weights of earlier ones.
     if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
-    graph, abstract, *_ = nnx.split(nnx.eval_shape(lambda: model_type(config, rngs=nnx.Rngs(0))), nnx.Param, ...)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: model_type(config, rngs=nnx.Rngs(0))))
     leaves = nnx.to_flat_state(abstract)
     for name, leaf in ((".".join(map(str, leaf_path)), leaf) for leaf_path, leaf in leaves):
         if name not in tensors or tensors[name].shape != leaf.shape:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
@@ -16,7 +17,7 @@ LEVELS = [3, 5, 4]
 
 
 def fsq(levels):
-    return QUANTIZERS["fsq"](TokenizerConfig(levels=tuple(levels)))
+    return QUANTIZERS["fsq"](TokenizerConfig(levels=tuple(levels)), nnx.Rngs(0))
 
 
 def quantize(levels, z):

@@ -54,6 +54,9 @@ RECIPE = Recipe(
 )
 
 
+VQ = {"quantizer": "vq", "codes": 50, "code_width": 4}
+
+
 class Watched:
     """A task whose batches are remembered, and which is sent a SIGTERM when it gives out batch `stop_at`."""
 
@@ -94,7 +97,9 @@ def workdir(tmp_path_factory, random_model):
 
 
 def make_task(kind, workdir):
-    return TokenizerTask(RECIPE) if kind == "tokenizer" else TransformerTask(RECIPE, *open_token_cache(workdir))
+    if kind == "tokenizer":  # with a codebook, which must come back too
+        return TokenizerTask(dataclasses.replace(RECIPE, tokenizer=dataclasses.replace(RECIPE.tokenizer, **VQ)))
+    return TransformerTask(RECIPE, *open_token_cache(workdir))
 
 
 def state_of(folder, task, config, step):
@@ -124,6 +129,7 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
     found, found_data = state_of(tmp_path / "parts", whole.task, config, 4)
     assert wanted_data == found_data
     assert wanted.keys() == found.keys() and any("mu" in name for name in wanted) and any("ema" in n for n in wanted)
+    assert any("codes" in name for name in wanted) == (kind == "tokenizer")
     for name, array in wanted.items():
         assert array.tobytes() == found[name].tobytes(), f"{name} differs after resuming"
     moved = [name for name, array in wanted.items() if name.startswith(".params") and (array != halfway[name]).any()]
@@ -158,6 +164,6 @@ def test_a_collapsed_codebook_raises_the_alarm():
         return TokenizerTask(recipe).alarm({"codes_used": used / np.prod(levels)})
 
     assert "batches use only 1.0 of 16 codes: the codebook has collapsed" in alarm((4, 4), 1)
-    assert "with a lower learning rate, a longer warm-up or fewer levels" in alarm((8, 5, 5, 5), 6)
+    assert "with a lower learning rate, a longer warm-up or fewer codes" in alarm((8, 5, 5, 5), 6)
     assert not alarm((4, 4), 2) and not alarm((8, 5, 5, 5), 10)
     assert not alarm((8, 8, 8, 5, 5, 5), 24, batch=2)  # all that 2 clips of 12 tokens can show of 64,000

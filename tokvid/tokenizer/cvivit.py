@@ -53,7 +53,7 @@ class CViViT(nnx.Module):
         if config.time_window < 1:
             raise UserError(f"time_window {config.time_window} is too small: it counts the present, so use 1 or more")
         self.config = config
-        self.quantizer = QUANTIZERS[config.quantizer](config)
+        self.quantizer = QUANTIZERS[config.quantizer](config, rngs)
         pixels, width = 3 * config.patch**2, config.width
         self.embed_first = Linear(pixels, width, (None, "embed"), rngs=rngs)
         self.embed_rest = Linear(pixels * config.temporal_patch, width, (None, "embed"), rngs=rngs)

@@ -1,6 +1,7 @@
 """Quantizers: latents to codes and back. To add one: a class with this interface and an entry in QUANTIZERS.
 
-Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantized`; `decode_ids(ids)` inverts the ids.
+Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantized`; `decode_ids(ids)` inverts the ids;
+`learn(z, ids, key)` moves, after a training step's `quantize`, whatever no gradient moves, and gives metrics.
 """
 
 import math
@@ -10,17 +11,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
 
+CHUNK = 4096  # codes that are compared with at once: no array grows with batch × codebook
+GROUP = 8  # bits of LFQ whose joint distribution is averaged over the batch
+
+
+class Buffer(nnx.Variable):
+    """A variable that the forward pass moves itself, in training, and that is saved with the weights."""
+
 
 class Quantized(NamedTuple):
-    """latents (..., C) with gradients passed straight through; ids int32 (...); named scalar losses."""
+    """What became of latents (..., C).
+
+    `latents` with gradients passed straight through; `ids` int32 (...); `losses` named scalars, weighted; `inputs` what
+    was quantized, as the quantizer sees it.
+    """
 
     latents: jax.Array
     ids: jax.Array
     losses: dict[str, jax.Array]
+    inputs: jax.Array
 
 
 class FSQ:
@@ -59,7 +73,7 @@ class FSQ:
         bounded = self.bound(z.astype(jnp.float32))
         rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
         digits = jnp.round(bounded).astype(jnp.int32) + self.levels // 2
-        return Quantized(rounded / (self.levels // 2), jnp.sum(digits * self.basis, axis=-1), {})
+        return Quantized(rounded / (self.levels // 2), jnp.sum(digits * self.basis, axis=-1), {}, z)
 
     def decode_ids(self, ids: jax.Array) -> jax.Array:
         """ids (...) → latents (..., C), equal to those that `quantize` gave."""
@@ -67,5 +81,151 @@ class FSQ:
         half = self.levels // 2
         return (digits - half) / half.astype(jnp.float32)
 
+    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """Nothing: there is no codebook."""
+        return {}
 
-QUANTIZERS: dict[str, Callable[[TokenizerConfig], Any]] = {"fsq": lambda config: FSQ(config.levels)}
+
+class VQ(nnx.Module):
+    """Vector quantization (van den Oord et al. 2017) as ViT-VQGAN and Phenaki use it: few channels, cosine distance.
+
+    Codes are moving averages of the unit vectors that chose them. They start as vectors of the first batch, and one
+    that next to nothing chooses any more becomes a vector of the present batch.
+    """
+
+    decay = 0.99  # of the moving averages
+    dead = 0.02  # a code that is chosen less often than this, in even shares, is given up
+
+    def __init__(self, codes: int, width: int, commitment: float, *, rngs: nnx.Rngs):
+        if codes < 2 or width < 1:
+            raise UserError(f"VQ takes 2 codes or more and 1 channel or more, got codes {codes} and code_width {width}")
+        self.width, self.vocabulary, self.commitment = width, codes, commitment
+        self.codes = Buffer(_unit(jax.random.normal(rngs.params(), (codes, width))))
+        self.share = Buffer(jnp.zeros(codes))  # how often each is chosen; 1 is an even share; all 0: never learnt
+
+    def quantize(self, z: jax.Array) -> Quantized:
+        """z (..., C) of any length but 0 → the codes nearest in angle, of length 1, and their ids."""
+        z = _unit(z.astype(jnp.float32))
+        ids = nearest(z, self.codes[...])
+        code = self.codes[...][ids]
+        loss = self.commitment * jnp.mean(jnp.sum(jnp.square(z - code), axis=-1))
+        return Quantized(z + jax.lax.stop_gradient(code - z), ids, {"commitment": loss}, z)
+
+    def decode_ids(self, ids: jax.Array) -> jax.Array:
+        """ids (...) → latents (..., C)."""
+        return self.codes[...][ids]
+
+    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """One step of the moving averages, from `Quantized.inputs` and `ids`."""
+        z_NC, ids_N = jax.lax.stop_gradient(z).reshape(-1, self.width), ids.ravel()
+        codes_KC, share_K = self.codes[...], self.share[...]
+        even = len(ids_N) / self.vocabulary
+        chosen_K = jnp.zeros(self.vocabulary).at[ids_N].add(1) / even
+        sums_KC = jnp.zeros_like(codes_KC).at[ids_N].add(z_NC) / even
+        moved_KC = self.decay * share_K[:, None] * codes_KC + (1 - self.decay) * sums_KC
+        share_K = self.decay * share_K + (1 - self.decay) * chosen_K
+        dead_K = share_K < self.dead
+        pick, shake = jax.random.split(key)
+        drawn_KC = z_NC[jax.random.randint(pick, (self.vocabulary,), 0, len(z_NC))]
+        # Shaken a little: a batch may have fewer vectors than the codebook codes.
+        drawn_KC += 0.01 * jax.random.normal(shake, drawn_KC.shape)
+        started = jnp.any(self.share[...] > 0)
+        dead_K |= ~started
+        self.codes[...] = _unit(jnp.where(dead_K[:, None], drawn_KC, moved_KC))
+        self.share[...] = jnp.where(dead_K, 1.0, share_K)
+        return {"dead_codes": jnp.where(started, jnp.sum(dead_K), 0)}
+
+
+class LFQ:
+    """Lookup-free quantization (MAGVIT-v2, Yu et al. 2023, section 3.1): a code is the signs of log2(codes) channels.
+
+    Entropy losses make each latent sure of its code and all codes equally frequent. Given a latent its bits are
+    independent, so the first is exact without a codebook; the second is, within groups of GROUP bits.
+    """
+
+    def __init__(self, codes: int, commitment: float, entropy: float, temperature: float = 0.01):
+        self.width, self.vocabulary = codes.bit_length() - 1, codes
+        if codes < 2 or 2**self.width != codes or self.width > 30:
+            raise UserError(f"LFQ takes a power of two from 2 to 2^30 as codes, got {codes}; for example {2**13}")
+        self.settings = (commitment, entropy, temperature)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LFQ) and (self.vocabulary, self.settings) == (other.vocabulary, other.settings)
+
+    def __hash__(self) -> int:
+        return hash((self.vocabulary, self.settings))
+
+    def quantize(self, z: jax.Array) -> Quantized:
+        """z (..., C) → signs, -1 or 1, and their ids; the first channel is the least significant bit."""
+        z = z.astype(jnp.float32)  # bfloat16 would round the entropies' small differences away
+        commitment, entropy, temperature = self.settings
+        bits = z > 0
+        code = jnp.where(bits, 1.0, -1.0)
+        ids = jnp.sum(jnp.where(bits, 2 ** np.arange(self.width), 0), axis=-1).astype(jnp.int32)
+        # Softmax over codes of 2 z·c / temperature, bit by bit.
+        unsure, varied = _entropies(4 * z.reshape(-1, self.width) / temperature)
+        losses = {"commitment": commitment * jnp.mean(jnp.square(z - code)), "entropy": entropy * (unsure - varied)}
+        return Quantized(z + jax.lax.stop_gradient(code - z), ids, losses, z)
+
+    def decode_ids(self, ids: jax.Array) -> jax.Array:
+        """ids (...) → latents (..., C)."""
+        return jnp.where(ids[..., None] >> np.arange(self.width) & 1, 1.0, -1.0)
+
+    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """Nothing: there is no codebook."""
+        return {}
+
+
+QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
+    "fsq": lambda config, rngs: FSQ(config.levels),
+    "vq": lambda config, rngs: VQ(config.codes, config.code_width, config.commitment_weight, rngs=rngs),
+    "lfq": lambda config, rngs: LFQ(config.codes, config.commitment_weight, config.entropy_weight),
+}
+
+
+def vocabulary(config: TokenizerConfig) -> int:
+    """How many codes a tokenizer of this config has."""
+    return math.prod(config.levels) if config.quantizer == "fsq" else config.codes
+
+
+def nearest(z: jax.Array, codes_KC: jax.Array) -> jax.Array:
+    """For unit vectors z (..., C) the numbers (...) of the unit codes nearest in angle; the first of equals.
+
+    Goes through the codebook CHUNK codes at a time.
+    """
+    K, C = codes_KC.shape
+    z_NC, size = jax.lax.stop_gradient(z).reshape(-1, C), min(CHUNK, K)
+    chunks = -(-K // size)
+    codes_XKC = jnp.pad(codes_KC, ((0, chunks * size - K), (0, 0))).reshape(chunks, size, C)
+
+    def compare(best, chunk):
+        closeness_N, ids_N = best
+        codes_KC, first = chunk
+        closeness_NK = jnp.where(first + jnp.arange(size) < K, z_NC @ codes_KC.T, -jnp.inf)
+        here_N = jnp.argmax(closeness_NK, axis=-1)
+        found_N = jnp.take_along_axis(closeness_NK, here_N[:, None], axis=-1)[:, 0]
+        closer_N = found_N > closeness_N
+        return (jnp.where(closer_N, found_N, closeness_N), jnp.where(closer_N, first + here_N, ids_N)), None
+
+    start = (jnp.full(len(z_NC), -jnp.inf), jnp.zeros(len(z_NC), jnp.int32))
+    (_, ids_N), _ = jax.lax.scan(compare, start, (codes_XKC, size * jnp.arange(chunks)))
+    return ids_N.reshape(z.shape[:-1])
+
+
+def _unit(z: jax.Array) -> jax.Array:
+    """Scaled to length 1; 0 stays 0, with a gradient of 0."""
+    return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(z), axis=-1, keepdims=True), 1e-12))
+
+
+def _entropies(logits_NC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of codes whose bits are 1 with these logits: the mean entropy, and the entropy of the mean over N, in nats."""
+    one_NC, zero_NC = jax.nn.log_sigmoid(logits_NC), jax.nn.log_sigmoid(-logits_NC)
+    mean = -jnp.mean(jnp.sum(jnp.exp(one_NC) * one_NC + jnp.exp(zero_NC) * zero_NC, axis=-1))
+    of_mean = jnp.zeros(())
+    for first in range(0, logits_NC.shape[1], GROUP):
+        one_NG, zero_NG = one_NC[:, first : first + GROUP], zero_NC[:, first : first + GROUP]
+        width = one_NG.shape[1]
+        bits_GV = np.arange(2**width) >> np.arange(width)[:, None] & 1
+        share_V = jnp.mean(jnp.exp(one_NG @ bits_GV + zero_NG @ (1 - bits_GV)), axis=0)
+        of_mean -= jnp.sum(share_V * jnp.log(share_V + 1e-20))
+    return mean, of_mean

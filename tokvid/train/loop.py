@@ -64,10 +64,10 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 if due(step, config.save_every):
                     save()
                 if due(step, config.sample_every):
-                    task.samples(nnx.merge(graph, state.ema), folder / "samples", step)
+                    task.samples(nnx.merge(graph, state.ema, state.buffers), folder / "samples", step)
             save()
         checkpoints.wait()
-        task.finish(state.ema, folder, step)
+        task.finish(nnx.merge_state(state.ema, state.buffers), folder, step)
     if step < config.steps:
         end = f"stopped at step {step} of {config.steps} and saved; run the same command again to go on from there"
     elif step == first:

@@ -17,10 +17,14 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes. `skipped` counts the non-finite steps in a row that changed nothing."""
+    """Everything a step changes. `skipped` counts the non-finite steps in a row that changed nothing.
+
+    `buffers` are the model's variables that are no parameters: what its forward pass moves itself, like a codebook.
+    """
 
     step: jax.Array
     params: nnx.State
+    buffers: nnx.State
     opt_state: Any
     ema: nnx.State
     skipped: jax.Array
@@ -34,7 +38,7 @@ class Task(Protocol):
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
     def loss(self, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """A scalar to minimise and named scalars to log."""
+        """A scalar to minimise and named scalars to log. May move the model's buffers."""
         ...
 
     def batches(self) -> Any:
@@ -49,7 +53,7 @@ class Task(Protocol):
         """Writes what the model (with averaged weights) makes now, for a person to look at."""
         ...
 
-    def finish(self, params: nnx.State, directory: Any, step: int) -> None:
+    def finish(self, variables: nnx.State, directory: Any, step: int) -> None:
         """Writes the averaged weights for sampling."""
         ...
 
@@ -74,9 +78,9 @@ def init_state(task: Task, config: TrainConfig, like: TrainState) -> TrainState:
 
 def _init(task: Task, config: TrainConfig) -> Callable[[], TrainState]:
     def init() -> TrainState:
-        params = nnx.state(task.make_model(nnx.Rngs(config.seed)), nnx.Param)
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, make_optimizer(config).init(params), jax.tree.map(jnp.copy, params), zero)
+        _, params, buffers = nnx.split(task.make_model(nnx.Rngs(config.seed)), nnx.Param, ...)
+        zero, opt_state = jnp.zeros((), jnp.int32), make_optimizer(config).init(params)
+        return TrainState(zero, params, buffers, opt_state, jax.tree.map(jnp.copy, params), zero)
 
     return init
 
@@ -94,10 +98,12 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
-            return task.loss(nnx.merge(graph, params), batch, key)
+        def loss(params: nnx.State) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
+            model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to move what was made outside
+            value, metrics = task.loss(model, batch, key)
+            return value, (metrics, nnx.split(model, nnx.Param, ...)[2])
 
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -105,14 +111,14 @@ def make_step(
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         # `where`, not a multiplication by 0, which would let NaN through.
-        params, opt_state, ema = jax.tree.map(
+        params, buffers, opt_state, ema = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
+            (params, buffers, opt_state, ema),
+            (state.params, state.buffers, state.opt_state, state.ema),
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics |= {"loss": value, "gradient_norm": norm, "learning_rate": rate(state.step), "skipped": skipped}
-        return TrainState(state.step + 1, params, opt_state, ema, skipped), metrics
+        return TrainState(state.step + 1, params, buffers, opt_state, ema, skipped), metrics
 
     return jax.jit(
         step,

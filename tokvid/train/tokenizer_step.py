@@ -19,6 +19,7 @@ from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.losses import reconstruction_losses
+from tokvid.tokenizer.quantizers import vocabulary
 from tokvid.types import VideoBatch
 
 
@@ -41,14 +42,19 @@ class TokenizerTask:
         truth = to_signed(batch.video)
         made, quantized = model.reconstruct(truth)
         losses = reconstruction_losses(self.config, made, truth) | quantized.losses
+        learnt = model.quantizer.learn(quantized.inputs, quantized.ids, key)
         error_B = jnp.mean(jnp.square(made - truth), axis=(1, 2, 3, 4))
         counts_V = jnp.zeros(model.quantizer.vocabulary, jnp.int32).at[quantized.ids.ravel()].add(1)
         share_V = counts_V / quantized.ids.size
-        metrics = losses | {
-            "psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10)),
-            "codes_used": jnp.mean(counts_V > 0),
-            "perplexity": jnp.exp(-jnp.sum(share_V * jnp.log(share_V + 1e-10))),
-        }
+        metrics = (
+            losses
+            | learnt
+            | {
+                "psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10)),
+                "codes_used": jnp.mean(counts_V > 0),
+                "perplexity": jnp.exp(-jnp.sum(share_V * jnp.log(share_V + 1e-10))),
+            }
+        )
         return sum(losses.values(), jnp.zeros(())), metrics
 
     def batches(self) -> Any:
@@ -57,14 +63,14 @@ class TokenizerTask:
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""
-        codes, data = math.prod(self.config.levels), self.recipe.data
+        codes, data = vocabulary(self.config), self.recipe.data
         tokens = self.recipe.train_tokenizer.batch * math.prod(latent_shape(self.config, data.frames, *data.size))
         used = metrics.get("codes_used", 1.0) * codes
         if used >= max(2.0, 0.01 * min(codes, tokens)):
             return ""
         return (
             f"batches use only {used:.1f} of {codes} codes: the codebook has collapsed, its tokens will say little. "
-            "Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer levels"
+            "Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer codes"
         )
 
     def samples(self, model: CViViT, directory: Path, step: int) -> None:
@@ -75,8 +81,8 @@ class TokenizerTask:
         rows = [video for pair in zip(truth, made, strict=True) for video in pair]
         contact_sheet(directory / f"{step:07d}.png", rows, captions=["truth", "made"] * len(made))
 
-    def finish(self, params: nnx.State, directory: Path, step: int) -> None:
-        weights.save(directory, "tokenizer", self.config, params, steps=step, data=to_dict(self.recipe.data))
+    def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
+        weights.save(directory, "tokenizer", self.config, variables, steps=step, data=to_dict(self.recipe.data))
 
     def describe(self) -> Mapping[str, Any]:
         return {"tokenizer": to_dict(self.config), "data": describe_data(self.recipe.data)}
@@ -88,14 +94,14 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def encode_ids(graph: nnx.GraphDef, params: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
+def encode_ids(graph: nnx.GraphDef, variables: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
     """uint8 videos → their tokens, int32 (B, T', H', W')."""
-    return nnx.merge(graph, params).encode(to_signed(video_BTHWC)).ids
+    return nnx.merge(graph, variables).encode(to_signed(video_BTHWC)).ids
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _reconstruct(graph: nnx.GraphDef, params: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
-    return nnx.merge(graph, params).reconstruct(to_signed(video_BTHWC))[0]
+def _reconstruct(graph: nnx.GraphDef, variables: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
+    return nnx.merge(graph, variables).reconstruct(to_signed(video_BTHWC))[0]
 
 
 def to_signed(video: jax.Array | np.ndarray) -> jax.Array:

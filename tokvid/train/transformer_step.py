@@ -88,9 +88,9 @@ class TransformerTask:
         if self.show is not None:
             self.show(model, directory, step)
 
-    def finish(self, params: nnx.State, directory: Path, step: int) -> None:
+    def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
         about = {name: self.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
-        weights.save(directory, "transformer", self.config, params, steps=step, **about)
+        weights.save(directory, "transformer", self.config, variables, steps=step, **about)
 
     def describe(self) -> Mapping[str, Any]:
         return {
