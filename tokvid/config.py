@@ -56,8 +56,25 @@ class TokenizerConfig:
     entropy_weight: float = 0.1  # how much LFQ is to be sure of each code and to use all of them
     l1_weight: float = 1.0
     l2_weight: float = 1.0
+    temporal_weight: float = 0.0  # L1 between differences of consecutive frames
+    ssim_weight: float = 0.0
     dtype: Dtype = "float32"  # compute type; parameters, norms and softmax stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversaryConfig:
+    """The discriminators that the tokenizer trains against; `weight` 0 for none."""
+
+    weight: float = 0.0  # how hard they pull at the pixels, relative to all other losses
+    judges: tuple[str, ...] = ("frame", "space-time")
+    game: Literal["hinge", "non-saturating"] = "hinge"
+    width: int = 32  # channels of the first layer; they double to eight times as many
+    layers: int = 3  # each halves the picture
+    start: int = 1000  # steps that the discriminators learn before they are heard
+    most: float = 1e3  # bound of the factor that `weight` leads to
+    lecam: float = 0.01  # LeCam regularisation (Tseng et al. 2021)
+    r1: float = 0.0  # gradient penalty on real videos (Mescheder et al. 2018)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +125,7 @@ class TrainConfig:
     batch: int = 32
     optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 1e-3
+    adversary_learning_rate: float = 0.0  # of discriminators, always by AdamW; must be set to train with them
     warmup: int = 200
     final_learning_rate: float = 0.05  # as a share of the peak, at the end of the cosine
     betas: tuple[float, float] = (0.9, 0.95)
@@ -129,6 +147,7 @@ class Recipe:
 
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
     transformer: TransformerConfig = TransformerConfig()
     layouts: LayoutConfig = LayoutConfig()
     tokens: TokensConfig = TokensConfig()

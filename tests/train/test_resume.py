@@ -12,6 +12,7 @@ from flax import nnx
 
 from tokvid import weights
 from tokvid.config import (
+    AdversaryConfig,
     DataConfig,
     LayoutConfig,
     Recipe,
@@ -54,7 +55,14 @@ RECIPE = Recipe(
 )
 
 
+# With all that a state can hold: a codebook, an adversary.
 VQ = {"quantizer": "vq", "codes": 50, "code_width": 4}
+ADVERSARIAL = dataclasses.replace(
+    RECIPE,
+    tokenizer=dataclasses.replace(RECIPE.tokenizer, **VQ),
+    adversary=AdversaryConfig(weight=0.5, width=4, layers=2, start=1),
+    train_tokenizer=dataclasses.replace(TRAIN, adversary_learning_rate=1e-3),
+)
 
 
 class Watched:
@@ -97,8 +105,8 @@ def workdir(tmp_path_factory, random_model):
 
 
 def make_task(kind, workdir):
-    if kind == "tokenizer":  # with a codebook, which must come back too
-        return TokenizerTask(dataclasses.replace(RECIPE, tokenizer=dataclasses.replace(RECIPE.tokenizer, **VQ)))
+    if kind == "tokenizer":
+        return TokenizerTask(ADVERSARIAL)
     return TransformerTask(RECIPE, *open_token_cache(workdir))
 
 
@@ -111,7 +119,7 @@ def state_of(folder, task, config, step):
 
 @pytest.mark.parametrize("kind, optimizer", [("tokenizer", "adamw"), ("transformer", "muon")])
 def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
-    config = dataclasses.replace(TRAIN, optimizer=optimizer)
+    config = dataclasses.replace(getattr(ADVERSARIAL, f"train_{kind}"), optimizer=optimizer)
     whole = Watched(make_task(kind, workdir))
     assert train(whole, config, tmp_path / "whole") == 4
 
@@ -129,7 +137,8 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
     found, found_data = state_of(tmp_path / "parts", whole.task, config, 4)
     assert wanted_data == found_data
     assert wanted.keys() == found.keys() and any("mu" in name for name in wanted) and any("ema" in n for n in wanted)
-    assert any("codes" in name for name in wanted) == (kind == "tokenizer")
+    for part in ("'codes'", "'average'", "'adversary'"):
+        assert any(part in name for name in wanted) == (kind == "tokenizer")
     for name, array in wanted.items():
         assert array.tobytes() == found[name].tobytes(), f"{name} differs after resuming"
     moved = [name for name, array in wanted.items() if name.startswith(".params") and (array != halfway[name]).any()]
@@ -144,7 +153,9 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
     ends = [tmp_path / part / "weights.safetensors" for part in ("whole", "parts")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     loaded = weights.load(tmp_path / "parts", kind)
-    averaged = wanted[".ema['head'].value" if kind == "transformer" else ".ema['to_latent']['kernel'].value"]
+    averaged = wanted[
+        ".ema['head'].value" if kind == "transformer" else ".ema['tokenizer']['to_latent']['kernel'].value"
+    ]
     stored = loaded.params["head"] if kind == "transformer" else loaded.params["to_latent"]["kernel"]
     np.testing.assert_array_equal(stored[...], averaged.astype(np.float16).astype(np.float32))
     if kind == "tokenizer":

@@ -1,17 +1,29 @@
-"""What the tokenizer is trained to make small. To add a loss: a function here and a weight in `TokenizerConfig`."""
+"""What the tokenizer is trained to make small. To add a loss: a term here and a weight in `TokenizerConfig`."""
 
 import jax
 import jax.numpy as jnp
 
 from tokvid.config import TokenizerConfig
+from tokvid.metrics.video import ssim_map
 
 
 def reconstruction_losses(
     config: TokenizerConfig, made_BTHWC: jax.Array, truth_BTHWC: jax.Array
 ) -> dict[str, jax.Array]:
-    """Named, weighted, scalar losses between two videos in [-1, 1]; their sum is what is minimised."""
-    difference = made_BTHWC.astype(jnp.float32) - truth_BTHWC
-    return {
+    """Named, weighted, scalar losses between two videos in [-1, 1]; their sum is what is minimised.
+
+    "temporal" is the L1 distance of the differences between consecutive frames: it punishes flicker. "ssim" is
+    1 - SSIM, of frames of 11 x 11 pixels or more.
+    """
+    made_BTHWC = made_BTHWC.astype(jnp.float32)
+    difference = made_BTHWC - truth_BTHWC
+    losses = {
         "l1": config.l1_weight * jnp.mean(jnp.abs(difference)),
         "l2": config.l2_weight * jnp.mean(jnp.square(difference)),
     }
+    if config.temporal_weight and difference.shape[1] > 1:
+        losses["temporal"] = config.temporal_weight * jnp.mean(jnp.abs(jnp.diff(difference, axis=1)))
+    if config.ssim_weight:
+        alike = jax.vmap(jax.vmap(lambda made, truth: ssim_map(made, truth, 2.0)))(made_BTHWC, truth_BTHWC)
+        losses["ssim"] = config.ssim_weight * (1 - jnp.mean(alike))
+    return losses

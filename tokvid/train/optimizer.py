@@ -20,19 +20,22 @@ _MATRICES = {
 }
 
 
-def learning_rate(config: TrainConfig) -> optax.Schedule:
+def learning_rate(config: TrainConfig, peak: float | None = None) -> optax.Schedule:
     """Step → learning rate: linear warm-up, then a cosine down to `final_learning_rate` of the peak."""
+    peak = config.learning_rate if peak is None else peak
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.learning_rate,
+        peak_value=peak,
         warmup_steps=min(config.warmup, max(1, config.steps // 2)),
         decay_steps=max(config.steps, 2),
-        end_value=config.final_learning_rate * config.learning_rate,
+        end_value=config.final_learning_rate * peak,
     )
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of both models. UserError for an unknown name."""
+    """The optimizer of both models, and of the adversary where one is trained. UserError for an unknown name."""
+    if config.optimizer not in OPTIMIZERS:
+        raise UserError(did_you_mean(config.optimizer, OPTIMIZERS, "optimizer"))
     b1, b2 = config.betas
     if config.optimizer == "muon":  # matrices of the blocks; AdamW for all else
         optimizer = muon(
@@ -43,17 +46,34 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             consistent_rms=UPDATE_SIZE,
             muon_weight_dimension_numbers=_matrices,
         )
-    elif config.optimizer == "adamw":
-        optimizer = optax.adamw(
-            learning_rate(config),
-            b1=b1,
-            b2=b2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        )
     else:
-        raise UserError(did_you_mean(config.optimizer, OPTIMIZERS, "optimizer"))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        optimizer = _adamw(config, learning_rate(config), config.betas)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if not config.adversary_learning_rate:
+        return optimizer
+    # Short memory: what the adversary plays against moves.
+    adversary = _adamw(config, learning_rate(config, config.adversary_learning_rate), (0.5, 0.9))
+    both = {"model": optimizer, "adversary": optax.chain(optax.clip_by_global_norm(config.clip_norm), adversary)}
+    return optax.partition(both, _sides)
+
+
+def _adamw(config: TrainConfig, rate: optax.Schedule, betas: tuple[float, float]) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate,
+        b1=betas[0],
+        b2=betas[1],
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
+
+
+def _sides(params: Any) -> Any:
+    """Per leaf "adversary" for what lies under that name, else "model"."""
+
+    def side(path, _):
+        return "adversary" if any(getattr(key, "key", None) == "adversary" for key in path) else "model"
+
+    return jax.tree_util.tree_map_with_path(side, params)
 
 
 def _matrices(params: Any) -> Any:

@@ -18,9 +18,18 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
+from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
 from tokvid.tokenizer.quantizers import vocabulary
+from tokvid.train.state import Metrics
 from tokvid.types import VideoBatch
+
+
+class Players(nnx.Module):
+    """What trains together: the tokenizer, and its adversary or None."""
+
+    def __init__(self, tokenizer: CViViT, adversary: Adversary | None):
+        self.tokenizer, self.adversary = tokenizer, adversary
 
 
 class TokenizerTask:
@@ -33,29 +42,41 @@ class TokenizerTask:
         if data.size != config.size:
             raise UserError(f"data.size {data.size} and tokenizer.size {config.size} differ; make them equal")
         latent_shape(config, data.frames, *data.size)
+        if (recipe.adversary.weight > 0) != (recipe.train_tokenizer.adversary_learning_rate > 0):
+            raise UserError(
+                "adversary.weight and train_tokenizer.adversary_learning_rate go together; set both above 0, or neither"
+            )
         self.recipe, self.config = recipe, config
 
-    def make_model(self, rngs: nnx.Rngs) -> CViViT:
-        return CViViT(self.config, rngs=rngs)
+    def make_model(self, rngs: nnx.Rngs) -> Players:
+        tokenizer = CViViT(self.config, rngs=rngs)
+        adversary = self.recipe.adversary
+        return Players(tokenizer, Adversary(adversary, rngs=rngs) if adversary.weight > 0 else None)
 
-    def loss(self, model: CViViT, batch: VideoBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        truth = to_signed(batch.video)
-        made, quantized = model.reconstruct(truth)
+    def loss(self, players: Players, batch: VideoBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        truth, tokenizer = to_signed(batch.video), players.tokenizer
+        made, quantized = tokenizer.reconstruct(truth)
         losses = reconstruction_losses(self.config, made, truth) | quantized.losses
-        learnt = model.quantizer.learn(quantized.inputs, quantized.ids, key)
+        metrics = tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
+        if players.adversary is not None:
+            game, shown = self._play(players.adversary, made, truth)
+            losses |= game
+            metrics |= shown
         error_B = jnp.mean(jnp.square(made - truth), axis=(1, 2, 3, 4))
-        counts_V = jnp.zeros(model.quantizer.vocabulary, jnp.int32).at[quantized.ids.ravel()].add(1)
-        share_V = counts_V / quantized.ids.size
-        metrics = (
-            losses
-            | learnt
-            | {
-                "psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10)),
-                "codes_used": jnp.mean(counts_V > 0),
-                "perplexity": jnp.exp(-jnp.sum(share_V * jnp.log(share_V + 1e-10))),
-            }
-        )
-        return sum(losses.values(), jnp.zeros(())), metrics
+        metrics |= losses | {"psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10))}
+        return sum(losses.values(), jnp.zeros(())), metrics | _usage(quantized.ids, tokenizer.quantizer.vocabulary)
+
+    def _play(self, adversary: Adversary, made: jax.Array, truth: jax.Array) -> tuple[Metrics, Metrics]:
+        """A round against the adversary: losses whose gradients are the game's, and metrics."""
+
+        def others(made: jax.Array) -> jax.Array:
+            return sum(reconstruction_losses(self.config, made, truth).values(), jnp.zeros(()))
+
+        force = jnp.linalg.norm(jax.grad(others)(jax.lax.stop_gradient(made)))
+        pull, losses, metrics = play(self.recipe.adversary, adversary, made, truth, force)
+        # Its value is 0, its gradient on what was made is the pull.
+        losses["pull"] = jnp.vdot(pull, made - jax.lax.stop_gradient(made))
+        return losses, metrics
 
     def batches(self) -> Any:
         config = self.recipe.train_tokenizer
@@ -73,24 +94,40 @@ class TokenizerTask:
             "Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer codes"
         )
 
-    def samples(self, model: CViViT, directory: Path, step: int) -> None:
+    def samples(self, players: Players, directory: Path, step: int) -> None:
         """A sheet of true clips, each above its reconstruction."""
         with contextlib.closing(clip_batches(self.recipe.data, 4, seed=1)) as batches:
             truth = next(batches).video
-        made = to_bytes(np.asarray(_reconstruct(*nnx.split(model), truth)))
+        made = to_bytes(np.asarray(_reconstruct(*nnx.split(players.tokenizer), truth)))
         rows = [video for pair in zip(truth, made, strict=True) for video in pair]
         contact_sheet(directory / f"{step:07d}.png", rows, captions=["truth", "made"] * len(made))
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
-        weights.save(directory, "tokenizer", self.config, variables, steps=step, data=to_dict(self.recipe.data))
+        weights.save(
+            directory, "tokenizer", self.config, variables["tokenizer"], steps=step, data=to_dict(self.recipe.data)
+        )
 
     def describe(self) -> Mapping[str, Any]:
-        return {"tokenizer": to_dict(self.config), "data": describe_data(self.recipe.data)}
+        return {
+            "tokenizer": to_dict(self.config),
+            "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
+            "data": describe_data(self.recipe.data),
+        }
 
 
 def describe_data(config: DataConfig) -> dict[str, Any]:
     """What decides which clips are made, as JSON values: the config without what only decides how fast."""
     return {name: value for name, value in to_dict(config).items() if name not in ("threads", "max_unreadable")}
+
+
+def _usage(ids: jax.Array, vocabulary: int) -> Metrics:
+    """Which share of the codes a batch uses, and to how many equally frequent ones that comes."""
+    counts_V = jnp.zeros(vocabulary, jnp.int32).at[ids.ravel()].add(1)
+    share_V = counts_V / ids.size
+    return {
+        "codes_used": jnp.mean(counts_V > 0),
+        "perplexity": jnp.exp(-jnp.sum(share_V * jnp.log(share_V + 1e-10))),
+    }
 
 
 @functools.partial(jax.jit, static_argnames="graph")

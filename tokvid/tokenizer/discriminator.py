@@ -1,0 +1,111 @@
+"""The adversary: judges of frames and of space-time, and the game that the tokenizer plays against them.
+
+Both learn in one step. The tokenizer gets the gradient of the judges' verdict with respect to its pixels, so that no
+parameter of a judge is moved by it; the judges learn from those pixels as from data.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokvid.config import AdversaryConfig
+from tokvid.errors import UserError, did_you_mean
+from tokvid.nn.blocks import RMSNorm
+from tokvid.tokenizer.quantizers import Buffer
+
+# (real, made) → what the judge makes small; (made) → what the tokenizer does.
+GAMES = {
+    "hinge": (lambda real, made: jax.nn.relu(1 - real) + jax.nn.relu(1 + made), lambda made: -made),
+    "non-saturating": (
+        lambda real, made: jax.nn.softplus(-real) + jax.nn.softplus(made),
+        lambda made: jax.nn.softplus(-made),
+    ),
+}
+MEMORY = 0.99  # of LeCam's moving averages
+
+
+class Judge(nnx.Module):
+    """A patch discriminator (Isola et al. 2017): convolutions that halve the picture, then a verdict for each place.
+
+    `frames` consecutive frames are seen at once: 1 for a frame discriminator, 3 for one of space-time.
+    """
+
+    def __init__(self, width: int, layers: int, frames: int, *, rngs: nnx.Rngs):
+        widths = [3] + [width * 2 ** min(i, 3) for i in range(layers)]
+        steps = [(2, 2, 2) if frames > 1 and i else (1, 2, 2) for i in range(layers)]
+        self.halve = nnx.List(
+            nnx.Conv(a, b, (frames, 4, 4), step, rngs=rngs)
+            for a, b, step in zip(widths, widths[1:], steps, strict=False)
+        )
+        self.norms = nnx.List(RMSNorm(width) for width in widths[2:])
+        self.verdict = nnx.Conv(widths[-1], 1, (frames, 3, 3), rngs=rngs)
+        # LeCam's moving averages of the mean verdict on real and on made videos.
+        self.average = Buffer(jnp.zeros(2))
+
+    def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
+        """Verdicts (B, T', H', W'): the higher, the more real."""
+        x = video_BTHWC
+        for i, convolve in enumerate(self.halve):
+            x = convolve(x)
+            x = jax.nn.leaky_relu(self.norms[i - 1](x) if i else x, 0.2)
+        return self.verdict(x)[..., 0]
+
+
+class Adversary(nnx.Module):
+    """The judges that the config asks for, and how many steps they have taken."""
+
+    def __init__(self, config: AdversaryConfig, *, rngs: nnx.Rngs):
+        if config.game not in GAMES:
+            raise UserError(did_you_mean(config.game, GAMES, "adversary.game"))
+        if not config.judges or set(config.judges) - {"frame", "space-time"}:
+            raise UserError(f"adversary.judges {config.judges} should be of 'frame' and 'space-time'")
+        frames = {"frame": 1, "space-time": 3}
+        self.judges = nnx.Dict(
+            {name: Judge(config.width, config.layers, frames[name], rngs=rngs) for name in config.judges}
+        )
+        self.steps = Buffer(jnp.zeros(()))
+
+
+class Round(NamedTuple):
+    """One round of the game: the gradient on the pixels made, the judges' losses, and what to log."""
+
+    pull_BTHWC: jax.Array
+    losses: dict[str, jax.Array]
+    metrics: dict[str, jax.Array]
+
+
+def play(
+    config: AdversaryConfig, adversary: Adversary, made_BTHWC: jax.Array, truth_BTHWC: jax.Array, force: jax.Array
+) -> Round:
+    """`force` is the norm of the other losses' gradient on the pixels: the pull is `config.weight` times as strong."""
+    judge_loss, maker_loss = GAMES[config.game]
+    made_BTHWC = jax.lax.stop_gradient(made_BTHWC)
+
+    def verdict(made_BTHWC: jax.Array) -> jax.Array:
+        return sum((jnp.mean(maker_loss(judge(made_BTHWC))) for judge in adversary.judges.values()), jnp.zeros(()))
+
+    fooled, pull_BTHWC = jax.value_and_grad(verdict)(made_BTHWC)
+    strength = config.weight * force / (jnp.linalg.norm(pull_BTHWC) + 1e-8)
+    strength = jnp.where(adversary.steps[...] >= config.start, jnp.minimum(strength, config.most), 0.0)
+    losses, metrics = {}, {"adversarial": fooled, "adversarial_strength": strength}
+    for name, judge in adversary.judges.items():
+        real, made = judge(truth_BTHWC), judge(made_BTHWC)
+        losses[f"{name}_judge"] = jnp.mean(judge_loss(real, made))
+        metrics[f"{name}_judge_right"] = (jnp.mean(real > 0) + jnp.mean(made < 0)) / 2
+        if config.lecam:
+            on_real, on_made = judge.average[...]
+            apart = jnp.mean(jnp.square(jax.nn.relu(real - on_made))) + jnp.mean(
+                jnp.square(jax.nn.relu(on_real - made))
+            )
+            losses[f"{name}_lecam"] = config.lecam * apart
+            means = jax.lax.stop_gradient(jnp.stack([jnp.mean(real), jnp.mean(made)]))
+            judge.average[...] = MEMORY * judge.average[...] + (1 - MEMORY) * means
+        if config.r1:
+            slope_BTHWC = jax.grad(lambda video, judge=judge: jnp.sum(jnp.mean(judge(video), axis=(1, 2, 3))))(
+                truth_BTHWC
+            )
+            losses[f"{name}_r1"] = config.r1 / 2 * jnp.mean(jnp.sum(jnp.square(slope_BTHWC), axis=(1, 2, 3, 4)))
+    adversary.steps[...] += 1
+    return Round(strength * pull_BTHWC, losses, metrics)
