@@ -10,8 +10,8 @@ import numpy as np
 
 # A Gaussian of sigma 1.5 cut at 3.5 sigma: Wang et al. 2004, "Image quality assessment", section III-B.
 _RADIUS = 5
-_WINDOW = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / 1.5) ** 2)
-_WINDOW = [float(weight) for weight in _WINDOW / _WINDOW.sum()]
+_BELL = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / 1.5) ** 2)
+_WINDOW = [float(weight) for weight in _BELL / _BELL.sum()]
 
 
 def _pair(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None) -> float:

@@ -14,6 +14,7 @@ from tokvid.sharding import BATCH, shardings
 from tokvid.train.optimizer import learning_rate, make_optimizer
 
 Metrics = dict[str, jax.Array]
+BUFFERS = nnx.Not(nnx.Param)
 
 
 class TrainState(NamedTuple):
@@ -78,7 +79,8 @@ def init_state(task: Task, config: TrainConfig, like: TrainState) -> TrainState:
 
 def _init(task: Task, config: TrainConfig) -> Callable[[], TrainState]:
     def init() -> TrainState:
-        _, params, buffers = nnx.split(task.make_model(nnx.Rngs(config.seed)), nnx.Param, ...)
+        model = task.make_model(nnx.Rngs(config.seed))
+        params, buffers = nnx.state(model, nnx.Param), nnx.state(model, BUFFERS)
         zero, opt_state = jnp.zeros((), jnp.int32), make_optimizer(config).init(params)
         return TrainState(zero, params, buffers, opt_state, jax.tree.map(jnp.copy, params), zero)
 
@@ -101,7 +103,7 @@ def make_step(
         def loss(params: nnx.State) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
             model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to move what was made outside
             value, metrics = task.loss(model, batch, key)
-            return value, (metrics, nnx.split(model, nnx.Param, ...)[2])
+            return value, (metrics, nnx.state(model, BUFFERS))
 
         (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
