@@ -30,6 +30,8 @@ class DataConfig:
     fps: tuple[float, ...] = (2.0, 4.0, 8.0)  # the frame rates trained on
     fps_rule: Literal["uniform", "lowest"] = "uniform"  # "lowest": CogVideo's, the lowest rate that fills a clip
     frames: int = 11  # frames of a training clip for the tokenizer; 1 + a multiple of the temporal patch
+    images: int = 0  # single images that the tokenizer is trained on beside each clip
+    images_path: str = ""  # a folder of them; none: frames of the videos
     max_unreadable: float = 0.1  # stop when a larger share of the files cannot be read
     threads: int = 2  # reading threads
     seed: int = 0

@@ -49,10 +49,11 @@ class VideoSource(Protocol):
 
 
 class VideoBatch(NamedTuple):
-    """Clips for the tokenizer: video uint8 (B, T, H, W, 3), fps float32 (B,)."""
+    """Clips for the tokenizer: video uint8 (B, T, H, W, 3), fps float32 (B,); beside them images uint8 (B, I, H, W, 3)."""
 
     video: AnyArray
     fps: AnyArray
+    images: AnyArray
 
 
 class TokenBatch(NamedTuple):

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from tokvid.config import DataConfig
@@ -113,6 +114,25 @@ def test_processes_share_one_stream(processes):
 
 
 @pytest.mark.parametrize(("videos", "times"), [(300, 1), (6, 43)])
+def test_images_beside_clips(made):
+    """Drawn from all videos, the same whatever the threads; clips are as long as ever."""
+    config = dataclasses.replace(made([10.0] * 9), size=(4, 4), images=3)
+    batches = take(clip_batches(dataclasses.replace(config, threads=0), 8, 0), 4)
+    assert batches[0].video.shape == (8, 5, 4, 4, 3) and batches[0].images.shape == (8, 3, 4, 4, 3)
+    assert len(np.unique([batch.images for batch in batches])) == 9
+    assert_same(batches, take(clip_batches(dataclasses.replace(config, threads=3), 8, 0), 4))
+    assert next(clip_batches(SHAPES, 8, 0)).images.shape == (8, 0, 16, 16, 3)
+
+
+def test_images_of_a_folder(made, tmp_path):
+    for level in (100, 200):
+        PIL.Image.new("RGB", (9, 6), (level,) * 3).save(tmp_path / f"{level}.png")
+    (tmp_path / "captions.csv").write_text("file,caption\n100.png,dark\n200.png,light\n")
+    config = dataclasses.replace(made([10.0] * 2), size=(4, 4), images=2, images_path=str(tmp_path))
+    batch = next(clip_batches(config, 8, 0))
+    assert set(np.unique(batch.video)) == {0, 1} and set(np.unique(batch.images)) == {100, 200}
+
+
 def test_every_video_equally_often_in_a_new_order(made, videos, times):
     config = dataclasses.replace(made([10.0] * videos), size=(1, 1))
     epochs = [batch.video[:, 0, 0, 0, 0].tolist() for batch in take(clip_batches(config, videos * times, 0), 2)]

@@ -5,6 +5,7 @@ step alone: never of threads, and a restored iterator goes on bit for bit. Windo
 `windows.py`.
 """
 
+import dataclasses
 import logging
 import math
 import threading
@@ -129,7 +130,7 @@ class ClipCutter:
         self._lock = threading.Lock()
 
     def __call__(self, index: int, rng: np.random.Generator) -> VideoBatch:
-        """A clip: uint8 (T, H, W, 3) and fps float32 (). UserError if too many videos are no use."""
+        """A clip: uint8 (T, H, W, 3), fps float32 (), no images. UserError if too many videos are no use."""
         for _ in range(MOST_TRIES):
             clip = self._try(index, rng)
             if clip is not None:
@@ -159,7 +160,7 @@ class ClipCutter:
             return None
         with self._lock:
             self.reads += 1
-        return VideoBatch(video_THWC, np.asarray(fps, np.float32))
+        return VideoBatch(video_THWC, np.asarray(fps, np.float32), np.zeros((0, *config.size, 3), np.uint8))
 
     def _count_short(self, item: VideoItem) -> None:
         with self._lock:
@@ -193,6 +194,21 @@ class ClipCutter:
             ) from error
 
 
+class ImageAdder:
+    """`clips`, and beside each clip `config.images` single frames of the folder `config.images_path` or of `source`."""
+
+    def __init__(self, clips: ClipCutter, source: VideoSource, config: DataConfig):
+        if config.images_path:
+            source = _folder(dataclasses.replace(config, path=config.images_path, held_out=0), "train")
+        self.clips, self.source, self.count = clips, source, config.images
+        self.images = ClipCutter(source, dataclasses.replace(config, frames=1))
+
+    def __call__(self, index: int, rng: np.random.Generator) -> VideoBatch:
+        clip = self.clips(index, rng)
+        drawn = rng.integers(len(self.source), size=self.count)
+        return clip._replace(images=np.concatenate([self.images(int(image), rng).video for image in drawn]))
+
+
 def clip_batches(
     config: DataConfig,
     batch: int,
@@ -201,7 +217,7 @@ def clip_batches(
     split: str = "train",
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[VideoBatch]:
-    """Endless clips of `config.frames` frames: VideoBatch, uint8 (B, T, H, W, 3) and fps float32 (B,).
+    """Endless clips of `config.frames` frames, and images beside them: VideoBatch.
 
     `batch` is what this process gets a step; `shard` is (its index, the number of processes), and together
     they get `batch * shard[1]` samples that depend on the step alone. `get_state` and `set_state` of the
@@ -211,7 +227,8 @@ def clip_batches(
     source = open_source(config, split)
     if not len(source):
         raise UserError(f"there are no videos in the split {split} of {config.source} {config.path}; give at least one")
-    samples = samples_of(len(source), seed).random_map(ClipCutter(source, config))
+    clips = ClipCutter(source, config)
+    samples = samples_of(len(source), seed).random_map(ImageAdder(clips, source, config) if config.images else clips)
     return batches(samples, batch, threads=config.threads, shard=shard)
 
 

@@ -53,8 +53,19 @@ class TokenizerTask:
         adversary = self.recipe.adversary
         return Players(tokenizer, Adversary(adversary, rngs=rngs) if adversary.weight > 0 else None)
 
-    def loss(self, players: Players, batch: VideoBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        truth, tokenizer = to_signed(batch.video), players.tokenizer
+    def loss(self, players: Players, batch: VideoBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        loss, metrics = self._loss(players, to_signed(batch.video), key)
+        if not batch.images.size:
+            return loss, metrics
+        images = to_signed(batch.images).reshape(-1, 1, *batch.images.shape[2:])
+        image_loss, image_metrics = self._loss(players, images, jax.random.fold_in(key, 1))
+        samples = len(batch.video) + len(images)
+        metrics |= {f"image_{name}": value for name, value in image_metrics.items() if name in ("l1", "l2", "psnr")}
+        return (len(batch.video) * loss + len(images) * image_loss) / samples, metrics
+
+    def _loss(self, players: Players, truth: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Of videos (B, T, H, W, 3) in [-1, 1], T 1 for images."""
+        tokenizer = players.tokenizer
         made, quantized = tokenizer.reconstruct(truth)
         losses = reconstruction_losses(self.config, made, truth) | quantized.losses
         metrics = tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
