@@ -49,7 +49,7 @@ class VideoSource(Protocol):
 
 
 class VideoBatch(NamedTuple):
-    """Clips for the tokenizer: video uint8 (B, T, H, W, 3), fps float32 (B,); beside them images uint8 (B, I, H, W, 3)."""
+    """Clips for the tokenizer: video uint8 (B, T, H, W, 3), fps float32 (B,), images uint8 (B, I, H, W, 3) besides."""
 
     video: AnyArray
     fps: AnyArray
