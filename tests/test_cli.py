@@ -159,9 +159,23 @@ def test_reconstruct_at_another_rate_and_size(tokvid, tiny_weights, movie, tmp_p
 
 
 def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
-    code, text, _ = tokvid("evaluate", "reconstruction", "--samples", 3, "--weights", tiny_weights, "--json", "e.json")
+    code, text, _ = tokvid(
+        "evaluate",
+        "reconstruction",
+        "--samples",
+        4,
+        "--weights",
+        tiny_weights,
+        "--json",
+        "e.json",
+        "--markdown",
+        "e.md",
+        "--sheet",
+        "e.png",
+    )
     figures = json.loads((tmp_path / "e.json").read_text())
-    assert code == 0 and figures["samples"] == 3 and "repeat_psnr" in text
+    assert code == 0 and figures["samples"] == 4 and "repeat_psnr" in text
+    assert "| features | random-convolutions " in (tmp_path / "e.md").read_text() and (tmp_path / "e.png").is_file()
 
     def shapes(models, samples, seed, settings, rates):
         return {"size": models.size, "asked": [samples, seed, settings.guidance, settings.sampling.top_k, rates]}
@@ -376,7 +390,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("evaluate shapes --seed -1", "seed should be"),
         ("evaluate shapes --seed 4294967296", "seed should be"),
         ("evaluate shapes --guidance nan", "guidance should be"),
-        ("evaluate reconstruction --samples 0", "need 1 or more samples"),
+        ("evaluate reconstruction --samples 0", "need 4 or more samples"),
         ("evaluate reconstruction --data nowhere", "nowhere"),
         ("evaluate all", "invalid choice: 'all'"),
         ("data shapes --out d --videos 0", "length must be >= 1"),

@@ -13,6 +13,7 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import evaluate_reconstruction, evaluate_shapes
 from tokvid.input_pipeline.shapes import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
+from tokvid.metrics.features import load_features
 from tokvid.sampling.story import load_story
 from tokvid.sampling.stream import frames_of
 from tokvid.shape_vocabulary import (
@@ -28,6 +29,7 @@ from tokvid.shape_vocabulary import (
 )
 
 RATES = (2.0, 4.0, 8.0)
+FEATURES = load_features("random-convolutions")
 
 
 def every_caption():
@@ -182,11 +184,13 @@ def test_the_shipped_story_says_only_what_was_trained():
 
 def test_reconstruction(tiny_models):
     data = DataConfig(size=(16, 16), fps=(4.0, 8.0), frames=5, videos=100)
-    figures = evaluate_reconstruction(tiny_models.tokenizer, data, 40, seed=0)
+    figures = evaluate_reconstruction(tiny_models.tokenizer, data, 40, 0, FEATURES)
     assert figures["samples"] == 40 and figures["split"] == "held_out" and 0 < figures["codes_used"] <= 1
     assert figures["psnr"] < 20 < figures["repeat_psnr"] <= 100  # random weights against a truth that hardly moves
     assert abs(figures["bits_per_pixel"] - 3 * 4 * np.log2(30) / (5 * 16 * 16)) < 1e-9
-    assert evaluate_reconstruction(tiny_models.tokenizer, data, 40, seed=0) == figures
+    assert evaluate_reconstruction(tiny_models.tokenizer, data, 40, 0, FEATURES) == figures
+    assert figures["frechet"] > figures["frechet_real_halves"] and figures["features"].startswith(FEATURES.name)
+    assert 1 <= figures["perplexity"] <= 30 and figures["temporal_error"] > figures["repeat_temporal_error"]
     json.dumps(figures, allow_nan=False)
 
 
@@ -194,4 +198,4 @@ def test_reconstruction(tiny_models):
 def test_reconstruction_that_cannot_be_is_refused(tiny_models, samples, data):
     config = DataConfig(**({"size": (16, 16), "fps": (4.0,), "frames": 5, "videos": 10} | data))
     with pytest.raises(UserError):
-        evaluate_reconstruction(tiny_models.tokenizer, config, samples, seed=0)
+        evaluate_reconstruction(tiny_models.tokenizer, config, samples, 0, FEATURES)

@@ -84,7 +84,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--top-p", type=float, default=1.0)
     evaluate.add_argument("--fps", type=float, nargs="+", default=[], help="shapes: rates (default: those trained on)")
     evaluate.add_argument("--data", type=Path, help="reconstruction: a dataset folder (default: the data trained on)")
+    evaluate.add_argument(
+        "--features", default="random-convolutions", help="reconstruction: what distances look at; a name or a .py file"
+    )
+    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="reconstruction: draw some clips there")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    evaluate.add_argument("--markdown", type=Path, metavar="FILE", help="write them as a table there")
     _weights(evaluate)
 
     data = commands.add_parser("data", help="write a dataset")

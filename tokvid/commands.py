@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.files import read_json, write_json
+from tokvid.files import atomic, read_json, write_json
 
 if TYPE_CHECKING:
     from tokvid.sampling.story import Story
@@ -196,6 +196,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from tokvid import evaluate as evaluation
     from tokvid import weights
     from tokvid.config import DataConfig, from_dict
+    from tokvid.metrics.features import load_features
     from tokvid.sampling.methods import Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
 
@@ -212,9 +213,15 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.data is not None:
             source = "records" if (options.data / "dataset.json").is_file() else "folder"
             data = dataclasses.replace(data, source=source, path=str(options.data), held_out=0)
-        figures = evaluation.evaluate_reconstruction(tokenizer, data, options.samples, options.seed)
+        features = load_features(options.features)
+        figures = evaluation.evaluate_reconstruction(
+            tokenizer, data, options.samples, options.seed, features, options.sheet
+        )
     if options.json is not None:
         write_json(options.json, figures)
+    if options.markdown is not None:
+        with atomic(options.markdown) as temporary:
+            temporary.write_text(_markdown(figures))
     print(_table(figures))
 
 
@@ -441,6 +448,17 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
     record = read_json(path / "commit.json", "commit record")
     files = len(record.get("files", {}))
     return {"kind": "checkpoint", "step": record.get("step"), "files": files, **record.get("agree", {})}
+
+
+def _markdown(values: dict[str, Any], prefix: str = "") -> str:
+    """Nested values as a table, a row each."""
+    rows = [] if prefix else ["| figure | value |", "|---|---|"]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows.append(_markdown(value, f"{prefix}{name}: ").rstrip())
+        else:
+            rows.append(f"| {prefix}{name} | {f'{value:.4g}' if isinstance(value, float) else value} |")
+    return "\n".join(rows) + "\n"
 
 
 def _table(values: dict[str, Any], indent: str = "") -> str:

@@ -1,9 +1,11 @@
 """What the weights are worth, as numbers: `tokvid evaluate shapes` and `tokvid evaluate reconstruction`."""
 
+import collections
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,18 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import open_source, usable_rates
 from tokvid.input_pipeline.shapes import ShapesDataset, ShapesStory, render
+from tokvid.media import contact_sheet
 from tokvid.metrics.attributes import ShapeReading, read_attributes, score
-from tokvid.metrics.video import psnr, seam_ratio, ssim
+from tokvid.metrics.features import Features
+from tokvid.metrics.video import (
+    detail,
+    frechet_distance,
+    kernel_distance,
+    psnr,
+    seam_ratio,
+    ssim,
+    temporal_error,
+)
 from tokvid.progress import progress
 from tokvid.sampling.methods import Sampling
 from tokvid.sampling.story import Segment, Story, joins, steps_of
@@ -32,6 +44,7 @@ from tokvid.weights import Loaded
 BATCH = 32
 EVALUATION_SEED = 1_000_003  # far from any training seed
 LEAST_FOR_SSIM = 11  # pixels
+SHOWN = 6  # clips on a sheet
 ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
 
 
@@ -73,38 +86,54 @@ def evaluate_shapes(
     }
 
 
-def evaluate_reconstruction(tokenizer: Loaded, data: DataConfig, samples: int, seed: int) -> dict[str, Any]:
-    """Held-out clips through the tokenizer, beside repeating their first frame: PSNR (dB), SSIM, bits per pixel.
+def evaluate_reconstruction(
+    tokenizer: Loaded, data: DataConfig, samples: int, seed: int, features: Features, sheet: Path | None = None
+) -> dict[str, Any]:
+    """Held-out clips through the tokenizer, beside repeating their first frame.
 
+    PSNR (dB), SSIM, L1 and error of the changes between frames (grey levels), share of the truth's fine detail, bits
+    per pixel, codes used. Distances of the sets of clips by `features`; to compare with, those of one half of the truth
+    from the other, and of the truth from itself with its frames out of order. `sheet` is a picture of the first clips.
     Where the data holds nothing out (and is not procedural), training videos are used and `split` says so.
     """
-    if samples < 1 or min(data.size) < LEAST_FOR_SSIM:
-        raise UserError(f"need 1 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
+    if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
+        raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
     split = "held_out" if data.held_out or data.source in ("shapes", "mnist") else "train"
     rng = np.random.default_rng([EVALUATION_SEED, seed])
     clips = _some_clips(open_source(data, split), data, samples, rng)
-    scores: dict[str, list[float]] = {name: [] for name in ("psnr", "ssim", "repeat_psnr", "repeat_ssim")}
-    tokens, batch = 0, min(BATCH, samples)
-    used: set[int] = set()
+    scores: dict[str, list[float]] = collections.defaultdict(list)
+    seen: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    shown: list[np.ndarray] = []
+    counts_V = np.zeros(tokenizer.model.quantizer.vocabulary, np.int64)
+    batch = min(BATCH, samples)
     with progress("evaluate reconstruction", samples, "clips") as advance:
         while truths := list(itertools.islice(clips, batch)):
             filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # nothing is compiled for the last ones
             made, ids = through(tokenizer, filled)
+            shuffled = filled[:, rng.permutation(data.frames)]
+            for name, videos in (("real", filled), ("made", made), ("shuffled", shuffled)):
+                seen[name].append(features.extract(videos)[: len(truths)])
             for truth_THWC, made_THWC, ids_THW in zip(truths, made, ids, strict=False):
-                repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
-                for prefix, video_THWC in (("", made_THWC), ("repeat_", repeated_THWC)):
-                    scores[prefix + "psnr"].append(min(psnr(truth_THWC, video_THWC), 100.0))
-                    scores[prefix + "ssim"].append(ssim(truth_THWC, video_THWC))
-                tokens += ids_THW.size
-                used.update(np.unique(ids_THW).tolist())
+                for name, value in _compare(truth_THWC, made_THWC).items():
+                    scores[name].append(value)
+                counts_V += np.bincount(ids_THW.ravel(), minlength=len(counts_V))
+                if len(shown) < 2 * SHOWN:
+                    shown += [truth_THWC, made_THWC]
             advance(len(truths))
-    found, vocabulary = len(scores["psnr"]), tokenizer.model.quantizer.vocabulary
-    if not found:
-        raise UserError(f"no {split} video has {data.frames} frames at any of {data.fps} fps")
+    found = len(scores["psnr"])
+    if found < 4:
+        raise UserError(f"only {found} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
+    if sheet is not None:
+        contact_sheet(sheet, shown, captions=["truth", "made"] * (len(shown) // 2))
+    share_V = counts_V[counts_V > 0] / counts_V.sum()
     return {
-        **{name: float(np.mean(values)) for name, values in scores.items()},
-        "bits_per_pixel": tokens * math.log2(vocabulary) / (found * data.frames * math.prod(data.size)),
-        "codes_used": len(used) / vocabulary,
+        **{name: float(np.mean(values)) for name, values in scores.items() if name != "detail_of_truth"},
+        "detail": float(np.sum(scores["detail"]) / max(np.sum(scores["detail_of_truth"]), 1e-9)),
+        **_distances({name: np.concatenate(parts) for name, parts in seen.items()}),
+        "features": f"{features.name} {features.mark}",
+        "bits_per_pixel": counts_V.sum() * math.log2(len(counts_V)) / (found * data.frames * math.prod(data.size)),
+        "codes_used": float(np.mean(counts_V > 0)),
+        "perplexity": float(np.exp(-np.sum(share_V * np.log(share_V)))),
         "split": split,
         "samples": found,
         "seed": seed,
@@ -112,6 +141,32 @@ def evaluate_reconstruction(tokenizer: Loaded, data: DataConfig, samples: int, s
         "frames": data.frames,
         "weights": tokenizer.about["fingerprint"],
     }
+
+
+def _compare(truth_THWC: np.ndarray, made_THWC: np.ndarray) -> dict[str, float]:
+    """Figures of one clip, and those of repeating its first frame."""
+    repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
+    figures = {}
+    for prefix, video_THWC in (("", made_THWC), ("repeat_", repeated_THWC)):
+        figures[prefix + "psnr"] = min(psnr(truth_THWC, video_THWC), 100.0)
+        figures[prefix + "ssim"] = ssim(truth_THWC, video_THWC)
+        figures[prefix + "temporal_error"] = temporal_error(truth_THWC, video_THWC)
+    difference = truth_THWC.astype(np.float32) - made_THWC
+    return figures | {
+        "l1": float(np.abs(difference).mean()),
+        "detail": detail(made_THWC),
+        "detail_of_truth": detail(truth_THWC),
+    }
+
+
+def _distances(seen: dict[str, np.ndarray]) -> dict[str, float]:
+    real_ND, half = seen["real"], len(seen["real"]) // 2
+    figures = {}
+    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+        figures[name] = distance(real_ND, seen["made"])
+        figures[f"{name}_real_halves"] = distance(real_ND[:half], real_ND[half:])
+        figures[f"{name}_shuffled"] = distance(real_ND, seen["shuffled"])
+    return figures
 
 
 def _some_clips(source: VideoSource, data: DataConfig, samples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

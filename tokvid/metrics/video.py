@@ -1,4 +1,4 @@
-"""How alike two videos are (PSNR, SSIM), or two sets of features (Fréchet), and how visible joins are.
+"""How alike two videos are (PSNR, SSIM), or two sets of features (Fréchet, kernel), and how visible joins are.
 
 numpy only. The first two agree with scikit-image, see tests/metrics/test_video.py.
 """
@@ -86,6 +86,41 @@ def ssim_map(a_HWC, b_HWC, data_range: float):
 def ssim(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> float:
     """The mean of `ssim_per_frame`."""
     return float(ssim_per_frame(a_THWC, b_THWC, data_range).mean())
+
+
+def temporal_error(a_THWC: np.ndarray, b_THWC: np.ndarray) -> float:
+    """Mean absolute difference between two uint8 videos' changes from frame to frame, in grey levels; 0 for images."""
+    _pair(a_THWC, b_THWC, None)
+    if len(a_THWC) == 1:
+        return 0.0
+    return float(np.abs(np.diff(a_THWC.astype(np.float32), axis=0) - np.diff(b_THWC.astype(np.float32), axis=0)).mean())
+
+
+def detail(video_THWC: np.ndarray) -> float:
+    """Energy of a video's high spatial frequencies (above half of the highest), per pixel, in grey levels squared."""
+    grey_THW = video_THWC.astype(np.float64).mean(axis=-1)
+    height, width = grey_THW.shape[1:]
+    fast_HW = np.maximum(np.abs(np.fft.fftfreq(height))[:, None], np.abs(np.fft.fftfreq(width))[None]) > 0.25
+    energy_THW = np.abs(np.fft.fft2(grey_THW)) ** 2 / (height * width) ** 2
+    return float(energy_THW[:, fast_HW].sum(axis=-1).mean())
+
+
+def kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """Squared maximum mean discrepancy, kernel (x·y/D + 1)^3, unbiased (Bińkowski et al. 2018): may be below 0."""
+    if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1]:
+        raise ValueError(f"need features (videos, D) of one D, got {a_ND.shape} and {b_ND.shape}")
+    if min(len(a_ND), len(b_ND)) < 2:
+        raise ValueError(f"need at least 2 videos on each side, got {len(a_ND)} and {len(b_ND)}")
+    a_ND, b_ND = a_ND.astype(np.float64), b_ND.astype(np.float64)
+
+    def kernel(x_ND, y_ND):
+        return (x_ND @ y_ND.T / x_ND.shape[1] + 1) ** 3
+
+    def within(x_ND):
+        values_NN, n = kernel(x_ND, x_ND), len(x_ND)
+        return (values_NN.sum() - np.trace(values_NN)) / (n * (n - 1))
+
+    return float(within(a_ND) + within(b_ND) - 2 * kernel(a_ND, b_ND).mean())
 
 
 def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:

@@ -1,0 +1,90 @@
+"""Distances between sets of videos, and what they look at."""
+
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.metrics.features import load_features
+from tokvid.metrics.video import detail, frechet_distance, kernel_distance, temporal_error
+
+
+def videos(seed, count=12, frames=5):
+    """Noise, smooth in space, that drifts."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 1, 4, 4, 3)).repeat(4, 2).repeat(4, 3)
+    return np.concatenate([np.roll(coarse, i, axis=3) for i in range(frames)], axis=1).astype(np.uint8)
+
+
+def test_the_features_are_the_same_every_time():
+    first, again = load_features("random-convolutions"), load_features("random-convolutions")
+    assert first.mark == again.mark == "3c4c9a3384ee"  # the figures of evaluations hang on it
+    np.testing.assert_array_equal(first.extract(videos(0)), again.extract(videos(0)))
+    assert first.extract(videos(0)[:, :1]).shape == (12, 64)  # images too
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_what_is_worse_is_further_away(distance):
+    extract, real = load_features("random-convolutions").extract, videos(0, 300)
+    rng = np.random.default_rng(1)
+    blurred = sum(np.roll(real.astype(np.float32), i, 2) for i in range(4)) / 4
+    noisy = np.clip(real + rng.normal(0, 60, real.shape), 0, 255)
+    shuffled = real[:, [2, 0, 4, 1, 3]]
+    found = [distance(extract(real), extract(other.astype(np.uint8))) for other in (videos(5, 300), blurred, noisy)]
+    assert found[0] < found[1] < found[2]
+    assert distance(extract(real), extract(shuffled)) > found[0]
+
+
+def test_the_kernel_distance_is_the_unbiased_one():
+    a, b = np.random.default_rng(0).normal(size=(2, 5, 3))
+
+    def kernel(x, y):
+        return (sum(p * q for p, q in zip(x, y, strict=True)) / 3 + 1) ** 3
+
+    within = [np.mean([kernel(x, y) for x in z for y in z if x is not y]) for z in (list(a), list(b))]
+    wanted = sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(wanted)
+    many = np.random.default_rng(1).normal(size=(2, 2000, 3))
+    assert abs(kernel_distance(*many)) < 0.05
+    with pytest.raises(ValueError, match="at least 2"):
+        kernel_distance(a[:1], b)
+
+
+def test_detail_and_temporal_error():
+    flat, checks = np.full((2, 8, 8, 3), 9, np.uint8), np.zeros((2, 8, 8, 3), np.uint8)
+    checks[:, ::2, 1::2] = checks[:, 1::2, ::2] = 200
+    assert detail(flat) == 0 and detail(checks) == pytest.approx(100**2)  # all but the mean
+    still, blinking = checks.copy(), checks.copy()
+    blinking[1] = 0
+    assert temporal_error(still, checks) == 0 and temporal_error(still, blinking) == 100
+
+
+def test_features_from_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    with pytest.raises(UserError, match=r"no features file"):
+        load_features(str(path))
+    path.write_text(
+        "from tokvid.metrics.features import Features\n"
+        "def features():\n    return Features('brightness', '1', lambda video: video.mean((1, 2, 3)))\n"
+    )
+    found = load_features(str(path))
+    assert found.name == "brightness" and found.extract(videos(0)).shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("x = 1", "defines no `features`"),
+        ("def features(): 1 / 0", "ZeroDivisionError"),
+        ("def features(): return 3", "gives int"),
+    ],
+)
+def test_files_without_features_are_refused(tmp_path, text, said):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_features(str(path))
+
+
+def test_unknown_features_are_refused():
+    with pytest.raises(UserError, match=r"random-convolution.*random-convolutions"):
+        load_features("random-convolution")
