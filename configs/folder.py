@@ -31,10 +31,11 @@ recipe = Recipe(
         mlp=512,
         encoder=("space", "time"),
         decoder=("space", "time") * 2,
+        time_window=2,  # two layers then see 3 latent frames: less than a clip's 4, so that streams are nothing new
         levels=(8, 8, 8, 8),
     ),
     train_tokenizer=TrainConfig(
-        steps=1200, batch=8, optimizer="muon", learning_rate=3e-3, weight_decay=0.01, ema=0.995
+        steps=1500, batch=4, optimizer="muon", learning_rate=3e-3, weight_decay=0.01, ema=0.995
     ),
     tokens=TokensConfig(videos=2500, latent_frames=7),
     transformer=TransformerConfig(

@@ -140,6 +140,8 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run
     seed: int = 0
+    start: str = ""  # a weights folder to begin with, instead of at random
+    freeze: tuple[str, ...] = ()  # parameters that don't move, by how their names begin
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all that are left
 
 
@@ -251,7 +253,8 @@ def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
             raise UserError(did_you_mean(name, names, "field of the recipe"))
         before = values[group][field]
         many = isinstance(before, list)
-        read = [word if isinstance(before[0] if many else before, str) else _value(word) for word in words]
+        like = next(iter(before), "") if many else before  # what is empty by default are names
+        read = [word if isinstance(like, str) else _value(word) for word in words]
         if not many and len(read) != 1:
             raise UserError(f"--{name} takes one value, got {len(read)}")
         values[group][field] = read if many else read[0]

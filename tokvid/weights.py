@@ -57,6 +57,8 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
     with atomic(folder / "weights.safetensors") as temporary:
         temporary.write_bytes(data)
     values = {"format": FORMAT, "kind": kind, "fingerprint": mark, "config": to_dict(config), **about}
+    if kind == "tokenizer":
+        values["codes"] = _codes(to_dict(config), tensors)
     write_json(folder / "config.json", values)
     return mark
 
@@ -107,12 +109,30 @@ def load(folder: str | Path, kind: str) -> Loaded:
 
 def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:
     """Refuses a transformer trained on another tokenizer's codes, which would show only as noise."""
-    wanted, found = transformer.about.get("tokenizer"), tokenizer.about.get("fingerprint")
-    if wanted != found:
+    wanted = transformer.about.get("tokenizer")
+    if not same_codes(wanted, tokenizer.about):
         raise UserError(
-            f"the transformer was trained on tokenizer {wanted}, but the tokenizer here is {found}; "
+            f"the transformer was trained on tokenizer {wanted}, but the tokenizer here is "
+            f"{tokenizer.about.get('codes') or tokenizer.about.get('fingerprint')}; "
             "use the tokenizer it was trained with, or tokenize and train the transformer again"
         )
+
+
+def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
+    """Whether `mark`, kept beside tokens, is of a tokenizer that encodes as this one (its config.json) does.
+
+    Marks are of the encoder alone, so that a decoder may be trained on; those of old tokens are of the whole.
+    """
+    return mark is not None and mark in (tokenizer.get("codes"), tokenizer.get("fingerprint"))
+
+
+def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    """16 hex digits of all that decides which codes a video gets."""
+    fields = ("patch", "temporal_patch", "width", "heads", "mlp", "encoder", "time_window")
+    fields += ("quantizer", "levels", "codes", "code_width")
+    parts = ("embed_", "encoder", "to_latent", "quantizer")
+    encoder = {name: tensor for name, tensor in sorted(tensors.items()) if name.startswith(parts)}
+    return _fingerprint([config[field] for field in fields], safetensors.numpy.save(encoder))
 
 
 def _half(array: jax.Array) -> np.ndarray:

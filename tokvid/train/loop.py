@@ -18,7 +18,7 @@ from tokvid.progress import progress
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
-from tokvid.train.state import Task, TrainState, abstract_state, init_state, make_step
+from tokvid.train.state import Task, TrainState, abstract_state, init_state, make_step, start_from
 
 
 def train(task: Task, config: TrainConfig, folder: Path) -> int:
@@ -42,6 +42,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
         window: Mapping[str, Any] = {}
         if (restored := checkpoints.restore(like)) is None:
             state = init_state(task, config, like)
+            if config.start:
+                state = start_from(state, Path(config.start), task.name)
         else:
             _, state, saved = restored
             batches.set_state(saved["batches"])
@@ -83,7 +85,10 @@ def agreement(task: Task, config: TrainConfig) -> dict[str, Any]:
 
     The rest (steps, rates, threads) may change.
     """
-    return {**task.describe(), "training": {name: getattr(config, name) for name in ("batch", "optimizer", "seed")}}
+    return {
+        **task.describe(),
+        "training": {name: getattr(config, name) for name in ("batch", "freeze", "optimizer", "seed")},
+    }
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """The training state, a plain pytree, and the one step that both models take."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -9,7 +10,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from tokvid import weights
 from tokvid.config import TrainConfig
+from tokvid.errors import UserError, did_you_mean
 from tokvid.sharding import BATCH, shardings
 from tokvid.train.optimizer import learning_rate, make_optimizer
 
@@ -87,6 +90,47 @@ def _init(task: Task, config: TrainConfig) -> Callable[[], TrainState]:
     return init
 
 
+def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
+    """The state with the weights in `folder`/`kind` in their places; what they lack (an adversary) stays as it is.
+
+    UserError where they are of other shapes, or have what this model hasn't.
+    """
+    loaded = {
+        _name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(weights.load(folder / kind, kind).params)
+    }
+    used = set()
+
+    def fill(path, leaf):
+        name = _name(path).removeprefix(f"{kind}.")
+        if name not in loaded:
+            return leaf
+        used.add(name)
+        if loaded[name].shape != leaf.shape:
+            raise UserError(f"{folder / kind}: {name} has shape {loaded[name].shape}, the recipe wants {leaf.shape}")
+        return jax.device_put(loaded[name], leaf.sharding)
+
+    parts = {
+        part: jax.tree_util.tree_map_with_path(fill, getattr(state, part)) for part in ("params", "buffers", "ema")
+    }
+    if missing := sorted(loaded.keys() - used):
+        raise UserError(f"{folder / kind} has {missing[0]}, which the recipe's {kind} lacks; make their configs agree")
+    return state._replace(**parts)
+
+
+def frozen_leaves(params: nnx.State, freeze: tuple[str, ...]) -> Any:
+    """Per leaf whether its name begins with one of `freeze`. UserError for one that no name begins with."""
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for beginning in freeze:
+        if not any(name.startswith(beginning) for name in names):
+            raise UserError(did_you_mean(beginning, sorted({name.split(".")[0] for name in names}), "parameter"))
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path).startswith(freeze) if freeze else False, params)
+
+
+def _name(path: Any) -> str:
+    return ".".join(str(key.key) for key in path if hasattr(key, "key"))
+
+
 def _places(like: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, like)
 
@@ -96,11 +140,13 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The jitted training step; the state is donated. A non-finite gradient changes nothing but the counters."""
     optimizer, rate = make_optimizer(config), learning_rate(config)
+    frozen = frozen_leaves(like.params, config.freeze)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(params: nnx.State) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
+            params = jax.tree.map(lambda leaf, still: jax.lax.stop_gradient(leaf) if still else leaf, params, frozen)
             model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to move what was made outside
             value, metrics = task.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
@@ -108,6 +154,7 @@ def make_step(
         (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = jax.tree.map(lambda leaf, still: jnp.zeros_like(leaf) if still else leaf, updates, frozen)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))  # short memory at first
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)

@@ -39,7 +39,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     text = train_text_model(_captions(source, recipe), workdir / "text.model", recipe.transformer.text_vocabulary)
     grid = latent_shape(config, 1, *size)
     metadata = {
-        "tokenizer": tokenizer.about["fingerprint"],
+        "tokenizer": tokenizer.about.get("codes", tokenizer.about["fingerprint"]),
         "text_model": text.fingerprint,
         "vocabulary": tokenizer.model.quantizer.vocabulary,
         "text_vocabulary": text.vocabulary,
@@ -75,9 +75,11 @@ def open_token_cache(workdir: Path) -> tuple[Path, dict[str, Any], TextModel]:
         raise UserError(f"{folder} holds {len(source)} records of kind {source.kind}, no token cache; {again}")
     text = TextModel.load(workdir / "text.model")
     tokenizer = weights.describe(workdir / "tokenizer", "tokenizer")
-    for what, found in (("tokenizer", tokenizer.get("fingerprint")), ("text_model", text.fingerprint)):
-        if (wanted := source.metadata.get(what)) != found:
-            raise UserError(f"{folder} was made with {what} {wanted}, {workdir} has {found}; {again}")
+    wanted = source.metadata.get("tokenizer")
+    if not weights.same_codes(wanted, tokenizer):
+        raise UserError(f"{folder} was made with tokenizer {wanted}, {workdir} has {tokenizer.get('codes')}; {again}")
+    if (wanted := source.metadata.get("text_model")) != text.fingerprint:
+        raise UserError(f"{folder} was made with text_model {wanted}, {workdir} has {text.fingerprint}; {again}")
     return folder, source.metadata, text
 
 
