@@ -61,7 +61,7 @@ def test_saving_again_what_was_loaded_gives_the_same_fingerprint(saved, tmp_path
     loaded = weights.load(saved, "tokenizer")
     again = weights.save(tmp_path / "again", "tokenizer", loaded.config, loaded.params)
     assert again == loaded.about["fingerprint"] and len(again) == 16
-    other = dataclasses.replace(loaded.config, time_window=2)
+    other = dataclasses.replace(loaded.config, time_window=3)
     assert weights.save(tmp_path / "other", "tokenizer", other, loaded.params) != again
 
 
@@ -89,7 +89,7 @@ def test_a_truncated_file_is_refused(saved, length):
 
 
 def test_another_config_or_other_weights_are_refused(saved, tokenizer, tmp_path):
-    edit(saved, lambda values: values["config"].update(time_window=2))
+    edit(saved, lambda values: values["config"].update(time_window=3))
     assert "doesn't belong to the config.json beside it" in refused(saved)
     edit(saved, lambda values: values["config"].update(time_window=TOKENIZER.time_window))
     assert weights.load(saved, "tokenizer").config == TOKENIZER
@@ -158,8 +158,30 @@ def test_missing_files_are_named(saved, tmp_path):
 
 def test_a_transformer_of_another_tokenizer_is_refused_with_both_fingerprints(saved):
     tokenizer = weights.load(saved, "tokenizer")
-    mark = tokenizer.about["fingerprint"]
-    weights.check_pair(tokenizer, tokenizer._replace(about={"tokenizer": mark}))
+    mark = tokenizer.about["codes"]
+    for known in (mark, tokenizer.about["fingerprint"]):  # which older transformers keep
+        weights.check_pair(tokenizer, tokenizer._replace(about={"tokenizer": known}))
     for other in ("0123456789abcdef", None):
         with pytest.raises(UserError, match=f"trained on tokenizer {other}, but the tokenizer here is {mark}"):
             weights.check_pair(tokenizer, tokenizer._replace(about={"tokenizer": other}))
+
+
+def test_a_decoder_may_be_trained_on_and_nothing_else(tokenizer, tmp_path):
+    def codes(changed="", **config):
+        moved = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf + 1 if changed and f"['{changed}']" in jax.tree_util.keystr(path) else leaf,
+            tokenizer,
+        )
+        weights.save(tmp_path, "tokenizer", dataclasses.replace(TOKENIZER, **config), moved)
+        return weights.load(tmp_path, "tokenizer").about["codes"]
+
+    before = codes()
+    assert codes("decoder") == codes("paint_rest") == codes(l1_weight=3.0) == before
+    changed = {
+        codes("encoder"),
+        codes("embed_first"),
+        codes("to_latent"),
+        codes(time_window=3),
+        codes(levels=(8, 8, 8, 8)),
+    }
+    assert len(changed) == 5 and before not in changed

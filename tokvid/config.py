@@ -49,7 +49,7 @@ class TokenizerConfig:
     mlp: int = 1024
     encoder: tuple[str, ...] = ("space", "time") * 2
     decoder: tuple[str, ...] = ("space", "time") * 3
-    time_window: int = 4  # latent frames that temporal attention sees, itself included
+    time_window: int = 2  # latent frames that a layer of temporal attention sees, itself included
     quantizer: str = "fsq"  # a key of tokenizer.quantizers.QUANTIZERS
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
     codes: int = 8192  # the vocabulary of VQ and LFQ

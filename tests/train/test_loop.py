@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh
 
+from tokvid import weights
 from tokvid.config import TrainConfig
 from tokvid.errors import UserError
 from tokvid.nn.blocks import Linear
@@ -350,3 +352,20 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "toy").write_text("")
     with pytest.raises(UserError, match=r"^cannot write checkpoints to .*; free some space or choose another"):
         Lab(tmp_path / "toy").train()
+
+
+def test_training_begins_with_given_weights_and_holds_some_still(tmp_path, monkeypatch):
+    given = {"kernel": np.eye(4, dtype=np.float32), "bias": np.full(4, 0.5, np.float32)}
+    variables = nnx.state(Linear(4, 4, ("embed", None), rngs=nnx.Rngs(0)))
+    loaded = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(given[path[0].key]), variables)
+    monkeypatch.setattr(weights, "load", lambda folder, kind: weights.Loaded(None, None, loaded, {}))
+    task = Toy()
+    train(task, dataclasses.replace(CONFIG, start="given", freeze=("bias",)), tmp_path)
+    made = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(task.finished[1])}
+    np.testing.assert_array_equal(made["bias"], given["bias"])
+    assert 0 < np.abs(made["kernel"] - given["kernel"]).max() < 0.1
+
+    with pytest.raises(UserError, match=r"bias has shape \(4,\), the recipe wants \(3,\)"):
+        train(Toy(width=3), dataclasses.replace(CONFIG, start="given"), tmp_path / "other")
+    with pytest.raises(UserError, match=r"kernels.*kernel"):
+        train(Toy(), dataclasses.replace(CONFIG, freeze=("kernels",)), tmp_path / "another")

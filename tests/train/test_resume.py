@@ -178,3 +178,14 @@ def test_a_collapsed_codebook_raises_the_alarm():
     assert "with a lower learning rate, a longer warm-up or fewer codes" in alarm((8, 5, 5, 5), 6)
     assert not alarm((4, 4), 2) and not alarm((8, 5, 5, 5), 10)
     assert not alarm((8, 8, 8, 5, 5, 5), 24, batch=2)  # all that 2 clips of 12 tokens can show of 64,000
+
+
+@pytest.mark.parametrize(
+    "frames, window, said", [(7, 3, ""), (5, 4, "data.frames 9"), (7, 4, "data.frames 9"), (1, 4, "")]
+)
+def test_clips_too_short_to_train_a_stream_are_told(frames, window, said, caplog):
+    tokenizer = dataclasses.replace(RECIPE.tokenizer, encoder=("time",), decoder=("space",), time_window=window)
+    TokenizerTask(
+        dataclasses.replace(RECIPE, data=dataclasses.replace(RECIPE.data, frames=frames), tokenizer=tokenizer)
+    )
+    assert (said in caplog.text) if said else not caplog.text

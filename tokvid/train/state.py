@@ -108,7 +108,7 @@ def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
         used.add(name)
         if loaded[name].shape != leaf.shape:
             raise UserError(f"{folder / kind}: {name} has shape {loaded[name].shape}, the recipe wants {leaf.shape}")
-        return jax.device_put(loaded[name], leaf.sharding)
+        return jax.device_put(jnp.array(loaded[name]), leaf.sharding)  # a copy: the step gives each away
 
     parts = {
         part: jax.tree_util.tree_map_with_path(fill, getattr(state, part)) for part in ("params", "buffers", "ema")

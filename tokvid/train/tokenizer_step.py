@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, to_dict
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.media import contact_sheet
@@ -23,6 +24,8 @@ from tokvid.tokenizer.losses import reconstruction_losses
 from tokvid.tokenizer.quantizers import vocabulary
 from tokvid.train.state import Metrics
 from tokvid.types import VideoBatch
+
+log = logging.getLogger(__name__)
 
 
 class Players(nnx.Module):
@@ -47,6 +50,7 @@ class TokenizerTask:
                 "adversary.weight and train_tokenizer.adversary_learning_rate go together; set both above 0, or neither"
             )
         self.recipe, self.config = recipe, config
+        _warn_of_streams(config, data.frames)
 
     def make_model(self, rngs: nnx.Rngs) -> Players:
         tokenizer = CViViT(self.config, rngs=rngs)
@@ -129,6 +133,22 @@ class TokenizerTask:
 def describe_data(config: DataConfig) -> dict[str, Any]:
     """What decides which clips are made, as JSON values: the config without what only decides how fast."""
     return {name: value for name, value in to_dict(config).items() if name not in ("threads", "max_unreadable")}
+
+
+def _warn_of_streams(config: TokenizerConfig, frames: int) -> None:
+    """Most latent frames of a long video can't see its first. Clips must hold such ones, or they are never trained."""
+    latent = latent_shape(config, frames, *config.size).frames
+    for part, order in (("encoder", config.encoder), ("decoder", config.decoder)):
+        reach = 1 + order.count("time") * (config.time_window - 1)
+        if 1 < latent <= reach:
+            log.warning(
+                "the %s looks back over %d latent frames and clips have %d: longer videos will be unlike anything "
+                "trained on. Use data.frames %d or more, or a smaller tokenizer.time_window",
+                part,
+                reach,
+                latent,
+                1 + reach * config.temporal_patch,
+            )
 
 
 def _usage(ids: jax.Array, vocabulary: int) -> Metrics:
