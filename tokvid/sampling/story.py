@@ -16,7 +16,7 @@ from tokvid.errors import UserError
 from tokvid.files import atomic
 from tokvid.input_pipeline.text import checked
 from tokvid.input_pipeline.windows import captions_in_force
-from tokvid.sampling.methods import Sampling, check_guidance, check_seed
+from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
 from tokvid.sampling.stream import (
     Models,
     RollingWindow,
@@ -58,7 +58,7 @@ class Story:
     segments: tuple[Segment, ...]
     fps: float = 8.0
     seed: int = 0
-    guidance: float = 2.0
+    guidance: float = GUIDANCE
     keep: int = 2  # latent frames that each window takes over from the one before
     sampling: Sampling = Sampling()
 
