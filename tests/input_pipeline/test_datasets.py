@@ -114,6 +114,14 @@ def test_processes_share_one_stream(processes):
 
 
 @pytest.mark.parametrize(("videos", "times"), [(300, 1), (6, 43)])
+def test_every_video_equally_often_in_a_new_order(made, videos, times):
+    config = dataclasses.replace(made([10.0] * videos), size=(1, 1))
+    epochs = [batch.video[:, 0, 0, 0, 0].tolist() for batch in take(clip_batches(config, videos * times, 0), 2)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(times * [i % 256 for i in range(videos)])
+    assert epochs[0] != epochs[1]
+
+
 def test_images_beside_clips(made):
     """Drawn from all videos, the same whatever the threads; clips are as long as ever."""
     config = dataclasses.replace(made([10.0] * 9), size=(4, 4), images=3)
@@ -131,14 +139,6 @@ def test_images_of_a_folder(made, tmp_path):
     config = dataclasses.replace(made([10.0] * 2), size=(4, 4), images=2, images_path=str(tmp_path))
     batch = next(clip_batches(config, 8, 0))
     assert set(np.unique(batch.video)) == {0, 1} and set(np.unique(batch.images)) == {100, 200}
-
-
-def test_every_video_equally_often_in_a_new_order(made, videos, times):
-    config = dataclasses.replace(made([10.0] * videos), size=(1, 1))
-    epochs = [batch.video[:, 0, 0, 0, 0].tolist() for batch in take(clip_batches(config, videos * times, 0), 2)]
-    for epoch in epochs:
-        assert sorted(epoch) == sorted(times * [i % 256 for i in range(videos)])
-    assert epochs[0] != epochs[1]
 
 
 @pytest.mark.parametrize(
