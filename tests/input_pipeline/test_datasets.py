@@ -162,7 +162,7 @@ def test_rules_of_frame_rates(made):
         rule: {
             (int(video[0, 0, 0, 0]), float(fps))
             for batch in take(clip_batches(dataclasses.replace(config, fps_rule=rule), 8, 0), 10)
-            for video, fps in zip(*batch, strict=True)
+            for video, fps in zip(batch.video, batch.fps, strict=True)
         }
         for rule in ("uniform", "lowest")
     }
