@@ -159,9 +159,9 @@ def test_real_models_are_measured_the_same_way_twice(tiny_models):
     assert first == evaluate_shapes(tiny_models, 4, seed=5)
     assert set(first) == {
         "attributes", "ceiling_real", "ceiling_reconstruction", "held_out", "speed_error_by_fps", "prompt_switch",
-        "seam_ratio", "samples", "seed", "settings", "weights",
+        "seam_ratio", "seam_ratio_reconstruction", "samples", "seed", "settings", "weights",
     }  # fmt: skip
-    assert first["settings"]["guidance"] == 2.0 and set(first["speed_error_by_fps"]) == {"4", "8"}
+    assert first["settings"]["guidance"] == 3.0 and set(first["speed_error_by_fps"]) == {"4", "8"}
 
 
 @pytest.mark.parametrize("change", [{"samples": 3}, {"size": (32, 48)}])

@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tokvid"
 
-HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary"}
+HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary", "ssim"}
 # Left may not import right, and rooms side by side may not import each other (the helpers may).
 ORDER = [HELPERS, {"sharding"}, {"nn"}, {"tokenizer", "transformer"}, {"weights"}, {"train", "sampling"}]
 # These stand beside the order, without JAX: `train`, `sampling` and the top may import them, and they only these.
-ASIDE = {"input_pipeline": HELPERS, "media": HELPERS, "metrics": {"types", "errors", "shape_vocabulary"}}
+ASIDE = {"input_pipeline": HELPERS, "media": HELPERS, "metrics": {"types", "errors", "shape_vocabulary", "ssim"}}
 TOP = {"evaluate", "cli", "commands", "__main__"}  # may import everything, and nobody imports them
 ROOT = {"", "__version__"}  # what stands in tokvid/__init__.py is anyone's
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}

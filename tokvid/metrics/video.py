@@ -8,10 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A Gaussian of sigma 1.5 cut at 3.5 sigma: Wang et al. 2004, "Image quality assessment", section III-B.
-_RADIUS = 5
-_BELL = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / 1.5) ** 2)
-_WINDOW = [float(weight) for weight in _BELL / _BELL.sum()]
+from tokvid.ssim import RADIUS, ssim_map
 
 
 def _pair(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None) -> float:
@@ -52,13 +49,6 @@ def psnr(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None
     return float(_decibels(errors_T.mean(), data_range))
 
 
-def _blur(image_HWC):
-    """The Gaussian mean around each pixel whose whole window is inside the image: (H - 10, W - 10, C)."""
-    rows, columns = image_HWC.shape[0] - 2 * _RADIUS, image_HWC.shape[1] - 2 * _RADIUS
-    down_HWC = sum(weight * image_HWC[i : i + rows] for i, weight in enumerate(_WINDOW))
-    return sum(weight * down_HWC[:, i : i + columns] for i, weight in enumerate(_WINDOW))
-
-
 def ssim_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> np.ndarray:
     """Structural similarity of each frame, mean over channels: float64 (T,), 1 where frames are equal.
 
@@ -67,20 +57,10 @@ def ssim_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | N
     ValueError when shapes differ or a side is below 11 pixels.
     """
     data_range = _pair(a_THWC, b_THWC, data_range)
-    if min(a_THWC.shape[1:3]) < 2 * _RADIUS + 1:
+    if min(a_THWC.shape[1:3]) < 2 * RADIUS + 1:
         raise ValueError(f"SSIM needs frames of at least 11x11 pixels, got {a_THWC.shape[1]}x{a_THWC.shape[2]}")
     frames = zip(a_THWC, b_THWC, strict=True)
     return np.array([np.mean(ssim_map(a.astype(np.float64), b.astype(np.float64), data_range)) for a, b in frames])
-
-
-def ssim_map(a_HWC, b_HWC, data_range: float):
-    """SSIM around each pixel whose window is inside two frames, (H - 10, W - 10, C); of NumPy's or of JAX's arrays."""
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_a, mean_b = _blur(a_HWC), _blur(b_HWC)
-    variances = _blur(a_HWC**2 + b_HWC**2) - mean_a**2 - mean_b**2
-    covariance = _blur(a_HWC * b_HWC) - mean_a * mean_b
-    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return similarity / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
 
 
 def ssim(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> float:
