@@ -25,7 +25,7 @@ def recipe(steps: int) -> Any:
     """The tokenizer of Moving Shapes at its smallest; it saves, samples and logs all the time."""
     from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 
-    size, layers = (16, 16), {"encoder": ("space",), "decoder": ("time",)}
+    size, layers = (16, 16), {"encoder": ("space",), "decoder": ("time",), "time_window": 1}
     return Recipe(
         data=DataConfig(size=size, frames=3, videos=50, threads=1),
         tokenizer=TokenizerConfig(size=size, width=16, heads=2, mlp=32, levels=(4, 4), **layers),
