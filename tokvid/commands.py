@@ -169,14 +169,15 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     """Trains the tokenizer or the transformer of a recipe."""
     from tokvid.config import load_recipe
     from tokvid.train.loop import train as run_training
-    from tokvid.train.token_cache import open_token_cache
+    from tokvid.train.token_cache import open_token_cache, write_text_model
     from tokvid.train.tokenizer_step import TokenizerTask
     from tokvid.train.transformer_step import TransformerTask
 
     recipe = load_recipe(options.config, rest)
     folder = options.workdir / options.model
     if options.model == "tokenizer":
-        run_training(TokenizerTask(recipe), recipe.train_tokenizer, folder)
+        text = write_text_model(recipe, options.workdir) if recipe.adversary.captions else None
+        run_training(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
     else:
         cache, about, text = open_token_cache(options.workdir)
         task = TransformerTask(recipe, cache, about, text, show=_sample_videos(options.workdir, about, text))

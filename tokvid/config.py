@@ -32,6 +32,9 @@ class DataConfig:
     frames: int = 11  # frames of a training clip for the tokenizer; 1 + a multiple of the temporal patch
     images: int = 0  # single images that the tokenizer is trained on beside each clip
     images_path: str = ""  # a folder of them; none: frames of the videos
+    flip: float = 0.0  # share of clips mirrored, of those whose caption stays true
+    zoom: float = 1.0  # clips are magnified by a random factor up to this, and cropped at random
+    light: float = 0.0  # brightness and contrast vary by up to this share, where the caption stays true
     max_unreadable: float = 0.1  # stop when a larger share of the files cannot be read
     threads: int = 2  # reading threads
     seed: int = 0
@@ -50,6 +53,7 @@ class TokenizerConfig:
     encoder: tuple[str, ...] = ("space", "time") * 2
     decoder: tuple[str, ...] = ("space", "time") * 3
     time_window: int = 2  # latent frames that a layer of temporal attention sees, itself included
+    tile: int = 0  # latent rows and columns mixed at once by spatial attention; 0: as many as `size` has
     quantizer: str = "fsq"  # a key of tokenizer.quantizers.QUANTIZERS
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
     codes: int = 8192  # the vocabulary of VQ and LFQ
@@ -60,6 +64,7 @@ class TokenizerConfig:
     l2_weight: float = 1.0
     temporal_weight: float = 0.0  # L1 between differences of consecutive frames
     ssim_weight: float = 0.0
+    perceptual_weight: float = 0.0  # distance of a network's features; `train_tokenizer.perceptual` is its file
     dtype: Dtype = "float32"  # compute type; parameters, norms and softmax stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
 
@@ -75,6 +80,7 @@ class AdversaryConfig:
     layers: int = 3  # each halves the picture
     start: int = 1000  # steps that the discriminators learn before they are heard
     most: float = 1e3  # bound of the factor that `weight` leads to
+    captions: bool = False  # whether the judges read the captions (Miyato & Koyama 2018)
     lecam: float = 0.01  # LeCam regularisation (Tseng et al. 2021)
     r1: float = 0.0  # gradient penalty on real videos (Mescheder et al. 2018)
 
@@ -141,6 +147,7 @@ class TrainConfig:
     max_non_finite: int = 10  # skipped steps in a row that stop the run
     seed: int = 0
     start: str = ""  # a weights folder to begin with, instead of at random
+    perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py
     freeze: tuple[str, ...] = ()  # parameters that don't move, by how their names begin
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all that are left
 

@@ -49,11 +49,16 @@ class VideoSource(Protocol):
 
 
 class VideoBatch(NamedTuple):
-    """Clips for the tokenizer: video uint8 (B, T, H, W, 3), fps float32 (B,), images uint8 (B, I, H, W, 3) besides."""
+    """Clips for the tokenizer.
+
+    video uint8 (B, T, H, W, 3); fps float32 (B,); images uint8 (B, I, H, W, 3) that have nothing to do with them; text
+    int32 (B, L) of their captions, padded with -1, L 0 where nothing reads them.
+    """
 
     video: AnyArray
     fps: AnyArray
     images: AnyArray
+    text: AnyArray
 
 
 class TokenBatch(NamedTuple):

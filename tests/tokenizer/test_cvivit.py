@@ -12,7 +12,7 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.tokenizer.cvivit import CViViT, _patches, _pixels, latent_shape
+from tokvid.tokenizer.cvivit import CViViT, Tiles, _cover, _patches, _pixels, latent_shape
 
 ALTERNATING, PHENAKI = ("space", "time") * 2, ("space", "space", "time", "time")
 CONFIG = TokenizerConfig(
@@ -239,3 +239,31 @@ def test_no_gradient_flows_from_a_pixel_to_later_frames(gradients):
     video = gradients("none")[1]
     assert np.abs(video[:, :3]).max(axis=(0, 2, 3, 4)).min() > 0
     np.testing.assert_array_equal(video[:, 3:], 0)
+
+
+@pytest.mark.parametrize("size, most", [((4, 6), (4, 6)), ((9, 6), (4, 6)), ((10, 13), (4, 6)), ((3, 7), (4, 6))])
+def test_tiles_cover_the_grid_and_come_back_as_they_were(size, most):
+    tiles = Tiles(*size, *most)
+    grid = jnp.arange(2 * 3 * size[0] * size[1] * 2.0).reshape(2, 3, *size, 2)
+    cut = tiles.cut(grid)
+    assert cut.shape[1] == min(size[0], most[0]) * min(size[1], most[1])
+    np.testing.assert_array_equal(tiles.join(cut, 2, 3), grid)
+
+
+def test_where_tiles_overlap_the_one_whose_middle_is_nearest_counts():
+    places, taken = _cover(10, 4)
+    assert places.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+    assert places.ravel()[taken].tolist() == list(range(10))
+    assert (taken // 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]  # of equals the first
+
+
+def test_a_larger_frame_is_mixed_in_tiles_of_the_size_trained_on(random_model):
+    """A model of one space layer each: what stands in one tile can't be seen in another, on whatever grid."""
+    config = dataclasses.replace(CONFIG, encoder=("space",), decoder=("space",))
+    tokenizer = random_model(CViViT, config)
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 48, 3)).astype(np.float32)
+    parts = [[video[:, :, i : i + 16, j : j + 16] for j in (0, 16, 32)] for i in (0, 16)]
+    apart = jnp.concatenate([jnp.concatenate([tokenizer.reconstruct(part)[0] for part in row], 3) for row in parts], 2)
+    np.testing.assert_allclose(tokenizer.reconstruct(video)[0], apart, atol=1e-5)
+    at_once = random_model(CViViT, dataclasses.replace(config, tile=6)).reconstruct(video)[0]
+    assert not np.allclose(at_once, apart, atol=1e-3)

@@ -20,6 +20,9 @@ def videos(seed, shape=(2, 3, 16, 16, 3)):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape), jnp.float32)
 
 
+TEXT = jnp.zeros((2, 0), jnp.int32)
+
+
 def adversary(config=CONFIG):
     return Adversary(config, rngs=nnx.Rngs(0))
 
@@ -27,14 +30,14 @@ def adversary(config=CONFIG):
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("shape, wanted", [((2, 5, 16, 24, 3), (4, 6)), ((1, 1, 16, 16, 3), (4, 4))])
 def test_a_verdict_for_each_place(frames, shape, wanted):
-    verdict = Judge(8, 2, frames, rngs=nnx.Rngs(0))(videos(0, shape))
+    verdict = Judge(8, 2, frames, rngs=nnx.Rngs(0))(videos(0, shape), TEXT)
     assert verdict.shape[0] == shape[0] and verdict.shape[2:] == wanted
     assert verdict.shape[1] == (shape[1] if frames == 1 else -(-shape[1] // 2))
 
 
 def test_a_judge_of_frames_looks_at_one_at_a_time():
     judge, video = Judge(8, 2, 1, rngs=nnx.Rngs(0)), videos(0)
-    other = judge(video.at[:, 1].set(0)) - judge(video)
+    other = judge(video.at[:, 1].set(0), TEXT) - judge(video, TEXT)
     assert (other[:, 1] != 0).any() and (other[:, [0, 2]] == 0).all()
 
 
@@ -43,8 +46,8 @@ def test_the_pull_is_the_verdicts_gradient_at_the_strength_asked_for(game):
     config = dataclasses.replace(CONFIG, game=game)
     made, truth, players = videos(0), videos(1), adversary(config)
     judges = players.judges.values()
-    wanted = jax.grad(lambda made: sum(jnp.mean(GAMES[game][1](judge(made))) for judge in judges))(made)
-    found = play(config, players, made, truth, jnp.float32(3.0))
+    wanted = jax.grad(lambda made: sum(jnp.mean(GAMES[game][1](judge(made, TEXT))) for judge in judges))(made)
+    found = play(config, players, made, truth, TEXT, jnp.float32(3.0))
     np.testing.assert_allclose(found.pull_BTHWC / 1.5, wanted / jnp.linalg.norm(wanted), rtol=1e-4, atol=1e-6)
     assert found.losses.keys() == {"frame_judge", "space-time_judge"}
 
@@ -52,7 +55,7 @@ def test_the_pull_is_the_verdicts_gradient_at_the_strength_asked_for(game):
 def test_the_judges_are_heard_from_the_step_they_start_at():
     config, made, truth = dataclasses.replace(CONFIG, start=2), videos(0), videos(1)
     players = adversary(config)
-    pulls = [np.linalg.norm(play(config, players, made, truth, jnp.float32(1.0)).pull_BTHWC) for _ in range(4)]
+    pulls = [np.linalg.norm(play(config, players, made, truth, TEXT, jnp.float32(1.0)).pull_BTHWC) for _ in range(4)]
     assert pulls[:2] == [0, 0] and pulls[2:] == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
@@ -63,7 +66,7 @@ def test_judges_are_moved_by_their_own_losses_alone_and_learn():
 
     def losses(params, made, truth):
         players = nnx.merge(graph, params, buffers, copy=True)
-        found = play(CONFIG, players, made, truth, jnp.float32(1.0))
+        found = play(CONFIG, players, made, truth, TEXT, jnp.float32(1.0))
         return sum(found.losses.values()), found.metrics
 
     @jax.jit
@@ -85,12 +88,12 @@ def test_lecam_remembers_and_r1_punishes_slopes():
     config = dataclasses.replace(CONFIG, lecam=2.0, r1=0.5, judges=("frame",))
     made, truth, players = videos(0), videos(1), adversary(config)
     judge = players.judges["frame"]
-    real, fake = judge(truth), judge(made)
-    found = play(config, players, made, truth, jnp.float32(1.0))
+    real, fake = judge(truth, TEXT), judge(made, TEXT)
+    found = play(config, players, made, truth, TEXT, jnp.float32(1.0))
     apart = jnp.mean(jax.nn.relu(real) ** 2) + jnp.mean(jax.nn.relu(-fake) ** 2)  # both averages were 0
     assert float(found.losses["frame_lecam"]) == pytest.approx(2 * float(apart), rel=1e-5)
     np.testing.assert_allclose(judge.average[...], [0.01 * real.mean(), 0.01 * fake.mean()], rtol=1e-4)
-    slopes = [jax.grad(lambda video: judge(video[None]).mean())(video) for video in truth]
+    slopes = [jax.grad(lambda video: judge(video[None], TEXT).mean())(video) for video in truth]
     wanted = 0.25 * np.mean([np.sum(np.square(slope)) for slope in slopes])
     assert float(found.losses["frame_r1"]) == pytest.approx(wanted, rel=1e-4)
 
@@ -99,3 +102,40 @@ def test_lecam_remembers_and_r1_punishes_slopes():
 def test_settings_that_cannot_be(change, said):
     with pytest.raises(UserError, match=said):
         adversary(dataclasses.replace(CONFIG, **change))
+
+
+def test_a_judge_that_reads_sees_whether_the_caption_fits():
+    """Bright videos are called 1 and dark ones 2: with the captions swapped, only a reader can tell."""
+    judge = Judge(8, 2, 1, words=4, rngs=nnx.Rngs(0))
+    graph, params, buffers = nnx.split(judge, nnx.Param, ...)
+    bright = jnp.asarray([1.0, -1.0])[:, None, None, None, None]
+    right, wrong = jnp.array([[1, -1], [2, -1]]), jnp.array([[2, -1], [1, -1]])
+
+    def verdicts(params, video):
+        judge = nnx.merge(graph, params, buffers, copy=True)
+        return judge(video, right).mean((1, 2, 3)), judge(video, wrong).mean((1, 2, 3))
+
+    @jax.jit
+    def step(params, state, video):
+        def loss(params):
+            fits, does_not = verdicts(params, video)
+            return jnp.mean(jax.nn.softplus(-fits) + jax.nn.softplus(does_not))
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    optimizer = optax.adam(3e-3)
+    state = optimizer.init(params)
+    for seed in range(60):
+        params, state = step(params, state, 0.3 * videos(seed) + 0.5 * bright)
+    fits, does_not = verdicts(params, 0.3 * videos(99) + 0.5 * bright)
+    assert (fits > 0).all() and (does_not < 0).all()
+
+
+def test_padding_and_no_text_say_nothing():
+    judge, video = Judge(8, 2, 1, words=4, rngs=nnx.Rngs(0)), videos(0)
+    silent = judge(video, TEXT)
+    np.testing.assert_array_equal(judge(video, jnp.full((2, 3), -1)), silent)
+    one = judge(video, jnp.array([[3, -1], [-1, -1]]))
+    assert (one[0] != silent[0]).any() and (one[1] == silent[1]).all()
+    np.testing.assert_allclose(judge(video, jnp.array([[3], [3]]))[0], one[0], rtol=1e-5, atol=1e-6)

@@ -6,9 +6,11 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from tokvid import weights
 from tokvid.config import (
@@ -21,6 +23,7 @@ from tokvid.config import (
     TrainConfig,
     TransformerConfig,
 )
+from tokvid.input_pipeline.text import TextModel
 from tokvid.sharding import make_mesh
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.checkpoints import Checkpoints
@@ -55,12 +58,12 @@ RECIPE = Recipe(
 )
 
 
-# With all that a state can hold: a codebook, an adversary.
+# With all that a state can hold: a codebook, an adversary that reads, a network that looks.
 VQ = {"quantizer": "vq", "codes": 50, "code_width": 4}
 ADVERSARIAL = dataclasses.replace(
     RECIPE,
-    tokenizer=dataclasses.replace(RECIPE.tokenizer, **VQ),
-    adversary=AdversaryConfig(weight=0.5, width=4, layers=2, start=1),
+    tokenizer=dataclasses.replace(RECIPE.tokenizer, **VQ, perceptual_weight=0.5),
+    adversary=AdversaryConfig(weight=0.5, width=4, layers=2, start=1, captions=True),
     train_tokenizer=dataclasses.replace(TRAIN, adversary_learning_rate=1e-3),
 )
 
@@ -96,17 +99,22 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, random_model):
-    """A tokenizer that was never trained, and the tokens it makes."""
+    """A tokenizer that was never trained, the tokens it makes, and a network for the perceptual loss."""
     folder = tmp_path_factory.mktemp("workdir")
     model = random_model(CViViT, RECIPE.tokenizer)
     weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, nnx.state(model, nnx.Param))
     write_token_cache(RECIPE, folder)
+    kernel, bias = np.linspace(-1, 1, 4 * 27, dtype=np.float32).reshape(4, 3, 3, 3), np.zeros(4, np.float32)
+    save_file({"features.0.weight": kernel, "features.0.bias": bias}, folder / "vgg.safetensors")
     return folder
 
 
 def make_task(kind, workdir):
     if kind == "tokenizer":
-        return TokenizerTask(ADVERSARIAL)
+        seen = dataclasses.replace(ADVERSARIAL.train_tokenizer, perceptual=str(workdir / "vgg.safetensors"))
+        return TokenizerTask(
+            dataclasses.replace(ADVERSARIAL, train_tokenizer=seen), TextModel.load(workdir / "text.model")
+        )
     return TransformerTask(RECIPE, *open_token_cache(workdir))
 
 
@@ -137,7 +145,7 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
     found, found_data = state_of(tmp_path / "parts", whole.task, config, 4)
     assert wanted_data == found_data
     assert wanted.keys() == found.keys() and any("mu" in name for name in wanted) and any("ema" in n for n in wanted)
-    for part in ("'codes'", "'average'", "'adversary'"):
+    for part in ("'codes'", "'average'", "'adversary'", "'words'", "'perceptual'"):
         assert any(part in name for name in wanted) == (kind == "tokenizer")
     for name, array in wanted.items():
         assert array.tobytes() == found[name].tobytes(), f"{name} differs after resuming"
@@ -178,6 +186,25 @@ def test_a_collapsed_codebook_raises_the_alarm():
     assert "with a lower learning rate, a longer warm-up or fewer codes" in alarm((8, 5, 5, 5), 6)
     assert not alarm((4, 4), 2) and not alarm((8, 5, 5, 5), 10)
     assert not alarm((8, 8, 8, 5, 5, 5), 24, batch=2)  # all that 2 clips of 12 tokens can show of 64,000
+
+
+@pytest.mark.parametrize("change", [{}, VQ])
+def test_an_encoder_that_is_constant_raises_the_alarm_at_the_first_line_after_warm_up(change, tmp_path, caplog):
+    class Constant(TokenizerTask):
+        def make_model(self, rngs):
+            players = super().make_model(rngs)
+            kernel = players.tokenizer.to_latent.kernel
+            kernel[...] = jnp.zeros_like(kernel[...])
+            return players
+
+    training = dataclasses.replace(
+        TRAIN, batch=8, steps=7, warmup=3, log_every=2, sample_every=0, freeze=("tokenizer.to_latent",)
+    )
+    tokenizer = dataclasses.replace(RECIPE.tokenizer, **change)
+    task = Constant(dataclasses.replace(RECIPE, tokenizer=tokenizer, train_tokenizer=training))
+    train(task, training, tmp_path)
+    (alarm,) = [record.message for record in caplog.records if "collapsed" in record.message]
+    assert alarm.startswith("step 4: batches use only 1.0 of")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import numpy as np
 
 from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
-from tokvid.types import TokenBatch, VideoBatch, VideoItem, VideoSource
+from tokvid.input_pipeline import augment
+from tokvid.types import Caption, TokenBatch, VideoBatch, VideoItem, VideoSource
 
 log = logging.getLogger(__name__)
 
@@ -117,20 +118,30 @@ def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[floa
     return sorted(rate for rate in fps if frames == 1 or (frames - 1) / rate < seconds)
 
 
+def captions_within(captions: tuple[Caption, ...], start: float, end: float) -> tuple[Caption, ...]:
+    """Those in force from `start` to `end` (seconds), in seconds from `start` on; the one at `start` always."""
+    in_force = max((i for i, caption in enumerate(captions) if caption.start <= start), default=0)
+    later = (caption for caption in captions[in_force + 1 :] if caption.start < end)
+    return tuple(Caption(max(0.0, c.start - start), c.text) for c in (captions[in_force], *later))
+
+
 class ClipCutter:
     """Cuts a clip from a video of `source`, or from another, drawn deterministically, if that is no use."""
 
-    def __init__(self, source: VideoSource, config: DataConfig):
+    def __init__(self, source: VideoSource, config: DataConfig, encode: Callable[[str], np.ndarray] | None = None):
+        """`encode` makes a caption's ids, int32 (L,); without, clips have none, (0,)."""
         if config.frames < 1 or not config.fps or not all(0 < rate < math.inf for rate in config.fps):
             raise UserError(
                 f"frames {config.frames} at fps {config.fps}: both must be positive, with one rate at least"
             )
+        augment.check(config)
         self.source, self.config = source, config
+        self.encode = encode or (lambda caption: np.zeros(0, np.int32))
         self.reads = self.unreadable = self.too_short = 0
         self._lock = threading.Lock()
 
     def __call__(self, index: int, rng: np.random.Generator) -> VideoBatch:
-        """A clip: uint8 (T, H, W, 3), fps float32 (), no images. UserError if too many videos are no use."""
+        """A clip, its arrays without the batch dimension, no images. UserError if too many videos are no use."""
         for _ in range(MOST_TRIES):
             clip = self._try(index, rng)
             if clip is not None:
@@ -153,14 +164,18 @@ class ClipCutter:
                 return None
             # CogVideo (Hong et al. 2022, arXiv:2205.15868) takes the lowest: a text should cover its action.
             fps = rates[0] if config.fps_rule == "lowest" else rates[rng.integers(len(rates))]
-            start = rng.uniform(0, max(0.0, item.seconds - (config.frames - 1) / fps))
-            video_THWC = item.read(start, fps, config.frames, config.size)
+            length = (config.frames - 1) / fps
+            start = rng.uniform(0, max(0.0, item.seconds - length))
+            video_THWC = item.read(start, fps, config.frames, augment.magnified(config, rng))
         except (UserError, OSError) as error:
             self._count_unreadable(index, error)
             return None
         with self._lock:
             self.reads += 1
-        return VideoBatch(video_THWC, np.asarray(fps, np.float32), np.zeros((0, *config.size, 3), np.uint8))
+        captions = [caption.text for caption in captions_within(item.captions, start, start + length)]
+        video_THWC = augment.augment(video_THWC, captions, config, rng)
+        no_images = np.zeros((0, *config.size, 3), np.uint8)
+        return VideoBatch(video_THWC, np.asarray(fps, np.float32), no_images, self.encode(captions[0]))
 
     def _count_short(self, item: VideoItem) -> None:
         with self._lock:
@@ -215,9 +230,10 @@ def clip_batches(
     seed: int,
     *,
     split: str = "train",
+    encode: Callable[[str], np.ndarray] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[VideoBatch]:
-    """Endless clips of `config.frames` frames, and images beside them: VideoBatch.
+    """Endless clips of `config.frames` frames, images beside them, and with `encode` their captions' ids: VideoBatch.
 
     `batch` is what this process gets a step; `shard` is (its index, the number of processes), and together
     they get `batch * shard[1]` samples that depend on the step alone. `get_state` and `set_state` of the
@@ -227,7 +243,7 @@ def clip_batches(
     source = open_source(config, split)
     if not len(source):
         raise UserError(f"there are no videos in the split {split} of {config.source} {config.path}; give at least one")
-    clips = ClipCutter(source, config)
+    clips = ClipCutter(source, config, encode)
     samples = samples_of(len(source), seed).random_map(ImageAdder(clips, source, config) if config.images else clips)
     return batches(samples, batch, threads=config.threads, shard=shard)
 

@@ -2,12 +2,15 @@
 
 The first frame has a patch projection of its own, so an image is a 1-frame video. Space layers mix the patches of one
 latent frame; time layers mix one patch's history, causally and within a window, so a stream's cache stays bounded.
+Frames larger than those trained on are mixed in tiles of the size trained on: positions are relative, so a tile is
+nothing new, and what attention costs grows with the pixels, not with their square.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -127,7 +130,9 @@ class CViViT(nnx.Module):
 
     def _run(self, blocks, order, x_BTHWD, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         B, T, H, W, D = x_BTHWD.shape
-        rows, columns = jnp.meshgrid(jnp.arange(H), jnp.arange(W), indexing="ij")
+        most = (self.config.tile,) * 2 if self.config.tile else latent_shape(self.config, 1, *self.config.size)[1:]
+        tiles = Tiles(H, W, *most)
+        rows, columns = jnp.meshgrid(jnp.arange(tiles.rows.shape[1]), jnp.arange(tiles.columns.shape[1]), indexing="ij")
         head = self.config.width // self.config.heads
         place = rotation(jnp.stack([rows.ravel(), columns.ravel()], axis=-1)[None], head)
         time_1T = ((0 if cache is None else cache.next) + jnp.arange(T, dtype=jnp.int32))[None]
@@ -149,7 +154,7 @@ class CViViT(nnx.Module):
         for kind, block in zip(order, blocks, strict=True):
             if kind == "space":
                 run = rematerialised(lambda x, block=block: block(x, place, None), self.config.remat)
-                x_BTHWD = run(x_BTHWD.reshape(B * T, H * W, D)).reshape(B, T, H, W, D)
+                x_BTHWD = tiles.join(run(tiles.cut(x_BTHWD)), B, T)
             else:
                 x_BLTD = x_BTHWD.reshape(B, T, H * W, D).swapaxes(1, 2).reshape(B * H * W, T, D)
                 if cache is None:
@@ -159,6 +164,47 @@ class CViViT(nnx.Module):
                     x_BLTD = block(x_BLTD, time, mask_1TS, remember)
                 x_BTHWD = x_BLTD.reshape(B, H * W, T, D).swapaxes(1, 2).reshape(B, T, H, W, D)
         return x_BTHWD, None if cache is None else Cache(tuple(kept), seen_1S[0, T:], cache.next + T)
+
+
+class Tiles:
+    """Which rows and columns of a grid are mixed together: tiles of one size that cover it, overlapping where needed.
+
+    `rows` (tiles, rows of one) and `columns` likewise. Where tiles overlap, each place is computed in all of them and
+    taken from the one whose middle is nearest.
+    """
+
+    def __init__(self, height: int, width: int, most_rows: int, most_columns: int):
+        self.rows, self._rows_from = _cover(height, most_rows)
+        self.columns, self._columns_from = _cover(width, most_columns)
+
+    def cut(self, x_BTHWD: jax.Array) -> jax.Array:
+        """The grids' tiles: (B·T·tiles, places of one, D)."""
+        (n, h), (m, w) = self.rows.shape, self.columns.shape
+        B, T, _, _, D = x_BTHWD.shape
+        if n * m > 1:
+            x = x_BTHWD[:, :, self.rows.ravel()][:, :, :, self.columns.ravel()].reshape(B, T, n, h, m, w, D)
+            x_BTHWD = x.swapaxes(3, 4)
+        return x_BTHWD.reshape(B * T * n * m, h * w, D)
+
+    def join(self, x_XLD: jax.Array, B: int, T: int) -> jax.Array:
+        """The inverse of `cut`: (B, T, H, W, D)."""
+        (n, h), (m, w) = self.rows.shape, self.columns.shape
+        x = x_XLD.reshape(B, T, n, m, h, w, -1)
+        if n * m == 1:
+            return x.reshape(B, T, h, w, -1)
+        x = x.swapaxes(3, 4).reshape(B, T, n * h, m * w, -1)
+        return x[:, :, self._rows_from][:, :, :, self._columns_from]
+
+
+def _cover(length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spread stretches of at most `most` that cover `length`: their places, and where each place is taken from.
+
+    (stretches, places of one), and (length,) numbers into the first array, flattened.
+    """
+    size, count = min(most, length), -(-length // most)
+    starts_S = np.rint(np.linspace(0, length - size, count)).astype(int)
+    nearest_L = np.argmin(np.abs(np.arange(length) - (starts_S[:, None] + (size - 1) / 2)), axis=0)
+    return starts_S[:, None] + np.arange(size), nearest_L * size + np.arange(length) - starts_S[nearest_L]
 
 
 def _patches(video_BTHWC: jax.Array, pt: int, p: int) -> jax.Array:

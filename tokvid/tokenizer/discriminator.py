@@ -12,7 +12,7 @@ from flax import nnx
 
 from tokvid.config import AdversaryConfig
 from tokvid.errors import UserError, did_you_mean
-from tokvid.nn.blocks import RMSNorm
+from tokvid.nn.blocks import RMSNorm, weight
 from tokvid.tokenizer.quantizers import Buffer
 
 # (real, made) → what the judge makes small; (made) → what the tokenizer does.
@@ -29,10 +29,11 @@ MEMORY = 0.99  # of LeCam's moving averages
 class Judge(nnx.Module):
     """A patch discriminator (Isola et al. 2017): convolutions that halve the picture, then a verdict for each place.
 
-    `frames` consecutive frames are seen at once: 1 for a frame discriminator, 3 for one of space-time.
+    `frames` consecutive frames are seen at once: 1 for a frame discriminator, 3 for one of space-time. With `words`, a
+    text vocabulary, places are also asked how well they go with the caption (Miyato & Koyama 2018).
     """
 
-    def __init__(self, width: int, layers: int, frames: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, layers: int, frames: int, words: int = 0, *, rngs: nnx.Rngs):
         widths = [3] + [width * 2 ** min(i, 3) for i in range(layers)]
         steps = [(2, 2, 2) if frames > 1 and i else (1, 2, 2) for i in range(layers)]
         self.halve = nnx.List(
@@ -41,29 +42,36 @@ class Judge(nnx.Module):
         )
         self.norms = nnx.List(RMSNorm(width) for width in widths[2:])
         self.verdict = nnx.Conv(widths[-1], 1, (frames, 3, 3), rngs=rngs)
+        self.words = weight(rngs, (words, widths[-1]), widths[-1], (None, None)) if words else None
         # LeCam's moving averages of the mean verdict on real and on made videos.
         self.average = Buffer(jnp.zeros(2))
 
-    def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
-        """Verdicts (B, T', H', W'): the higher, the more real."""
+    def __call__(self, video_BTHWC: jax.Array, text_BL: jax.Array) -> jax.Array:
+        """Verdicts (B, T', H', W'): the higher, the more real. Text is padded with -1; none at all says nothing."""
         x = video_BTHWC
         for i, convolve in enumerate(self.halve):
             x = convolve(x)
             x = jax.nn.leaky_relu(self.norms[i - 1](x) if i else x, 0.2)
-        return self.verdict(x)[..., 0]
+        verdict_BTHW = self.verdict(x)[..., 0]
+        if self.words is None:
+            return verdict_BTHW
+        there_BL1 = (text_BL >= 0)[..., None]
+        words_BC = jnp.sum(jnp.where(there_BL1, self.words[...][text_BL], 0), axis=1)
+        words_BC /= jnp.maximum(jnp.sum(there_BL1, axis=1), 1)
+        return verdict_BTHW + jnp.einsum("bthwc,bc->bthw", x, words_BC)
 
 
 class Adversary(nnx.Module):
-    """The judges that the config asks for, and how many steps they have taken."""
+    """The judges that the config asks for, and how many steps they have taken. `words`: of the captions they read."""
 
-    def __init__(self, config: AdversaryConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: AdversaryConfig, words: int = 0, *, rngs: nnx.Rngs):
         if config.game not in GAMES:
             raise UserError(did_you_mean(config.game, GAMES, "adversary.game"))
         if not config.judges or set(config.judges) - {"frame", "space-time"}:
             raise UserError(f"adversary.judges {config.judges} should be of 'frame' and 'space-time'")
         frames = {"frame": 1, "space-time": 3}
         self.judges = nnx.Dict(
-            {name: Judge(config.width, config.layers, frames[name], rngs=rngs) for name in config.judges}
+            {name: Judge(config.width, config.layers, frames[name], words, rngs=rngs) for name in config.judges}
         )
         self.steps = Buffer(jnp.zeros(()))
 
@@ -77,21 +85,28 @@ class Round(NamedTuple):
 
 
 def play(
-    config: AdversaryConfig, adversary: Adversary, made_BTHWC: jax.Array, truth_BTHWC: jax.Array, force: jax.Array
+    config: AdversaryConfig,
+    adversary: Adversary,
+    made_BTHWC: jax.Array,
+    truth_BTHWC: jax.Array,
+    text_BL: jax.Array,
+    force: jax.Array,
 ) -> Round:
     """`force` is the norm of the other losses' gradient on the pixels: the pull is `config.weight` times as strong."""
     judge_loss, maker_loss = GAMES[config.game]
     made_BTHWC = jax.lax.stop_gradient(made_BTHWC)
 
     def verdict(made_BTHWC: jax.Array) -> jax.Array:
-        return sum((jnp.mean(maker_loss(judge(made_BTHWC))) for judge in adversary.judges.values()), jnp.zeros(()))
+        return sum(
+            (jnp.mean(maker_loss(judge(made_BTHWC, text_BL))) for judge in adversary.judges.values()), jnp.zeros(())
+        )
 
     fooled, pull_BTHWC = jax.value_and_grad(verdict)(made_BTHWC)
     strength = config.weight * force / (jnp.linalg.norm(pull_BTHWC) + 1e-8)
     strength = jnp.where(adversary.steps[...] >= config.start, jnp.minimum(strength, config.most), 0.0)
     losses, metrics = {}, {"adversarial": fooled, "adversarial_strength": strength}
     for name, judge in adversary.judges.items():
-        real, made = judge(truth_BTHWC), judge(made_BTHWC)
+        real, made = judge(truth_BTHWC, text_BL), judge(made_BTHWC, text_BL)
         losses[f"{name}_judge"] = jnp.mean(judge_loss(real, made))
         metrics[f"{name}_judge_right"] = (jnp.mean(real > 0) + jnp.mean(made < 0)) / 2
         if config.lecam:
@@ -103,7 +118,7 @@ def play(
             means = jax.lax.stop_gradient(jnp.stack([jnp.mean(real), jnp.mean(made)]))
             judge.average[...] = MEMORY * judge.average[...] + (1 - MEMORY) * means
         if config.r1:
-            slope_BTHWC = jax.grad(lambda video, judge=judge: jnp.sum(jnp.mean(judge(video), axis=(1, 2, 3))))(
+            slope_BTHWC = jax.grad(lambda video, judge=judge: jnp.sum(jnp.mean(judge(video, text_BL), axis=(1, 2, 3))))(
                 truth_BTHWC
             )
             losses[f"{name}_r1"] = config.r1 / 2 * jnp.mean(jnp.sum(jnp.square(slope_BTHWC), axis=(1, 2, 3, 4)))

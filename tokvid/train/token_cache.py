@@ -10,7 +10,7 @@ import numpy as np
 from tokvid import weights
 from tokvid.config import Recipe, to_dict
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import open_source, usable_rates
+from tokvid.input_pipeline.datasets import captions_within, open_source, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.progress import progress
@@ -36,7 +36,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     if longest < window:
         raise UserError(f"tokens.latent_frames {longest} is less than transformer.latent's {window}; raise it")
     source = open_source(recipe.data)
-    text = train_text_model(_captions(source, recipe), workdir / "text.model", recipe.transformer.text_vocabulary)
+    text = write_text_model(recipe, workdir)
     grid = latent_shape(config, 1, *size)
     metadata = {
         "tokenizer": tokenizer.about.get("codes", tokenizer.about["fingerprint"]),
@@ -63,6 +63,14 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
                 ids_THW = ids_THW[: latent_shape(config, len(video_THWC), *size).frames]
                 writer.write(StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps))
             advance(len(stretches))
+
+
+def write_text_model(recipe: Recipe, workdir: Path) -> TextModel:
+    """Trains `workdir`/text.model from the captions of the recipe's videos; the same captions give the same bytes."""
+    source = open_source(recipe.data)
+    some = range(min(len(source), recipe.tokens.text_samples))
+    captions = (caption.text for index in some for caption in source[index].captions)
+    return train_text_model(captions, workdir / "text.model", recipe.transformer.text_vocabulary)
 
 
 def open_token_cache(workdir: Path) -> tuple[Path, dict[str, Any], TextModel]:
@@ -102,13 +110,7 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
     frames = 1 + (latents - 1) * temporal_patch
     start = float(rng.uniform(0, max(0.0, item.seconds - frames / fps)))
     video_THWC = item.read(start, fps, frames, recipe.data.size)
-    return video_THWC, fps, _captions_within(item.captions, start, start + frames / fps), f"{item.key}@{start:.2f}s"
-
-
-def _captions_within(captions: tuple[Caption, ...], start: float, end: float) -> tuple[Caption, ...]:
-    """Those in force from `start` to `end` (seconds), in seconds from `start` on."""
-    in_force = max((i for i, caption in enumerate(captions) if caption.start <= start), default=0)
-    return tuple(Caption(max(0.0, c.start - start), c.text) for c in captions[in_force:] if c.start < end)
+    return video_THWC, fps, captions_within(item.captions, start, start + frames / fps), f"{item.key}@{start:.2f}s"
 
 
 def _read_ahead(recipe: Recipe, source: VideoSource, temporal_patch: int) -> Iterator[list[Stretch]]:
@@ -143,9 +145,3 @@ def _read_ahead(recipe: Recipe, source: VideoSource, temporal_patch: int) -> Ite
                 )
             if stretches := [result for result in found if not isinstance(result, str)]:
                 yield stretches
-
-
-def _captions(source: VideoSource, recipe: Recipe) -> Iterator[str]:
-    for index in range(min(len(source), recipe.tokens.text_samples)):
-        for caption in source[index].captions:
-            yield caption.text

@@ -17,10 +17,12 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
+from tokvid.tokenizer.perceptual import Perceptual
 from tokvid.tokenizer.quantizers import vocabulary
 from tokvid.train.state import Metrics
 from tokvid.types import VideoBatch
@@ -29,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Players(nnx.Module):
-    """What trains together: the tokenizer, and its adversary or None."""
+    """What trains together: the tokenizer, its adversary or None, and what the perceptual loss sees with or None."""
 
-    def __init__(self, tokenizer: CViViT, adversary: Adversary | None):
-        self.tokenizer, self.adversary = tokenizer, adversary
+    def __init__(self, tokenizer: CViViT, adversary: Adversary | None, perceptual: Perceptual | None):
+        self.tokenizer, self.adversary, self.perceptual = tokenizer, adversary, perceptual
 
 
 class TokenizerTask:
@@ -40,7 +42,8 @@ class TokenizerTask:
 
     name = "tokenizer"
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, text: TextModel | None = None):
+        """`text` is for an adversary that reads captions. UserError where settings contradict one another."""
         data, config = recipe.data, recipe.tokenizer
         if data.size != config.size:
             raise UserError(f"data.size {data.size} and tokenizer.size {config.size} differ; make them equal")
@@ -49,53 +52,63 @@ class TokenizerTask:
             raise UserError(
                 "adversary.weight and train_tokenizer.adversary_learning_rate go together; set both above 0, or neither"
             )
-        self.recipe, self.config = recipe, config
+        if (config.perceptual_weight > 0) != bool(recipe.train_tokenizer.perceptual):
+            raise UserError(
+                "tokenizer.perceptual_weight and train_tokenizer.perceptual, a VGG's .safetensors file, go together; "
+                "set both, or neither"
+            )
+        self.recipe, self.config, self.text = recipe, config, text
         _warn_of_streams(config, data.frames)
 
     def make_model(self, rngs: nnx.Rngs) -> Players:
         tokenizer = CViViT(self.config, rngs=rngs)
-        adversary = self.recipe.adversary
-        return Players(tokenizer, Adversary(adversary, rngs=rngs) if adversary.weight > 0 else None)
+        adversary, perceptual = self.recipe.adversary, self.recipe.train_tokenizer.perceptual
+        words = self.text.vocabulary if self.text else 0
+        return Players(
+            tokenizer,
+            Adversary(adversary, words, rngs=rngs) if adversary.weight > 0 else None,
+            Perceptual(perceptual) if perceptual else None,
+        )
 
     def loss(self, players: Players, batch: VideoBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        loss, metrics = self._loss(players, to_signed(batch.video), key)
+        loss, metrics = self._loss(players, to_signed(batch.video), batch.text, key)
         if not batch.images.size:
             return loss, metrics
         images = to_signed(batch.images).reshape(-1, 1, *batch.images.shape[2:])
-        image_loss, image_metrics = self._loss(players, images, jax.random.fold_in(key, 1))
+        no_text = jnp.full((len(images), batch.text.shape[1]), PADDING)
+        image_loss, image_metrics = self._loss(players, images, no_text, jax.random.fold_in(key, 1))
         samples = len(batch.video) + len(images)
         metrics |= {f"image_{name}": value for name, value in image_metrics.items() if name in ("l1", "l2", "psnr")}
         return (len(batch.video) * loss + len(images) * image_loss) / samples, metrics
 
-    def _loss(self, players: Players, truth: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Of videos (B, T, H, W, 3) in [-1, 1], T 1 for images."""
-        tokenizer = players.tokenizer
+    def _loss(self, players: Players, truth: jax.Array, text: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Of videos (B, T, H, W, 3) in [-1, 1], T 1 for images, and their captions (B, L)."""
+        tokenizer, likeness = players.tokenizer, functools.partial(self._likeness, players.perceptual, truth)
         made, quantized = tokenizer.reconstruct(truth)
-        losses = reconstruction_losses(self.config, made, truth) | quantized.losses
+        losses = likeness(made) | quantized.losses
         metrics = tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
         if players.adversary is not None:
-            game, shown = self._play(players.adversary, made, truth)
-            losses |= game
-            metrics |= shown
+            force = jnp.linalg.norm(jax.grad(lambda made: total(likeness(made)))(jax.lax.stop_gradient(made)))
+            game = play(self.recipe.adversary, players.adversary, made, truth, text, force)
+            # Its value is 0, its gradient on what was made is the pull.
+            pull = jnp.vdot(game.pull_BTHWC, made - jax.lax.stop_gradient(made))
+            losses |= game.losses | {"pull": pull}
+            metrics |= game.metrics
         error_B = jnp.mean(jnp.square(made - truth), axis=(1, 2, 3, 4))
         metrics |= losses | {"psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10))}
-        return sum(losses.values(), jnp.zeros(())), metrics | _usage(quantized.ids, tokenizer.quantizer.vocabulary)
+        return total(losses), metrics | _usage(quantized.ids, tokenizer.quantizer.vocabulary)
 
-    def _play(self, adversary: Adversary, made: jax.Array, truth: jax.Array) -> tuple[Metrics, Metrics]:
-        """A round against the adversary: losses whose gradients are the game's, and metrics."""
-
-        def others(made: jax.Array) -> jax.Array:
-            return sum(reconstruction_losses(self.config, made, truth).values(), jnp.zeros(()))
-
-        force = jnp.linalg.norm(jax.grad(others)(jax.lax.stop_gradient(made)))
-        pull, losses, metrics = play(self.recipe.adversary, adversary, made, truth, force)
-        # Its value is 0, its gradient on what was made is the pull.
-        losses["pull"] = jnp.vdot(pull, made - jax.lax.stop_gradient(made))
-        return losses, metrics
+    def _likeness(self, perceptual: Perceptual | None, truth: jax.Array, made: jax.Array) -> Metrics:
+        """The losses between the video made and the truth, named and weighted."""
+        losses = reconstruction_losses(self.config, made, truth)
+        if perceptual is not None:
+            losses["perceptual"] = self.config.perceptual_weight * perceptual(made, truth)
+        return losses
 
     def batches(self) -> Any:
         config = self.recipe.train_tokenizer
-        return clip_batches(self.recipe.data, config.batch, config.seed)
+        encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
+        return clip_batches(self.recipe.data, config.batch, config.seed, encode=encode)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""
@@ -126,8 +139,14 @@ class TokenizerTask:
         return {
             "tokenizer": to_dict(self.config),
             "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
+            "text_model": self.text.fingerprint if self.text else None,
             "data": describe_data(self.recipe.data),
         }
+
+
+def total(losses: Metrics) -> jax.Array:
+    """Their sum, 0 of none."""
+    return sum(losses.values(), jnp.zeros(()))
 
 
 def describe_data(config: DataConfig) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""Clips changed at random, so that few of them go further, and only as far as their captions stay true."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+
+# What a mirror makes false: sides and turns, and all that is read.
+SIDES = re.compile(
+    r"\b(left|right|east|west|leftmost|rightmost|leftwards?|rightwards?|(counter|anti)?-?clockwise|letters?|words?"
+    r"|texts?|writ\w+|read\w*|signs?|numbers?|digits?|clocks?|keyboards?)\b|[左右东西字写读钟]|(顺|逆)时针|数字",
+    re.IGNORECASE,
+)
+# What another light makes false.
+LIGHT = re.compile(
+    r"\b(bright\w*|dark\w*|light\w*|dim\w*|night|day(light)?|sun\w*|shadow\w*|gr[ae]y|black|white|pale|fade\w*)\b"
+    r"|[亮暗黑白灰夜昼]|阴影|阳光",
+    re.IGNORECASE,
+)
+LARGEST_ZOOM = 4.0
+
+
+def check(config: DataConfig) -> None:
+    """UserError for shares and factors that mean nothing."""
+    if not (0 <= config.flip <= 1 and 0 <= config.light < 1 and 1 <= config.zoom <= LARGEST_ZOOM):
+        raise UserError(
+            f"data.flip {config.flip} should be 0 to 1, data.light {config.light} 0 to less than 1, "
+            f"data.zoom {config.zoom} 1 to {LARGEST_ZOOM:g}"
+        )
+
+
+def magnified(config: DataConfig, rng: np.random.Generator) -> tuple[int, int]:
+    """The size at which to read a clip that `augment` then crops."""
+    factor = rng.uniform(1, config.zoom) if config.zoom > 1 else 1.0
+    return round(config.size[0] * factor), round(config.size[1] * factor)
+
+
+def augment(
+    video_THWC: np.ndarray, captions: Sequence[str], config: DataConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """uint8 frames cropped at random to `config.size`, perhaps mirrored, perhaps in another light: all frames alike."""
+    height, width = config.size
+    rows, columns = video_THWC.shape[1] - height, video_THWC.shape[2] - width
+    if rows or columns:
+        top, left = rng.integers(rows + 1), rng.integers(columns + 1)
+        video_THWC = video_THWC[:, top : top + height, left : left + width]
+    if config.flip and rng.random() < config.flip and not any(SIDES.search(caption) for caption in captions):
+        video_THWC = video_THWC[:, :, ::-1]
+    if config.light and not any(LIGHT.search(caption) for caption in captions):
+        brightness, contrast = rng.uniform(1 - config.light, 1 + config.light, size=2)
+        level = brightness * (contrast * (np.arange(256) - 127.5) + 127.5)
+        video_THWC = np.clip(np.rint(level), 0, 255).astype(np.uint8)[video_THWC]
+    return np.ascontiguousarray(video_THWC)
