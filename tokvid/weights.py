@@ -129,8 +129,7 @@ def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
 def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """16 hex digits of all that decides which codes a video gets."""
     without = ("size", "tile", "decoder", "dtype", "remat")
-    losses = ("l1_weight", "l2_weight", "temporal_weight", "ssim_weight", "perceptual_weight")
-    config = {field: value for field, value in config.items() if field not in without + losses}
+    config = {name: value for name, value in config.items() if name not in without and not name.endswith("_weight")}
     parts = ("embed_", "encoder", "to_latent", "quantizer")
     encoder = {name: tensor for name, tensor in sorted(tensors.items()) if name.startswith(parts)}
     return _fingerprint(config, safetensors.numpy.save(encoder))

@@ -1,0 +1,39 @@
+"""Both models at their smallest, for trying things out: the whole chain in about a minute. Expect coloured blobs.
+
+tokvid train tokenizer configs/tiny.py --workdir runs/tiny
+tokvid tokenize configs/tiny.py --workdir runs/tiny
+tokvid train transformer configs/tiny.py --workdir runs/tiny
+tokvid story --weights runs/tiny --out tiny.mp4 --prompt "a large red circle moves quickly up"
+"""
+
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
+
+size = (16, 16)
+
+recipe = Recipe(
+    data=DataConfig(source="shapes", size=size, frames=7, fps=(8.0,), threads=1),
+    tokenizer=TokenizerConfig(
+        size=size,
+        patch=4,
+        width=48,
+        heads=2,
+        mlp=128,
+        encoder=("space", "time"),
+        decoder=("space", "time"),
+        levels=(8, 5, 5),
+    ),
+    train_tokenizer=TrainConfig(steps=300, batch=8, optimizer="muon", learning_rate=4e-3, warmup=50, ema=0.98),
+    tokens=TokensConfig(videos=500, latent_frames=8, text_samples=500),
+    transformer=TransformerConfig(
+        vocabulary=200,
+        text_vocabulary=400,
+        text_length=16,
+        latent=(4, 4, 4),
+        width=64,
+        layers=2,
+        heads=2,
+        kv_heads=2,
+        mlp=192,
+    ),
+    train_transformer=TrainConfig(steps=300, batch=16, optimizer="muon", learning_rate=5e-3, warmup=50, ema=0.98),
+)
