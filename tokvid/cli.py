@@ -114,6 +114,14 @@ def parser() -> argparse.ArgumentParser:
         kind.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
         kind.add_argument("--tfds", action="store_true", help="as a TFDS dataset (extra `tfds`), not plain records")
 
+    export = commands.add_parser("export", help="weights as one file for other programs, PyTorch's way")
+    export.add_argument("file", type=Path, metavar="MODEL", help="a folder: data/tokenizer, runs/mine/transformer")
+    export.add_argument("--out", type=Path, required=True, help=".safetensors")
+
+    bring = commands.add_parser("import", help="such a file as weights again")
+    bring.add_argument("file", type=Path, metavar="FILE.safetensors")
+    bring.add_argument("--out", type=Path, required=True, help="the weights folder; tokenizer/ or transformer/ in it")
+
     inspect = commands.add_parser("inspect", help="what a checkpoint, weights, token cache or dataset is")
     inspect.add_argument("path", type=Path)
     return top

@@ -283,6 +283,21 @@ def data(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(source) - skipped} videos")
 
 
+def export(options: argparse.Namespace) -> None:
+    """Weights as one file for other programs."""
+    from tokvid.portable import export as write
+
+    print(f"{options.out}: {write(options.file, options.out)} tensors")
+
+
+def bring_in(options: argparse.Namespace) -> None:
+    """Such a file as weights again."""
+    from tokvid.portable import bring_in as read
+
+    kind = read(options.file, options.out)
+    print(f"{options.out / kind}: a {kind}")
+
+
 def inspect(options: argparse.Namespace) -> None:
     """What a file or folder is, in a few lines."""
     path: Path = options.path
@@ -324,6 +339,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize,
     "evaluate": evaluate,
     "data": data,
+    "export": export,
+    "import": bring_in,
     "inspect": inspect,
 }
 

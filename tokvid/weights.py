@@ -79,8 +79,7 @@ def load(folder: str | Path, kind: str) -> Loaded:
     """The model in `folder`. UserError where a file is missing, damaged, or a leaf (named) doesn't fit its config."""
     folder = Path(folder)
     about = describe(folder, kind)
-    config_type, model_type = KINDS[kind]
-    config: Any = from_dict(config_type, about.get("config", {}), f"{folder}/config.json")
+    config: Any = from_dict(KINDS[kind][0], about.get("config", {}), f"{folder}/config.json")
     path = folder / "weights.safetensors"
     try:
         data = path.read_bytes()
@@ -92,19 +91,32 @@ def load(folder: str | Path, kind: str) -> Loaded:
     # Of the config as it was written: a field that a later version adds must not disown the weights of earlier ones.
     if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: model_type(config, rngs=nnx.Rngs(0))))
-    leaves = nnx.to_flat_state(abstract)
-    for name, leaf in ((".".join(map(str, leaf_path)), leaf) for leaf_path, leaf in leaves):
+    graph, params = fill(kind, config, tensors, path)
+    return Loaded(config, graph, params, about)
+
+
+def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model of that config and its parameters, from tensors by name. UserError names one that doesn't fit."""
+    graph, leaves = shapes(kind, config)
+    for name, leaf in leaves.items():
         if name not in tensors or tensors[name].shape != leaf.shape:
             found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
             raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {found}")
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {name} has values that are not finite; train it again")
-    filled = [
-        (leaf_path, leaf.replace(jnp.asarray(tensors[".".join(map(str, leaf_path))], leaf.dtype)))
-        for leaf_path, leaf in leaves
-    ]
-    return Loaded(config, graph, nnx.from_flat_state(filled), about)
+    return graph, nnx.from_flat_state(
+        [(_path(name), leaf.replace(jnp.asarray(tensors[name], leaf.dtype))) for name, leaf in leaves.items()]
+    )
+
+
+def shapes(kind: str, config: Any) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """A model's graph, and its variables by name, with nothing computed: only shapes and types."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: KINDS[kind][1](config, rngs=nnx.Rngs(0))))
+    return graph, {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(abstract)}
+
+
+def _path(name: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
 
 
 def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:

@@ -1,0 +1,125 @@
+"""Weights that travel: there and back, byte for byte, under the names that docs/weights.md has."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from tokvid import weights
+from tokvid.config import TokenizerConfig, TransformerConfig
+from tokvid.errors import UserError
+from tokvid.portable import bring_in, export
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.transformer.model import Transformer
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = TokenizerConfig(
+    size=(16, 16), width=24, heads=2, mlp=32, encoder=("space",), decoder=("time", "space"), quantizer="vq", codes=20
+)
+TRANSFORMER = TransformerConfig(
+    vocabulary=20, text_vocabulary=300, text_length=4, latent=(2, 2, 2), width=24, layers=3, heads=2, kv_heads=1, mlp=32
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, random_model):
+    folder = tmp_path_factory.mktemp("weights")
+    for kind, config, model in (("tokenizer", TOKENIZER, CViViT), ("transformer", TRANSFORMER, Transformer)):
+        about = {"tokenizer": "some"} if kind == "transformer" else {}
+        weights.save(folder / kind, kind, config, nnx.state(random_model(model, config)), steps=3, **about)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+def test_there_and_back_gives_the_same_bytes(kind, folder, tmp_path):
+    export(folder / kind, tmp_path / "model.safetensors")
+    assert bring_in(tmp_path / "model.safetensors", tmp_path) == kind
+    for name in ("weights.safetensors", "config.json"):
+        assert (tmp_path / kind / name).read_bytes() == (folder / kind / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+def test_every_name_is_documented(kind, folder, tmp_path):
+    export(folder / kind, tmp_path / "model.safetensors")
+    names = set(re.findall(r"`([a-zN_.0]+)`", (ROOT / "docs" / "weights.md").read_text()))
+    for name in safetensors.numpy.load_file(tmp_path / "model.safetensors"):
+        parts = ["N" if part.isdigit() else part for part in name.split(".")]
+        assert {".".join(parts), ".".join(parts[2:])} & names, f"{name} isn't in docs/weights.md"
+
+
+def test_a_linear_layer_computes_what_it_does_here(folder, tmp_path):
+    export(folder / "tokenizer", tmp_path / "model.safetensors")
+    theirs, ours = (
+        safetensors.numpy.load_file(tmp_path / "model.safetensors"),
+        weights.load(folder / "tokenizer", "tokenizer"),
+    )
+    x = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32)
+    block = ours.model.encoder[0]
+    made = x @ theirs["encoder.0.attention.query.weight"].T.astype(np.float32)
+    wanted = np.einsum("ld,dne->lne", x, block.attention.query[...])
+    np.testing.assert_allclose(made.reshape(5, 2, 12), wanted, rtol=1e-5, atol=1e-5)
+    heads = np.random.default_rng(1).normal(size=(5, 2, 12)).astype(np.float32)
+    made = heads.reshape(5, 24) @ theirs["encoder.0.attention.out.weight"].T.astype(np.float32)
+    np.testing.assert_allclose(made, np.einsum("lne,ned->ld", heads, block.attention.out[...]), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_stand_one_after_the_other(folder, tmp_path):
+    export(folder / "transformer", tmp_path / "model.safetensors")
+    theirs = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    ours = weights.load(folder / "transformer", "transformer").params["blocks"]["mlp"]["down"][...]
+    for number in range(3):
+        np.testing.assert_array_equal(theirs[f"layers.{number}.mlp.down.weight"], ours[number].T)
+
+
+def changed(folder, tmp_path, change, metadata=True):
+    path = tmp_path / "model.safetensors"
+    export(folder / "tokenizer", path)
+    with safetensors.safe_open(path, "numpy") as file:
+        about = file.metadata()
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path, about if metadata else None)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda tensors: tensors.pop("from_latent.bias"),
+            r"from_latent\.bias should .*found nothing",
+        ),
+        (
+            lambda tensors: tensors.update({"quantizer.codes": np.zeros((3, 3), np.float32)}),
+            r"quantizer\.codes .*\(20, 32\)",
+        ),
+        (lambda tensors: tensors["to_latent.bias"].fill(np.nan), "not finite"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(change, said, folder, tmp_path):
+    with pytest.raises(UserError, match=said):
+        bring_in(changed(folder, tmp_path, change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_others_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        bring_in(tmp_path / "none.safetensors", tmp_path / "out")
+    with pytest.raises(UserError, match="lacks 'tokvid' in its metadata"):
+        bring_in(changed(folder, tmp_path, lambda tensors: None, metadata=False), tmp_path / "out")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(UserError, match=r"is no \.safetensors file"):
+        bring_in(tmp_path / "text.safetensors", tmp_path / "out")
+    with pytest.raises(UserError, match="no tokenizer weights in"):
+        export(tmp_path, tmp_path / "out.safetensors")
+
+
+def test_the_config_travels_in_the_metadata(folder, tmp_path):
+    export(folder / "tokenizer", tmp_path / "model.safetensors")
+    with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        about = json.loads(file.metadata()["tokvid"])
+    assert about["kind"] == "tokenizer" and about["config"]["codes"] == 20 and about["steps"] == 3

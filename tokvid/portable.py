@@ -1,0 +1,96 @@
+"""Weights for other programs: one .safetensors file with PyTorch's conventions, and back; names are in docs/weights.md.
+
+Matrices are (out, in) as in torch.nn.Linear, heads are flattened, a stack of layers is one layer after the other, and
+the config travels in the file's metadata. Nothing is rounded: there and back gives the same bytes.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from tokvid import weights
+from tokvid.config import from_dict
+from tokvid.errors import UserError
+from tokvid.files import atomic
+
+KEY = "tokvid"  # of the metadata: config.json
+
+
+def export(folder: Path, out: Path) -> int:
+    """Writes the model in `folder` to `out`; returns how many tensors it has. UserError where there is none."""
+    kind = next((kind for kind in weights.KINDS if folder.name == kind), "tokenizer")
+    about = weights.describe(folder, kind)
+    weights.load(folder, kind)  # refuses what is damaged
+    tensors = dict(
+        pair
+        for name, array in safetensors.numpy.load_file(folder / "weights.safetensors").items()
+        for pair in _outward(name, array)
+    )
+    with atomic(out) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata={KEY: json.dumps(about)}))
+    return len(tensors)
+
+
+def bring_in(path: Path, folder: Path) -> str:
+    """Writes the model in the file `path` as weights into `folder`/tokenizer or /transformer; returns which.
+
+    UserError where the file is damaged, says no config, or a tensor (named) is missing or of another shape.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(metadata[KEY])
+        kind = about.pop("kind")
+        config: Any = from_dict(weights.KINDS[kind][0], about.pop("config"), f"the config in {path}")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except KeyError as error:
+        raise UserError(
+            f"{path} lacks {error} in its metadata, which `tokvid export` writes; see docs/weights.md"
+        ) from error
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{path} is no .safetensors file that can be read here ({error}); export it again") from error
+    inward: dict[str, np.ndarray] = {}
+    for name, leaf in weights.shapes(kind, config)[1].items():
+        numbers = np.arange(leaf.size).reshape(leaf.shape)  # where each number of ours lies in theirs
+        flat = np.empty(leaf.size, np.float32)
+        for their_name, their_numbers in _outward(name, numbers):
+            found = tensors.get(their_name)
+            if found is None or found.shape != their_numbers.shape:
+                what = "nothing" if found is None else f"shape {found.shape}"
+                raise UserError(f"{path}: {their_name} should have shape {their_numbers.shape}, found {what}")
+            flat[their_numbers] = found
+        inward[name] = flat.reshape(leaf.shape)
+    for ours in ("format", "fingerprint", "codes"):
+        about.pop(ours, None)
+    weights.save(folder / kind, kind, config, weights.fill(kind, config, inward, path)[1], **about)
+    return kind
+
+
+def _outward(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What one of our variables is called and looks like elsewhere."""
+    if name.startswith("blocks."):  # stacked for jax.lax.scan
+        for number, layer in enumerate(array):
+            yield from _outward(f"layers.{number}.{name.removeprefix('blocks.')}", layer)
+        return
+    stem, _, last = name.rpartition(".")
+    if last == "scale":
+        yield f"{stem}.weight", array
+    elif last == "kernel":
+        yield f"{stem}.weight", np.ascontiguousarray(array.T)
+    elif last in ("gate", "up", "down", "head"):
+        yield f"{name}.weight", np.ascontiguousarray(array.T)
+    elif last in ("query", "key", "value"):
+        yield f"{name}.weight", np.ascontiguousarray(array.reshape(len(array), -1).T)
+    elif last == "out":
+        yield f"{name}.weight", np.ascontiguousarray(array.reshape(-1, array.shape[-1]).T)
+    elif last == "embedding":
+        yield f"{name}.weight", array
+    else:
+        yield name, array
