@@ -1,6 +1,6 @@
 """Moving Shapes at 32×32: the weights shipped in `data/`.
 
-On two CPU cores: 18 minutes for the tokenizer, 3 for the tokens, 55 for the transformer, 10 for the decoder.
+On two CPU cores: 18 minutes for the tokenizer, 3 for the tokens, 55 for the transformer, 40 for the decoder.
 
     tokvid train tokenizer configs/shapes.py --workdir runs/shapes
     tokvid tokenize configs/shapes.py --workdir runs/shapes
@@ -9,13 +9,15 @@ On two CPU cores: 18 minutes for the tokenizer, 3 for the tokens, 55 for the tra
 Clips of 7 frames always show the decoder a video's first frame. So it goes on alone, on longer clips and at last
 against flicker, while what encodes stands still: tokens and transformer remain good.
 
-    DECODER="--data.frames 17 --train_tokenizer.batch 4 --train_tokenizer.learning_rate 2e-3 \\
-        --train_tokenizer.freeze tokenizer.embed tokenizer.encoder tokenizer.to_latent"
-    tokvid train tokenizer configs/shapes.py --workdir runs/longer --train_tokenizer.start runs/shapes \\
-        --train_tokenizer.steps 1800 $DECODER
-    tokvid train tokenizer configs/shapes.py --workdir runs/calmer --train_tokenizer.start runs/longer \\
-        --train_tokenizer.steps 1500 --tokenizer.temporal_weight 1 $DECODER
-    cp runs/calmer/tokenizer/config.json runs/calmer/tokenizer/weights.safetensors runs/shapes/tokenizer/
+    DECODER="--data.frames 17 --train_tokenizer.freeze tokenizer.embed tokenizer.encoder tokenizer.to_latent"
+    tokvid train tokenizer configs/shapes.py --workdir runs/longer --train_tokenizer.start runs/shapes $DECODER \\
+        --train_tokenizer.steps 1800 --train_tokenizer.batch 4 --train_tokenizer.learning_rate 2e-3
+    tokvid train tokenizer configs/shapes.py --workdir runs/calmer --train_tokenizer.start runs/longer $DECODER \\
+        --train_tokenizer.steps 1500 --train_tokenizer.batch 4 --train_tokenizer.learning_rate 2e-3 \\
+        --tokenizer.temporal_weight 1
+    tokvid train tokenizer configs/shapes.py --workdir runs/finer --train_tokenizer.start runs/calmer $DECODER \\
+        --train_tokenizer.steps 5000 --train_tokenizer.learning_rate 3e-3 --tokenizer.temporal_weight 1
+    cp runs/finer/tokenizer/config.json runs/finer/tokenizer/weights.safetensors runs/shapes/tokenizer/
     tokvid evaluate shapes --weights runs/shapes --samples 512 --json runs/shapes/evaluation.json
 """
 
