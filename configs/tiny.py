@@ -1,4 +1,4 @@
-"""Both models at their smallest, for trying things out: the whole chain in about a minute. Expect coloured blobs.
+"""Both models at their smallest, for trying things out: the whole chain in three minutes. Expect coloured blobs.
 
 tokvid train tokenizer configs/tiny.py --workdir runs/tiny
 tokvid tokenize configs/tiny.py --workdir runs/tiny
@@ -22,12 +22,12 @@ recipe = Recipe(
         decoder=("space", "time"),
         levels=(8, 5, 5),
     ),
-    train_tokenizer=TrainConfig(steps=300, batch=8, optimizer="muon", learning_rate=4e-3, warmup=50, ema=0.98),
-    tokens=TokensConfig(videos=500, latent_frames=8, text_samples=500),
+    train_tokenizer=TrainConfig(steps=600, batch=8, optimizer="muon", learning_rate=4e-3, warmup=50, ema=0.98),
+    tokens=TokensConfig(videos=2000, latent_frames=8, text_samples=500),
     transformer=TransformerConfig(
         vocabulary=200,
         text_vocabulary=400,
-        text_length=16,
+        text_length=28,
         latent=(4, 4, 4),
         width=64,
         layers=2,
@@ -35,5 +35,5 @@ recipe = Recipe(
         kv_heads=2,
         mlp=192,
     ),
-    train_transformer=TrainConfig(steps=300, batch=16, optimizer="muon", learning_rate=5e-3, warmup=50, ema=0.98),
+    train_transformer=TrainConfig(steps=1000, batch=16, optimizer="muon", learning_rate=5e-3, warmup=50, ema=0.98),
 )

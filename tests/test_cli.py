@@ -323,7 +323,8 @@ def test_fields_that_cannot_be_changed_so_are_refused(tmp_path, words, said):
     [
         ("recipe = 3", "should define `recipe"),
         ("", "should define `recipe"),
-        ("import nothing_like_it", "fails with ModuleNotFoundError"),
+        ("\nimport nothing_like_it", "fails in line 2 with ModuleNotFoundError"),
+        ("from tokvid.config import *\nTrainConfig(batchsize=4)", "argument 'batchsize' (did you mean 'batch'?)"),
         ("recipe = (", "fails with SyntaxError"),
         ("from tokvid.errors import UserError\nraise UserError('so it is')", "so it is"),
         (None, "no config file"),
@@ -377,6 +378,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
         ("generate --prompt a --nonsense", "unrecognized arguments: --nonsense"),
+        ("story --promt a", "unrecognized arguments: --promt a (did you mean --prompt?); see tokvid story --help"),
         ("reconstruct nowhere.mp4 --out a.mp4", "nowhere.mp4 is not there"),
         ("reconstruct . --out a.mp4", "not a file"),
         ("reconstruct in.mp4 --out a.txt", "should end in"),

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import io
 import logging
 import os
@@ -155,7 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if rest and options.command not in ("train", "tokenize"):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        words = [f"--{name.replace('_', '-')}" for name in vars(options)]
+        close = difflib.get_close_matches(rest[0], words, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        _fail(f"unrecognized arguments: {' '.join(rest)}{hint}; see tokvid {options.command} --help", 2)
     for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8, and a terminal may have no Chinese
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -89,7 +89,7 @@ def story(options: argparse.Namespace) -> None:
     models = load_models(options.weights)
     opening = _opening(options.image, None, models, told)
     film(models, told, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
-    print(f"{options.out}: {told.seconds:g} s, {len(told.segments)} prompts")
+    print(f"{options.out}: {told.seconds:g} s, {len(told.segments)} prompt{'s' * (len(told.segments) > 1)}")
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -1,11 +1,14 @@
 """Every setting, as frozen dataclasses. A file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
+import re
 import reprlib
 import runpy
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -235,10 +238,22 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     except UserError:
         raise
     except Exception as error:  # whatever the user's own code does wrong
-        raise UserError(f"config {path} fails with {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise UserError(f"config {path} fails{where} with {type(error).__name__}: {error}{_like(error)}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"config {path} should define `recipe = Recipe(...)`, as those in configs/ do")
     return _overridden(recipe, overrides)
+
+
+def _like(error: Exception) -> str:
+    """What a misspelt field was meant to be."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = globals().get(found[1]) if found else None
+    if not found or not dataclasses.is_dataclass(kind):
+        return ""
+    close = difflib.get_close_matches(found[2], [field.name for field in dataclasses.fields(kind)], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:

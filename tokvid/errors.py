@@ -3,14 +3,20 @@
 import difflib
 from collections.abc import Iterable
 
+MOST_LISTED = 40
+
 
 class UserError(ValueError):
     """What was wrong, what is allowed, and what to do, in one line. The command line prints it and exits with 2."""
 
 
 def did_you_mean(given: object, allowed: Iterable[object], what: str) -> str:
-    """The one line for a name that isn't among those allowed: `unknown colour 'rad' (did you mean 'red'?); ...`."""
+    """The one line for a name that isn't among those allowed: `unknown colour 'rad' (did you mean 'red'?); ...`.
+
+    Of very many names only those most like it are listed.
+    """
     names = [str(name) for name in allowed]
-    close = difflib.get_close_matches(str(given), names, n=1)
+    close = difflib.get_close_matches(str(given), names, n=5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {what} {str(given)!r}{hint}; allowed: {', '.join(names)}"
+    listed = ", ".join(close) + ", …" if close and len(names) > MOST_LISTED else ", ".join(names)
+    return f"unknown {what} {str(given)!r}{hint}; allowed: {listed}"

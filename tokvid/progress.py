@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -15,42 +15,53 @@ SECONDS_BETWEEN_LINES = 15.0
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Gives `advance(n=1, **notes)`; notes (numbers or short texts) are shown behind the bar. Writes to stderr."""
     console = Console(stderr=True)
-    began, first, at, shown = time.monotonic(), done, done, ""
+    at, shown, pace = done, "", Pace()
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             TextColumn("{task.fields[notes]}"),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=total, completed=done, rate="", notes="")
+            task = bar.add_task(what, total=total, completed=done, pace="", notes="")
 
             def advance(n: int = 1, **notes: object) -> None:
                 nonlocal at, shown
                 at += n
-                rate = f"{(at - first) / max(time.monotonic() - began, 1e-9):.3g} {unit}/s"
                 shown = _notes(notes) or shown
-                bar.update(task, completed=at, rate=rate, notes=shown)
+                bar.update(task, completed=at, pace=pace.at(at, total, unit), notes=shown)
 
             yield advance
         return
-    last = began
+    last = time.monotonic()
 
     def line(n: int = 1, **notes: object) -> None:
         nonlocal at, last
         at += n
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or at == total:
+        so_far = pace.at(at, total, unit)
+        if (now := time.monotonic()) - last >= SECONDS_BETWEEN_LINES or at == total:
             last = now
-            rate = (at - first) / max(now - began, 1e-9)
-            left = (total - at) / rate if rate else 0.0
-            said = [f"{what}: {at}/{total}", f"{rate:.3g} {unit}/s", f"{left:.0f} s left", _notes(notes)]
-            print(" · ".join(filter(None, said)), file=sys.stderr)
+            print(" · ".join(filter(None, (f"{what}: {at}/{total}", so_far, _notes(notes)))), file=sys.stderr)
 
     yield line
+
+
+class Pace:
+    """Rate and time left, from what came after the first advance: that one compiles, and says nothing of the rest."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+
+    def at(self, done: int, total: int, unit: str) -> str:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done, now
+        work, seconds = done - self.first[0], now - self.first[1]
+        if not work or not seconds:
+            return ""
+        return f"{work / seconds:.3g} {unit}/s · {round((total - done) * seconds / work)} s left"
 
 
 def _notes(notes: dict[str, object]) -> str:

@@ -354,7 +354,9 @@ def _read_captions(folder: Path) -> list[tuple[str, str]]:
         ) from error
     if bad:
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise UserError(f"{path} has {len(bad)} bad lines: {'; '.join(bad[:5])}{more}; mend or remove them")
+        raise UserError(
+            f"{path} has {len(bad)} bad line{'s' * (len(bad) > 1)}: {'; '.join(bad[:5])}{more}; mend or remove them"
+        )
     if not pairs:
         raise UserError(f"{path} names no videos; write one on each line")
     return pairs

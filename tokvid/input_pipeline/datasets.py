@@ -51,7 +51,11 @@ def _folder(config: DataConfig, split: Split) -> VideoSource:
 def _records(config: DataConfig, split: Split) -> VideoSource:
     from tokvid.input_pipeline.records import RecordSource
 
-    return _part(RecordSource(config.path, fit=config.fit), config, split)
+    source = RecordSource(config.path, fit=config.fit)
+    stored = source.metadata.get("size")
+    if stored and tuple(stored) != config.size:
+        log.warning("%s holds frames of %dx%d, resized to %dx%d as they are read", config.path, *stored, *config.size)
+    return _part(source, config, split)
 
 
 def _tfds(config: DataConfig, split: Split) -> VideoSource:
@@ -100,7 +104,7 @@ class _Part:
 def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
     if not 0 <= config.held_out < len(source):
         raise UserError(
-            f"held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train "
+            f"data.held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train "
             f"on; hold out 0 to {max(0, len(source) - 1)}"
         )
     if split == "held_out" and not config.held_out:

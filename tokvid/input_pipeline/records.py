@@ -202,7 +202,7 @@ class RecordSource:
     def __init__(self, path: str | Path, *, fit: "Fit" = "crop"):
         self.path, self.fit = Path(path), fit
         if not (self.path / "dataset.json").is_file():
-            raise UserError(f"{path} is no dataset of records: it has no dataset.json; write one with RecordWriter")
+            raise UserError(f"{path} is no dataset of records: it has no dataset.json; `tokvid data` writes one")
         described = read_json(self.path / "dataset.json", "the description of records")
         if described.get("format") != FORMAT:
             raise UserError(f"{path} is no dataset of records: dataset.json has format {described.get('format')!r:.60}")

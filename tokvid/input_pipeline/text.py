@@ -106,14 +106,21 @@ class TextModel:
         An empty text is all padding, which is "no text". A longer one is cut, with a warning in the log.
         UserError when `text` isn't valid Unicode.
         """
+        ids_L, cut = self._encode(text, length)
+        if cut:
+            log.warning("%s", cut)
+        return ids_L
+
+    def _encode(self, text: str, length: int) -> tuple[np.ndarray, str]:
+        """The ids, and what to say where the text was cut."""
         text = checked(text).strip()
         most = CHARACTERS_PER_TOKEN * length  # encoding a megabyte to keep 32 tokens would only cost time
         ids = self._pieces.encode(text[:most])
-        if len(ids) > length or len(text) > most:
-            log.warning("text of %d characters is cut to its first %d tokens: %.60r…", len(text), length, text)
         ids_L = np.full(length, PADDING, np.int32)
         ids_L[: len(ids)] = ids[:length]
-        return ids_L
+        cut = len(ids) > length or len(text) > most
+        said = f"text of {len(text)} characters is cut to its first {length} tokens: {text!r:.60}…"
+        return ids_L, said if cut else ""
 
     def decode(self, ids_L: Sequence[int] | np.ndarray) -> str:
         """The text of `ids_L` (ids; padding is skipped). UserError on an id that the model doesn't have."""
@@ -123,11 +130,19 @@ class TextModel:
         return self._pieces.decode(ids)
 
     def encoder(self, length: int, keep: int = 100_000) -> Callable[[str], np.ndarray]:
-        """`encode` to `length` tokens that remembers the last `keep` texts; the arrays are read-only."""
+        """`encode` to `length` tokens that remembers the last `keep` texts; the arrays are read-only.
+
+        Of the texts that are cut, only the first is told.
+        """
+        told = False
 
         @functools.lru_cache(maxsize=keep)
         def encode(text: str) -> np.ndarray:
-            ids_L = self.encode(text, length)
+            nonlocal told
+            ids_L, cut = self._encode(text, length)
+            if cut and not told:
+                told = True
+                log.warning("%s; so are others: transformer.text_length sets how many are kept", cut)
             ids_L.flags.writeable = False
             return ids_L
 

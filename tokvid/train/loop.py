@@ -68,6 +68,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 if due(step, config.sample_every):
                     task.samples(nnx.merge(graph, state.ema, state.buffers), folder / "samples", step)
             save()
+            if step == config.steps and config.sample_every and not due(step, config.sample_every):
+                task.samples(nnx.merge(graph, state.ema, state.buffers), folder / "samples", step)
         checkpoints.wait()
         task.finish(nnx.merge_state(state.ema, state.buffers), folder, step)
     if step < config.steps:
