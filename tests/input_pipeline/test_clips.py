@@ -491,7 +491,7 @@ def test_captions_that_are_wrong(tmp_path):
         (folder / "captions.jsonl").write_text(
             '{"file": "0.mp4", "caption": ""}\n' + json.dumps({"file": name, "caption": "c"})
         )
-        with pytest.raises(UserError, match="has 1 bad lines: line 2: "):
+        with pytest.raises(UserError, match="has 1 bad line: line 2: "):
             FolderSource(folder)
     lines = [
         '{"file": "0.mp4", "caption": "a"}',
