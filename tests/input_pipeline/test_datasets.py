@@ -271,3 +271,9 @@ def test_mnist(dev_data):
     config = DataConfig(source="mnist", path=str(dev_data / "mnist" / "mnist_train.npz"), threads=0)
     assert next(clip_batches(config, 2, 0)).video.shape == (2, 11, 64, 64, 3)
     assert len(open_source(config, "held_out")) == 2_000
+
+
+def test_a_video_without_captions_is_a_clip_without_text(made, monkeypatch):
+    monkeypatch.setattr(MadeItem, "captions", ())
+    batch = next(clip_batches(made([9.0] * 4), 2, 0, encode=lambda text: np.full(3, len(text) - 1, np.int32)))
+    assert batch.text.tolist() == [[-1] * 3] * 2

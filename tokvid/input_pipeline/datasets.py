@@ -123,10 +123,10 @@ def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[floa
 
 
 def captions_within(captions: tuple[Caption, ...], start: float, end: float) -> tuple[Caption, ...]:
-    """Those in force from `start` to `end` (seconds), in seconds from `start` on; the one at `start` always."""
+    """Those in force from `start` to `end` (seconds), in seconds from `start` on; none only where there are none."""
     in_force = max((i for i, caption in enumerate(captions) if caption.start <= start), default=0)
     later = (caption for caption in captions[in_force + 1 :] if caption.start < end)
-    return tuple(Caption(max(0.0, c.start - start), c.text) for c in (captions[in_force], *later))
+    return tuple(Caption(max(0.0, c.start - start), c.text) for c in (*captions[in_force : in_force + 1], *later))
 
 
 class ClipCutter:
@@ -179,7 +179,7 @@ class ClipCutter:
         captions = [caption.text for caption in captions_within(item.captions, start, start + length)]
         video_THWC = augment.augment(video_THWC, captions, config, rng)
         no_images = np.zeros((0, *config.size, 3), np.uint8)
-        return VideoBatch(video_THWC, np.asarray(fps, np.float32), no_images, self.encode(captions[0]))
+        return VideoBatch(video_THWC, np.asarray(fps, np.float32), no_images, self.encode(captions[0] if captions else ""))
 
     def _count_short(self, item: VideoItem) -> None:
         with self._lock:
