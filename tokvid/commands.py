@@ -168,6 +168,7 @@ def reconstruct(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     """Trains the tokenizer or the transformer of a recipe."""
     from tokvid.config import load_recipe
+    from tokvid.input_pipeline.datasets import open_source
     from tokvid.train.loop import train as run_training
     from tokvid.train.token_cache import open_token_cache, write_text_model
     from tokvid.train.tokenizer_step import TokenizerTask
@@ -176,7 +177,8 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     recipe = load_recipe(options.config, rest)
     folder = options.workdir / options.model
     if options.model == "tokenizer":
-        text = write_text_model(recipe, options.workdir) if recipe.adversary.captions else None
+        reads = recipe.adversary.captions
+        text = write_text_model(recipe, open_source(recipe.data), options.workdir) if reads else None
         run_training(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
     else:
         cache, about, text = open_token_cache(options.workdir)

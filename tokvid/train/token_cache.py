@@ -36,7 +36,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     if longest < window:
         raise UserError(f"tokens.latent_frames {longest} is less than transformer.latent's {window}; raise it")
     source = open_source(recipe.data)
-    text = write_text_model(recipe, workdir)
+    text = write_text_model(recipe, source, workdir)
     grid = latent_shape(config, 1, *size)
     metadata = {
         "tokenizer": tokenizer.about.get("codes", tokenizer.about["fingerprint"]),
@@ -65,9 +65,8 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
             advance(len(stretches))
 
 
-def write_text_model(recipe: Recipe, workdir: Path) -> TextModel:
-    """Trains `workdir`/text.model from the captions of the recipe's videos; the same captions give the same bytes."""
-    source = open_source(recipe.data)
+def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:
+    """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes."""
     some = range(min(len(source), recipe.tokens.text_samples))
     captions = (caption.text for index in some for caption in source[index].captions)
     return train_text_model(captions, workdir / "text.model", recipe.transformer.text_vocabulary)
