@@ -378,7 +378,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
         ("generate --prompt a --nonsense", "unrecognized arguments: --nonsense"),
-        ("story --promt a", "unrecognized arguments: --promt (did you mean --prompt?); see tokvid story --help"),
+        ("story --promt a", "unrecognized arguments: --promt (did you mean '--prompt'?); see tokvid story --help"),
         ("reconstruct nowhere.mp4 --out a.mp4", "nowhere.mp4 is not there"),
         ("reconstruct . --out a.mp4", "not a file"),
         ("reconstruct in.mp4 --out a.txt", "should end in"),

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tokvid import __version__
-from tokvid.errors import UserError
+from tokvid.errors import UserError, suggestion
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
 LONGEST_LINE = 2000  # characters of an error
@@ -156,9 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if rest and options.command not in ("train", "tokenize"):
-        words = [f"--{name.replace('_', '-')}" for name in vars(options)]
-        close = difflib.get_close_matches(rest[0], words, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = suggestion(rest[0], (f"--{name.replace('_', '-')}" for name in vars(options)))
         _fail(f"unrecognized arguments: {' '.join(rest)}{hint}; see tokvid {options.command} --help", 2)
     for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8, and a terminal may have no Chinese
         if isinstance(stream, io.TextIOWrapper):

@@ -1,7 +1,6 @@
 """Every setting, as frozen dataclasses. A file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError, did_you_mean, suggestion
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -252,8 +251,7 @@ def _like(error: Exception) -> str:
     kind = globals().get(found[1]) if found else None
     if not found or not dataclasses.is_dataclass(kind):
         return ""
-    close = difflib.get_close_matches(found[2], [field.name for field in dataclasses.fields(kind)], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return suggestion(found[2], (field.name for field in dataclasses.fields(kind)))
 
 
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:

@@ -17,6 +17,11 @@ def did_you_mean(given: object, allowed: Iterable[object], what: str) -> str:
     """
     names = [str(name) for name in allowed]
     close = difflib.get_close_matches(str(given), names, n=5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
     listed = ", ".join(close) + ", …" if close and len(names) > MOST_LISTED else ", ".join(names)
-    return f"unknown {what} {str(given)!r}{hint}; allowed: {listed}"
+    return f"unknown {what} {str(given)!r}{suggestion(given, names)}; allowed: {listed}"
+
+
+def suggestion(given: object, allowed: Iterable[str]) -> str:
+    """` (did you mean 'red'?)`, or nothing where no allowed name is like the one given."""
+    close = difflib.get_close_matches(str(given), list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
