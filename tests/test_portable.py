@@ -114,8 +114,24 @@ def test_files_of_others_are_refused(folder, tmp_path):
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(UserError, match=r"is no \.safetensors file"):
         bring_in(tmp_path / "text.safetensors", tmp_path / "out")
-    with pytest.raises(UserError, match="no tokenizer weights in"):
+    with pytest.raises(UserError, match="no weights in"):
         export(tmp_path, tmp_path / "out.safetensors")
+    (tmp_path / "config.json").write_text('{"kind": "vocoder"}')
+    with pytest.raises(UserError, match=r"unknown kind of weights in .*'vocoder'"):
+        export(tmp_path, tmp_path / "out.safetensors")
+    about = {"tokvid": json.dumps({"kind": "vocoder", "config": {}})}
+    safetensors.numpy.save_file({}, tmp_path / "vocoder.safetensors", about)
+    with pytest.raises(UserError, match=r"unknown kind of model in .*'vocoder'"):
+        bring_in(tmp_path / "vocoder.safetensors", tmp_path / "out")
+
+
+def test_weights_are_known_by_what_they_are_not_by_their_folders_name(folder, tmp_path):
+    (folder / "transformer").rename(folder / "mine")
+    try:
+        assert export(folder / "mine", tmp_path / "model.safetensors") > 0
+        assert bring_in(tmp_path / "model.safetensors", tmp_path) == "transformer"
+    finally:
+        (folder / "mine").rename(folder / "transformer")
 
 
 def test_the_config_travels_in_the_metadata(folder, tmp_path):

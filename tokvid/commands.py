@@ -448,9 +448,7 @@ def _inspect_file(path: Path) -> dict[str, Any]:
 def _inspect_weights(path: Path) -> dict[str, Any]:
     from tokvid import weights
 
-    kind = str(read_json(path / "config.json", "config").get("kind"))
-    if kind not in weights.KINDS:
-        raise UserError(f"{path}/config.json is not of weights of tokvid")
+    kind = weights.kind_of(path)
     loaded = weights.load(path, kind)
     return {"kind": kind, "parameters": weights.parameter_count(loaded.params)} | loaded.about
 

@@ -7,7 +7,6 @@ the config travels in the file's metadata. Nothing is rounded: there and back gi
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -15,7 +14,7 @@ import safetensors.numpy
 
 from tokvid import weights
 from tokvid.config import from_dict
-from tokvid.errors import UserError
+from tokvid.errors import UserError, did_you_mean
 from tokvid.files import atomic
 
 KEY = "tokvid"  # of the metadata: config.json
@@ -23,7 +22,7 @@ KEY = "tokvid"  # of the metadata: config.json
 
 def export(folder: Path, out: Path) -> int:
     """Writes the model in `folder` to `out`; returns how many tensors it has. UserError where there is none."""
-    kind = next((kind for kind in weights.KINDS if folder.name == kind), "tokenizer")
+    kind = weights.kind_of(folder)
     about = weights.describe(folder, kind)
     weights.load(folder, kind)  # refuses what is damaged
     tensors = dict(
@@ -46,8 +45,7 @@ def bring_in(path: Path, folder: Path) -> str:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata[KEY])
-        kind = about.pop("kind")
-        config: Any = from_dict(weights.KINDS[kind][0], about.pop("config"), f"the config in {path}")
+        kind, config = about.pop("kind"), about.pop("config")
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except KeyError as error:
@@ -56,6 +54,9 @@ def bring_in(path: Path, folder: Path) -> str:
         ) from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} is no .safetensors file that can be read here ({error}); export it again") from error
+    if kind not in weights.KINDS:
+        raise UserError(did_you_mean(kind, weights.KINDS, f"kind of model in {path}"))
+    config = from_dict(weights.KINDS[kind][0], config, f"the config in {path}")
     inward: dict[str, np.ndarray] = {}
     for name, leaf in weights.shapes(kind, config)[1].items():
         numbers = np.arange(leaf.size).reshape(leaf.shape)  # where each number of ours lies in theirs

@@ -17,7 +17,7 @@ import safetensors.numpy
 from flax import nnx
 
 from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
-from tokvid.errors import UserError
+from tokvid.errors import UserError, did_you_mean
 from tokvid.files import atomic, read_json, write_json
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer
@@ -61,6 +61,17 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
         values["codes"] = _codes(to_dict(config), tensors)
     write_json(folder / "config.json", values)
     return mark
+
+
+def kind_of(folder: str | Path) -> str:
+    """What `folder` holds the weights of, "tokenizer" or "transformer"; UserError where it is neither."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"no weights in {folder}; name a folder that `tokvid train` wrote, such as runs/tokenizer")
+    kind = read_json(path, "config").get("kind")
+    if kind not in KINDS:
+        raise UserError(did_you_mean(kind, KINDS, f"kind of weights in {path}"))
+    return str(kind)
 
 
 def describe(folder: str | Path, kind: str) -> dict[str, Any]:
