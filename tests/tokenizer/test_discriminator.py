@@ -41,6 +41,17 @@ def test_a_judge_of_frames_looks_at_one_at_a_time():
     assert (other[:, 1] != 0).any() and (other[:, [0, 2]] == 0).all()
 
 
+@pytest.mark.parametrize("step, frames", [(1, 5), (2, 5), (2, 4)])
+def test_frames_side_by_side_are_a_convolution_in_3d(step, frames):
+    judge, x = Judge(8, 2, 3, rngs=nnx.Rngs(0)), videos(0, (2, frames, 8, 12, 3))
+    convolve = judge.halve[0]
+    kernel_THWIO = convolve.kernel[...].reshape(4, 4, 3, 3, 8).transpose(2, 0, 1, 3, 4)
+    wanted = jax.lax.conv_general_dilated(
+        x, kernel_THWIO, (step, 2, 2), ((1, 1), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    np.testing.assert_allclose(judge._over_time(convolve, x, step), wanted + convolve.bias[...], atol=1e-5)
+
+
 @pytest.mark.parametrize("game", GAMES)
 def test_the_pull_is_the_verdicts_gradient_at_the_strength_asked_for(game):
     config = dataclasses.replace(CONFIG, game=game)
