@@ -8,7 +8,6 @@ goes on where it was.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def row(options: argparse.Namespace, quantizer: str, order: str) -> dict[str, An
     train(TokenizerTask(Recipe(data=data, tokenizer=tokenizer, train_tokenizer=training)), training, folder)
     found = evaluate_reconstruction(
         weights.load(folder, "tokenizer"),
-        dataclasses.replace(data, frames=7),
+        data,
         40,
         seed=0,
         features=load_features("random-convolutions"),

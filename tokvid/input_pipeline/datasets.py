@@ -179,7 +179,9 @@ class ClipCutter:
         captions = [caption.text for caption in captions_within(item.captions, start, start + length)]
         video_THWC = augment.augment(video_THWC, captions, config, rng)
         no_images = np.zeros((0, *config.size, 3), np.uint8)
-        return VideoBatch(video_THWC, np.asarray(fps, np.float32), no_images, self.encode(captions[0] if captions else ""))
+        return VideoBatch(
+            video_THWC, np.asarray(fps, np.float32), no_images, self.encode(captions[0] if captions else "")
+        )
 
     def _count_short(self, item: VideoItem) -> None:
         with self._lock:
