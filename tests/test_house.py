@@ -12,7 +12,7 @@ HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary",
 ORDER = [HELPERS, {"sharding"}, {"nn"}, {"tokenizer", "transformer"}, {"weights"}, {"portable"}, {"train", "sampling"}]
 # These stand beside the order, without JAX: `train`, `sampling` and the top may import them, and they only these.
 ASIDE = {"input_pipeline": HELPERS, "media": HELPERS, "metrics": {"types", "errors", "shape_vocabulary", "ssim"}}
-TOP = {"evaluate", "cli", "commands", "__main__"}  # may import everything, and nobody imports them
+TOP = {"evaluate", "inspection", "cli", "commands", "__main__"}  # may import everything, and nobody imports them
 ROOT = {"", "__version__"}  # what stands in tokvid/__init__.py is anyone's
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = HELPERS | set(ASIDE)

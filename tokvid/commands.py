@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.files import atomic, read_json, write_json
+from tokvid.files import atomic, write_json
 
 if TYPE_CHECKING:
     from tokvid.sampling.story import Story
@@ -302,34 +302,9 @@ def bring_in(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """What a file or folder is, in a few lines."""
-    path: Path = options.path
-    if not path.exists():
-        raise UserError(f"there is nothing at {path}")
-    if path.is_file():
-        print(_table(_inspect_file(path)))
-    elif (path / "dataset.json").is_file():
-        from tokvid.input_pipeline.records import RecordSource
+    from tokvid.inspection import what_is
 
-        source = RecordSource(path)
-        print(_table({"kind": f"dataset of {source.kind}", "videos": len(source), **source.metadata}))
-    elif prepared := [
-        file.parent for file in (path / "dataset_info.json", *path.glob("*/*/dataset_info.json")) if file.is_file()
-    ]:
-        for folder in prepared:
-            print(_table(_inspect_prepared(folder)))
-    elif (path / "config.json").is_file():
-        print(_table(_inspect_weights(path)))
-    elif (path / "commit.json").is_file():
-        print(_table(_inspect_checkpoint(path)))
-    elif (path / "checkpoints").is_dir():
-        steps = sorted(int(p.parent.name) for p in path.glob("checkpoints/*/commit.json") if p.parent.name.isdigit())
-        print(_table({"kind": "training in progress, no weights yet", "checkpoints at steps": steps}))
-    elif parts := [part for part in ("tokenizer", "transformer", "tokens") if (path / part).is_dir()]:
-        for part in parts:
-            print(f"{part}/")
-            inspect(argparse.Namespace(path=path / part))
-    else:
-        raise UserError(f"{path} is no checkpoint, weights folder, workdir, token cache or dataset of tokvid")
+    print(_table(what_is(options.path)))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -433,39 +408,6 @@ def _warnings_unless_it_fails() -> Iterator[None]:
         ours.removeHandler(held)
     for record in held.buffer:
         ours.handle(record)
-
-
-def _inspect_file(path: Path) -> dict[str, Any]:
-    from tokvid.input_pipeline.clips import probe
-    from tokvid.input_pipeline.text import TextModel
-
-    if path.suffix == ".model":
-        text = TextModel.load(path)
-        return {"kind": "text model", "vocabulary": text.vocabulary, "fingerprint": text.fingerprint}
-    return {"kind": "video file", **dataclasses.asdict(probe(path))}
-
-
-def _inspect_weights(path: Path) -> dict[str, Any]:
-    from tokvid import weights
-
-    kind = weights.kind_of(path)
-    loaded = weights.load(path, kind)
-    return {"kind": kind, "parameters": weights.parameter_count(loaded.params)} | loaded.about
-
-
-def _inspect_prepared(path: Path) -> dict[str, Any]:
-    from tokvid.input_pipeline.builders import open_prepared
-
-    about = read_json(path / "dataset_info.json", "the description of a dataset")
-    names = [str(split.get("name")) for split in about.get("splits", [])]
-    counts = {f"videos in {name}": len(open_prepared(path, name)) for name in names}
-    return {"kind": "dataset prepared with TFDS", "name": about.get("name"), **counts}
-
-
-def _inspect_checkpoint(path: Path) -> dict[str, Any]:
-    record = read_json(path / "commit.json", "commit record")
-    files = len(record.get("files", {}))
-    return {"kind": "checkpoint", "step": record.get("step"), "files": files, **record.get("agree", {})}
 
 
 def _markdown(values: dict[str, Any], prefix: str = "") -> str:
