@@ -33,7 +33,7 @@ from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
-from tokvid.types import TokenBatch, VideoBatch
+from tokvid.types import TokenBatch, VideoBatch, token_batch
 from tokvid.weights import parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,21 +154,21 @@ def training_rows(recipe: Recipe, models: Models, runs: int) -> list[Row]:
     found = [training_row(TokenizerTask(recipe), config, clips, config.batch * flops, runs)]
     config = recipe.train_transformer
     about = {"vocabulary": t.vocabulary, "grid": list(t.latent[1:]), "temporal_patch": t.temporal_patch}
-    windows = token_batch(t, config.batch, 0, rng)
+    windows = random_windows(t, config.batch, 0, rng)
     slots, video_slots = t.text_length + 1 + int(np.prod(t.latent)), int(np.prod(t.latent))
     task = TransformerTask(recipe, Path("none"), about, models.text)
     flops = config.batch * transformer_flops(t, slots, slots, video_slots)
     return [*found, training_row(task, config, windows, flops, runs)]
 
 
-def token_batch(c: TransformerConfig, batch: int, known: int, rng: np.random.Generator) -> TokenBatch:
+def random_windows(c: TransformerConfig, batch: int, known: int, rng: np.random.Generator) -> TokenBatch:
     """Random windows."""
-    return TokenBatch(
+    return token_batch(
         tokens=rng.integers(c.vocabulary, size=(batch, *c.latent), dtype=np.int32),
         start=np.full(batch, 5 * bool(known), np.int32),
         fps=np.full(batch, 8, np.float32),
         text=rng.integers(c.text_vocabulary, size=(batch, c.text_length), dtype=np.int32),
-        known=np.full(batch, known, np.int32),
+        known=np.broadcast_to(np.arange(c.latent[0]) < known, (batch, c.latent[0])),
     )
 
 
@@ -180,12 +180,14 @@ def decoding_rows(models: Models, runs: int) -> list[Row]:
     slots, given = c.text_length + 1 + frames * rows * columns, c.text_length + 1 + KNOWN * rows * columns
     steps = slots - given
     for batch in (1, 8):
-        windows, keys = token_batch(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
+        windows, keys = random_windows(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
 
         def work(windows: TokenBatch = windows, keys: jax.Array = keys) -> Any:
-            guidance = np.full(len(keys), 2, np.float32)
-            options: dict[str, Any] = {"known": KNOWN, "method": Sampling(), "guided": True}
-            return generate(loaded.graph, loaded.params, windows, keys, guidance, np.int32(frames), **options)
+            guidance, count = np.full((len(keys), frames), 2, np.float32), np.int32(frames - KNOWN)
+            known = tuple(i < KNOWN for i in range(frames))
+            options: dict[str, Any] = {"known": known, "method": Sampling(), "guided": True}
+            no_text = np.full_like(windows.text, -1)
+            return generate(loaded.graph, loaded.params, windows, no_text, keys, guidance, count, **options)
 
         flops = 2 * batch * (transformer_flops(c, given, slots, 0) + steps * transformer_flops(c, 1, slots, 1))
         cache = 2 * batch * c.layers * slots * 2 * c.kv_heads * (c.width // c.heads) * 4

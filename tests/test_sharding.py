@@ -93,7 +93,7 @@ def report():
     from tokvid.train.state import abstract_state, init_state, make_step
     from tokvid.train.tokenizer_step import TokenizerTask
     from tokvid.train.transformer_step import TransformerTask
-    from tokvid.types import TokenBatch
+    from tokvid.types import token_batch
 
     class TinyTransformer(TransformerTask):
         config = TransformerConfig(
@@ -124,12 +124,12 @@ def report():
         return {kind: {name: place(leaf) for name, leaf in flat(tree).items()} for kind, tree in trees.items()}
 
     rng = np.random.default_rng(0)
-    batch = TokenBatch(
+    batch = token_batch(
         tokens=rng.integers(0, 50, (8, 3, 2, 2), np.int32),
         start=np.int32([0, 1] * 4),
         fps=np.float32([2, 4, 8, 4] * 2),
         text=rng.integers(-1, 20, (8, 4), np.int32),
-        known=np.int32([0, 1, 2, 0] * 2),
+        known=np.arange(3) < np.int32([0, 1, 2, 0] * 2)[:, None],
     )
     eight = make_mesh((2, 2, 2, 1))
     one = jax.make_mesh((1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4, devices=jax.devices()[:1])

@@ -102,6 +102,8 @@ class TransformerConfig:
     kv_heads: int = 6
     mlp: int = 1024
     ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
+    seconds: bool = True  # positions in seconds; else latent frames are only numbered (to compare with)
+    rate_token: bool = True  # whether the rate is told (to compare with)
     dtype: Dtype = "float32"
     z_loss: float = 1e-4
     scan_layers: bool = False
@@ -115,7 +117,10 @@ class LayoutConfig:
     text_to_video: float = 0.4
     image_to_video: float = 0.1
     continuation: float = 0.5
+    infilling: float = 0.0  # any latent frames known, the others generated
+    interpolation: float = 0.0  # from the same clip at a lower rate; needs tokens.coarse_factor
     text_dropout: float = 0.1  # share of samples that lose their text, for guidance
+    rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these a sample; 0: token by token, all: in rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +130,7 @@ class TokensConfig:
     videos: int = 20_000
     latent_frames: int = 16  # of each cached video at most; windows are cut from these
     text_samples: int = 20_000  # captions the text model is trained from at most
+    coarse_factor: int = 1  # each video is kept at a rate so many times lower, too, to interpolate from; 1: no
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from tokvid.errors import UserError
+
 AnyArray: TypeAlias = Any  # NumPy on the host, jax on the device; this room itself needs no jax
 
 
@@ -65,8 +67,12 @@ class TokenBatch(NamedTuple):
     """What the tokenizer and the transformer meet in.
 
     tokens int32 (B, T, H, W) video codes of one window; start int32 (B,) the window's first latent frame, 0 where the
-    video begins; fps float32 (B,); text int32 (B, L) padded with -1; known int32 (B,) how many leading latent frames
-    are given (0: text to video).
+    video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T) which latent frames are given
+    (none: text to video); step int32 (B,) how many tokens are generated at once (`tokens_at_once`); drawn bool
+    (B, T, H, W) where a step is a whole latent frame, which of its tokens stand already.
+
+    coarse int32 (B, T', H, W) the same video at a lower rate, padded with -1, T' 0 where nothing is interpolated; its
+    coarse_start (B,) and coarse_fps (B,) as above.
     """
 
     tokens: AnyArray
@@ -74,6 +80,49 @@ class TokenBatch(NamedTuple):
     fps: AnyArray
     text: AnyArray
     known: AnyArray
+    step: AnyArray
+    drawn: AnyArray
+    coarse: AnyArray
+    coarse_start: AnyArray
+    coarse_fps: AnyArray
+
+
+def token_batch(
+    tokens: AnyArray,
+    start: AnyArray,
+    fps: AnyArray,
+    text: AnyArray,
+    known: AnyArray | None = None,
+    coarse: AnyArray | None = None,
+    coarse_start: AnyArray | None = None,
+    coarse_fps: AnyArray | None = None,
+) -> TokenBatch:
+    """A `TokenBatch` generated token by token: nothing known and nothing coarse unless said."""
+    B, T, H, W = tokens.shape
+    return TokenBatch(
+        tokens=tokens,
+        start=start,
+        fps=fps,
+        text=text,
+        known=np.zeros((B, T), bool) if known is None else known,
+        step=np.ones(B, np.int32),
+        drawn=np.zeros((B, T, H, W), bool),
+        coarse=np.zeros((B, 0, H, W), np.int32) if coarse is None else coarse,
+        coarse_start=np.zeros(B, np.int32) if coarse_start is None else coarse_start,
+        coarse_fps=np.ones(B, np.float32) if coarse_fps is None else coarse_fps,
+    )
+
+
+def tokens_at_once(rows: int, latent: tuple[int, int, int]) -> int:
+    """How many tokens a step generates that draws so many rows of a latent frame; `rows` 0 is token by token.
+
+    UserError where they don't divide the latent frame.
+    """
+    _, height, width = latent
+    if rows < 0 or (rows and height % rows):
+        divisors = [divisor for divisor in range(1, height + 1) if height % divisor == 0]
+        raise UserError(f"rows should be 0 (token by token) or divide a latent frame, {divisors}; got {rows}")
+    return rows * width or 1
 
 
 class LatentShape(NamedTuple):

@@ -12,9 +12,8 @@ from flax import nnx
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.attention import NEVER
-from tokvid.transformer.layout import Rate, Text, Video, Vocabulary, build
 from tokvid.transformer.model import Transformer, sequence_of
-from tokvid.types import TokenBatch
+from tokvid.types import TokenBatch, token_batch
 
 CONFIG = TransformerConfig(
     vocabulary=50, text_vocabulary=20, text_length=5, latent=(3, 2, 2), width=32, layers=2, heads=4, kv_heads=2, mlp=48
@@ -25,7 +24,7 @@ FRAME = 4  # tokens of a latent frame
 SLOTS = FIRST + 3 * FRAME
 
 
-def batch(prompts=PROMPTS, length=CONFIG.text_length, known=0, seed=0):
+def batch(prompts=PROMPTS, length=CONFIG.text_length, known=0, step=1, seed=0):
     rng = np.random.default_rng(seed)
     count = len(prompts)
     text = np.full((count, length), -1, np.int32)
@@ -33,7 +32,8 @@ def batch(prompts=PROMPTS, length=CONFIG.text_length, known=0, seed=0):
         text[i, : len(prompt)] = prompt
     tokens = rng.integers(0, CONFIG.vocabulary, (4, 3, 2, 2), np.int32)[:count]
     fps, start = np.float32([2, 4, 8, 4])[:count], np.int32([0, 0, 3, 1])[:count]
-    return TokenBatch(tokens, start, fps, text, np.full(count, known, np.int32))
+    given = np.broadcast_to(np.arange(3) < known, (count, 3))
+    return token_batch(tokens, start, fps, text, given)._replace(step=np.full(count, step, np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def run(model):
 
 
 @functools.cache
-def layouts(step):
-    return jax.jit(functools.partial(sequence_of, CONFIG, step=step))
+def layout():
+    return jax.jit(functools.partial(sequence_of, CONFIG))
 
 
 def sequence(step=1, **options):
-    return layouts(step)(batch(**options))
+    return layout()(batch(step=step, **options))
 
 
 # Who sees whom
@@ -92,9 +92,9 @@ def reach(model):
     return lambda sequence: np.array(jacobian(jax.tree.map(lambda field: field[:1], sequence)))
 
 
-def drawn(*groups):
+def drawn(*groups, slots=SLOTS):
     """Who sees whom, from (slots, what they see) by hand."""
-    sees = np.zeros((SLOTS, SLOTS), bool)
+    sees = np.zeros((slots, slots), bool)
     for slots, seen in groups:
         for slot in slots:
             sees[slot, seen] = True
@@ -117,33 +117,73 @@ def test_a_slot_depends_on_what_its_layout_says(reach, step):
 
 
 def test_the_fine_clip_of_an_interpolation_sees_the_whole_coarse_one(reach):
-    one = np.ones(1, np.int32)
-    coarse = Video(np.full((1, 1, 2, 2), 7, np.int32), 0 * one, np.float32([2]), one, 2)
-    fine = Video(np.full((1, 2, 2, 2), 9, np.int32), 0 * one, np.float32([4]), 0 * one, 2)
-    text = Text(np.int32([[3, 1, 4, 1]]))
-    segments = [text, Rate(np.float32([2])), coarse, Rate(np.float32([4])), fine]
-    made = build(segments, Vocabulary(CONFIG.vocabulary, CONFIG.text_vocabulary))
-    words, coarse_slots = list(range(4)), list(range(5, 9))
-    groups = [(words, words), ([4], [*words, 4]), (coarse_slots, list(range(9))), ([9], list(range(10)))]
-    groups += [([slot], list(range(slot + 1))) for slot in range(10, SLOTS)]
-    np.testing.assert_array_equal(reach(made), drawn(*groups))
+    """A coarse latent frame after the fine one, too; but nothing that is generated later, and no padding."""
+    coarse = np.int32([[[[7, 7], [7, 7]], [[8, 8], [8, 8]], [[-1, -1], [-1, -1]]]])
+    fine, word = np.full((1, 1, 2, 2), 9, np.int32), np.int32([[3]])
+    given = token_batch(fine, np.int32([2]), np.float32([4]), word, None, coarse, np.int32([1]), np.float32([2]))
+    found = reach(layout()(given))
+    assert found.shape == (1 + 1 + 12 + 1 + 4,) * 2
+    coarse_slots, padding, fine_slots = list(range(2, 10)), list(range(10, 14)), list(range(15, 19))
+    found[padding] = False
+    groups = [([0], [0]), ([1], [0, 1]), (coarse_slots, list(range(10))), ([14], [*range(10), 14])]
+    groups += [([slot], [*range(10), 14, *range(15, slot + 1)]) for slot in fine_slots]
+    np.testing.assert_array_equal(found, drawn(*groups, slots=19))
+
+
+def test_any_latent_frames_may_be_known(reach):
+    """The first and the last are; what is generated between them stands behind them in the sequence."""
+    words, padding, rate, known = [0, 1], [2, 3, 4], [5], list(range(6, 14))
+    found = reach(layout()(batch()._replace(known=np.bool_([[True, False, True]] * 4))))
+    seen = words + rate + known
+    groups = [(words, words), (rate, words + rate), (known, seen)]
+    groups += [([slot], seen + list(range(14, slot + 1))) for slot in range(14, SLOTS)]
+    found[padding] = False
+    np.testing.assert_array_equal(found, drawn(*groups))
+
+
+def test_in_rounds_a_latent_frame_sees_itself_and_those_before(run):
+    """What stands is its own slot's input; what doesn't is nobody's; no later latent frame is seen."""
+    given = batch(step=FRAME)
+    stands = np.zeros((4, 3, 2, 2), bool)
+    stands[:, 0], stands[:, 1, 0, 1], stands[:, 2, 1, 1] = True, True, True
+    given = given._replace(drawn=stands)
+    made = layout()(given)
+    np.testing.assert_array_equal(made.generated[:, FIRST:].reshape(stands.shape), ~stands)
+    wanted = run(made)[1][:, FIRST:].reshape(4, 3, FRAME, -1)
+    for frame, row, column in ((0, 1, 1), (1, 0, 1), (2, 1, 1), (1, 0, 0), (2, 0, 0)):
+        changed = given.tokens.copy()
+        changed[:, frame, row, column] = (changed[:, frame, row, column] + 7) % CONFIG.vocabulary
+        found = run(layout()(given._replace(tokens=changed)))[1][:, FIRST:].reshape(wanted.shape)
+        moved = (found != wanted).any(axis=(2, 3)).all(axis=0)
+        sees = np.arange(3) >= frame if stands[0, frame, row, column] else np.zeros(3, bool)
+        np.testing.assert_array_equal(moved, sees)
+
+
+def test_rows_and_rounds_are_told_apart(run):
+    """The same inputs under another step are another question."""
+    made = sequence(FRAME)
+    other = run(made._replace(step=np.where(made.step > 0, 1, 0)))[1][:, FIRST:]
+    assert np.abs(other - run(made)[1][:, FIRST:]).max() > 1e-3
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_tokens_logits_depend_on_no_token_from_itself_on(run, step):
-    """Changing the token of slot j changes the logits from one step after j's on, and none before."""
+    """Changing the token of slot j changes the logits from one step after j's on, and none before.
+
+    The first row of a video is drawn token by token even where the others are drawn at once.
+    """
     full = PROMPTS[1]  # no padding, which sees everything
-    given = TokenBatch(*(np.repeat(field, 4, axis=0) for field in batch([full])))
-    wanted = run(layouts(step)(given))[1]
+    given = TokenBatch(*(np.repeat(field, 4, axis=0) for field in batch([full], step=step)))
+    wanted = run(layout()(given))[1]
     for j in range(0, 12, 3):  # three changes at a time, one a sample; sample 0 stays
         changed = given.tokens.reshape(4, 12).copy()
         for sample in (1, 2, 3):
             changed[sample, j + sample - 1] = (changed[sample, j + sample - 1] + 7) % CONFIG.vocabulary
-        found = run(layouts(step)(given._replace(tokens=changed.reshape(4, 3, 2, 2))))[1]
+        found = run(layout()(given._replace(tokens=changed.reshape(4, 3, 2, 2))))[1]
         np.testing.assert_array_equal(found[0], wanted[0])
         for sample in (1, 2, 3):
             slot = j + sample - 1
-            after = FIRST + (slot // step + 1) * step
+            after = FIRST + (slot + 1 if slot < step - 1 else (slot // step + 1) * step)
             np.testing.assert_array_equal(found[sample, :after], wanted[sample, :after])
             if after < SLOTS:  # the last step's tokens are nobody's input
                 assert (found[sample, after:] != wanted[sample, after:]).any(axis=-1).all()
@@ -151,7 +191,7 @@ def test_a_tokens_logits_depend_on_no_token_from_itself_on(run, step):
 
 def test_text_rate_and_every_known_token_matter(run):
     given = batch(known=1)
-    wanted = run(layouts(1)(given))[1][1, FIRST + FRAME :]
+    wanted = run(layout()(given))[1][1, FIRST + FRAME :]
     for change in (
         {"text": np.where(given.text == 9, 8, given.text)},
         {"text": given.text[:, [1, 0, 2, 3, 4]]},  # the order of words, too
@@ -159,9 +199,9 @@ def test_text_rate_and_every_known_token_matter(run):
         {"start": given.start + 1},
         {"tokens": np.concatenate([(given.tokens[:, :1] + 1) % 50, given.tokens[:, 1:]], axis=1)},
     ):
-        found = run(layouts(1)(given._replace(**change)))[1][1, FIRST + FRAME :]
+        found = run(layout()(given._replace(**change)))[1][1, FIRST + FRAME :]
         assert np.abs(found - wanted).max() > 1e-3, change
-    made = layouts(1)(given)  # the rate is told by its token, too, not by the seconds alone
+    made = layout()(given)  # the rate is told by its token, too, not by the seconds alone
     found = run(made._replace(fps=made.fps * 2))[1][1, FIRST + FRAME :]
     assert np.abs(found - wanted).max() > 1e-3
 
@@ -179,7 +219,7 @@ def test_prompts_of_unequal_length_give_what_each_gives_alone(run):
     together = run(sequence(known=1))[1]
     single = batch(known=1)
     for i in range(len(PROMPTS)):
-        alone = run(layouts(1)(jax.tree.map(lambda field, i=i: field[i : i + 1], single)))[1]
+        alone = run(layout()(jax.tree.map(lambda field, i=i: field[i : i + 1], single)))[1]
         np.testing.assert_allclose(together[i, FIRST:], alone[0, FIRST:], atol=1e-5)
 
 

@@ -37,7 +37,8 @@ class StoredVideo:
     """One record, a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the kind.
 
     `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W)
-    in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized.
+    in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized. Tokens may come with
+    `coarse` ones of the same seconds, from every `coarse_factor`-th frame.
     """
 
     key: str
@@ -47,6 +48,8 @@ class StoredVideo:
     frames: np.ndarray | None = None
     tokens: np.ndarray | None = None
     fps: float = 0.0
+    coarse: np.ndarray | None = None
+    coarse_factor: int = 1
     fit: "Fit" = "crop"  # how `read` makes another aspect ratio fit; not stored
 
     @property
@@ -283,6 +286,9 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
             "dtype": str(array.dtype),
             "fps": float(video.fps),
         }
+        if video.coarse is not None:
+            coarse = np.ascontiguousarray(video.coarse).astype(array.dtype)
+            values |= {"coarse": coarse.tobytes(), "coarse_factor": video.coarse_factor}
     data = msgpack.packb(values)
     _unpack(data, kind, "crop", video.key)  # what can't be read again isn't written
     return data
@@ -337,7 +343,12 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
     array = array.reshape(shape)
     if kind == "frames":
         return StoredVideo(key, float(seconds), told, frames=array, fps=float(fps), fit=fit)
-    return StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps), fit=fit)
+    made = StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps))
+    if "coarse" not in values:
+        return made
+    _within("coarse_factor", values["coarse_factor"], 2, MOST_FPS)
+    coarse = np.frombuffer(values["coarse"], array.dtype).reshape(-1, *shape[1:])
+    return dataclasses.replace(made, coarse=coarse, coarse_factor=int(values["coarse_factor"]))
 
 
 def _within(what: str, value: Any, least: float, most: float) -> None:

@@ -14,9 +14,9 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import batches, samples_of
 from tokvid.input_pipeline.records import RecordSource, StoredVideo
 from tokvid.input_pipeline.text import TextModel
-from tokvid.types import Caption, TokenBatch
+from tokvid.types import Caption, TokenBatch, tokens_at_once
 
-Task = Literal["text_to_video", "image_to_video", "continuation"]
+Task = Literal["text_to_video", "image_to_video", "continuation", "infilling", "interpolation"]
 TASKS: tuple[Task, ...] = typing.get_args(Task)
 MOST_KNOWN = 3  # latent frames that a continuation starts from
 AT_SWITCH = 0.25  # share of continuations, where a video has switches, whose known part ends at one
@@ -26,12 +26,17 @@ MOST_TRIES = 200
 
 
 class Window(NamedTuple):
-    """Tokens (T, H, W) of latent frames from `start` on; `known` of them are given, `text` tells the rest."""
+    """Tokens (T, H, W) of latent frames from `start` on; those in `known` (T,) are given, `text` tells the rest.
+
+    An interpolation has coarse tokens too, padded with -1, from coarse latent frame `coarse_start` on; others none.
+    """
 
     tokens: np.ndarray
     start: int
-    known: int
+    known: np.ndarray
     text: str
+    coarse: np.ndarray
+    coarse_start: int = 0
 
 
 def captions_in_force(captions: tuple[Caption, ...], latent_frames: int, fps: float, temporal_patch: int) -> np.ndarray:
@@ -59,6 +64,8 @@ def cut_window(
         text_to_video    start 0, known 0           . . . . . .
         image_to_video   start 0, known 1           K . . . . .
         continuation     start s, known 1 to 3      K K . . . .    (where s = 0, not 1: that is an image)
+        interpolation    start s, known 0 to 3      K K . . . .    (where s > 0, not 0), and a coarse clip
+        infilling        start s, some known        K . . K . .
 
     The text is the caption in force at the first latent frame to generate, and holds for `least_share` of
     them at least; known ones may show the caption before. Known parts that end right where a caption begins
@@ -73,6 +80,10 @@ def cut_window(
     ends_T = np.searchsorted(shown_T, shown_T, side="right")  # where each latent frame's caption gives way
     told_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
     fits_N = told_N >= least_share * (frames - known_N)
+    if task == "interpolation":
+        if video.coarse is None:
+            raise UserError(f"{video.key} has no coarse tokens; set tokens.coarse_factor and tokenize again")
+        fits_N &= -(-(start_N + frames - 1) // video.coarse_factor) < len(video.coarse)
     if not fits_N.any():
         return None
     if task == "continuation":
@@ -80,9 +91,31 @@ def cut_window(
         if at_switch_N.any() and rng.random() < AT_SWITCH:
             fits_N = at_switch_N
     chosen = rng.choice(np.flatnonzero(fits_N))
-    start, known = int(start_N[chosen]), int(known_N[chosen])
-    text = video.captions[shown_T[start + known]].text
-    return Window(tokens_THW[start : start + frames], start, known, text)
+    start, known_T = int(start_N[chosen]), np.arange(frames) < known_N[chosen]
+    if task == "infilling":
+        known_T = rng.permutation(np.arange(frames) < rng.integers(1, frames))
+    first = start + int(known_N[chosen])
+    nothing = np.zeros((0, *tokens_THW.shape[1:]), np.int32)
+    window = Window(tokens_THW[start : start + frames], start, known_T, video.captions[shown_T[first]].text, nothing)
+    if task != "interpolation" or video.coarse is None:
+        return window
+    coarse_start, count = coarse_span(first, frames, video.coarse_factor)
+    coarse_THW = np.full((count, *tokens_THW.shape[1:]), -1, np.int32)
+    there_THW = video.coarse[coarse_start : coarse_start + count]
+    coarse_THW[: len(there_THW)] = there_THW
+    return window._replace(coarse=coarse_THW, coarse_start=coarse_start)
+
+
+def coarse_span(first: int, frames: int, factor: int) -> tuple[int, int]:
+    """Which coarse latent frames a window sees: the number of the first, and how many.
+
+    `first` is the first fine latent frame that the window of `frames` generates; fine latent frame j ends when coarse
+    latent frame j / `factor` does. The one before is seen too: it tells what moves. For factor 2, windows of 4::
+
+        fine     0   1   2   3 | 4   5     first 4 sees coarse 1, 2, 3
+        coarse   0       1       2       3
+    """
+    return max(0, -(-first // factor) - 1), 1 + -(-frames // factor)
 
 
 @functools.lru_cache(maxsize=1000)
@@ -93,11 +126,14 @@ def _placements(task: Task, latent_frames: int, frames: int) -> tuple[np.ndarray
         pairs = [(0, 0)]
     elif task == "image_to_video" and frames > 1:
         pairs = [(0, 1)]
-    elif task == "continuation":
+    elif task == "infilling" and frames > 1:  # the text is to hold for all of it
+        pairs = [(start, 0) for start in range(latent_frames - frames + 1)]
+    elif task in ("continuation", "interpolation"):
+        least = 2 if task == "continuation" else 0  # of what is known of a video's start
         pairs = [
             (start, known)
             for start in range(latent_frames - frames + 1)
-            for known in range(1 if start else 2, min(MOST_KNOWN, frames - 1) + 1)
+            for known in range(1 if start else least, min(MOST_KNOWN, frames - 1) + 1)
         ]
     if latent_frames < frames:
         pairs = []
@@ -146,11 +182,21 @@ def token_batches(
             f"{transformer.temporal_patch}; use one tokenizer for both"
         )
     sampler = WindowSampler(source, layouts, transformer, text_model)
-    return batches(samples_of(len(source), seed).random_map(sampler), batch, threads=threads, shard=shard)
+
+    def interpolates(number: int) -> bool:
+        """Whether sample `number` is of an interpolation: alike in a whole batch, of all processes."""
+        together = number // (batch * shard[1])
+        return bool(np.random.default_rng([seed, together]).random() < sampler.interpolations)
+
+    samples = samples_of(len(source), seed).map_with_index(lambda number, index: (index, interpolates(number)))
+    return batches(samples.random_map(sampler), batch, threads=threads, shard=shard)
 
 
 class WindowSampler:
-    """Draws a task and cuts a window for it, from the video given or, where that has none, from another one."""
+    """Draws a task and cuts a window for it, from the video given or, where that has none, from another one.
+
+    Interpolations have a coarse clip, which makes a sequence longer, so they come in batches of their own.
+    """
 
     def __init__(
         self,
@@ -164,15 +210,26 @@ class WindowSampler:
             raise UserError(f"layouts {dataclasses.asdict(layouts)}: weights should be 0 or more, one of them above 0")
         if not 0 <= layouts.text_dropout <= 1:
             raise UserError(f"text_dropout {layouts.text_dropout} should be 0 to 1")
+        if not layouts.rows:
+            raise UserError("layouts.rows is empty; give 0 (token by token), or how many rows are drawn at once")
         self.source, self.layouts, self.transformer = source, layouts, transformer
-        self.shares = weights / weights.sum()
+        self.steps = [tokens_at_once(rows, transformer.latent) for rows in layouts.rows]
+        self.interpolations = float(weights[-1] / weights.sum())
+        self.shares = weights[:-1] / max(weights[:-1].sum(), 1e-9)
+        self.factor = int(source.metadata.get("tokens", {}).get("coarse_factor", 1))
+        if self.interpolations and self.factor < 2:
+            raise UserError(
+                f"layouts.interpolation {layouts.interpolation} needs coarse tokens, which {source.path} lacks; "
+                "set tokens.coarse_factor to 2 or more and make the token cache again"
+            )
         self.encode = text_model.encoder(transformer.text_length)  # once a caption, not once a step
 
-    def __call__(self, index: int, rng: np.random.Generator) -> TokenBatch:
-        """One sample, its arrays without the batch dimension."""
+    def __call__(self, drawn: tuple[int, bool], rng: np.random.Generator) -> TokenBatch:
+        """One sample, its arrays without the batch dimension, of the video and kind `drawn`."""
+        index, interpolates = drawn
         # Task and rate are kept when the video is replaced: were they drawn again with each, those that
         # fit seldom (at a slow rate few first captions hold for a window) would hardly be trained.
-        task = TASKS[rng.choice(len(TASKS), p=self.shares)]
+        task = "interpolation" if interpolates else TASKS[rng.choice(len(self.shares), p=self.shares)]
         frames, patch = self.transformer.latent[0], self.transformer.temporal_patch
         video = self.source[index]
         fps = video.fps
@@ -203,10 +260,29 @@ class WindowSampler:
                 f"vocabulary is {self.transformer.vocabulary}; use one tokenizer for both"
             )
         dropped = rng.random() < self.layouts.text_dropout
+        step = self.steps[rng.integers(len(self.steps))]
+        in_rounds = step == tokens_THW[0].size
         return TokenBatch(
             tokens=tokens_THW,
             start=np.asarray(window.start, np.int32),
             fps=np.asarray(video.fps, np.float32),
             text=self.encode("" if dropped else window.text),
-            known=np.asarray(window.known, np.int32),
+            known=window.known,
+            step=np.asarray(step, np.int32),
+            drawn=_drawn(window.known, tokens_THW.shape, rng) if in_rounds else np.zeros(tokens_THW.shape, bool),
+            coarse=window.coarse,
+            coarse_start=np.asarray(window.coarse_start, np.int32),
+            coarse_fps=np.asarray(video.fps / self.factor, np.float32),
         )
+
+
+def _drawn(known_T: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Which tokens (T, H, W) stand already when latent frames are drawn in rounds.
+
+    Each latent frame is at a round of its own (MaskGIT's cosine, section 3.2); as often as not those before one of them
+    are done, as when they are sampled one after another.
+    """
+    left_T = np.cos(np.pi / 2 * rng.random(len(known_T)))
+    if rng.random() < 0.5:
+        left_T[: rng.choice(np.flatnonzero(~known_T))] = 0
+    return rng.random(shape) >= left_T[:, None, None]

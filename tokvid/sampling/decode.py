@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tokvid.nn.cache import KVCache
-from tokvid.sampling.methods import Sampling, draw, guide
+from tokvid.sampling.methods import Sampling, draw, guide, surest
 from tokvid.transformer.layout import Sequence
 from tokvid.transformer.model import Transformer, sequence_of
-from tokvid.types import TokenBatch
+from tokvid.types import TokenBatch, tokens_at_once
 
 
 def prefill(model: Transformer, sequence: Sequence, slots: int) -> KVCache:
@@ -24,61 +24,97 @@ def prefill(model: Transformer, sequence: Sequence, slots: int) -> KVCache:
 def step(
     model: Transformer, sequence: Sequence, cache: KVCache, slot: jax.Array, input_BL: Int[Array, "b l"]
 ) -> tuple[Float[Array, "b l v"], KVCache]:
-    """Logits of the slots from `slot` on, given their input tokens (those generated one step before), and the cache."""
+    """Logits of the slots from `slot` on, given their input tokens, and the cache with these slots written."""
     here = sequence.slots(slot, input_BL.shape[1])._replace(token=input_BL)
     hidden, longer = model.run(here, cache, slot)
     return model.logits(hidden), cast(KVCache, longer)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "known", "method", "guided", "width"))
+@functools.partial(jax.jit, static_argnames=("graph", "known", "method", "guided"))
 def generate(
     graph: nnx.GraphDef,
     params: nnx.State,
     batch: TokenBatch,
+    negative_BL: Int[Array, "b l"],
     keys_B: jax.Array,
-    guidance_B: Float[Array, " b"],
-    frames: Int[Array, ""],
+    guidance_BT: Float[Array, "b t"],
+    count: Int[Array, ""],
     *,
-    known: int,
+    known: tuple[bool, ...],
     method: Sampling,
     guided: bool,
-    width: int = 1,
 ) -> Int[Array, "b t h w"]:
-    """Fills in the tokens of a window behind its `known` leading latent frames, up to `frames` in all; the rest are 0.
+    """Fills in the first `count` latent frames of a window that are not `known`; the rest become 0.
 
-    `batch.known` must say `known` everywhere. With `guided`, each step also runs without text and guidance is applied.
-    `width` tokens are drawn at once (1, or a divisor of a latent frame that the model was trained for).
+    What `batch` says of known, step and drawn is replaced by `known` and by `method`. With `guided`, each step also
+    runs under the text `negative_BL` (-1: without text) and guidance is applied, of each latent frame its own.
     Sampling is by absolute slot: fold_in(keys_B, slot), so a longer window begins with the same tokens.
     """
     model: Transformer = nnx.merge(graph, params)
     B, T, H, W = batch.tokens.shape
-    if guided:  # the same windows twice, the second time without text
-        textless = batch._replace(text=batch.text * 0 - 1)
-        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), batch, textless)
-    else:
-        both = batch
-    sequence = sequence_of(model.config, both, width)
-    first = sequence.token.shape[1] - T * H * W  # of the video's slots
-    given = first + known * H * W
-    cache = prefill(model, sequence, given)
-    rows = both.tokens.shape[0]
-
-    def body(i: jax.Array, carry: tuple) -> tuple:
-        cache, input_BL, tokens_BL = carry
-        slot = given + i * width
-        logits_BLV, cache = step(model, sequence, cache, slot, input_BL)
-        if guided:
-            logits_BLV = guide(logits_BLV[:B], logits_BLV[B:], guidance_B)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, slot)
-        drawn_BL = draw(keys, logits_BLV, method)
-        tokens_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, drawn_BL, slot - first, axis=1)
-        return cache, jnp.concatenate([drawn_BL, drawn_BL]) if guided else drawn_BL, tokens_BL
-
-    start = (
-        cache,
-        jnp.full((rows, width), model.vocabulary.begin, jnp.int32),
-        batch.tokens.reshape(B, T * H * W).astype(jnp.int32),
+    width, given_T = tokens_at_once(method.rows, batch.tokens.shape[1:]), [i for i in range(T) if known[i]]
+    batch = batch._replace(
+        known=jnp.broadcast_to(jnp.array(known), (B, T)),
+        step=jnp.full(B, width),
+        drawn=jnp.zeros(batch.tokens.shape, bool),
     )
-    steps = (frames - known) * (H * W) // width
-    tokens_BL = jax.lax.fori_loop(0, steps, body, start)[2]
-    return tokens_BL.reshape(B, T, H, W)
+    both = batch
+    if guided:  # the same windows twice, the second time under the negative text
+        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), batch, batch._replace(text=negative_BL))
+    sequence = sequence_of(model.config, both)
+    asked_T = [i for i in range(T) if not known[i]]
+    first = sequence.token.shape[1] - len(asked_T) * H * W  # slot to generate
+    total, begin = count * H * W, model.vocabulary.begin
+
+    def logits_of(cache: KVCache, rank: jax.Array, input_BL: jax.Array) -> tuple[jax.Array, KVCache]:
+        """Of the slots from the `rank`-th generated one on, with guidance."""
+        input_BL = jnp.concatenate([input_BL, input_BL]) if guided else input_BL
+        logits_BLV, cache = step(model, sequence, cache, first + rank, input_BL)
+        if not guided:
+            return logits_BLV, cache
+        scale_B = guidance_BT[:, jnp.array(asked_T)][:, rank // (H * W)]
+        return guide(logits_BLV[:B], logits_BLV[B:], scale_B), cache
+
+    def keys_at(rank: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, first + rank)
+
+    def at_once(width: int, start: int):
+        """Draws `width` tokens, each from the logits of a slot that holds the token one step before."""
+
+        def body(i: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
+            cache, made_BL = carry
+            rank = start + i * width
+            before_BL = jnp.pad(made_BL, ((0, 0), (width, 0)), constant_values=begin)
+            logits_BLV, cache = logits_of(cache, rank, jax.lax.dynamic_slice_in_dim(before_BL, rank, width, axis=1))
+            drawn_BL = draw(keys_at(rank), logits_BLV, method)
+            return cache, jax.lax.dynamic_update_slice_in_dim(made_BL, drawn_BL, rank, axis=1)
+
+        return body
+
+    def in_rounds(i: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
+        """Draws a latent frame: each round keeps the surest tokens and asks again for the others."""
+        cache, made_BL = carry
+        rank = i * H * W
+
+        def body(number: jax.Array, carry: tuple) -> tuple:
+            cache, now_BL, stands_BL = carry
+            logits_BLV, cache = logits_of(cache, rank, jnp.where(stands_BL, now_BL, begin))
+            keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_at(rank), number)
+            now_BL = jnp.where(stands_BL, now_BL, draw(keys_B, logits_BLV, method))
+            done = (number + 1) / method.rounds
+            return cache, now_BL, surest(keys_B, logits_BLV, now_BL, stands_BL, done, method)
+
+        start = (cache, jnp.full((B, H * W), begin, jnp.int32), jnp.zeros((B, H * W), bool))
+        cache, now_BL, _ = jax.lax.fori_loop(0, method.rounds, body, start)
+        _, cache = logits_of(cache, rank, now_BL)  # what comes next sees them all
+        return cache, jax.lax.dynamic_update_slice_in_dim(made_BL, now_BL, rank, axis=1)
+
+    carry = prefill(model, sequence, first), jnp.zeros((B, len(asked_T) * H * W), jnp.int32)
+    if width == H * W:
+        made_BL = jax.lax.fori_loop(0, count, in_rounds, carry)[1]
+    else:
+        lead = 0 if given_T or width == 1 else W  # as `layout` has it: rows wait for the first one
+        carry = jax.lax.fori_loop(0, jnp.minimum(lead, total), at_once(1, 0), carry)
+        made_BL = jax.lax.fori_loop(0, (total - lead) // width, at_once(width, lead), carry)[1]
+    tokens = jnp.asarray(batch.tokens, jnp.int32)
+    return tokens.at[:, jnp.array(asked_T)].set(made_BL.reshape(B, -1, H, W))

@@ -16,7 +16,7 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.tokenizer.cvivit import Cache, latent_shape
-from tokvid.types import TokenBatch
+from tokvid.types import token_batch
 
 MOST_PATCHES = 8192  # of a latent frame: attention among them takes a gigabyte or two
 
@@ -161,15 +161,15 @@ class RollingWindow:
             tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
             tokens[:, :known] = self._last
             start = np.full(batch, self.latent_frames - known, np.int32)
-            request = TokenBatch(tokens, start, self._fps, text_BL, np.full(batch, known, np.int32))
             filled = generate(
                 graph,
                 params,
-                request,
+                token_batch(tokens, start, self._fps, text_BL),
+                text_BL * 0 - 1,
                 _keys(np.asarray(seeds_B, np.uint32), np.int32(self.latent_frames)),
-                np.asarray(guidance_B, np.float32),
-                np.int32(known + new),
-                known=known,
+                np.broadcast_to(np.asarray(guidance_B, np.float32)[:, None], (batch, window)),
+                np.int32(new),
+                known=tuple(i < known for i in range(window)),
                 method=self._method,
                 guided=guided,
             )

@@ -1,6 +1,6 @@
 """The token cache: every video through the tokenizer once, so that the transformer trains on ready tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ BATCH = 16
 def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     """Reads the recipe's videos and `workdir`/tokenizer; writes `workdir`/text.model and `workdir`/tokens.
 
-    Each video gives one stretch, from a random second on, at one of the rates; its captions are moved along. A source
+    Each video gives one stretch, from a random second on, at one of the rates; its captions are moved along. With
+    `tokens.coarse_factor` the tokens of the same seconds at a rate so many times lower are kept beside it. A source
     with fewer videos than `tokens.videos` is gone through again, with other stretches and rates. UserError where the
     tokenizer is missing or not for these videos, stretches are shorter than a window, or too many videos are no use.
     """
@@ -50,19 +51,36 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
         "data": describe_data(recipe.data),
         "tokens": to_dict(recipe.tokens),
     }
-    frames = 1 + (longest - 1) * config.temporal_patch
-    total = recipe.tokens.videos
+    total, factor = recipe.tokens.videos, recipe.tokens.coarse_factor
+    if factor < 1:
+        raise UserError(f"tokens.coarse_factor should be 1 (no coarse tokens) or more, got {factor}")
     with RecordWriter(workdir / "tokens", "tokens", metadata) as writer, progress("tokens", total, "videos") as advance:
         for stretches in _read_ahead(recipe, source, config.temporal_patch):
-            # One compiled shape: short videos show their last frame on, which changes nothing before it.
-            video_BTHWC = np.zeros((BATCH, frames, *size, 3), np.uint8)
-            for i, (video_THWC, *_) in enumerate(stretches):
-                video_BTHWC[i, : len(video_THWC)], video_BTHWC[i, len(video_THWC) :] = video_THWC, video_THWC[-1]
-            ids_BTHW = np.asarray(encode_ids(tokenizer.graph, tokenizer.params, video_BTHWC))
-            for ids_THW, (video_THWC, fps, captions, key) in zip(ids_BTHW, stretches, strict=False):
-                ids_THW = ids_THW[: latent_shape(config, len(video_THWC), *size).frames]
-                writer.write(StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps))
+            videos = [video_THWC for video_THWC, *_ in stretches]
+            fine = _encode(tokenizer, videos, longest)
+            coarse: Sequence[np.ndarray | None] = [None] * len(videos)
+            if factor > 1:  # of the same frames, so that both show the same
+                slower = [video_THWC[::factor] for video_THWC in videos]
+                coarse = _encode(tokenizer, slower, 1 + (longest - 1) // factor)
+            for (video_THWC, fps, captions, key), ids_THW, coarse_THW in zip(stretches, fine, coarse, strict=True):
+                seconds = len(video_THWC) / fps
+                writer.write(StoredVideo(key, seconds, captions, None, None, ids_THW, fps, coarse_THW, factor))
             advance(len(stretches))
+
+
+def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -> list[np.ndarray]:
+    """At most BATCH videos → tokens (T, H, W) of their full latent frames, `longest` at most."""
+    patch = tokenizer.config.temporal_patch
+    # One compiled shape: short videos show their last frame on, which changes nothing before it.
+    video_BTHWC = np.zeros((BATCH, 1 + (longest - 1) * patch, *videos[0].shape[1:]), np.uint8)
+    counts = []
+    for i, video_THWC in enumerate(videos):
+        latents = min(1 + (len(video_THWC) - 1) // patch, longest)
+        whole = video_THWC[: 1 + (latents - 1) * patch]
+        video_BTHWC[i, : len(whole)], video_BTHWC[i, len(whole) :] = whole, whole[-1]
+        counts.append(latents)
+    ids_BTHW = np.asarray(encode_ids(tokenizer.graph, tokenizer.params, video_BTHWC))
+    return [ids_BTHW[i, :count] for i, count in enumerate(counts)]
 
 
 def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:

@@ -58,7 +58,7 @@ class TransformerTask:
         """Cross-entropy of the generated video tokens, plus z-loss (PaLM, section 5)."""
         sequence = sequence_of(self.config, batch)
         hidden, _ = model.run(sequence, None, 0)
-        video = batch.tokens[0].size  # the last slots; text and rate are never predicted
+        video = batch.tokens[0].size  # the last slots; text, rate and coarse clip are never predicted
         logits_BLV = model.logits(hidden[:, -video:])
         target_BL, weight_BL = sequence.target[:, -video:], sequence.generated[:, -video:].astype(jnp.float32)
         normaliser_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
@@ -90,7 +90,9 @@ class TransformerTask:
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
         about = {name: self.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
-        weights.save(directory, "transformer", self.config, variables, steps=step, **about)
+        weights.save(
+            directory, "transformer", self.config, variables, steps=step, layouts=to_dict(self.recipe.layouts), **about
+        )
 
     def describe(self) -> Mapping[str, Any]:
         return {

@@ -6,11 +6,13 @@ block number for attention, and a loss weight. Tasks differ in nothing else:
     text → video            [text][rate] <clip>
     image + text → video    [text][rate][first frame] <rest of the clip>
     continuation            [text][rate][last K latent frames] <next latent frames>
-    interpolation           [text][rate][coarse clip][finer rate] <fine clip>
+    infilling               [text][rate][any latent frames] <the others>
+    interpolation           [text][rate][coarse clip][finer rate][last K latent frames] <next fine latent frames>
 
-Known slots hold their own token. A generated slot holds the token generated one step before it (BEGIN at first) but has
-its own position: it is asked "what stands here?", and its output predicts its own token. With `step` tokens generated
-at once, a step's slots share a block and look one step back, so rows can be decoded in parallel.
+Known slots hold their own token and come first. A generated slot holds the token generated one step before it (BEGIN
+at first) but has its own position: it is asked "what stands here?", and its output predicts its own token. With `step`
+tokens generated at once, a step's slots share a block and look one step back, so rows are drawn in parallel. Where a
+step is a whole latent frame, it is drawn in rounds (MaskGIT): slots that are drawn hold their own token, others BEGIN.
 """
 
 from typing import NamedTuple
@@ -36,17 +38,17 @@ class Rate(NamedTuple):
 
 
 class Video(NamedTuple):
-    """Latent frames at one rate: ids (B, T, H, W), the leading `known_B` latent frames of them given.
+    """Latent frames at one rate: ids (B, T, H, W), -1 where there is nothing, each shown at `seconds_BT`.
 
-    `start_B` is the number of the first latent frame within its video: 0 where the video begins (that latent frame is a
-    single picture). `temporal_patch` frames make every later one.
+    Those in `known_BT` are given, the others generated, `step_B` tokens at once: 1, some rows, or a whole latent frame,
+    of which `drawn_BTHW` stand already.
     """
 
     ids_BTHW: AnyArray
-    start_B: AnyArray
-    fps_B: AnyArray
-    known_B: AnyArray
-    temporal_patch: int
+    seconds_BT: AnyArray
+    known_BT: AnyArray
+    step_B: AnyArray
+    drawn_BTHW: AnyArray
 
 
 class Vocabulary(NamedTuple):
@@ -75,13 +77,15 @@ class Vocabulary(NamedTuple):
 class Sequence(NamedTuple):
     """Slots of a batch, all (B, L), position (B, L, 3): what the trunk reads, and what it is asked.
 
-    `token` the input's row in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1;
-    `target` the video code to predict where `generated`.
+    `token` the input's row in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `step` how
+    many tokens are generated together with this one, 0 where it is known; `target` the video code to predict where
+    `generated`.
     """
 
     token: Int[Array, "b l"]
     fps: Float[Array, "b l"]
     order: Int[Array, "b l"]
+    step: Int[Array, "b l"]
     position: Float[Array, "b l 3"]
     block: Int[Array, "b l"]
     target: Int[Array, "b l"]
@@ -92,13 +96,13 @@ class Sequence(NamedTuple):
         return Sequence(*(jax.lax.dynamic_slice_in_dim(field, start, count, axis=1) for field in self))
 
 
-def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary, step: int = 1) -> Sequence:
-    """Lays the segments out one after another; `step` tokens are generated at a time.
+def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary) -> Sequence:
+    """Lays the segments out one after another.
 
     Blocks rise from segment to segment. A text, a rate, the known part of a video are one block each; generated tokens
     are one block a step. For a text of 2, a rate, and a video of 4 tokens with 2 known::
 
-        block   0 0 | 1 | 2 2 5 6
+        block   0 0 | 1 | 2 2 3 4
         input   a b | R | p q B s      p q are given; B is BEGIN; s and t are generated
         target  . . | . | . . s t
     """
@@ -109,7 +113,7 @@ def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary, step: int
         elif isinstance(segment, Rate):
             part, block = _rate(segment, vocabulary, block)
         else:
-            part, block = _video(segment, vocabulary, block, step)
+            part, block = _video(segment, vocabulary, block)
         parts.append(part)
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
 
@@ -127,6 +131,7 @@ def _text(text: Text, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
         token=jnp.where(real, ids + vocabulary.first_text, 0).astype(jnp.int32),
         fps=jnp.zeros((B, L), jnp.float32),
         order=jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L)),
+        step=zero,
         position=jnp.zeros((B, L, 3), jnp.float32),
         block=jnp.where(real, block, NEVER).astype(jnp.int32),
         target=zero,
@@ -141,6 +146,7 @@ def _rate(rate: Rate, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
         token=zero + vocabulary.rate,
         fps=fps,
         order=zero - 1,
+        step=zero,
         position=jnp.zeros((*fps.shape, 3), jnp.float32),
         block=zero + block,
         target=zero,
@@ -148,26 +154,33 @@ def _rate(rate: Rate, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
     ), block + 1
 
 
-def _video(video: Video, vocabulary: Vocabulary, block: int, step: int) -> tuple[Sequence, int]:
+def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
     B, T, H, W = video.ids_BTHW.shape
-    if T * H * W % step or H * W % step:
-        raise ValueError(f"{step} tokens a step don't divide the {H}x{W} of a latent frame")
-    ids = video.ids_BTHW.reshape(B, T * H * W).astype(jnp.int32)
-    slot_L = jnp.arange(T * H * W)
-    frame_L, row_L, column_L = slot_L // (H * W), slot_L // W % H, slot_L % W
-    generated = frame_L[None] >= video.known_B[:, None]
-    # The token of the slot one step back where that was generated, else BEGIN.
-    back = jnp.pad(jnp.where(generated, ids, vocabulary.begin), ((0, 0), (step, 0)), constant_values=vocabulary.begin)
-    # A window in mid-video counts from 1, so that only a real first frame stands at 0 seconds.
-    latent = frame_L[None] + jnp.minimum(video.start_B, 1)[:, None]
-    seconds = latent_seconds(latent, video.fps_B[:, None], video.temporal_patch)
-    place = jnp.broadcast_to(jnp.stack([row_L, column_L], axis=-1), (B, T * H * W, 2))
+    # Known latent frames first: whichever they are, what is generated is the end of the sequence.
+    frame_BT = jnp.argsort(~video.known_BT, axis=1, stable=True)
+
+    def in_order(x_BTHW: AnyArray) -> jax.Array:
+        return jnp.take_along_axis(jnp.asarray(x_BTHW), frame_BT[..., None, None], axis=1).reshape(B, T * H * W)
+
+    ids, slot_L, step_B1 = in_order(video.ids_BTHW), jnp.arange(T * H * W), jnp.asarray(video.step_B)[:, None]
+    rank = slot_L - H * W * video.known_BT.sum(axis=1, keepdims=True)  # among what is generated; below 0: known
+    # The first row of a video has no row above it, so rows wait until it is drawn token by token.
+    lead_B1 = jnp.where((step_B1 > 1) & (step_B1 < H * W) & ~video.known_BT.any(axis=1, keepdims=True), W, 0)
+    step = jnp.where(rank < lead_B1, 1, step_B1)
+    number = jnp.where(rank < lead_B1, rank, lead_B1 + (rank - lead_B1) // step_B1)  # of the step
+    before = jnp.take_along_axis(ids, jnp.maximum(slot_L - step, 0), axis=1)
+    drawn = in_order(video.drawn_BTHW) & (step_B1 == H * W)
+    asked = jnp.where((rank >= step) & (step_B1 < H * W), before, vocabulary.begin)
+    known, there = rank < 0, ids >= 0
+    seconds = jnp.repeat(jnp.take_along_axis(jnp.asarray(video.seconds_BT), frame_BT, axis=1), H * W, axis=1)
+    place = jnp.broadcast_to(jnp.stack([slot_L // W % H, slot_L % W], axis=-1), (B, T * H * W, 2))
     return Sequence(
-        token=jnp.where(generated, back[:, : T * H * W], ids),
+        token=jnp.where(known | drawn, jnp.maximum(ids, 0), asked).astype(jnp.int32),
         fps=jnp.zeros(ids.shape, jnp.float32),
         order=jnp.full(ids.shape, -1, jnp.int32),
+        step=jnp.where(known, 0, step).astype(jnp.int32),
         position=jnp.concatenate([seconds[..., None], place], axis=-1).astype(jnp.float32),
-        block=jnp.where(generated, block + 1 + slot_L // step, block).astype(jnp.int32),
-        target=ids,
-        generated=generated,
-    ), block + 2 + T * H * W // step
+        block=jnp.where(there, jnp.where(known, block, block + 1 + number), NEVER).astype(jnp.int32),
+        target=jnp.maximum(ids, 0).astype(jnp.int32),
+        generated=~known & ~drawn,
+    ), block + 1 + T * H * W

@@ -10,7 +10,7 @@ from tokvid.nn.attention import block_mask
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write, write_layer
 from tokvid.nn.position import fourier_features, rotation
-from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build
+from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
 from tokvid.types import TokenBatch
 
 OCTAVES = 8  # Fourier features per axis
@@ -27,6 +27,7 @@ class Transformer(nnx.Module):
         self.text_order = weight(rngs, (config.text_length, D), 1, (None, "embed"), gain=0.5)
         self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
+        self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, depth=config.layers)
         # Stacked on a leading axis, however the layers are then run, so that every checkpoint has one shape.
         stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
@@ -94,18 +95,43 @@ class Transformer(nnx.Module):
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
         # A rate is a number, not a name: rates between those trained on lie between their embeddings.
-        octave = jnp.log2(jnp.maximum(sequence.fps, 1e-3))[..., None]
-        x_BLD += jnp.where(sequence.fps[..., None] > 0, self.rate(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
+        rates = sequence.fps if self.config.rate_token else jnp.zeros_like(sequence.fps)
+        for layer, number in ((self.rate, rates), (self.step, sequence.step)):
+            octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
+            x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
         return x_BLD.astype(self.config.dtype)
 
 
-def sequence_of(config: TransformerConfig, batch: TokenBatch, step: int = 1) -> Sequence:
-    """The layout of text → video, image → video and continuation alike: they differ in `known` and `start` alone."""
+def sequence_of(config: TransformerConfig, batch: TokenBatch) -> Sequence:
+    """The layout of every task: they differ in what is known, whether there is a coarse clip, and the step."""
     if batch.text.shape[1] > config.text_length:  # XLA would give all that is too long the last place
         raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
-    video = Video(batch.tokens, batch.start, batch.fps, batch.known, config.temporal_patch)
-    vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
-    return build([Text(batch.text), Rate(batch.fps), video], vocabulary, step)
+    segments: list[Text | Rate | Video] = [Text(batch.text)]
+    if batch.coarse.shape[1]:
+        all_known = jnp.ones(batch.coarse.shape[:2], bool)
+        segments += [
+            Rate(batch.coarse_fps),
+            Video(batch.coarse, _seconds(config, batch, coarse=True), all_known, batch.step, batch.coarse < 0),
+        ]
+    clip = Video(batch.tokens, _seconds(config, batch), batch.known, batch.step, batch.drawn)
+    segments += [Rate(batch.fps), clip]
+    return build(segments, Vocabulary(config.vocabulary, config.text_vocabulary))
+
+
+def _seconds(config: TransformerConfig, batch: TokenBatch, coarse: bool = False) -> jax.Array:
+    """When the latent frames (B, T) of the clip, or of the coarse one, are shown.
+
+    A window in mid-video counts from 1, so that only a real first frame stands at 0 seconds.
+    """
+    tokens, start_B, fps_B = (
+        (batch.coarse, batch.coarse_start, batch.coarse_fps) if coarse else (batch.tokens, batch.start, batch.fps)
+    )
+    number_BT = start_B[:, None] + jnp.arange(tokens.shape[1])
+    before_B1 = jnp.maximum(batch.start - 1, 0)[:, None]
+    if not config.seconds:  # to compare with: latent frames are only numbered
+        return number_BT - (start_B[:, None] if coarse else before_B1)
+    before = latent_seconds(before_B1, batch.fps[:, None], config.temporal_patch)
+    return latent_seconds(number_BT, fps_B[:, None], config.temporal_patch) - before
 
 
 def _unstack(layers: nnx.State, count: int) -> list[nnx.State]:
