@@ -46,6 +46,7 @@ def assert_same(one, other):
     [
         [frames_video("a"), frames_video("b", 1, 1)],
         [tokens_video("a", np.uint16), tokens_video("b", np.int32)],
+        [dataclasses.replace(tokens_video("a"), coarse=tokens_video("a").tokens[:3], coarse_factor=2)],
         [StoredVideo("v", 2.0, CAPTIONS, video=b"\x00bytes")],
     ],
 )

@@ -12,7 +12,7 @@ from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import PADDING, train_text_model
-from tokvid.input_pipeline.windows import AT_SWITCH, TASKS, captions_in_force, cut_window, token_batches
+from tokvid.input_pipeline.windows import AT_SWITCH, TASKS, captions_in_force, coarse_span, cut_window, token_batches
 from tokvid.types import Caption
 
 CONFIG = TransformerConfig(vocabulary=1000, text_length=8, latent=(4, 2, 3), temporal_patch=2)
@@ -20,10 +20,13 @@ WORDS = ("red left", "blue right", "green up")
 
 
 def video(latent_frames, switches=(), fps=4.0, key="v"):
-    """Latent frame j holds the tokens 10 * j; a new caption from each of `switches` (seconds) on."""
-    tokens_THW = np.broadcast_to(10 * np.arange(latent_frames)[:, None, None], (latent_frames, 2, 3))
+    """Latent frame j holds the tokens 10 * j; a new caption from each of `switches` (seconds) on.
+
+    Coarse latent frames, which end with every second one, hold theirs and 1 more.
+    """
+    tokens_THW = np.broadcast_to(10 * np.arange(latent_frames, dtype=np.uint16)[:, None, None], (latent_frames, 2, 3))
     captions = tuple(Caption(start, WORDS[i]) for i, start in enumerate((0.0, *switches)))
-    return StoredVideo(key, 100.0, captions, tokens=tokens_THW.astype(np.uint16), fps=fps)
+    return StoredVideo(key, 100.0, captions, None, None, tokens_THW, fps, tokens_THW[::2] + np.uint16(1), 2)
 
 
 def cut(video, task, draws=300, frames=4, **options):
@@ -39,7 +42,7 @@ def text_model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     path = tmp_path_factory.mktemp("cache") / "tokens"
-    with RecordWriter(path, "tokens", {"temporal_patch": 2}) as writer:
+    with RecordWriter(path, "tokens", {"temporal_patch": 2, "tokens": {"coarse_factor": 2}}) as writer:
         for i in range(12):
             writer.write(video(6 + i % 3, (1.5,) if i % 2 else (), fps=(2.0, 4.0)[i % 4 // 2], key=str(i)))
     return path
@@ -62,25 +65,77 @@ def test_captions_in_force():
 def test_windows_from_the_start():
     for task, known in (("text_to_video", 0), ("image_to_video", 1)):
         for window in cut(video(9), task, 5):
-            assert (window.start, window.known, window.text) == (0, known, WORDS[0])
+            assert (window.start, window.known.tolist(), window.text) == (0, [i < known for i in range(4)], WORDS[0])
+            assert window.coarse.shape == (0, 2, 3)
             np.testing.assert_array_equal(window.tokens[:, 0, 0], [0, 10, 20, 30])
 
 
 def test_continuations_of_one_caption():
     windows = cut(video(6), "continuation")
-    found = {(window.start, window.known) for window in windows}
+    found = {(window.start, count_known(window)) for window in windows}
     assert found == {(0, 2), (0, 3), *((start, known) for start in (1, 2) for known in (1, 2, 3))}
     for window in windows:
         np.testing.assert_array_equal(window.tokens[:, 0, 0], 10 * (window.start + np.arange(4)))
 
 
+def count_known(window):
+    """How many latent frames are known, all at the beginning."""
+    known = int(window.known.sum())
+    assert window.known.tolist() == [i < known for i in range(len(window.known))]
+    return known
+
+
+def test_infilling_knows_any_latent_frames():
+    windows = cut(video(6), "infilling", 500)
+    assert {window.start for window in windows} == {0, 1, 2}
+    found = {tuple(window.known.tolist()) for window in windows}
+    assert len(found) == 2**4 - 2, "all but none and all"
+
+
+@pytest.mark.parametrize(
+    "start, known, wanted",
+    [
+        # Fine latent frames 0 1 2 3 end with coarse ones 0 . 1 .
+        (0, 0, (0, [1, 21, 41])),
+        (0, 2, (0, [1, 21, 41])),
+        (0, 3, (1, [21, 41, 61])),
+        (2, 2, (1, [21, 41, 61])),
+        (4, 1, (2, [41, 61, 81])),
+        (5, 3, (3, [61, 81, -1])),
+    ],
+)
+def test_an_interpolation_sees_the_coarse_clip_from_just_before_to_the_end(start, known, wanted):
+    windows = cut(video(10), "interpolation", 2000)
+    found = {(window.start, count_known(window)): window for window in windows}
+    assert set(found) == {(0, 0), *((start, known) for start in range(6) for known in (1, 2, 3))}
+    window = found[start, known]
+    assert (window.coarse_start, window.coarse[:, 0, 0].tolist()) == wanted
+    last = -(-(start + 3) // 2)  # coarse latent frame that shows the last of the window
+    assert window.coarse_start <= (start + known) / 2 and last < window.coarse_start + (window.coarse >= 0).sum() / 6
+
+
+def test_an_interpolation_ends_where_the_coarse_clip_does():
+    short = dataclasses.replace(video(10), coarse=video(10).coarse[:4])
+    assert {window.start for window in cut(short, "interpolation")} == {0, 1, 2, 3}
+    with pytest.raises(UserError, match=r"v has no coarse tokens; set tokens\.coarse_factor"):
+        cut(dataclasses.replace(short, coarse=None), "interpolation", 1)
+
+
+@pytest.mark.parametrize("frames, factor", [(4, 2), (6, 2), (5, 2), (4, 3), (6, 4), (2, 2)])
+def test_coarse_spans_reach_over_every_window(frames, factor):
+    for first in range(30):
+        start, count = coarse_span(first, frames, factor)
+        for generated in range(1, frames if first else frames + 1):
+            assert start * factor < max(first, 1) and (start + count - 1) * factor >= first + generated - 1
+
+
 def test_known_parts_often_end_at_a_switch():
     """Latent frame 5 (2.25-2.5 s at 4 fps) is the first under the second caption."""
     windows = cut(video(20, (2.25,)), "continuation", 2000)
-    at_switch = np.mean([window.start + window.known == 5 for window in windows])
+    at_switch = np.mean([window.start + count_known(window) == 5 for window in windows])
     assert AT_SWITCH < at_switch < AT_SWITCH + 0.15
     for window in windows:
-        assert window.text == WORDS[window.start + window.known >= 5]
+        assert window.text == WORDS[window.start + count_known(window) >= 5]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -89,9 +144,10 @@ def test_text_holds_for_most_of_what_is_generated(task):
     shown_T = captions_in_force(made.captions, 16, made.fps, 2)
     windows = cut(made, task, frames=6)
     for window in filter(None, windows):
-        told = shown_T[window.start + window.known : window.start + 6]
+        known = 0 if task == "infilling" else count_known(window)
+        told = shown_T[window.start + known : window.start + 6]
         assert window.text == WORDS[told[0]] and np.mean(told == told[0]) >= 0.75
-    if task == "continuation":
+    if task not in ("text_to_video", "image_to_video"):
         assert all(windows)
     else:  # the first caption holds for 3 of 6 latent frames, or 2 of 5
         assert not any(windows) and all(cut(made, task, frames=6, least_share=0.0))
@@ -114,32 +170,69 @@ def test_batches(cache, text_model):
         "start": ((5,), np.int32),
         "fps": ((5,), np.float32),
         "text": ((5, 8), np.int32),
-        "known": ((5,), np.int32),
+        "known": ((5, 4), bool),
+        "step": ((5,), np.int32),
+        "drawn": ((5, 4, 2, 3), bool),
+        "coarse": ((5, 0, 2, 3), np.int32),
+        "coarse_start": ((5,), np.int32),
+        "coarse_fps": ((5,), np.float32),
     }
 
 
 def test_batches_are_what_the_cache_says(cache, text_model):
     """Every sample's tokens are at its start; its text is the caption there, or nothing."""
-    iterator = token_batches(cache, LayoutConfig(), CONFIG, 16, 0, text_model=text_model, threads=0)
+    layouts = LayoutConfig(interpolation=0.5, rows=(0, 1, 2))
+    iterator = token_batches(cache, layouts, CONFIG, 16, 0, text_model=text_model, threads=0)
     seen = collections.Counter()
-    for batch in (next(iterator) for _ in range(40)):
-        for tokens_THW, start, fps, text_L, known in zip(*batch, strict=True):
-            np.testing.assert_array_equal(tokens_THW[:, 0, 0], 10 * (start + np.arange(4)))
-            text = text_model.decode(text_L)
+    for batch in (next(iterator) for _ in range(80)):
+        interpolates = batch.coarse.shape[1] > 0
+        assert batch.coarse.shape[1] in (0, 3) and not batch.drawn[batch.step < 6].any()
+        np.testing.assert_array_equal(batch.coarse_fps, batch.fps / 2)
+        for i, (start, known) in enumerate(zip(batch.start, batch.known.sum(axis=1), strict=True)):
+            np.testing.assert_array_equal(batch.tokens[i, :, 0, 0], 10 * (start + np.arange(4)))
+            if interpolates:
+                coarse_T = batch.coarse[i, :, 0, 0]
+                wanted_T = 20 * (batch.coarse_start[i] + np.arange(3)) + 1
+                np.testing.assert_array_equal(coarse_T[coarse_T >= 0], wanted_T[coarse_T >= 0])
+            text = text_model.decode(batch.text[i])
             assert text in ("", *WORDS[:2])
-            task = "continuation" if start or known > 1 else "image_to_video" if known else "text_to_video"
-            seen[task] += 1
-            seen["no text"] += (text_L == PADDING).all()
-            seen[float(fps)] += 1
-    total = 16 * 40
+            plain = "continuation" if start or known > 1 else "image_to_video" if known else "text_to_video"
+            seen["interpolation" if interpolates else plain] += 1
+            seen["no text"] += (batch.text[i] == PADDING).all()
+            seen[float(batch.fps[i])] += 1
+            seen[f"step {batch.step[i]}"] += 1
     for what, share in (
-        ("text_to_video", 0.4),
-        ("image_to_video", 0.1),
-        ("continuation", 0.5),
+        ("text_to_video", 0.4 / 1.5),
+        ("image_to_video", 0.1 / 1.5),
+        ("continuation", 0.5 / 1.5),
+        ("interpolation", 0.5 / 1.5),
         ("no text", 0.1),
+        ("step 1", 1 / 3),
+        ("step 3", 1 / 3),
+        ("step 6", 1 / 3),
     ):
-        assert abs(seen[what] / total - share) < 0.06, what
-    assert abs(seen[2.0] / total - 0.5) < 0.1, "a rate isn't drawn less because its videos fit seldom"
+        assert abs(seen[what] / (16 * 80) - share) < (0.12 if what == "interpolation" else 0.08), what
+    assert abs(seen[2.0] / (16 * 80) - 0.5) < 0.1, "a rate isn't drawn less because its videos fit seldom"
+
+
+def test_in_rounds_latent_frames_stand_in_part(cache, text_model):
+    """From hardly anything to nearly all, and often all before one that doesn't."""
+    iterator = token_batches(cache, LayoutConfig(1, 0, 0, rows=(2,)), CONFIG, 256, 0, text_model=text_model, threads=0)
+    drawn_BTL = next(iterator).drawn.reshape(256, 4, 6)
+    share_BT = drawn_BTL.mean(axis=2)
+    assert not share_BT[:, -1].all() and 0.2 < share_BT[:, -1].mean() < 0.5, "1 - 2/π = 0.36 for the last"
+    assert set(np.unique(drawn_BTL[:, -1].sum(axis=1))) == set(range(7))
+    before_one = [np.flatnonzero(share_T < 1)[0] for share_T in share_BT if (share_T < 1).any()]
+    assert min(collections.Counter(before_one)[i] for i in range(4)) > 256 / 16
+
+
+def test_interpolations_come_in_whole_batches_of_all_processes(cache, text_model):
+    kinds = []
+    for shard in ((0, 2), (1, 2)):
+        layouts = LayoutConfig(0.5, 0, 0, interpolation=0.5)
+        iterator = token_batches(cache, layouts, CONFIG, 3, 5, text_model=text_model, threads=0, shard=shard)
+        kinds.append([next(iterator).coarse.shape[1] > 0 for _ in range(20)])
+    assert kinds[0] == kinds[1] and 4 < sum(kinds[0]) < 16
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -177,10 +270,20 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
         next(token_batches(cache, LayoutConfig(), config, 8, 0, text_model=text_model, threads=0))
 
 
-@pytest.mark.parametrize("layouts", [LayoutConfig(0, 0, 0), LayoutConfig(-1, 1, 1), LayoutConfig(text_dropout=1.5)])
+@pytest.mark.parametrize(
+    "layouts",
+    [LayoutConfig(0, 0, 0), LayoutConfig(-1, 1, 1), LayoutConfig(text_dropout=1.5), LayoutConfig(rows=(0, 3))],
+)
 def test_mixtures_that_cannot_be(cache, text_model, layouts):
     with pytest.raises(UserError, match="should be"):
         token_batches(cache, layouts, CONFIG, 8, 0, text_model=text_model)
+
+
+def test_interpolation_needs_coarse_tokens(tmp_path, text_model):
+    with RecordWriter(tmp_path / "set", "tokens", {}) as writer:
+        writer.write(dataclasses.replace(video(6), coarse=None, coarse_factor=1))
+    with pytest.raises(UserError, match=r"interpolation 0\.1 needs coarse tokens.*set tokens\.coarse_factor"):
+        token_batches(tmp_path / "set", LayoutConfig(interpolation=0.1), CONFIG, 2, 0, text_model=text_model)
 
 
 def test_the_text_model_beside_the_cache(tmp_path, text_model):

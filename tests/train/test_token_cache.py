@@ -121,6 +121,22 @@ def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
         assert np.mean(record.tokens == ids_BTHW[0]) > 0.95  # weights are stored in 16 bits
 
 
+def test_coarse_tokens_are_those_of_every_other_frame(tmp_path, model):
+    save_tokenizer(tmp_path, model)
+    write_token_cache(change(RECIPE, tokens={"videos": 4, "coarse_factor": 2}), tmp_path)
+    records, source = RecordSource(tmp_path / "tokens"), open_source(RECIPE.data)
+    for i in range(4):
+        video_THWC, *_ = cut_stretch(source[i], RECIPE, 2, np.random.default_rng([RECIPE.data.seed, i]))
+        slower_THWC = video_THWC[::2]
+        slower_THWC = slower_THWC[: 1 + (len(slower_THWC) - 1) // 2 * 2]
+        ids_BTHW = model.encode(jnp.asarray(to_signed(slower_THWC[None]))).ids
+        record = records[i]
+        assert record.coarse_factor == 2 and record.coarse.shape == ids_BTHW.shape[1:]
+        assert np.mean(record.coarse == ids_BTHW[0]) > 0.95
+    with pytest.raises(UserError, match="coarse_factor should be 1"):
+        write_token_cache(change(RECIPE, tokens={"coarse_factor": 0}), tmp_path)
+
+
 def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):
     save_tokenizer(tmp_path, model)
     write_token_cache(change(RECIPE, data={"threads": 5}), tmp_path)
