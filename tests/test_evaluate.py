@@ -15,7 +15,6 @@ from tokvid.evaluate import evaluate_reconstruction, evaluate_shapes
 from tokvid.input_pipeline.shapes import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
 from tokvid.metrics.features import load_features
 from tokvid.sampling.story import load_story
-from tokvid.sampling.stream import frames_of
 from tokvid.shape_vocabulary import (
     COLORS,
     DIRECTIONS,
@@ -50,10 +49,10 @@ SAID = dict(every_caption())
 
 def perfect(models, fps, parts, seeds_B, settings):
     """Draws exactly what the prompts say."""
-    frames = frames_of(sum(latent_frames for latent_frames, _ in parts), 2)
+    frames = round(sum(seconds for seconds, _ in parts) * fps)
     videos = []
     for prompts, seed in zip(zip(*(prompts for _, prompts in parts), strict=True), seeds_B, strict=True):
-        starts = np.cumsum([0, *(latent_frames for latent_frames, _ in parts)]) * 2 / fps
+        starts = np.cumsum([0, *(seconds for seconds, _ in parts)])
         segments = tuple(
             ShapesSegment(float(start), 10.0, SAID[prompt], prompt)
             for start, prompt in zip(starts, prompts, strict=False)
@@ -100,9 +99,7 @@ def test_the_reader_is_sure_of_the_truth_at_every_rate(models, fps):
 def test_a_model_that_does_not_listen_gets_no_marks(models, monkeypatch):
     def deaf(models, fps, parts, seeds_B, settings):
         said = caption(ShapeAttributes("small", "red", "circle", "left", "slow"), 0, "en")
-        return perfect(
-            models, fps, [(latent_frames, [said] * len(prompts)) for latent_frames, prompts in parts], seeds_B, None
-        )
+        return perfect(models, fps, [(seconds, [said] * len(prompts)) for seconds, prompts in parts], seeds_B, None)
 
     monkeypatch.setattr(evaluate, "generate_batch", deaf)
     figures = evaluate_shapes(models, 60, seed=0)
@@ -126,7 +123,7 @@ def test_prompt_switches_are_timed(models, monkeypatch):
     def late(models, fps, parts, seeds_B, settings):
         if len(parts) == 2:
             (first, before), (second, after) = parts
-            parts = [(first + round(fps), before), (second - round(fps), after)]
+            parts = [(first + 2, before), (second - 2, after)]
         return perfect(models, fps, parts, seeds_B, settings)
 
     monkeypatch.setattr(evaluate, "generate_batch", late)

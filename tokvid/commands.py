@@ -352,7 +352,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
     from tokvid.evaluate import Settings, generate_batch
     from tokvid.input_pipeline.records import RecordSource
     from tokvid.media import contact_sheet, write_video
-    from tokvid.sampling.stream import Models
+    from tokvid.sampling.stream import Models, frames_of
 
     tokenizer, source = weights.load(workdir / "tokenizer", "tokenizer"), RecordSource(workdir / "tokens")
     prompts = [source[index].captions[0].text for index in range(min(4, len(source)))]
@@ -361,7 +361,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
         graph, params = nnx.split(model)
         models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), text)
         fps = float(max(about["fps"]))
-        parts = [(2 * model.config.latent[0], prompts)]
+        parts = [(frames_of(2 * model.config.latent[0], model.config.temporal_patch) / fps, prompts)]
         videos = generate_batch(models, fps, parts, np.arange(len(prompts)), Settings())
         contact_sheet(directory / f"{step:07d}.png", list(videos), captions=prompts)
         write_video(directory / f"{step:07d}.mp4", np.concatenate(list(videos), axis=2).repeat(4, 1).repeat(4, 2), fps)

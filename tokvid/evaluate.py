@@ -27,16 +27,10 @@ from tokvid.metrics.video import (
     temporal_error,
 )
 from tokvid.progress import progress
+from tokvid.sampling.levels import Scheme, rates_of, videos
 from tokvid.sampling.methods import GUIDANCE, Sampling
-from tokvid.sampling.story import Segment, Story, joins, steps_of
-from tokvid.sampling.stream import (
-    Models,
-    RollingWindow,
-    StreamDecoder,
-    StreamEncoder,
-    frames_of,
-    latent_frames_for,
-)
+from tokvid.sampling.story import Segment, Story, joins
+from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, frames_of, latent_frames_for
 from tokvid.shape_vocabulary import STILL
 from tokvid.types import VideoSource
 from tokvid.weights import Loaded
@@ -54,6 +48,7 @@ class Settings:
 
     guidance: float = GUIDANCE
     keep: int = 2
+    scheme: Scheme | None = None
     sampling: Sampling = Sampling()
 
 
@@ -196,22 +191,32 @@ def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def generate_batch(
-    models: Models, fps: float, parts: Sequence[tuple[int, Sequence[str]]], seeds_B: np.ndarray, settings: Settings
+    models: Models, fps: float, parts: Sequence[tuple[float, Sequence[str]]], seeds_B: np.ndarray, settings: Settings
 ) -> np.ndarray:
-    """Many videos at once, alike in rate and lengths. Each part: its latent frames, and a prompt for each video.
+    """Many videos at once, alike in rate and lengths. Each part: its seconds, and a prompt for each video.
 
     Returns uint8 (B, T, H, W, 3).
     """
     batch, length = len(seeds_B), models.transformer.config.text_length
-    window = RollingWindow(models, batch, fps, keep=settings.keep, method=settings.sampling)
     _, rows, columns = models.transformer.config.latent
-    decoder = StreamDecoder(models.tokenizer, batch, rows, columns)
     guidance_B = np.full(batch, settings.guidance, np.float32)
-    out = []
-    for latent_frames, prompts in parts:
-        text_BL = np.stack([models.text.encode(prompt, length) for prompt in prompts])
-        out += [decoder.feed(made) for made in window.extend(latent_frames, text_BL, seeds_B, guidance_B)]
-    return np.concatenate(out, axis=1)
+    prompts, start = [], 0.0
+    for seconds, texts in parts:
+        text_BL = np.stack([models.text.encode(text, length) for text in texts])
+        prompts.append(Prompt(start, text_BL, np.full_like(text_BL, -1), seeds_B, guidance_B, guidance_B))
+        start += seconds
+    frames = round(start * fps)
+    made = videos(
+        models,
+        prompts,
+        rates_of(models, fps, settings.scheme),
+        latent_frames_for(frames, models.tokenizer.config.temporal_patch),
+        keep=settings.keep,
+        method=settings.sampling,
+        given_BTHW=np.zeros((batch, 0, rows, columns), np.int32),
+        reencode=settings.scheme == "re-encoding",
+    )
+    return np.concatenate(list(made), axis=1)[:, :frames]
 
 
 def _batches(
@@ -251,7 +256,7 @@ def _clips(
         done = 0
         for now, count, seeds_B in _batches(plain + unseen, min(BATCH, samples), seed, number):
             prompts = [story.segments[0].caption for story in now]
-            made = generate_batch(models, fps, [(latent_frames, prompts)], seeds_B, settings)
+            made = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
             real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
             again = through(models.tokenizer, real)[0] if done < len(plain) else real
             for index in range(count):
@@ -280,25 +285,24 @@ def _stories(
     are the joins of the windows seamless (and how seamless is the truth there, through the tokenizer)?"""
     dataset = ShapesDataset(samples, _stream(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
-    steps, starts = steps_of(plan, models), joins(plan, models)
-    counts = [sum(step.end - step.first for step in steps if step.segment == part) for part in (0, 1)]
+    starts = joins(plan, models)
     before, after = round(3 * fps), round(4 * fps)  # frames until the switch; a second later
     follows: list[bool] = []
     keeps: list[bool] = []
     ratios: dict[str, list[float]] = {"seam_ratio": [], "seam_ratio_reconstruction": []}
     stories = [dataset[index].story for index in range(samples)]
     for now, count, seeds_B in _batches(stories, min(BATCH, samples), seed, 50):
-        parts = [(counts[part], [story.segments[part].caption for story in now]) for part in (0, 1)]
-        videos = generate_batch(models, fps, parts, seeds_B, settings)[:, : plan.frames]
+        parts = [(3.0, [story.segments[part].caption for story in now]) for part in (0, 1)]
+        made = generate_batch(models, fps, parts, seeds_B, settings)
         real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in now])
         again = through(models.tokenizer, real)[0]
         for index in range(count):
             first, second = (segment.attributes for segment in now[index].segments)
-            was, became = read_attributes(videos[index, :before], fps), read_attributes(videos[index, after:], fps)
+            was, became = read_attributes(made[index, :before], fps), read_attributes(made[index, after:], fps)
             right = score(became, second)
             follows.append(right["direction"] and right["speed"])
             keeps.append(_same_object(was, became, same_color=first.color == second.color))
-            for name, video in zip(ratios, (videos[index], again[index]), strict=True):
+            for name, video in zip(ratios, (made[index], again[index]), strict=True):
                 if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # nan where nothing moves
                     ratios[name].append(ratio)
         advance(count)

@@ -10,7 +10,7 @@ import numpy as np
 from tokvid.errors import UserError
 from tokvid.media import VideoWriter, contact_sheet
 from tokvid.progress import progress
-from tokvid.sampling.story import Story, frames_given, tell
+from tokvid.sampling.story import Story, forget, frames_given, tell
 from tokvid.sampling.stream import Models
 
 WATCHABLE = 256  # pixels: smaller videos are enlarged by whole factors, so that a person can watch them
@@ -63,7 +63,7 @@ def film(
     except KeyboardInterrupt as error:
         told = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
         raise type(error)(f"interrupted after {told}; run the same command again to go on from there") from None
-    partial.unlink(missing_ok=True)
+    forget(partial)
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
     return total

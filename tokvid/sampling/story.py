@@ -1,12 +1,13 @@
 """Stories: a sequence of prompts becomes one video, written as it is made, resumed where it was interrupted."""
 
+import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -15,18 +16,9 @@ from tokvid.config import from_dict
 from tokvid.errors import UserError
 from tokvid.files import atomic
 from tokvid.input_pipeline.text import checked
-from tokvid.input_pipeline.windows import captions_in_force
+from tokvid.sampling.levels import Scheme, rates_of, steps_of, videos
 from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
-from tokvid.sampling.stream import (
-    Models,
-    RollingWindow,
-    StreamDecoder,
-    StreamEncoder,
-    frames_of,
-    latent_frames_for,
-    window_ends,
-)
-from tokvid.types import Caption
+from tokvid.sampling.stream import Models, Prompt, StreamEncoder, frames_of, latent_frames_for
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
@@ -34,31 +26,42 @@ MOST_SECONDS = 24 * 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One prompt and how long it holds; seed and guidance default to the story's."""
+    """One prompt and how long it holds; what is not said is as in the story."""
 
     prompt: str
     seconds: float = 4.0
     seed: int | None = None
     guidance: float | None = None
+    last_guidance: float | None = None
+    negative: str | None = None
 
     def __post_init__(self) -> None:
         checked(self.prompt)
+        checked(self.negative or "")
         if not 0 < self.seconds <= MOST_SECONDS:
             raise UserError(f"seconds should be above 0 and at most {MOST_SECONDS:g}, got {self.seconds}")
         if self.seed is not None:
             check_seed(self.seed)
-        if self.guidance is not None:
-            check_guidance(self.guidance)
+        for guidance in (self.guidance, self.last_guidance):
+            if guidance is not None:
+                check_guidance(guidance)
 
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """What is to be told: segments one after another at one frame rate."""
+    """What is to be told: segments one after another at one frame rate.
+
+    Guidance goes from `guidance` at a segment's beginning to `last_guidance` at its end (None: it stays), away from the
+    text `negative`. `scheme` None is hierarchical where the weights can be.
+    """
 
     segments: tuple[Segment, ...]
     fps: float = 8.0
     seed: int = 0
     guidance: float = GUIDANCE
+    last_guidance: float | None = None
+    negative: str = ""
+    scheme: Scheme | None = None
     keep: int = 2  # latent frames that each window takes over from the one before
     sampling: Sampling = Sampling()
 
@@ -69,6 +72,8 @@ class Story:
             raise UserError(f"fps should be above 0 and at most 240, got {self.fps}")
         check_seed(self.seed)
         check_guidance(self.guidance)
+        check_guidance(self.guidance if self.last_guidance is None else self.last_guidance)
+        checked(self.negative)
         if self.seconds > MOST_SECONDS:
             raise UserError(f"all segments together should have at most {MOST_SECONDS:g} seconds, got {self.seconds:g}")
 
@@ -93,14 +98,6 @@ class Story:
     def frames(self) -> int:
         """How many frames it has."""
         return self.spans[-1][1]
-
-
-class Step(NamedTuple):
-    """One window's work: the latent frames `first` up to `end`, under the prompt of segment number `segment`."""
-
-    segment: int
-    first: int
-    end: int
 
 
 class _Loader(yaml.SafeLoader):
@@ -150,74 +147,76 @@ def frames_given(latent_frames: int, temporal_patch: int) -> int:
     return frames_of(latent_frames, temporal_patch) if latent_frames > 1 else 0
 
 
-def steps_of(story: Story, models: Models, given: int = 0) -> list[Step]:
-    """The windows that a story is made in, after so many `given` latent frames."""
-    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
-    before = frames_given(given, patch)
-    latent_frames = latent_frames_for(before + story.frames, patch)
-    # What is given counts as the first segment's: nothing is generated there.
-    starts = [start + before / story.fps if start else 0.0 for start in story.starts[:-1]]
-    captions = tuple(Caption(start, segment.prompt) for start, segment in zip(starts, story.segments, strict=True))
-    segment_T = captions_in_force(captions, latent_frames, story.fps, patch)
-    steps: list[Step] = []
-    first = given
-    while first < latent_frames:
-        segment = int(segment_T[first])
-        last = int(np.searchsorted(segment_T, segment, side="right"))
-        for end in window_ends(first, last, window, story.keep):
-            steps.append(Step(segment, first, end))
-            first = end
-    return steps
-
-
 def joins(story: Story, models: Models) -> list[int]:
     """Frames at which a new window begins (the first frame that it makes), for measuring seams."""
     patch = models.tokenizer.config.temporal_patch
-    return [frames_of(step.first, patch) for step in steps_of(story, models) if step.first]
+    steps = steps_of(models, story.starts[:-1], story.fps, latent_frames_for(story.frames, patch), keep=story.keep)
+    return [frames_of(step.first, patch) for step in steps if step.first]
+
+
+def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt]:
+    """What each segment asks of the models; the first one from 0 s on, the others after `before` seconds more."""
+    encode = models.text.encoder(models.transformer.config.text_length)
+    prompts = []
+    for number, (start, segment) in enumerate(zip(story.starts, story.segments, strict=False)):
+        # A segment of its own seed always comes out the same from the same past; others differ by their number.
+        seed = segment.seed if segment.seed is not None else (story.seed + 7919 * number) % 2**32
+        guidance = segment.guidance if segment.guidance is not None else story.guidance
+        last = segment.last_guidance if segment.last_guidance is not None else story.last_guidance
+        negative = segment.negative if segment.negative is not None else story.negative
+        prompts.append(
+            Prompt(
+                start + before if number else 0.0,
+                encode(segment.prompt)[None],
+                encode(negative)[None],
+                np.array([seed]),
+                np.array([guidance]),
+                np.array([guidance if last is None else last]),
+            )
+        )
+    return prompts
 
 
 def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """The frames of a story, uint8 (T, H, W, 3), a few at a time, in memory that doesn't grow with its length.
 
-    `opening`: tokens (T', H', W') of an image, which becomes the story's first frame, or of a video, whose frames come
-    before the story. Tokens are kept in the file `partial` as they are made: when it is there already and belongs to
-    the same story and weights, what it holds is decoded, not generated again. The caller removes it when the video is
-    safe.
+    `opening`: tokens (T', H', W') of an image, which becomes the story's first frame, or of a video at the story's
+    rate, whose frames come before the story; that is told at one level. Tokens are kept in the file `partial`, and
+    those of lower levels beside it, as they are made: when it is there already and belongs to the same story and
+    weights, what it holds is decoded, not generated again. `forget` removes them when the video is safe.
     """
     _, rows, columns = models.transformer.config.latent
     given_THW = np.zeros((0, rows, columns), np.int32) if opening is None else opening
-    steps = steps_of(story, models, len(given_THW))
-    remaining = frames_given(len(given_THW), models.tokenizer.config.temporal_patch) + story.frames
-    window = RollingWindow(models, 1, story.fps, keep=story.keep, method=story.sampling)
-    decoder = StreamDecoder(models.tokenizer, 1, rows, columns)
-    encode = models.text.encoder(models.transformer.config.text_length)
+    patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, given_THW)
+    before = frames_given(len(given_THW), patch)
+    rates = rates_of(models, story.fps, story.scheme) if len(given_THW) < 2 else [story.fps]
+    remaining = before + story.frames
+    with contextlib.ExitStack() as stack:
 
-    def frames(tokens_THW: np.ndarray) -> np.ndarray:
-        nonlocal remaining
-        video_THWC = decoder.feed(tokens_THW[None])[0][:remaining]
-        remaining -= len(video_THWC)
-        return video_THWC
+        def kept(fps: float) -> _Partial:
+            path = partial if fps == story.fps else partial.with_name(f"{partial.name}.{fps:g}fps")
+            return stack.enter_context(_Partial(path, identity, models))
 
-    window.given(given_THW[None])
-    for index in range(len(given_THW)):
-        yield frames(given_THW[index : index + 1])
-    with _Partial(partial, _identity(models, story, given_THW), models) as kept:
-        # Only whole windows, so that those that follow fall as they would have.
-        whole = max((step.end for step in steps if step.end <= len(given_THW) + kept.latent_frames), default=0)
-        for tokens_THW in kept.read(whole - window.latent_frames):
-            window.given(tokens_THW[None])
-            yield frames(tokens_THW)
-        for step in steps:
-            if step.end <= whole:
-                continue
-            segment = story.segments[step.segment]
-            # A segment of its own seed always comes out the same from the same past; others differ by their number.
-            seed = segment.seed if segment.seed is not None else (story.seed + 7919 * step.segment) % 2**32
-            guidance = segment.guidance if segment.guidance is not None else story.guidance
-            text_BL, count = encode(segment.prompt)[None], step.end - step.first
-            for made_BTHW in window.extend(count, text_BL, np.array([seed]), np.array([guidance])):
-                kept.add(made_BTHW[0])
-                yield frames(made_BTHW[0])
+        frames = videos(
+            models,
+            prompts_of(story, models, before / story.fps),
+            rates,
+            latent_frames_for(remaining, patch),
+            keep=story.keep,
+            method=story.sampling,
+            given_BTHW=given_THW[None],
+            kept=kept,
+            reencode=story.scheme == "re-encoding",
+        )
+        for video_BTHWC in frames:
+            yield video_BTHWC[0][:remaining]
+            remaining -= min(remaining, video_BTHWC.shape[1])
+
+
+def forget(partial: Path) -> None:
+    """Removes what `tell` keeps."""
+    for path in (partial, *partial.parent.glob(f"{glob.escape(partial.name)}.*fps")):
+        path.unlink(missing_ok=True)
 
 
 def encode_opening(models: Models, frames: Iterator[np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
+from tokvid.input_pipeline.windows import coarse_span
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.tokenizer.cvivit import Cache, latent_shape
@@ -127,55 +128,133 @@ class StreamDecoder:
         return np.concatenate(out, axis=1)
 
 
+class ReencodingDecoder:
+    """As `StreamDecoder`, but every call's frames begin a clip of their own, behind `known_BTHW`.
+
+    Those are the last frames of the call before, encoded: what Phenaki goes on from, whose tokens know no mid-video.
+    """
+
+    def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int, keep: int):
+        self._tokenizer, self._batch, self._keep = tokenizer, batch, keep
+        self.known_BTHW = np.zeros((batch, 0, rows, columns), np.int32)
+
+    def feed(self, tokens_BTHW: np.ndarray) -> np.ndarray:
+        """Tokens that stand behind `known_BTHW` → their frames, uint8 (B, T, H, W, 3)."""
+        patch, (rows, columns) = self._tokenizer.config.temporal_patch, tokens_BTHW.shape[2:]
+        clip_BTHW = np.concatenate([self.known_BTHW, tokens_BTHW], axis=1)
+        video = StreamDecoder(self._tokenizer, self._batch, rows, columns).feed(clip_BTHW)
+        latent_frames = min(self._keep, clip_BTHW.shape[1])
+        last = video[:, -frames_of(latent_frames, patch) :]
+        before = frames_of(self.known_BTHW.shape[1], patch)
+        self.known_BTHW = StreamEncoder(self._tokenizer, self._batch, last.shape[2:4]).feed(last)
+        return video[:, before:]
+
+
+class Prompt(NamedTuple):
+    """What every video of a batch is told from `start` seconds on.
+
+    Texts (B, L) to follow and to turn away from, padded with -1, seeds, and the guidance of the first and of the last
+    latent frame, (B,) each.
+    """
+
+    start: float
+    text_BL: np.ndarray
+    negative_BL: np.ndarray
+    seeds_B: np.ndarray
+    guidance_B: np.ndarray
+    last_guidance_B: np.ndarray
+
+
+class Coarse:
+    """A video at a lower rate, latent frame after latent frame, of which only what may still be seen is kept."""
+
+    def __init__(self, fps: float, tokens: Iterator[np.ndarray]):
+        self.fps, self._tokens = fps, tokens
+        self._first, self._last_BTHW = 0, next(tokens)
+
+    def take(self, first: int, count: int) -> np.ndarray:
+        """Latent frames from number `first` on, (B, count, H, W), -1 behind its end; those before are forgotten."""
+        while self._first + self._last_BTHW.shape[1] < first + count:
+            more_BTHW = next(self._tokens, None)
+            if more_BTHW is None:
+                break
+            self._last_BTHW = np.concatenate([self._last_BTHW, more_BTHW], axis=1)
+        self._last_BTHW = self._last_BTHW[:, first - self._first :]
+        self._first = first
+        there_BTHW = self._last_BTHW[:, :count]
+        missing = count - there_BTHW.shape[1]
+        return np.pad(there_BTHW, ((0, 0), (0, missing), (0, 0), (0, 0)), constant_values=-1)
+
+
 class RollingWindow:
     """Tokens that go on and on: the last `keep` latent frames stay as what is known, the next are generated.
 
-    A new text just re-prefills the kept latent frames under it; no frame is ever decoded and encoded again.
+    A new text just re-prefills the kept latent frames under it; no frame is ever decoded and encoded again. With
+    `coarse`, the same video at a lower rate, its seconds are filled in.
     """
 
-    def __init__(self, models: Models, batch: int, fps: float, *, keep: int = 2, method: Sampling = Sampling()):
+    def __init__(
+        self,
+        models: Models,
+        batch: int,
+        fps: float,
+        *,
+        keep: int = 2,
+        method: Sampling = Sampling(),
+        coarse: Coarse | None = None,
+    ):
         frames, self._rows, self._columns = models.transformer.config.latent
         if not 1 <= keep < frames:
             raise UserError(f"keep should be 1 to {frames - 1} latent frames (the window has {frames}), got {keep}")
         if not 0 < fps <= 240:
             raise UserError(f"fps should be above 0 and at most 240, got {fps}")
-        self._models, self._keep, self._method = models, keep, method
-        self._fps = np.full(batch, fps, np.float32)
+        self._models, self._keep, self._method, self._coarse = models, keep, method, coarse
+        self.fps, self._batch = fps, batch
         self.latent_frames = 0  # how many there are by now
+        self._first = 0  # the number of the first one within its clip
         self._last = np.zeros((batch, 0, self._rows, self._columns), np.int32)
 
     def given(self, tokens_BTHW: np.ndarray) -> None:
         """Takes latent frames as they are: an image's, a video's, or those of a story that was interrupted."""
         self.latent_frames += tokens_BTHW.shape[1]
         self._last = np.concatenate([self._last, tokens_BTHW], axis=1)[:, -self._keep :]
+        self._first = self.latent_frames - self._last.shape[1]
 
-    def extend(
-        self, latent_frames: int, text_BL: np.ndarray, seeds_B: np.ndarray, guidance_B: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        """Generates `latent_frames` more under one text each; yields them (B, T, H, W) window by window."""
-        graph, params = self._models.transformer.graph, self._models.transformer.params
-        window, batch = self._models.transformer.config.latent[0], len(self._fps)
-        guided = bool(np.any(guidance_B != 1))
-        for end in window_ends(self.latent_frames, self.latent_frames + latent_frames, window, self._keep):
-            known, new = self._last.shape[1], end - self.latent_frames
-            tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
-            tokens[:, :known] = self._last
-            start = np.full(batch, self.latent_frames - known, np.int32)
-            filled = generate(
-                graph,
-                params,
-                token_batch(tokens, start, self._fps, text_BL),
-                text_BL * 0 - 1,
-                _keys(np.asarray(seeds_B, np.uint32), np.int32(self.latent_frames)),
-                np.broadcast_to(np.asarray(guidance_B, np.float32)[:, None], (batch, window)),
-                np.int32(new),
-                known=tuple(i < known for i in range(window)),
-                method=self._method,
-                guided=guided,
+    def restart(self, tokens_BTHW: np.ndarray) -> None:
+        """What is known are these latent frames from now on, which begin a clip."""
+        self._last, self._first = tokens_BTHW, 0
+
+    def extend(self, prompt: Prompt, guidance_BT: np.ndarray) -> np.ndarray:
+        """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W)."""
+        transformer, batch = self._models.transformer, self._batch
+        window, known, count = transformer.config.latent[0], self._last.shape[1], guidance_BT.shape[1]
+        tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
+        tokens[:, :known] = self._last
+        fps_B = np.full(batch, self.fps, np.float32)
+        request = token_batch(tokens, np.full(batch, self._first, np.int32), fps_B, prompt.text_BL)
+        if self._coarse is not None:
+            start, span = coarse_span(self.latent_frames, window, round(self.fps / self._coarse.fps))
+            request = request._replace(
+                coarse=self._coarse.take(start, span),
+                coarse_start=np.full(batch, start, np.int32),
+                coarse_fps=np.full(batch, self._coarse.fps, np.float32),
             )
-            made = np.asarray(filled)[:, known : known + new]
-            self.given(made)
-            yield made
+        scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge")
+        filled = generate(
+            transformer.graph,
+            transformer.params,
+            request,
+            prompt.negative_BL,
+            _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames)),
+            scale_BT.astype(np.float32),
+            np.int32(count),
+            known=tuple(i < known for i in range(window)),
+            method=self._method,
+            guided=bool(np.any(guidance_BT != 1)),
+        )
+        made = np.asarray(filled)[:, known : known + count]
+        self.given(made)
+        return made
 
 
 def window_ends(first: int, end: int, window: int, keep: int) -> Iterator[int]:

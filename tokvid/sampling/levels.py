@@ -1,0 +1,180 @@
+"""Videos, level by level: keyframes at the lowest rate, then each level refines the one below it (CogVideo).
+
+Every level is a rolling window over tokens. A level pulls from the one below no more than its next window sees, so
+frames leave in order, as they are made, in memory that doesn't grow with length.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from tokvid.errors import UserError
+from tokvid.input_pipeline.windows import captions_in_force
+from tokvid.sampling.methods import Sampling
+from tokvid.sampling.stream import (
+    Coarse,
+    Models,
+    Prompt,
+    ReencodingDecoder,
+    RollingWindow,
+    StreamDecoder,
+    window_ends,
+)
+from tokvid.types import Caption, tokens_at_once
+
+# hierarchical: level by level; one-level: at once at the rate asked for; re-encoding: so, and each window begins with
+# the encoded pixels of the one before (Phenaki's way, to compare with).
+Scheme = Literal["hierarchical", "one-level", "re-encoding"]
+
+
+class Kept(Protocol):
+    """Where a level keeps its tokens as they are made, to go on from after an interruption."""
+
+    latent_frames: int
+
+    def read(self, latent_frames: int) -> Iterator[np.ndarray]: ...
+
+    def add(self, tokens_THW: np.ndarray) -> None: ...
+
+
+class Step(NamedTuple):
+    """One window's work: the latent frames `first` up to `end`, under the prompt of segment number `segment`."""
+
+    segment: int
+    first: int
+    end: int
+
+
+def rates_of(models: Models, fps: float, scheme: Scheme | None) -> list[float]:
+    """The rates of all levels, the lowest first and `fps` last. No scheme: hierarchical where the weights can.
+
+    UserError where they can't, but it is asked for.
+    """
+    about, rates = models.transformer.about, [fps]
+    factor = int(about.get("coarse_factor", 1)) if about.get("layouts", {}).get("interpolation") else 1
+    if scheme == "hierarchical" and factor == 1:
+        raise UserError(
+            "these weights were not trained to interpolate, which --scheme hierarchical needs; use one-level, or train "
+            "with layouts.interpolation and tokens.coarse_factor"
+        )
+    while scheme in (None, "hierarchical") and factor > 1 and rates[0] / factor > 0.999 * min(about["fps"]):
+        rates.insert(0, rates[0] / factor)
+    return rates
+
+
+def check_rows(models: Models, method: Sampling) -> None:
+    """UserError where the weights weren't trained to draw so many rows at once."""
+    tokens_at_once(method.rows, models.transformer.config.latent)
+    trained = sorted(set(models.transformer.about.get("layouts", {}).get("rows", [0])))
+    if method.rows not in trained:
+        raise UserError(
+            f"these weights draw {trained} rows at once (0 is token by token), not {method.rows}; "
+            "use one of these, or train with layouts.rows"
+        )
+
+
+def steps_of(
+    models: Models, starts: Sequence[float], fps: float, latent_frames: int, *, keep: int, given: int = 0
+) -> list[Step]:
+    """The windows in which latent frames up to `latent_frames` are made at one rate, behind so many `given` ones.
+
+    `starts` are the seconds at which segments begin; a window has one prompt, so a new segment begins a new window.
+    """
+    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
+    segment_T = captions_in_force(tuple(Caption(start, "") for start in starts), latent_frames, fps, patch)
+    steps: list[Step] = []
+    first = given
+    while first < latent_frames:
+        segment = int(segment_T[first])
+        last = int(np.searchsorted(segment_T, segment, side="right"))
+        for end in window_ends(first, last, window, keep):
+            steps.append(Step(segment, first, end))
+            first = end
+    return steps
+
+
+def videos(
+    models: Models,
+    prompts: Sequence[Prompt],
+    rates: Sequence[float],
+    latent_frames: int,
+    *,
+    keep: int,
+    method: Sampling,
+    given_BTHW: np.ndarray,
+    kept: Callable[[float], Kept | None] = lambda fps: None,
+    coarse: tuple[float, Iterator[np.ndarray]] | None = None,
+    reencode: bool = False,
+) -> Iterator[np.ndarray]:
+    """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
+
+    They have `latent_frames` at the last of `rates`. What is `given` of them begins every level, so it is nothing, one
+    picture, or at the only rate. `coarse` is a video to interpolate: its rate, and its latent frames (B, T, H, W) in
+    turn. `kept(fps)` says where a level keeps its tokens. With `reencode`, windows begin with encoded pixels.
+    """
+    check_rows(models, method)
+    batch = len(given_BTHW)
+    counts = [latent_frames]
+    for slow, fast in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
+        counts.insert(0, 1 + -(-(counts[0] - 1) // round(fast / slow)))
+    for fps, count in zip(rates, counts, strict=True):
+        below = None if coarse is None else Coarse(*coarse)
+        window = RollingWindow(models, batch, fps, keep=keep, method=method, coarse=below)
+        tokens = _level(models, window, prompts, count, keep, given_BTHW, kept(fps))
+        coarse = (fps, tokens)
+    _, rows, columns = models.transformer.config.latent
+    decoder = (
+        ReencodingDecoder(models.tokenizer, batch, rows, columns, keep)
+        if reencode
+        else StreamDecoder(models.tokenizer, batch, rows, columns)
+    )
+    for tokens_BTHW in tokens:
+        yield decoder.feed(tokens_BTHW)
+        if isinstance(decoder, ReencodingDecoder):
+            window.restart(decoder.known_BTHW)
+
+
+def _level(
+    models: Models,
+    window: RollingWindow,
+    prompts: Sequence[Prompt],
+    latent_frames: int,
+    keep: int,
+    given_BTHW: np.ndarray,
+    kept: Kept | None,
+) -> Iterator[np.ndarray]:
+    """Latent frames (B, T, H, W) at one rate: those given, those kept, and then window after window new ones."""
+    given = given_BTHW.shape[1]
+    starts = [prompt.start for prompt in prompts]
+    steps = steps_of(models, starts, window.fps, latent_frames, keep=keep, given=given)
+    window.given(given_BTHW)
+    for index in range(given):
+        yield given_BTHW[:, index : index + 1]
+    # Only whole windows, so that those that follow fall as they would have.
+    there = given + (kept.latent_frames if kept else 0)
+    done = [step for step in steps if step.end <= there]
+    if kept:
+        reading = kept.read(done[-1].end - given if done else 0)
+        for step in done:
+            tokens_BTHW = np.concatenate([next(reading) for _ in range(step.end - step.first)])[None]
+            window.given(tokens_BTHW)
+            yield tokens_BTHW
+        for _ in reading:  # what comes after them is dropped
+            pass
+    for step in steps[len(done) :]:
+        prompt, (first, end) = prompts[step.segment], _span(steps, step.segment)
+        # From one guidance to the other over the segment.
+        along_T = (np.arange(step.first, step.end) - first) / max(1, end - 1 - first)
+        scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
+        guidance_BT = scales[0][:, None] + np.outer(scales[1] - scales[0], along_T)
+        made_BTHW = window.extend(prompt, guidance_BT)
+        if kept:
+            kept.add(made_BTHW[0])
+        yield made_BTHW
+
+
+def _span(steps: Sequence[Step], segment: int) -> tuple[int, int]:
+    """The latent frames that a segment's windows make."""
+    own = [step for step in steps if step.segment == segment]
+    return own[0].first, own[-1].end
