@@ -90,11 +90,12 @@ class VQ(nnx.Module):
     """Vector quantization (van den Oord et al. 2017) as ViT-VQGAN and Phenaki use it: few channels, cosine distance.
 
     Codes are moving averages of the unit vectors that chose them. They start as vectors of the first batch, and one
-    that next to nothing chooses any more becomes a vector of the present batch.
+    that next to nothing chooses any more becomes a vector of the present batch (SoundStream, section III-C): again at
+    every step until something chooses it, since early in training latents leave codes behind faster than these decay.
     """
 
     decay = 0.99  # of the moving averages
-    dead = 0.02  # a code that is chosen less often than this, in even shares, is given up
+    dead = 0.1  # a code that is chosen less often than this, in even shares, is given up; a new one starts here
 
     def __init__(self, codes: int, width: int, commitment: float, *, rngs: nnx.Rngs):
         if codes < 2 or width < 1:
@@ -132,7 +133,7 @@ class VQ(nnx.Module):
         started = jnp.any(self.share[...] > 0)
         dead_K |= ~started
         self.codes[...] = _unit(jnp.where(dead_K[:, None], drawn_KC, moved_KC))
-        self.share[...] = jnp.where(dead_K, 1.0, share_K)
+        self.share[...] = jnp.where(dead_K, self.dead, share_K)
         return {"dead_codes": jnp.where(started, jnp.sum(dead_K), 0)}
 
 
