@@ -10,8 +10,9 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.sampling import stream
-from tokvid.sampling.levels import steps_of
-from tokvid.sampling.story import Segment, Story, encode_opening, joins, load_story, tell
+from tokvid.sampling.levels import rates_of, steps_of
+from tokvid.sampling.methods import Sampling
+from tokvid.sampling.story import Segment, Story, encode_opening, forget, joins, load_story, tell
 from tokvid.sampling.stream import RollingWindow, frames_of
 
 PROMPTS = (
@@ -224,6 +225,99 @@ def test_memory_does_not_grow_with_length(tiny_models, tmp_path, monkeypatch):
     most_held(10.0)  # whatever is remembered once
     short, long = most_held(10.0), most_held(60.0)
     assert long - short < 50_000, (short, long)  # 400 frames more are 300,000 bytes
+
+
+# Level by level
+
+
+@pytest.fixture
+def levels_models(tiny_models):
+    """As if trained to interpolate from half the rate, and to draw rows."""
+    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0, 1, 2]}}
+    return tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+
+
+@pytest.mark.parametrize(
+    "fps, scheme, wanted",
+    [(8, None, [4, 8]), (16, "hierarchical", [4, 8, 16]), (6, None, [6]), (4, None, [4]), (8, "one-level", [8])],
+)
+def test_rates_of_the_levels(levels_models, tiny_models, fps, scheme, wanted):
+    """Halved as long as the models were trained for it, at 4 and 8 fps."""
+    assert rates_of(levels_models, float(fps), scheme) == wanted
+    assert rates_of(tiny_models, 8.0, None) == [8.0]
+    with pytest.raises(UserError, match="not trained to interpolate"):
+        rates_of(tiny_models, 8.0, "hierarchical")
+
+
+def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
+    """Each window sees the coarse latent frames of its seconds, which are made just before it needs them."""
+    told(levels_models, Story((Segment("up", 2.0),)), tmp_path / "partial")
+    # At 4 fps latent frames 0 to 4, in windows up to 4 and 5; at 8 fps 0 to 8: up to 4, 6, 8, 9.
+    found = [(call["fps"], call["first"], call["coarse"].tolist()) for call in fake_generate]
+    assert found == [
+        (4.0, 0, []),
+        (8.0, 0, [0, 1, 2]),
+        (8.0, 4, [1, 2, 3]),
+        (4.0, 4, []),
+        (8.0, 6, [2, 3, 4]),
+        (8.0, 8, [3, 4, -1]),
+    ]
+
+
+@pytest.mark.parametrize("windows", [0, 1, 3, 100])
+def test_a_story_of_levels_is_resumed_too(levels_models, tmp_path, monkeypatch, windows):
+    frames = told(levels_models, STORY, tmp_path / "whole")
+    assert frames.shape[0] == STORY.frames
+    telling = tell(levels_models, STORY, tmp_path / "partial")
+    list(itertools.islice(telling, windows))
+    telling.close()
+    begun, extend = [], RollingWindow.extend
+    monkeypatch.setattr(RollingWindow, "extend", lambda self, *a: begun.append(self.fps) or extend(self, *a))
+    np.testing.assert_array_equal(told(levels_models, STORY, tmp_path / "partial"), frames)
+    for name in ("", ".4fps"):
+        whole, resumed = (tmp_path / f"{which}{name}" for which in ("whole", "partial"))
+        np.testing.assert_array_equal(tokens_in(resumed), tokens_in(whole))
+    if windows == 100:
+        assert not begun
+    forget(tmp_path / "partial")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "whole.4fps"}
+
+
+def test_a_picture_begins_every_level_and_a_video_but_one(levels_models, fake_generate, tmp_path):
+    told(levels_models, STORY, tmp_path / "image", np.full((1, 2, 2), 9, np.int32))
+    assert {call["fps"] for call in fake_generate} == {4.0, 8.0} and {c["first"] for c in fake_generate[:2]} == {1}
+    np.testing.assert_array_equal(next(c for c in fake_generate if c["fps"] == 8)["coarse"], [9, 1, 2])
+    fake_generate.clear()
+    told(levels_models, STORY, tmp_path / "video", np.full((3, 2, 2), 9, np.int32))
+    assert {call["fps"] for call in fake_generate} == {8.0}
+
+
+def test_reencoding_is_another_video_of_the_same_length(tiny_models, in_one_go, tmp_path):
+    story = dataclasses.replace(STORY, scheme="re-encoding")
+    frames = told(tiny_models, story, tmp_path / "partial")
+    assert frames.shape == in_one_go[0].shape
+    np.testing.assert_array_equal(frames[:7], in_one_go[0][:7])  # the first window knows nothing
+    assert (frames[7:] != in_one_go[0][7:]).any()
+    np.testing.assert_array_equal(told(tiny_models, story, tmp_path / "partial"), frames)
+
+
+def test_guidance_changes_over_a_segment_and_turns_away_from_a_text(tiny_models, fake_generate, tmp_path):
+    segments = (Segment("up", 2.0, last_guidance=5.0), Segment("down", 1.0, guidance=4.0, negative="a red circle"))
+    told(tiny_models, Story(segments, guidance=1.0, last_guidance=2.0, negative="blue"), tmp_path / "partial")
+    scales = [scale for call in fake_generate for scale in call["guidance"]]
+    np.testing.assert_allclose(scales, [*np.linspace(1, 5, 9), *np.linspace(4, 2, 4)], rtol=1e-6)
+    for call in fake_generate:
+        wanted = "blue" if call["first"] < 9 else "a red circle"
+        np.testing.assert_array_equal(call["negative"], tiny_models.text.encode(wanted, 32))
+
+
+def test_rows_that_were_not_trained_are_refused(tiny_models, levels_models, tmp_path):
+    story = dataclasses.replace(STORY, sampling=Sampling(rows=1))
+    with pytest.raises(UserError, match=r"these weights draw \[0\] rows at once \(0 is token by token\), not 1"):
+        told(tiny_models, story, tmp_path / "partial")
+    assert len(told(levels_models, story, tmp_path / "partial")) == STORY.frames
+    with pytest.raises(UserError, match=r"divide a latent frame, \[1, 2\]; got 3"):
+        told(tiny_models, dataclasses.replace(STORY, sampling=Sampling(rows=3)), tmp_path / "partial")
 
 
 # Files

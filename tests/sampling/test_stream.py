@@ -1,5 +1,6 @@
 """Streams equal what is done at once; windows roll on for ever."""
 
+import itertools
 import shutil
 
 import jax
@@ -10,6 +11,9 @@ import pytest
 from tokvid.errors import UserError
 from tokvid.sampling import stream
 from tokvid.sampling.stream import (
+    Coarse,
+    Prompt,
+    ReencodingDecoder,
     RollingWindow,
     StreamDecoder,
     StreamEncoder,
@@ -77,50 +81,87 @@ def fake_generate(monkeypatch):
     """Instead of a model: the number of the latent frame everywhere; records what was asked for."""
     calls = []
 
-    def generate(graph, params, batch, keys_B, guidance_B, frames, *, known, method, guided):
+    def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
         filled = np.array(batch.tokens)
-        for index in range(known, int(frames)):
+        first = sum(known)
+        for index in range(first, first + int(count)):
             filled[:, index] = batch.start[0] + index
-        calls.append((int(batch.start[0]), known, int(frames)))
+        calls.append((int(batch.start[0]), first, int(count), batch.coarse[0, :, 0, 0].tolist()))
         return filled
 
     monkeypatch.setattr(stream, "generate", generate)
     return calls
 
 
+def ask(seed=1):
+    """A prompt that says nothing, to one video."""
+    no_text, one = np.full((1, 32), -1, np.int32), np.ones(1)
+    return Prompt(0.0, no_text, no_text, np.array([seed]), one, one)
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generate, keep):
-    window = RollingWindow(tiny_models, 1, 8.0, keep=keep)
-    text = np.full((1, 32), -1, np.int32)
-    made = [
-        *window.extend(7, text, np.array([1]), np.array([1.0])),
-        *window.extend(6, text, np.array([2]), np.array([2.0])),
-    ]
+    window, made, ends = RollingWindow(tiny_models, 1, 8.0, keep=keep), [], [*window_ends(0, 13, 4, keep)]
+    for first, end in itertools.pairwise([0, *ends]):
+        made.append(window.extend(ask(), np.ones((1, end - first))))
     assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == list(range(13)) and window.latent_frames == 13
-    assert fake_generate[0] == (0, 0, 4)
-    for before, (start, known, frames) in zip(
-        np.cumsum([part.shape[1] for part in made]), fake_generate[1:], strict=False
-    ):
-        assert (start + known, known) == (before, keep) and frames <= 4
-    assert [*window_ends(0, 7, 4, keep), *window_ends(7, 13, 4, keep)] == np.cumsum([m.shape[1] for m in made]).tolist()
+    assert fake_generate[0][:3] == (0, 0, 4)
+    for first, (start, known, count, _) in zip(ends, fake_generate[1:], strict=False):
+        assert (start + known, known) == (first, keep) and known + count <= 4
 
 
 def test_a_window_goes_on_from_what_is_given(tiny_models, fake_generate):
     window = RollingWindow(tiny_models, 1, 8.0)
     window.given(np.full((1, 1, 2, 2), 9, np.int32))
-    text = np.full((1, 32), -1, np.int32)
-    made = np.concatenate([*window.extend(5, text, np.array([1]), np.array([1.0]))], axis=1)
-    assert fake_generate == [(0, 1, 4), (2, 2, 4)] and made[0, :, 0, 0].tolist() == [1, 2, 3, 4, 5]
+    made = [window.extend(ask(), np.ones((1, count))) for count in (3, 2)]
+    assert [call[:3] for call in fake_generate] == [(0, 1, 3), (2, 2, 2)]
+    assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_window_sees_what_of_the_coarse_video_it_fills_in(tiny_models, fake_generate):
+    """Fine latent frames 0 to 3 end with coarse 0, ., 1, .; a window of 4 sees 3 coarse ones, none behind the end."""
+    pulled = []
+
+    def coarse():
+        for index in range(4):
+            pulled.append(index)
+            yield np.full((1, 1, 2, 2), 20 + index, np.int32)
+
+    window = RollingWindow(tiny_models, 1, 8.0, coarse=Coarse(4.0, coarse()))
+    for count, seen, read in ((4, [20, 21, 22], 3), (2, [21, 22, 23], 4), (1, [22, 23, -1], 4)):
+        window.extend(ask(), np.ones((1, count)))
+        assert fake_generate[-1][3] == seen and len(pulled) == read, "no more is read than is seen"
+
+
+def test_restarted_a_window_begins_a_clip(tiny_models, fake_generate):
+    window = RollingWindow(tiny_models, 1, 8.0)
+    window.extend(ask(), np.ones((1, 4)))
+    window.restart(np.full((1, 2, 2, 2), 7, np.int32))
+    window.extend(ask(), np.ones((1, 2)))
+    assert fake_generate[-1][:3] == (0, 2, 2) and window.latent_frames == 6
+
+
+def test_reencoded_frames_begin_with_those_before(tiny_models):
+    """As many frames come out as from a stream; the first clip is the stream's, and the next one knows its pixels."""
+    rng, decoder = np.random.default_rng(0), ReencodingDecoder(tiny_models.tokenizer, 2, 2, 2, 2)
+    first, then = rng.integers(30, size=(2, 3, 2, 2)), rng.integers(30, size=(2, 2, 2, 2))
+    found = decoder.feed(first)
+    np.testing.assert_array_equal(found, StreamDecoder(tiny_models.tokenizer, 2, 2, 2).feed(first))
+    known = StreamEncoder(tiny_models.tokenizer, 2, (16, 16)).feed(found[:, -3:])
+    np.testing.assert_array_equal(decoder.known_BTHW, known)
+    whole = StreamDecoder(tiny_models.tokenizer, 2, 2, 2).feed(np.concatenate([known, then], axis=1))
+    np.testing.assert_array_equal(decoder.feed(then), whole[:, 3:])
+    assert decoder.known_BTHW.shape == (2, 2, 2, 2)
 
 
 def test_the_place_in_the_video_decides_not_the_number_of_windows(tiny_models):
     """The same seed in another place gives other tokens: a long still stretch needn't repeat itself."""
-    text = np.full((1, 32), -1, np.int32)
     window = RollingWindow(tiny_models, 1, 8.0)
-    made = [*window.extend(10, text, np.array([5]), np.array([1.0]))]
+    made = [window.extend(ask(5), np.ones((1, count))) for count in (4, 2, 2)]
     again = RollingWindow(tiny_models, 1, 8.0)
     again.given(np.concatenate(made, axis=1)[:, :6])
-    np.testing.assert_array_equal(next(iter(again.extend(2, text, np.array([5]), np.array([1.0])))), made[2])
+    np.testing.assert_array_equal(again.extend(ask(5), np.ones((1, 2))), made[2])
+    assert (made[1] != made[2]).any()
 
 
 @pytest.mark.parametrize("keep, fps, said", [(0, 8, "keep"), (4, 8, "keep"), (2, 0, "fps"), (2, float("nan"), "fps")])

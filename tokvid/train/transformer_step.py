@@ -89,10 +89,12 @@ class TransformerTask:
             self.show(model, directory, step)
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
-        about = {name: self.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
-        weights.save(
-            directory, "transformer", self.config, variables, steps=step, layouts=to_dict(self.recipe.layouts), **about
-        )
+        about: dict[str, Any] = {name: self.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
+        about |= {
+            "layouts": to_dict(self.recipe.layouts),
+            "coarse_factor": self.about.get("tokens", {}).get("coarse_factor", 1),
+        }
+        weights.save(directory, "transformer", self.config, variables, steps=step, **about)
 
     def describe(self) -> Mapping[str, Any]:
         return {
