@@ -58,6 +58,23 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--video", type=Path, help="the video to go on from; its frames come first")
     _making(generate, "clip.mp4")
 
+    extend = commands.add_parser("extend", help="go on from a video")
+    extend.add_argument("video", type=Path, metavar="IN", help="its frames come first")
+    extend.add_argument("--prompt", default="", help="what is to happen (default: no text)")
+    extend.add_argument("--seconds", type=float, default=2.0, help="how much is new")
+    _making(extend, "extended.mp4")
+
+    interpolate = commands.add_parser("interpolate", help="more frames between those of a video")
+    interpolate.add_argument("video", type=Path, metavar="IN")
+    interpolate.add_argument("--factor", type=int, default=2, help="how many times as many, 2, 4, 8, … (default 2)")
+    interpolate.add_argument("--prompt", default="", help="what it shows (default: no text)")
+    _making(interpolate, "interpolated.mp4", fps="frames taken a second (default: the video's own)")
+
+    loop = commands.add_parser("loop", help="new frames from a video's end back to its beginning")
+    loop.add_argument("video", type=Path, metavar="IN")
+    loop.add_argument("--prompt", default="", help="what it shows (default: no text)")
+    _making(loop, "loop.mp4")
+
     reconstruct = commands.add_parser("reconstruct", help="a video through the tokenizer and back")
     reconstruct.add_argument("file", type=Path, metavar="IN")
     reconstruct.add_argument("--out", type=Path, required=True, help=".mp4 or .gif (.png for an image)")
@@ -79,9 +96,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--samples", type=int, default=128)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--guidance", type=float, default=3.0)
-    evaluate.add_argument("--temperature", type=float, default=0.8)
-    evaluate.add_argument("--top-k", type=int, default=0)
-    evaluate.add_argument("--top-p", type=float, default=0.95)
+    _sampling(evaluate)
     evaluate.add_argument("--fps", type=float, nargs="+", default=[], help="shapes: rates (default: those trained on)")
     evaluate.add_argument("--data", type=Path, help="reconstruction: a dataset folder (default: the data trained on)")
     evaluate.add_argument(
@@ -131,17 +146,32 @@ def _weights(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", type=Path, default=SHIPPED, help="weights folder or workdir (default: data/)")
 
 
-def _making(command: argparse.ArgumentParser, out: str) -> None:
+def _making(command: argparse.ArgumentParser, out: str, fps: str = "frames a second (default 8)") -> None:
     command.add_argument("--out", type=Path, default=Path(out), help=f".mp4 or .gif (default {out})")
     command.add_argument("--sheet", type=Path, help="also a contact sheet, .png")
-    command.add_argument("--fps", type=float, help="frames a second (default 8)")
+    command.add_argument("--fps", type=float, help=fps)
     command.add_argument("--seed", type=int)
     command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is plainly (default 3)")
+    command.add_argument("--last-guidance", type=float, help="at each segment's end (default: as at its beginning)")
+    command.add_argument("--negative", help="a text to turn away from")
+    _sampling(command)
+    command.add_argument("--scale", type=int, default=0, help="enlarge pixels so many times (default: to 256 or more)")
+    _weights(command)
+
+
+def _sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, help="below 1 surer, 0 always the likeliest (default 0.8)")
     command.add_argument("--top-k", type=int)
     command.add_argument("--top-p", type=float, help="only the likeliest codes with this share together (default 0.95)")
-    command.add_argument("--scale", type=int, default=0, help="enlarge pixels so many times (default: to 256 or more)")
-    _weights(command)
+    command.add_argument(
+        "--rows", type=int, help="rows drawn at once; 0 token by token, all of them in rounds (default 0)"
+    )
+    command.add_argument("--rounds", type=int, help="in which all rows are drawn (default 8)")
+    command.add_argument(
+        "--scheme",
+        choices=("hierarchical", "one-level", "re-encoding"),
+        help="from low rates to high ones (default where weights can), or at once; re-encoding is to compare with",
+    )
 
 
 def _recipe(command: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from tokvid.errors import UserError
 from tokvid.files import atomic, write_json
 
 if TYPE_CHECKING:
+    from tokvid.sampling.methods import Sampling
     from tokvid.sampling.story import Story
     from tokvid.sampling.stream import Models
 
@@ -105,6 +106,44 @@ def generate(options: argparse.Namespace) -> None:
     given = frames - told.frames
     parts = f"{given} frames of {options.video}, then {told.frames} new ones" if given else f"{told.frames} frames"
     print(f"{options.out}: {parts} at {told.fps:g} fps")
+
+
+def extend(options: argparse.Namespace) -> None:
+    """A video, and then new frames."""
+    generate(argparse.Namespace(**vars(options), image=None))
+
+
+def interpolate(options: argparse.Namespace) -> None:
+    """A video with more frames between its own."""
+    from tokvid.input_pipeline.clips import probe, stream_frames
+    from tokvid.sampling import edits
+    from tokvid.sampling.film import write
+    from tokvid.sampling.story import Segment, Story
+    from tokvid.sampling.stream import load_models
+
+    fps = (probe(options.video).fps or 1.0) if options.fps is None else options.fps
+    models = load_models(options.weights)
+    told = _with_options(Story((Segment(options.prompt),), fps), options)
+    frames = stream_frames(options.video, fps=options.fps, size=models.size)
+    count, made = edits.interpolate(models, told, frames, options.factor)
+    write(made, [options.out], fps * options.factor, count, models.size, scale=options.scale, sheet=options.sheet)
+    print(f"{options.out}: {count} frames at {fps * options.factor:g} fps")
+
+
+def loop(options: argparse.Namespace) -> None:
+    """A video that can be repeated without a seam."""
+    from tokvid.input_pipeline.clips import stream_frames
+    from tokvid.sampling import edits
+    from tokvid.sampling.film import write
+    from tokvid.sampling.story import Segment, Story, encode_opening
+    from tokvid.sampling.stream import load_models
+
+    models = load_models(options.weights)
+    told = _with_options(Story((Segment(options.prompt),)), options)
+    tokens_THW = encode_opening(models, stream_frames(options.video, fps=told.fps, size=models.size))
+    made, new = edits.loop(models, told, tokens_THW)
+    write(iter([made]), [options.out], told.fps, len(made), models.size, scale=options.scale, sheet=options.sheet)
+    print(f"{options.out}: {len(made)} frames at {told.fps:g} fps, the last {new} of them new")
 
 
 def reconstruct(options: argparse.Namespace) -> None:
@@ -206,8 +245,8 @@ def evaluate(options: argparse.Namespace) -> None:
     check_seed(options.seed)
     if options.what == "shapes":
         check_guidance(options.guidance)
-        method = Sampling(options.temperature, options.top_k, options.top_p)
-        settings = evaluation.Settings(options.guidance, sampling=method)
+        method = _sampled(Sampling(), options)
+        settings = evaluation.Settings(options.guidance, scheme=options.scheme, sampling=method)
         models = load_models(options.weights)
         figures = evaluation.evaluate_shapes(models, options.samples, options.seed, settings, options.fps)
     else:
@@ -311,6 +350,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "story": story,
     "generate": generate,
+    "extend": extend,
+    "interpolate": interpolate,
+    "loop": loop,
     "reconstruct": reconstruct,
     "train": train,
     "tokenize": tokenize,
@@ -325,11 +367,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def _with_options(told: "Story", options: argparse.Namespace) -> "Story":
     """The story with what the command line says on top."""
     given = {name: value for name, value in vars(options).items() if value is not None}
-    sampling, changes = (
-        {name: given[name] for name in names if name in given}
-        for names in (("temperature", "top_k", "top_p"), ("fps", "seed", "guidance"))
+    names = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")
+    changes = {name: given[name] for name in names if name in given}
+    return dataclasses.replace(told, **changes, sampling=_sampled(told.sampling, options))
+
+
+def _sampled(sampling: "Sampling", options: argparse.Namespace) -> "Sampling":
+    """How tokens are drawn, with what the command line says on top."""
+    names = ("temperature", "top_k", "top_p", "rows", "rounds")
+    return dataclasses.replace(
+        sampling, **{name: getattr(options, name) for name in names if getattr(options, name) is not None}
     )
-    return dataclasses.replace(told, **changes, sampling=dataclasses.replace(told.sampling, **sampling))
 
 
 def _opening(image: Path | None, video: Path | None, models: "Models", told: "Story") -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,30 +36,21 @@ def film(
     interruption, the same call goes on from there. UserError where something cannot be written; KeyboardInterrupt says
     how to resume.
     """
-    scale = scale or math.ceil(WATCHABLE / min(models.size))
-    if not 1 <= scale <= 64:
-        raise UserError(f"scale should be 1 to 64, got {scale}")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"cannot write a contact sheet to {sheet}: its name should end in .png")
     before = frames_given(0 if opening is None else len(opening), models.tokenizer.config.temporal_patch)
     total, done = before + story.frames, 0
-    if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(models.size) * scale**2 > MOST_GIF_BYTES:
-        raise UserError(f"{total} frames are too many for a GIF, which is kept in memory; write an .mp4")
     partial = outs[0].with_name(f".{outs[0].name}.tokens")
     summary = _Summary(story, before)
+
+    def see(frame_HWC: np.ndarray) -> None:
+        nonlocal done
+        watch(frame_HWC)
+        summary.see(done, frame_HWC)
+        done += 1
+
     try:
-        with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(VideoWriter(out, story.fps)) for out in outs]
-            advance = stack.enter_context(progress(outs[0].name, total, "frames"))
-            for video_THWC in tell(models, story, partial, opening):
-                for frame_HWC in video_THWC:
-                    watch(frame_HWC)
-                    summary.see(done, frame_HWC)
-                    large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-                    for writer in writers:
-                        writer.write(large_HWC)
-                    done += 1
-                advance(len(video_THWC))
+        write(tell(models, story, partial, opening), outs, story.fps, total, models.size, scale=scale, watch=see)
     except KeyboardInterrupt as error:
         told = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
         raise type(error)(f"interrupted after {told}; run the same command again to go on from there") from None
@@ -67,6 +58,46 @@ def film(
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
     return total
+
+
+def write(
+    videos: Iterable[np.ndarray],
+    outs: Sequence[Path],
+    fps: float,
+    total: int,
+    size: tuple[int, int],
+    *,
+    scale: int = 0,
+    sheet: Path | None = None,
+    watch: Callable[[np.ndarray], object] = lambda frame_HWC: None,
+) -> None:
+    """Writes frames, uint8 (T, H, W, 3) at a time and `total` in all, to all of `outs` as they come.
+
+    Pixels are enlarged `scale` times (0: until they are watchable); a `sheet` shows some of the frames.
+    """
+    scale = scale or math.ceil(WATCHABLE / min(size))
+    if not 1 <= scale <= 64:
+        raise UserError(f"scale should be 1 to 64, got {scale}")
+    if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(size) * scale**2 > MOST_GIF_BYTES:
+        raise UserError(f"{total} frames are too many for a GIF, which is kept in memory; write an .mp4")
+    shown, rows = set(np.linspace(0, total - 1, 4 * COLUMNS).round().astype(int).tolist()), []
+    done = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(VideoWriter(out, fps)) for out in outs]
+        advance = stack.enter_context(progress(outs[0].name, total, "frames"))
+        for video_THWC in videos:
+            for frame_HWC in video_THWC:
+                watch(frame_HWC)
+                if sheet is not None and done in shown:
+                    rows.append(frame_HWC)
+                large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
+                for writer in writers:
+                    writer.write(large_HWC)
+                done += 1
+            advance(len(video_THWC))
+    if sheet is not None:
+        parts = [np.stack(rows[i : i + COLUMNS]) for i in range(0, len(rows), COLUMNS)]
+        contact_sheet(sheet, parts, columns=COLUMNS)
 
 
 class _Summary:

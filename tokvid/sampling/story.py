@@ -190,7 +190,6 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
     patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, given_THW)
     before = frames_given(len(given_THW), patch)
     rates = rates_of(models, story.fps, story.scheme) if len(given_THW) < 2 else [story.fps]
-    remaining = before + story.frames
     with contextlib.ExitStack() as stack:
 
         def kept(fps: float) -> _Partial:
@@ -201,16 +200,21 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
             models,
             prompts_of(story, models, before / story.fps),
             rates,
-            latent_frames_for(remaining, patch),
+            latent_frames_for(before + story.frames, patch),
             keep=story.keep,
             method=story.sampling,
             given_BTHW=given_THW[None],
             kept=kept,
             reencode=story.scheme == "re-encoding",
         )
-        for video_BTHWC in frames:
-            yield video_BTHWC[0][:remaining]
-            remaining -= min(remaining, video_BTHWC.shape[1])
+        yield from first_frames(before + story.frames, frames)
+
+
+def first_frames(count: int, videos: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The first `count` frames (T, H, W, 3) of batches of one video: what fills up its last latent frame is dropped."""
+    for video_BTHWC in videos:
+        yield video_BTHWC[0][:count]
+        count -= min(count, video_BTHWC.shape[1])
 
 
 def forget(partial: Path) -> None:

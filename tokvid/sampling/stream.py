@@ -224,12 +224,18 @@ class RollingWindow:
         """What is known are these latent frames from now on, which begin a clip."""
         self._last, self._first = tokens_BTHW, 0
 
-    def extend(self, prompt: Prompt, guidance_BT: np.ndarray) -> np.ndarray:
-        """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W)."""
+    def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHW: np.ndarray | None = None) -> np.ndarray:
+        """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W).
+
+        What comes after them may be known, too: then they lead there (and what is known fills the window).
+        """
         transformer, batch = self._models.transformer, self._batch
         window, known, count = transformer.config.latent[0], self._last.shape[1], guidance_BT.shape[1]
         tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
         tokens[:, :known] = self._last
+        given_T = np.arange(window) < known
+        if until_BTHW is not None:
+            tokens[:, known + count :], given_T[known + count :] = until_BTHW, True
         fps_B = np.full(batch, self.fps, np.float32)
         request = token_batch(tokens, np.full(batch, self._first, np.int32), fps_B, prompt.text_BL)
         if self._coarse is not None:
@@ -248,7 +254,7 @@ class RollingWindow:
             _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames)),
             scale_BT.astype(np.float32),
             np.int32(count),
-            known=tuple(i < known for i in range(window)),
+            known=tuple(given_T.tolist()),
             method=self._method,
             guided=bool(np.any(guidance_BT != 1)),
         )

@@ -1,0 +1,77 @@
+"""Given videos, changed: more frames between theirs, or a way from their end back to their beginning."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tokvid.errors import UserError
+from tokvid.sampling.levels import check_rows, videos
+from tokvid.sampling.story import Story, first_frames, prompts_of
+from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, StreamEncoder, frames_of
+
+
+def interpolate(
+    models: Models, told: Story, frames: Iterator[np.ndarray], factor: int
+) -> tuple[int, Iterator[np.ndarray]]:
+    """A video at `told.fps` → how many frames it has at a rate `factor` times as high, and those, a few at a time.
+
+    `frames` uint8 (H, W, 3) of the models' size; `told` has one segment, whose prompt says what they show. Each level
+    multiplies the rate by what the weights were trained for; UserError where `factor` is no power of that.
+    """
+    by = int(models.transformer.about.get("coarse_factor", 1))
+    rates = [told.fps]
+    while by > 1 and round(rates[-1] / told.fps) < factor:
+        rates.append(rates[-1] * by)
+    if len(rates) == 1 or round(rates[-1] / told.fps) != factor:
+        can = f"powers of {by}" if by > 1 else "none at all: train with layouts.interpolation and tokens.coarse_factor"
+        raise UserError(f"these weights can't make {factor} frames of one; factors should be {can}")
+    tokens_THW, count = _encode(models, frames)
+    made = videos(
+        models,
+        prompts_of(told, models),
+        rates[1:],
+        1 + (len(tokens_THW) - 1) * factor,
+        keep=told.keep,
+        method=told.sampling,
+        given_BTHW=tokens_THW[None, :1],
+        coarse=(told.fps, (tokens_THW[None, i : i + 1] for i in range(len(tokens_THW)))),
+    )
+    total = 1 + (count - 1) * factor
+    return total, first_frames(total, made)
+
+
+def loop(models: Models, told: Story, tokens_THW: np.ndarray) -> tuple[np.ndarray, int]:
+    """A video's tokens → its frames, uint8 (T, H, W, 3), then new ones that lead back to its beginning; how many those.
+
+    The window knows the video's end and, behind what is generated, its beginning. The first frame, whose latent frame
+    is a single picture and fits no mid-video, is left out. UserError for a video of too few latent frames.
+    """
+    check_rows(models, told.sampling)
+    window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
+    known = min(told.keep, (window - 1) // 2)
+    if len(tokens_THW) < 1 + known or window - 2 * known < 1:
+        raise UserError(
+            f"a loop needs a video of {frames_of(1 + known, patch)} frames or more and a window of 3 latent frames, "
+            f"got {frames_of(len(tokens_THW), patch)} frames and {window}"
+        )
+    beginning_THW = tokens_THW[1 : 1 + known]
+    rolling = RollingWindow(models, 1, told.fps, keep=known, method=told.sampling)
+    rolling.given(tokens_THW[None])
+    (prompt,) = prompts_of(told, models)
+    new = window - 2 * known
+    along_T = np.linspace(prompt.guidance_B[0], prompt.last_guidance_B[0], new)
+    made_THW = rolling.extend(prompt, along_T[None], until_BTHW=beginning_THW[None])[0]
+    decoder = StreamDecoder(models.tokenizer, 1, *tokens_THW.shape[1:])
+    video_THWC = decoder.feed(np.concatenate([tokens_THW, made_THW])[None])[0]
+    return video_THWC[1:], new * patch
+
+
+def _encode(models: Models, frames: Iterator[np.ndarray]) -> tuple[np.ndarray, int]:
+    """Tokens (T, H, W), the last latent frame filled up with the last frame, and how many frames there were."""
+    encoder, count, parts = StreamEncoder(models.tokenizer, 1, models.size), 0, []
+    for frame_HWC in frames:
+        parts.append(encoder.feed(frame_HWC[None, None]))
+        count += 1
+    spare = -(count - 1) % models.tokenizer.config.temporal_patch
+    parts.append(encoder.feed(np.repeat(frame_HWC[None, None], spare, axis=1)))
+    return np.concatenate(parts, axis=1)[0], count
