@@ -93,8 +93,9 @@ def test_help_is_quick_and_imports_nothing_slow():
     code = """
 import sys, time
 from tokvid.cli import main
-for command in ([], ["demo"], ["story"], ["generate"], ["reconstruct"], ["train"], ["tokenize"], ["evaluate"],
-                ["data"], ["data", "shapes"], ["data", "mnist"], ["data", "folder"], ["inspect"]):
+for command in ([], ["demo"], ["story"], ["generate"], ["extend"], ["interpolate"], ["loop"], ["reconstruct"], ["train"],
+                ["tokenize"], ["evaluate"], ["data"], ["data", "shapes"], ["data", "mnist"], ["data", "folder"],
+                ["inspect"]):
     try:
         main([*command, "--help"])
     except SystemExit as error:
@@ -124,6 +125,22 @@ def test_a_story_from_prompts_and_a_picture(tokvid, tiny_weights, movie, tmp_pat
     assert (code, out) == (0, "new/a.mp4: 1.8 s, 2 prompts\n")
     info = probe(tmp_path / "new" / "a.mp4")
     assert (info.frames, info.fps, info.width) == (18, 10.0, 32)
+
+
+def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights, movie, tmp_path):
+    shutil.copytree(tiny_weights, tmp_path / "w")
+    about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
+    about |= {"coarse_factor": 2, "layouts": {"interpolation": 1.0, "rows": [0, 1, 2]}}
+    (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
+    code, out, err = tokvid("extend", "in.mp4", "--seconds", 1, "--weights", "w", "--fps", 5)
+    assert (code, out) == (0, "extended.mp4: 5 frames of in.mp4, then 5 new ones at 5 fps\n"), err
+    code, out, err = tokvid("interpolate", "in.mp4", "--factor", 4, "--weights", "w", "--sheet", "s.png", "--rows", 1)
+    assert (code, out) == (0, "interpolated.mp4: 37 frames at 40 fps\n"), err
+    info = probe(tmp_path / "interpolated.mp4")
+    assert (info.frames, info.fps) == (37, 40.0) and PIL.Image.open(tmp_path / "s.png").width > 100
+    code, out, err = tokvid("loop", "in.mp4", "--weights", "w", "--fps", 10, "--rows", 2, "--rounds", 3)
+    assert (code, out) == (0, "loop.mp4: 12 frames at 10 fps, the last 4 of them new\n"), err
+    assert probe(tmp_path / "loop.mp4").frames == 12
 
 
 def test_a_clip_and_going_on_from_a_video(tokvid, tiny_weights, movie, tmp_path):
@@ -377,6 +394,15 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --out recipe.py/a.mp4", "cannot write"),
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
+        ("extend nowhere.mp4", "nowhere.mp4 is not there"),
+        ("loop in.png", "a loop needs a video of 3 frames or more"),
+        ("interpolate in.mp4", "can't make 2 frames of one"),
+        ("interpolate in.mp4 --factor two", "invalid int value: 'two'"),
+        ("story --prompt a --scheme best", "invalid choice: 'best'"),
+        ("story --prompt a --scheme hierarchical", "not trained to interpolate"),
+        ("generate --prompt a --rows 1", "these weights draw [0] rows at once"),
+        ("generate --prompt a --rounds 0", "rounds should be 1 to 1000"),
+        ("generate --prompt a --last-guidance -1", "guidance should be 0 to 100"),
         ("generate --prompt a --nonsense", "unrecognized arguments: --nonsense"),
         ("story --promt a", "unrecognized arguments: --promt (did you mean '--prompt'?); see tokvid story --help"),
         ("reconstruct nowhere.mp4 --out a.mp4", "nowhere.mp4 is not there"),

@@ -1,0 +1,93 @@
+"""Given videos: more frames between theirs, and a way back to their beginning."""
+
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.sampling import stream
+from tokvid.sampling.edits import interpolate, loop
+from tokvid.sampling.methods import Sampling
+from tokvid.sampling.story import Segment, Story, encode_opening
+
+STORY = Story((Segment("up"),), fps=4.0)
+
+
+@pytest.fixture
+def models(tiny_models):
+    """As if trained to interpolate from half the rate."""
+    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0, 1, 2]}}
+    return tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the model is asked for, and that it answers with zeros."""
+    calls = []
+
+    def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
+        calls.append((batch, known, int(count)))
+        return np.where(np.array(known)[:, None, None], batch.tokens, 0)
+
+    monkeypatch.setattr(stream, "generate", generate)
+    return calls
+
+
+def video(frames):
+    return np.random.default_rng(0).integers(256, size=(frames, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_so_many_frames_come_of_one(models, asked, frames, factor):
+    count, made = interpolate(models, STORY, iter(video(frames)), factor)
+    assert len(np.concatenate(list(made))) == count == 1 + (frames - 1) * factor
+    rates = {float(batch.fps[0]): float(batch.coarse_fps[0]) for batch, *_ in asked}
+    wanted = {8.0: 4.0, 16.0: 8.0} if factor == 4 else {8.0: 4.0}
+    assert rates == ({} if frames == 1 else wanted)
+
+
+def test_every_window_sees_the_video_it_fills_in(models, asked):
+    """And begins with its first frame."""
+    tokens_THW = encode_opening(models, iter(video(9)))
+    list(interpolate(models, STORY, iter(video(9)), 2)[1])
+    for batch, *_ in asked:
+        there = batch.coarse[0] >= 0
+        first = int(batch.coarse_start[0])
+        np.testing.assert_array_equal(batch.coarse[0][there], tokens_THW[first : first + 3].ravel())
+    first, known, _ = asked[0]
+    assert known == (True, False, False, False) and first.start == 0
+    np.testing.assert_array_equal(first.tokens[0, 0], tokens_THW[0])
+
+
+@pytest.mark.parametrize("factor", [0, 1, 3, 6])
+def test_factors_that_were_not_trained_are_refused(models, tiny_models, factor):
+    with pytest.raises(UserError, match=rf"can't make {factor} frames of one; factors should be powers of 2"):
+        interpolate(models, STORY, iter(video(3)), factor)
+    with pytest.raises(UserError, match=r"none at all: train with layouts\.interpolation"):
+        interpolate(tiny_models, STORY, iter(video(3)), 2)
+
+
+def test_a_loop_leads_from_the_end_to_the_beginning(models, asked):
+    tokens_THW = encode_opening(models, iter(video(9)))
+    made_THWC, new = loop(models, STORY, tokens_THW)
+    ((batch, known, count),) = asked
+    assert known == (True, False, False, True) and count == 2 and new == 4
+    np.testing.assert_array_equal(batch.tokens[0, 0], tokens_THW[-1])
+    np.testing.assert_array_equal(batch.tokens[0, 3], tokens_THW[1])
+    assert made_THWC.shape == (9 - 1 + 4, 16, 16, 3)
+    decoded = stream.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THW[None])[0]
+    np.testing.assert_array_equal(made_THWC[:8], decoded[1:])
+
+
+def test_a_loop_is_really_generated(models):
+    tokens_THW = encode_opening(models, iter(video(9)))
+    one, other = (loop(models, Story((Segment(text),)), tokens_THW)[0] for text in ("up", "a red circle"))
+    np.testing.assert_array_equal(one[:8], other[:8])
+    assert (one[8:] != other[8:]).any()
+
+
+def test_what_cannot_loop_is_refused(models):
+    with pytest.raises(UserError, match=r"a loop needs a video of 3 frames or more .* got 1 frames"):
+        loop(models, STORY, encode_opening(models, iter(video(2))))
+    with pytest.raises(UserError, match=r"divide a latent frame"):
+        loop(models, Story((Segment("a"),), sampling=Sampling(rows=9)), encode_opening(models, iter(video(5))))
