@@ -93,9 +93,9 @@ def test_help_is_quick_and_imports_nothing_slow():
     code = """
 import sys, time
 from tokvid.cli import main
-for command in ([], ["demo"], ["story"], ["generate"], ["extend"], ["interpolate"], ["loop"], ["reconstruct"], ["train"],
-                ["tokenize"], ["evaluate"], ["data"], ["data", "shapes"], ["data", "mnist"], ["data", "folder"],
-                ["inspect"]):
+for command in ([], ["demo"], ["story"], ["generate"], ["extend"], ["interpolate"], ["loop"], ["reconstruct"],
+                ["train"], ["tokenize"], ["evaluate"], ["data"], ["data", "shapes"], ["data", "mnist"],
+                ["data", "folder"], ["inspect"]):
     try:
         main([*command, "--help"])
     except SystemExit as error:
