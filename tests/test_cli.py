@@ -14,10 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tokvid import cli, evaluate, input_pipeline
+from tokvid import cli, input_pipeline
 from tokvid.cli import main
 from tokvid.config import DataConfig, Recipe, TrainConfig, load_recipe
 from tokvid.errors import UserError
+from tokvid.evaluate import interpolation as interpolation_module
+from tokvid.evaluate import shapes as shapes_module
 from tokvid.input_pipeline.clips import probe
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.media import write_image, write_video
@@ -197,7 +199,16 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     def shapes(models, samples, seed, settings, rates):
         return {"size": models.size, "asked": [samples, seed, settings.guidance, settings.sampling.top_k, rates]}
 
-    monkeypatch.setattr(evaluate, "evaluate_shapes", shapes)  # which is tested in test_evaluate.py
+    monkeypatch.setattr(shapes_module, "evaluate_shapes", shapes)  # which is tested in test_evaluate.py
+    asked = []
+
+    def interpolated(models, data, samples, factor, seed, settings, sheet):
+        asked.append((data.source, samples, factor, settings.sampling.rows, str(sheet)))
+        return {"psnr": 20.0}
+
+    monkeypatch.setattr(interpolation_module, "evaluate_interpolation", interpolated)
+    arguments = ("--samples", 5, "--factor", 4, "--rows", 1, "--sheet", "s.png", "--weights", tiny_weights)
+    assert tokvid("evaluate", "interpolation", *arguments)[0] == 0 and asked == [("shapes", 5, 4, 1, "s.png")]
     arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
     assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0
     assert json.loads((tmp_path / "e.json").read_text()) == {"size": [16, 16], "asked": [4, 0, 3.0, 5, [3.0, 6.0]]}

@@ -7,11 +7,13 @@ import types
 import numpy as np
 import pytest
 
-from tokvid import evaluate
 from tokvid.cli import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
-from tokvid.evaluate import evaluate_reconstruction, evaluate_shapes
+from tokvid.evaluate import interpolation, shapes
+from tokvid.evaluate.interpolation import blend, evaluate_interpolation, jitter
+from tokvid.evaluate.reconstruction import evaluate_reconstruction
+from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.input_pipeline.shapes import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
 from tokvid.metrics.features import load_features
 from tokvid.sampling.story import load_story
@@ -67,8 +69,8 @@ def perfect(models, fps, parts, seeds_B, settings):
 @pytest.fixture
 def models(monkeypatch):
     """What evaluation asks of models, at the size of the shipped ones; the tokenizer loses nothing."""
-    monkeypatch.setattr(evaluate, "generate_batch", perfect)
-    monkeypatch.setattr(evaluate, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
+    monkeypatch.setattr(shapes, "generate_batch", perfect)
+    monkeypatch.setattr(shapes, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
     tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_patch=2))
     transformer = types.SimpleNamespace(config=types.SimpleNamespace(latent=(4, 8, 8)), about={"fps": RATES})
     return types.SimpleNamespace(size=(32, 32), mark="mark", tokenizer=tokenizer, transformer=transformer)
@@ -101,7 +103,7 @@ def test_a_model_that_does_not_listen_gets_no_marks(models, monkeypatch):
         said = caption(ShapeAttributes("small", "red", "circle", "left", "slow"), 0, "en")
         return perfect(models, fps, [(seconds, [said] * len(prompts)) for seconds, prompts in parts], seeds_B, None)
 
-    monkeypatch.setattr(evaluate, "generate_batch", deaf)
+    monkeypatch.setattr(shapes, "generate_batch", deaf)
     figures = evaluate_shapes(models, 60, seed=0)
     assert figures["attributes"]["joint"] < 0.1 and figures["attributes"]["color"] < 0.4
     assert figures["ceiling_real"]["joint"] >= 0.98
@@ -110,7 +112,7 @@ def test_a_model_that_does_not_listen_gets_no_marks(models, monkeypatch):
 
 
 def test_a_model_that_makes_nothing_gives_null_not_nan(models, monkeypatch):
-    monkeypatch.setattr(evaluate, "generate_batch", lambda *args: perfect(*args) * 0)
+    monkeypatch.setattr(shapes, "generate_batch", lambda *args: perfect(*args) * 0)
     figures = evaluate_shapes(models, 4, seed=0)
     assert figures["speed_error_by_fps"] == {"2": None, "4": None, "8": None} and figures["seam_ratio"] is None
     assert set(figures["attributes"].values()) == {0.0} and figures["prompt_switch"]["keeps_identity"] == 0.0
@@ -126,7 +128,7 @@ def test_prompt_switches_are_timed(models, monkeypatch):
             parts = [(first + 2, before), (second - 2, after)]
         return perfect(models, fps, parts, seeds_B, settings)
 
-    monkeypatch.setattr(evaluate, "generate_batch", late)
+    monkeypatch.setattr(shapes, "generate_batch", late)
     figures = evaluate_shapes(models, 40, seed=0)
     assert figures["prompt_switch"]["follows_within_a_second"] < 0.5 and figures["attributes"]["joint"] >= 0.98
 
@@ -139,13 +141,13 @@ def test_a_jump_at_every_join_shows(models, monkeypatch):
                 video[:, first : first + 4] = np.roll(video[:, first : first + 4], 16, axis=2)
         return video
 
-    monkeypatch.setattr(evaluate, "generate_batch", jumpy)
+    monkeypatch.setattr(shapes, "generate_batch", jumpy)
     assert evaluate_shapes(models, 20, seed=0)["seam_ratio"] > 1.5
 
 
 def test_batches_do_not_matter(models, monkeypatch):
     whole = evaluate_shapes(models, 20, seed=1)
-    monkeypatch.setattr(evaluate, "BATCH", 3)
+    monkeypatch.setattr(shapes, "BATCH", 3)
     in_parts = evaluate_shapes(models, 20, seed=1)
     for name in ("ceiling_real", "attributes", "held_out"):
         assert in_parts[name] == whole[name]
@@ -155,7 +157,8 @@ def test_real_models_are_measured_the_same_way_twice(tiny_models):
     first = evaluate_shapes(tiny_models, 4, seed=5)
     assert first == evaluate_shapes(tiny_models, 4, seed=5)
     assert set(first) == {
-        "attributes", "ceiling_real", "ceiling_reconstruction", "held_out", "speed_error_by_fps", "prompt_switch",
+        "attributes", "ceiling_real", "ceiling_reconstruction", "held_out", "by_language", "speed_error_by_fps",
+        "prompt_switch",
         "seam_ratio", "seam_ratio_reconstruction", "samples", "seed", "settings", "weights",
     }  # fmt: skip
     assert first["settings"]["guidance"] == 3.0 and set(first["speed_error_by_fps"]) == {"4", "8"}
@@ -196,3 +199,69 @@ def test_reconstruction_that_cannot_be_is_refused(tiny_models, samples, data):
     config = DataConfig(**({"size": (16, 16), "fps": (4.0,), "frames": 5, "videos": 10} | data))
     with pytest.raises(UserError):
         evaluate_reconstruction(tiny_models.tokenizer, config, samples, 0, FEATURES)
+
+
+def test_blending_and_repeating():
+    """Frames 0, 1, 2, … hold 0, 10, 20, … : a blend is exact there, up to the end."""
+    video = np.broadcast_to(10 * np.arange(9, dtype=np.uint8)[None, :, None, None, None], (1, 9, 2, 2, 3))
+    for factor in (2, 4):
+        np.testing.assert_array_equal(blend(video, factor), video)
+    video = np.array([0, 9, 20, 50, 90], np.uint8)[None, :, None, None, None]
+    np.testing.assert_array_equal(blend(video, 2).ravel(), [0, 10, 20, 55, 90])
+
+
+def test_jitter_is_that_of_the_displacement():
+    """A steady motion has next to none; one that jumps back and forth by 2 pixels has its variance."""
+    said = caption(ShapeAttributes("large", "red", "circle", "right", "slow"), 0, "en")
+    types_of = types.SimpleNamespace(size=(64, 64))
+    steady = perfect(types_of, 8.0, [(2.0, [said])], [3], None)[0]
+    assert jitter(steady, 8.0) < 0.05
+    shaken = np.stack([np.roll(frame_HWC, 2 * (i % 2), axis=1) for i, frame_HWC in enumerate(steady)])
+    assert jitter(shaken, 8.0) == pytest.approx(4.0, rel=0.1)
+    assert jitter(np.zeros_like(steady), 8.0) is None
+
+
+def test_interpolation(tiny_models):
+    """Random weights are worse than anything; the same twice."""
+    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0]}}
+    models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+    data = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
+    figures = evaluate_interpolation(models, data, 5, 2, 0)
+    assert figures["samples"] == 5 and figures["frames"] == 17 and figures["fps"] == 8
+    assert figures["psnr"] < 15 < figures["repeat_psnr"] < figures["blend_psnr"] <= 100
+    assert figures["ceiling_psnr"] < 20 and evaluate_interpolation(models, data, 5, 2, 0) == figures
+    json.dumps(figures, allow_nan=False)
+    with pytest.raises(UserError, match="can't make 3 frames of one"):
+        evaluate_interpolation(models, data, 5, 3, 0)
+
+
+def test_a_perfect_interpolation_reaches_the_ceiling(tiny_models, monkeypatch):
+    """When models make what the tokenizer makes of the truth, the figures are its own."""
+    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0]}}
+    models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+    data, seen = DataConfig(size=(32, 32), fps=(8.0,), videos=100), []
+
+    def remember(truth_BTHWC, factor):
+        seen.append(truth_BTHWC)
+        return blend(truth_BTHWC, factor)
+
+    class Made:
+        """Frames that are known only once the truth was seen."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def __iter__(self):
+            yield real[len(seen)]
+
+    real = []
+    monkeypatch.setattr(interpolation, "blend", remember)
+    monkeypatch.setattr(interpolation, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
+    monkeypatch.setattr(interpolation, "videos", lambda *_, **__: iter([np.zeros((5, 17, 32, 32, 3), np.uint8)]))
+    evaluate_interpolation(models, data, 5, 2, 0)
+    real.extend(seen)
+    seen.clear()
+    monkeypatch.setattr(interpolation, "videos", Made)
+    figures = evaluate_interpolation(models, data, 5, 2, 0)
+    assert figures["psnr"] == figures["ceiling_psnr"] == 100 > figures["blend_psnr"] > figures["repeat_psnr"]
+    assert figures["jitter"] == figures["truth_jitter"]

@@ -92,17 +92,18 @@ def parser() -> argparse.ArgumentParser:
     _recipe(tokenize)
 
     evaluate = commands.add_parser("evaluate", help="figures of what the weights are worth")
-    evaluate.add_argument("what", choices=("shapes", "reconstruction"))
+    evaluate.add_argument("what", choices=("shapes", "reconstruction", "interpolation"))
     evaluate.add_argument("--samples", type=int, default=128)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--guidance", type=float, default=3.0)
     _sampling(evaluate)
     evaluate.add_argument("--fps", type=float, nargs="+", default=[], help="shapes: rates (default: those trained on)")
-    evaluate.add_argument("--data", type=Path, help="reconstruction: a dataset folder (default: the data trained on)")
+    evaluate.add_argument("--factor", type=int, default=2, help="interpolation: how many frames of one (default 2)")
+    evaluate.add_argument("--data", type=Path, help="clips: a dataset folder (default: the data trained on)")
     evaluate.add_argument(
         "--features", default="random-convolutions", help="reconstruction: what distances look at; a name or a .py file"
     )
-    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="reconstruction: draw some clips there")
+    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="draw some clips there (not of shapes)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     evaluate.add_argument("--markdown", type=Path, metavar="FILE", help="write them as a table there")
     _weights(evaluate)

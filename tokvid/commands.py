@@ -235,30 +235,36 @@ def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Figures of the weights, printed and written."""
-    from tokvid import evaluate as evaluation
     from tokvid import weights
     from tokvid.config import DataConfig, from_dict
+    from tokvid.evaluate.generation import Settings
+    from tokvid.evaluate.interpolation import evaluate_interpolation
+    from tokvid.evaluate.reconstruction import evaluate_reconstruction
+    from tokvid.evaluate.shapes import evaluate_shapes
     from tokvid.metrics.features import load_features
     from tokvid.sampling.methods import Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
 
     check_seed(options.seed)
+    check_guidance(options.guidance)
+    settings = Settings(options.guidance, scheme=options.scheme, sampling=_sampled(Sampling(), options))
     if options.what == "shapes":
-        check_guidance(options.guidance)
-        method = _sampled(Sampling(), options)
-        settings = evaluation.Settings(options.guidance, scheme=options.scheme, sampling=method)
         models = load_models(options.weights)
-        figures = evaluation.evaluate_shapes(models, options.samples, options.seed, settings, options.fps)
+        figures = evaluate_shapes(models, options.samples, options.seed, settings, options.fps)
     else:
         tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
         data = from_dict(DataConfig, tokenizer.about["data"], "the tokenizer's data")
         if options.data is not None:
             source = "records" if (options.data / "dataset.json").is_file() else "folder"
             data = dataclasses.replace(data, source=source, path=str(options.data), held_out=0)
-        features = load_features(options.features)
-        figures = evaluation.evaluate_reconstruction(
-            tokenizer, data, options.samples, options.seed, features, options.sheet
-        )
+        if options.what == "interpolation":
+            models = load_models(options.weights)
+            figures = evaluate_interpolation(
+                models, data, options.samples, options.factor, options.seed, settings, options.sheet
+            )
+        else:
+            features = load_features(options.features)
+            figures = evaluate_reconstruction(tokenizer, data, options.samples, options.seed, features, options.sheet)
     if options.json is not None:
         write_json(options.json, figures)
     if options.markdown is not None:
@@ -397,7 +403,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
     from flax import nnx
 
     from tokvid import weights
-    from tokvid.evaluate import Settings, generate_batch
+    from tokvid.evaluate.generation import Settings, generate_batch
     from tokvid.input_pipeline.records import RecordSource
     from tokvid.media import contact_sheet, write_video
     from tokvid.sampling.stream import Models, frames_of

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
-from tokvid.evaluate import evaluate_reconstruction
+from tokvid.evaluate.reconstruction import evaluate_reconstruction
 from tokvid.files import atomic, read_json, write_json
 from tokvid.metrics.features import load_features
 from tokvid.train.loop import train

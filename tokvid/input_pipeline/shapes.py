@@ -138,6 +138,11 @@ def caption(attributes: ShapeAttributes, index: int, language: str) -> str:
     return phrases[index % len(phrases)].format(**said)
 
 
+def language_of(text: str) -> str:
+    """Which of `LANGUAGES` a caption is in."""
+    return "zh" if any("一" <= letter <= "鿿" for letter in text) else "en"
+
+
 def captions_corpus(captions: int, seed: int) -> list[str]:
     """That many captions of drawn stories, in both languages, for training a text model."""
     rng = np.random.default_rng(seed)

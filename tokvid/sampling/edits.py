@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.sampling.levels import check_rows, videos
+from tokvid.sampling.levels import check_rows, rates_between, videos
 from tokvid.sampling.story import Story, first_frames, prompts_of
 from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, StreamEncoder, frames_of
 
@@ -18,18 +18,12 @@ def interpolate(
     `frames` uint8 (H, W, 3) of the models' size; `told` has one segment, whose prompt says what they show. Each level
     multiplies the rate by what the weights were trained for; UserError where `factor` is no power of that.
     """
-    by = int(models.transformer.about.get("coarse_factor", 1))
-    rates = [told.fps]
-    while by > 1 and round(rates[-1] / told.fps) < factor:
-        rates.append(rates[-1] * by)
-    if len(rates) == 1 or round(rates[-1] / told.fps) != factor:
-        can = f"powers of {by}" if by > 1 else "none at all: train with layouts.interpolation and tokens.coarse_factor"
-        raise UserError(f"these weights can't make {factor} frames of one; factors should be {can}")
+    rates = rates_between(models, told.fps, factor)
     tokens_THW, count = _encode(models, frames)
     made = videos(
         models,
         prompts_of(told, models),
-        rates[1:],
+        rates,
         1 + (len(tokens_THW) - 1) * factor,
         keep=told.keep,
         method=told.sampling,

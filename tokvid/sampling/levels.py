@@ -63,6 +63,17 @@ def rates_of(models: Models, fps: float, scheme: Scheme | None) -> list[float]:
     return rates
 
 
+def rates_between(models: Models, fps: float, factor: int) -> list[float]:
+    """The rates of the levels that make `factor` frames of each one at `fps`; UserError where the weights can't."""
+    by, rates = int(models.transformer.about.get("coarse_factor", 1)), [fps]
+    while by > 1 and round(rates[-1] / fps) < factor:
+        rates.append(rates[-1] * by)
+    if len(rates) == 1 or round(rates[-1] / fps) != factor:
+        can = f"powers of {by}" if by > 1 else "none at all: train with layouts.interpolation and tokens.coarse_factor"
+        raise UserError(f"these weights can't make {factor} frames of one; factors should be {can}")
+    return rates[1:]
+
+
 def check_rows(models: Models, method: Sampling) -> None:
     """UserError where the weights weren't trained to draw so many rows at once."""
     tokens_at_once(method.rows, models.transformer.config.latent)

@@ -1,0 +1,104 @@
+"""The decoding ladder: quality against tokens per second, from token by token to whole latent frames in rounds.
+
+python scripts/ladder.py --weights data --samples 128 --json ladder.json --figure ladder.png
+
+Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are those of one video alone
+and of a batch of 8, after everything is compiled, the median of several runs; ratios are to token by token.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokvid.errors import UserError
+from tokvid.evaluate.generation import Settings, generate_batch
+from tokvid.evaluate.shapes import evaluate_shapes
+from tokvid.files import write_json
+from tokvid.sampling.methods import Sampling
+from tokvid.sampling.stream import Models, frames_of, load_models
+
+PROMPT = "a large red circle moves slowly to the right"
+
+
+def rungs(models: Models) -> dict[str, Sampling]:
+    """Every way in which these weights were trained to draw."""
+    rows = sorted(set(models.transformer.about.get("layouts", {}).get("rows", [0])))
+    height, found = models.transformer.config.latent[1], {}
+    for number in rows:
+        if number == height:
+            found |= {
+                f"latent frame, {rounds} rounds": Sampling(rows=number, rounds=rounds) for rounds in (1, 4, 8, 16)
+            }
+        else:
+            found["token by token" if not number else f"{number} rows"] = Sampling(rows=number)
+    return found
+
+
+def tokens_per_second(models: Models, method: Sampling, batch: int, runs: int = 5) -> float:
+    """Of the transformer and the tokenizer's decoder together, with guidance, at one level."""
+    window, rows, columns = models.transformer.config.latent
+    fps, latent_frames = 8.0, 4 * window
+    seconds = frames_of(latent_frames, models.tokenizer.config.temporal_patch) / fps
+    settings, took = Settings(scheme="one-level", sampling=method), []
+    for _ in range(runs + 1):
+        began = time.perf_counter()
+        generate_batch(models, fps, [(seconds, [PROMPT] * batch)], np.arange(batch), settings)
+        took.append(time.perf_counter() - began)
+    return batch * latent_frames * rows * columns / statistics.median(took[1:])
+
+
+def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Joint accuracy against tokens per second."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise UserError("the figure needs matplotlib: pip install matplotlib") from error
+    fig, axes = plt.subplots(figsize=(7, 4.5))
+    for name, row in found.items():
+        axes.plot(row["tokens_per_second"], row["joint"], "o")
+        axes.annotate(name, (row["tokens_per_second"], row["joint"]), xytext=(5, 5), textcoords="offset points")
+    axes.set(
+        xscale="log", xlabel="tokens per second, one video", ylabel="all attributes right", title="Decoding ladder"
+    )
+    axes.grid(alpha=0.3)
+    fig.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path, help=".png")
+    options = parser.parse_args()
+    models, found = load_models(options.weights), {}
+    for name, method in rungs(models).items():
+        one, many = (tokens_per_second(models, method, batch) for batch in (1, 8))
+        settings = Settings(scheme="one-level", sampling=method)
+        figures = evaluate_shapes(models, options.samples, 0, settings)
+        found[name] = {
+            "tokens_per_second": one,
+            "tokens_per_second_of_8": many,
+            "joint": figures["attributes"]["joint"],
+            "held_out": figures["held_out"]["joint"],
+            "seam_ratio": figures["seam_ratio"],
+        }
+        first = next(iter(found.values()))
+        ratios = [found[name][key] / first[key] for key in ("tokens_per_second", "tokens_per_second_of_8")]
+        print(
+            f"{name:26} {one:7.0f} tokens/s ({ratios[0]:.1f}x), of eight {many:7.0f} ({ratios[1]:.1f}x); "
+            f"joint {found[name]['joint']:.3f}, unseen {found[name]['held_out']:.3f}",
+            flush=True,
+        )
+        if options.json:
+            write_json(options.json, found)
+    if options.figure:
+        figure(found, options.figure)
+
+
+if __name__ == "__main__":
+    main()

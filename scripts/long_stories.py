@@ -1,0 +1,146 @@
+"""Long stories told in three ways: level by level, at one level, and with pixels encoded again at each window.
+
+python scripts/long_stories.py --weights data --seconds 120 600 --json long.json
+
+Six prompts of one object, again and again, ten seconds each. Printed for each way and length: in how many windows of two
+seconds all attributes are right, in the first and in the last quarter; how far hue (degrees) and size (world units) drift
+from the first ten seconds of an object to its last, beside two true videos' jitter through the tokenizer; the seam ratio;
+seconds a frame in the first and the last quarter, and their ratio; peak memory (each story runs in a process of its own).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PART = 10.0  # seconds of a prompt
+WINDOW = 2.0  # seconds that are read at once
+FPS = 8.0
+SCHEMES = ("hierarchical", "one-level", "re-encoding")
+# One object whose motion changes; (prompt, direction, speed).
+TURNS = (
+    ("right", "slow"),
+    ("up", "quick"),
+    ("still", "still"),
+    ("left", "slow"),
+    ("down", "quick"),
+    ("right", "quick"),
+)
+
+
+def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any]:
+    """One story, and what is read from it."""
+    import numpy as np
+
+    from tokvid.input_pipeline.shapes import ShapesSegment, ShapesStory, caption, render
+    from tokvid.metrics.attributes import read_attributes, score
+    from tokvid.metrics.video import seam_ratio
+    from tokvid.sampling.methods import Sampling
+    from tokvid.sampling.story import Segment, Story, joins, tell
+    from tokvid.sampling.stream import StreamDecoder, StreamEncoder, load_models
+    from tokvid.shape_vocabulary import NO_SPEED, SIZES, STILL, ShapeAttributes
+
+    models = load_models(weights)
+    wanted = [
+        ShapeAttributes(
+            "large", "red", "circle", STILL if way == "still" else way, NO_SPEED if way == "still" else speed
+        )
+        for way, speed in TURNS
+    ]
+    count = round(seconds / PART)
+    asked = [wanted[i % len(wanted)] for i in range(count)]
+    prompts = [caption(each, 0, "en") for each in asked]
+
+    def story(parts: list[str]) -> Story:
+        return Story(tuple(Segment(p, PART) for p in parts), FPS, scheme=scheme, sampling=Sampling(rows=rows))  # type: ignore[arg-type]
+
+    frames: list[np.ndarray] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in tell(models, story(prompts[:2]), Path(folder) / "warm"):  # compiles all that the story will need
+            pass
+        took = [time.perf_counter()]
+        for video_THWC in tell(models, story(prompts), Path(folder) / "story"):
+            frames += list(video_THWC)
+            took += [time.perf_counter()] * len(video_THWC)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1) / 1024
+    per, part = round(WINDOW * FPS), round(PART * FPS)
+    video = np.stack(frames)
+    right, hues, sizes, ratios = [], [], [], []
+    for number, each in enumerate(asked):
+        here = video[number * part : (number + 1) * part]
+        for first in range(per // 2, part - per + 1, per):  # half a second to follow a new prompt
+            reading = read_attributes(here[first : first + per], FPS)
+            right.append(score(reading, each)["joint"])
+            hues.append(np.nan if reading is None or reading.hue is None else reading.hue)
+            sizes.append(np.nan if reading is None else reading.radius)
+    for first, end in ((i, min(i + 480, len(video))) for i in range(0, len(video), 480)):
+        inside = [join - first for join in joins(story(prompts), models) if first < join < end]
+        ratios.append(seam_ratio(video[first:end], inside))
+
+    def read_truth(seed: int) -> tuple[float, float]:
+        """Hue and radius of a true video through the tokenizer."""
+        segment = ShapesSegment(0.0, PART, asked[0], prompts[0])
+        real = ShapesStory(SIZES["large"], 0.0, 30, (8.0 * seed, 5.0 * seed), (segment,))
+        truth = render(real, fps=FPS, frames=1 + 2 * (part // 2), size=models.size[0])[None]
+        ids = StreamEncoder(models.tokenizer, 1, models.size).feed(truth)
+        again = StreamDecoder(models.tokenizer, 1, *ids.shape[2:]).feed(ids)[0]
+        reading = read_attributes(again, FPS)
+        assert reading is not None and reading.hue is not None
+        return reading.hue, reading.radius
+
+    def turned(a: float, b: float) -> float:
+        return abs((a - b + 180) % 360 - 180)
+
+    truths = [read_truth(seed) for seed in range(8)]
+    quarter, windows = len(frames) // 4, len(right) // 4
+    first, last = (took[quarter] - took[0]) / quarter, (took[-1] - took[-1 - quarter]) / quarter
+    return {
+        "frames": len(frames),
+        "right": float(np.mean(right)),
+        "right_first_quarter": float(np.mean(right[:windows])),
+        "right_last_quarter": float(np.mean(right[-windows:])),
+        "hue_drift": turned(float(np.nanmedian(hues[:4])), float(np.nanmedian(hues[-4:]))),
+        "hue_jitter_of_truth": max(turned(a, b) for a, _ in truths for b, _ in truths),
+        "size_drift": abs(float(np.nanmedian(sizes[:4])) - float(np.nanmedian(sizes[-4:]))),
+        "size_jitter_of_truth": max(abs(a - b) for _, a in truths for _, b in truths),
+        "seam_ratio": float(np.nanmedian(ratios)),
+        "seconds_per_frame_first_quarter": first,
+        "seconds_per_frame_last_quarter": last,
+        "time_last_over_first": last / first,
+        "megabytes": memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[120.0, 600.0])
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
+    parser.add_argument("--rows", type=int, default=0, help="drawn at once (0: token by token)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tell", help=argparse.SUPPRESS)  # a scheme: in a process of its own
+    options = parser.parse_args()
+    if options.tell:
+        print(json.dumps(tell(options.weights, options.tell, options.seconds[0], options.rows)))
+        return
+    found: dict[str, Any] = {}
+    for scheme in options.schemes:
+        for seconds in options.seconds:
+            command = [sys.executable, __file__, "--weights", str(options.weights), "--rows", str(options.rows)]
+            command += ["--tell", scheme, "--seconds", str(seconds)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.returncode)
+            figures = found[f"{scheme}, {seconds:g} s"] = json.loads(done.stdout)
+            print(f"{scheme}, {seconds:g} s: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What interpolation is worth, as numbers: `tokvid evaluate interpolation`."""
+
+import collections
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, Settings, mean, through
+from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
+from tokvid.media import contact_sheet
+from tokvid.metrics.attributes import read_attributes
+from tokvid.metrics.video import psnr
+from tokvid.progress import progress
+from tokvid.sampling.levels import rates_between, videos
+from tokvid.sampling.stream import Models, Prompt, StreamEncoder
+
+JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")
+COARSE_LATENT_FRAMES = 5  # of the clips that are interpolated
+
+
+def evaluate_interpolation(
+    models: Models,
+    data: DataConfig,
+    samples: int,
+    factor: int,
+    seed: int,
+    settings: Settings = Settings(),
+    sheet: Path | None = None,
+) -> dict[str, Any]:
+    """Clips of which the model sees every `factor`-th frame, and the captions: how near are the others to the truth?
+
+    PSNR (dB) of the frames in between, beside blending their neighbours linearly, repeating the one before, and the
+    truth through the tokenizer, which is the most there is to reach. `jitter` is the variance of an object's
+    displacement from frame to frame, in pixels², where one is seen in all of them (Moving Shapes). The rate is the
+    data's highest; `sheet` is a picture of the first clips. UserError where there are fewer than 4 such clips.
+    """
+    if samples < 4:
+        raise UserError(f"need 4 or more samples, got {samples}")
+    patch = models.tokenizer.config.temporal_patch
+    coarse_frames = 1 + (COARSE_LATENT_FRAMES - 1) * patch
+    frames = 1 + (coarse_frames - 1) * factor
+    rng = np.random.default_rng([EVALUATION_SEED, seed])
+    scores: dict[str, list[float]] = collections.defaultdict(list)
+    shown: list[np.ndarray] = []
+    batch, length = min(BATCH, samples), models.transformer.config.text_length
+    clip = dataclasses.replace(data, frames=frames, fps=(max(data.fps),))
+    every = some_clips(clip, split_of(data), 4 * samples, rng)
+    told_once = ((clip_THWC, captions) for clip_THWC, captions in every if len(captions) < 2)
+    items = itertools.islice(told_once, samples)
+    with progress("evaluate interpolation", samples, "clips") as advance:
+        for number in itertools.count():
+            found = list(itertools.islice(items, batch))
+            if not found:
+                break
+            filled = found + found[-1:] * (batch - len(found))  # nothing is compiled for the last ones
+            truth = np.stack([video_THWC for video_THWC, _ in filled])
+            told = [captions[0].text if captions else "" for _, captions in filled]
+            text_BL = np.stack([models.text.encode(text, length) for text in told])
+            seeds_B = np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(batch)
+            scale_B = np.full(batch, settings.guidance, np.float32)
+            prompt = Prompt(0.0, text_BL, np.full_like(text_BL, -1), seeds_B, scale_B, scale_B)
+            tokens = StreamEncoder(models.tokenizer, batch, data.size).feed(truth[:, ::factor])
+            slow = max(data.fps) / factor
+            made = videos(
+                models,
+                [prompt],
+                rates_between(models, slow, factor),
+                1 + (tokens.shape[1] - 1) * factor,
+                keep=settings.keep,
+                method=settings.sampling,
+                given_BTHW=tokens[:, :1],
+                coarse=(slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1]))),
+            )
+            clips = {
+                "": np.concatenate(list(made), axis=1),
+                "blend_": blend(truth, factor),
+                "repeat_": truth[:, np.arange(frames) // factor * factor],
+                "ceiling_": through(models.tokenizer, truth)[0],
+            }
+            between = np.arange(frames) % factor > 0
+            for index in range(len(found)):
+                for name, videos_BTHWC in clips.items():
+                    scores[f"{name}psnr"].append(min(100.0, psnr(truth[index, between], videos_BTHWC[index, between])))
+                jitters = [jitter(clip[index], max(data.fps)) for clip in (clips[""], clips["ceiling_"], truth)]
+                if None not in jitters:
+                    for name, value in zip(JITTERS, jitters, strict=True):
+                        scores[name].append(float(value or 0.0))
+                if len(shown) < 3 * SHOWN:
+                    shown += [truth[index], clips[""][index], clips["blend_"][index]]
+            advance(len(found))
+    if len(scores["psnr"]) < 4:
+        raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {max(data.fps):g} fps; need 4")
+    if sheet is not None:
+        captions = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
+        contact_sheet(sheet, shown, captions=captions, columns=frames)
+    names = [f"{name}psnr" for name in clips] + list(JITTERS)
+    return {
+        **{name: mean(scores[name]) for name in names},
+        "samples": len(scores["psnr"]),
+        "factor": factor,
+        "fps": max(data.fps),
+        "frames": frames,
+        "seed": seed,
+        "weights": models.mark,
+    }
+
+
+def blend(truth_BTHWC: np.ndarray, factor: int) -> np.ndarray:
+    """Every `factor`-th frame, and between them their weighted means."""
+    at_T = np.arange(truth_BTHWC.shape[1]) / factor
+    before_T = np.minimum(at_T.astype(int), (truth_BTHWC.shape[1] - 1) // factor - 1)
+    share_T = (at_T - before_T)[:, None, None, None]
+    kept = truth_BTHWC[:, ::factor].astype(np.float32)
+    return np.rint((1 - share_T) * kept[:, before_T] + share_T * kept[:, before_T + 1]).astype(np.uint8)
+
+
+def jitter(video_THWC: np.ndarray, fps: float) -> float | None:
+    """The variance of an object's displacement from frame to frame, in pixels², or None where it isn't seen."""
+    reading = read_attributes(video_THWC, fps)
+    if reading is None or not np.isfinite(reading.centroid_TC).all():
+        return None
+    size_xy = np.array(video_THWC.shape[2:0:-1])
+    step_TC = (np.diff(reading.centroid_TC, axis=0) + size_xy / 2) % size_xy - size_xy / 2
+    return float(step_TC.var(axis=0).sum())

@@ -1,0 +1,132 @@
+"""What a tokenizer is worth, as numbers: `tokvid evaluate reconstruction`."""
+
+import collections
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, through
+from tokvid.input_pipeline.datasets import captions_within, open_source, usable_rates
+from tokvid.media import contact_sheet
+from tokvid.metrics.features import Features
+from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
+from tokvid.progress import progress
+from tokvid.types import Caption
+from tokvid.weights import Loaded
+
+LEAST_FOR_SSIM = 11  # pixels
+SHOWN = 6  # clips on a sheet
+
+
+def evaluate_reconstruction(
+    tokenizer: Loaded, data: DataConfig, samples: int, seed: int, features: Features, sheet: Path | None = None
+) -> dict[str, Any]:
+    """Held-out clips through the tokenizer, beside repeating their first frame.
+
+    PSNR (dB), SSIM, L1 and error of the changes between frames (grey levels), share of the truth's fine detail, bits
+    per pixel, codes used. Distances of the sets of clips by `features`; to compare with, those of one half of the truth
+    from the other, and of the truth from itself with its frames out of order. `sheet` is a picture of the first clips.
+    Where the data holds nothing out (and is not procedural), training videos are used and `split` says so.
+    """
+    if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
+        raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
+    split = split_of(data)
+    rng = np.random.default_rng([EVALUATION_SEED, seed])
+    clips = (clip_THWC for clip_THWC, _ in some_clips(data, split, samples, rng))
+    scores: dict[str, list[float]] = collections.defaultdict(list)
+    seen: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    shown: list[np.ndarray] = []
+    counts_V = np.zeros(tokenizer.model.quantizer.vocabulary, np.int64)
+    batch = min(BATCH, samples)
+    with progress("evaluate reconstruction", samples, "clips") as advance:
+        while truths := list(itertools.islice(clips, batch)):
+            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # nothing is compiled for the last ones
+            made, ids = through(tokenizer, filled)
+            shuffled = filled[:, rng.permutation(data.frames)]
+            for name, videos in (("real", filled), ("made", made), ("shuffled", shuffled)):
+                seen[name].append(features.extract(videos)[: len(truths)])
+            for truth_THWC, made_THWC, ids_THW in zip(truths, made, ids, strict=False):
+                for name, value in _compare(truth_THWC, made_THWC).items():
+                    scores[name].append(value)
+                counts_V += np.bincount(ids_THW.ravel(), minlength=len(counts_V))
+                if len(shown) < 2 * SHOWN:
+                    shown += [truth_THWC, made_THWC]
+            advance(len(truths))
+    found = len(scores["psnr"])
+    if found < 4:
+        raise UserError(f"only {found} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
+    if sheet is not None:
+        contact_sheet(sheet, shown, captions=["truth", "made"] * (len(shown) // 2))
+    share_V = counts_V[counts_V > 0] / counts_V.sum()
+    return {
+        **{name: float(np.mean(values)) for name, values in scores.items() if name != "detail_of_truth"},
+        "detail": float(np.sum(scores["detail"]) / max(np.sum(scores["detail_of_truth"]), 1e-9)),
+        **_distances({name: np.concatenate(parts) for name, parts in seen.items()}),
+        "features": f"{features.name} {features.mark}",
+        "bits_per_pixel": counts_V.sum() * math.log2(len(counts_V)) / (found * data.frames * math.prod(data.size)),
+        "codes_used": float(np.mean(counts_V > 0)),
+        "perplexity": float(np.exp(-np.sum(share_V * np.log(share_V)))),
+        "split": split,
+        "samples": found,
+        "seed": seed,
+        "size": list(data.size),
+        "frames": data.frames,
+        "weights": tokenizer.about["fingerprint"],
+    }
+
+
+def split_of(data: DataConfig) -> str:
+    """What is measured on: what training holds out, if anything."""
+    return "held_out" if data.held_out or data.source in ("shapes", "mnist") else "train"
+
+
+def _compare(truth_THWC: np.ndarray, made_THWC: np.ndarray) -> dict[str, float]:
+    """Figures of one clip, and those of repeating its first frame."""
+    repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
+    figures = {}
+    for prefix, video_THWC in (("", made_THWC), ("repeat_", repeated_THWC)):
+        figures[prefix + "psnr"] = min(psnr(truth_THWC, video_THWC), 100.0)
+        figures[prefix + "ssim"] = ssim(truth_THWC, video_THWC)
+        figures[prefix + "temporal_error"] = temporal_error(truth_THWC, video_THWC)
+    difference = truth_THWC.astype(np.float32) - made_THWC
+    return figures | {
+        "l1": float(np.abs(difference).mean()),
+        "detail": detail(made_THWC),
+        "detail_of_truth": detail(truth_THWC),
+    }
+
+
+def _distances(seen: dict[str, np.ndarray]) -> dict[str, float]:
+    real_ND, half = seen["real"], len(seen["real"]) // 2
+    figures = {}
+    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+        figures[name] = distance(real_ND, seen["made"])
+        figures[f"{name}_real_halves"] = distance(real_ND[:half], real_ND[half:])
+        figures[f"{name}_shuffled"] = distance(real_ND, seen["shuffled"])
+    return figures
+
+
+def some_clips(
+    data: DataConfig, split: str, samples: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, tuple[Caption, ...]]]:
+    """At most `samples` clips of different videos, at random times and rates, and their captions; no damaged ones."""
+    source = open_source(data, split)
+    found = 0
+    for index in rng.permutation(min(len(source), 10 * samples + 1000)):
+        item = source[int(index)]
+        if found == samples or not (rates := usable_rates(item.seconds, data.frames, data.fps)):
+            continue
+        fps = float(rng.choice(rates))
+        start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
+        try:
+            clip_THWC = item.read(start, fps, data.frames, data.size)
+        except UserError:
+            continue
+        found += 1
+        yield clip_THWC, captions_within(item.captions, start, start + data.frames / fps)
