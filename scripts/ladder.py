@@ -2,8 +2,8 @@
 
 python scripts/ladder.py --weights data --samples 128 --json ladder.json --figure ladder.png
 
-Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are those of one video alone
-and of a batch of 8, after everything is compiled, the median of several runs; ratios are to token by token.
+Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are those of one video
+alone and of a batch of 8, after everything is compiled, the median of several runs; ratios are to token by token.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
     for name, row in found.items():
         axes.plot(row["tokens_per_second"], row["joint"], "o")
         axes.annotate(name, (row["tokens_per_second"], row["joint"]), xytext=(5, 5), textcoords="offset points")
-    axes.set(
-        xscale="log", xlabel="tokens per second, one video", ylabel="all attributes right", title="Decoding ladder"
-    )
+    axes.set(xscale="log", xlabel="tokens per second, one video", ylabel="all attributes right")
     axes.grid(alpha=0.3)
     fig.savefig(path, dpi=120, bbox_inches="tight")
 

@@ -2,10 +2,10 @@
 
 python scripts/long_stories.py --weights data --seconds 120 600 --json long.json
 
-Six prompts of one object, again and again, ten seconds each. Printed for each way and length: in how many windows of two
-seconds all attributes are right, in the first and in the last quarter; how far hue (degrees) and size (world units) drift
-from the first ten seconds of an object to its last, beside two true videos' jitter through the tokenizer; the seam ratio;
-seconds a frame in the first and the last quarter, and their ratio; peak memory (each story runs in a process of its own).
+Six prompts of one object, again and again, ten seconds each. Printed for each way and length: in how many windows of
+two seconds all attributes are right, in all and in the first and last quarter; how far hue (degrees) and size (world
+units) drift from the first prompt to the last, beside how far true videos through the tokenizer lie apart; the seam
+ratio; seconds a frame in the first and the last quarter, and their ratio; the peak memory of its process, in MB.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PART = 10.0  # seconds of a prompt
 WINDOW = 2.0  # seconds that are read at once
 FPS = 8.0
 SCHEMES = ("hierarchical", "one-level", "re-encoding")
-# One object whose motion changes; (prompt, direction, speed).
+# One object whose motion changes: direction and speed.
 TURNS = (
     ("right", "slow"),
     ("up", "quick"),
@@ -43,15 +43,10 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
     from tokvid.sampling.methods import Sampling
     from tokvid.sampling.story import Segment, Story, joins, tell
     from tokvid.sampling.stream import StreamDecoder, StreamEncoder, load_models
-    from tokvid.shape_vocabulary import NO_SPEED, SIZES, STILL, ShapeAttributes
+    from tokvid.shape_vocabulary import SIZES, ShapeAttributes
 
     models = load_models(weights)
-    wanted = [
-        ShapeAttributes(
-            "large", "red", "circle", STILL if way == "still" else way, NO_SPEED if way == "still" else speed
-        )
-        for way, speed in TURNS
-    ]
+    wanted = [ShapeAttributes("large", "red", "circle", *turn) for turn in TURNS]
     count = round(seconds / PART)
     asked = [wanted[i % len(wanted)] for i in range(count)]
     prompts = [caption(each, 0, "en") for each in asked]
