@@ -67,7 +67,7 @@ class TokenizerConfig:
     temporal_weight: float = 0.0  # L1 between differences of consecutive frames
     ssim_weight: float = 0.0
     perceptual_weight: float = 0.0  # distance of a network's features; `train_tokenizer.perceptual` is its file
-    dtype: Dtype = "float32"  # compute type; parameters, norms and softmax stay float32
+    dtype: Dtype = "float32"  # of attention and MLP; parameters, norms, softmax and what lies between stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
 
 

@@ -1,12 +1,13 @@
 """Whether training the tokenizer in bfloat16 comes to the same loss as in float32, within 1 %.
 
-python scripts/compare/dtypes.py --quantizer fsq
+python scripts/compare/dtypes.py --start data               # goes on from trained weights, at a tenth of their rate
+python scripts/compare/dtypes.py --quantizer vq             # the tokenizer of configs/tiny.py from nothing
 
-Trains the tokenizer of configs/tiny.py in both types, from the same parameters on the same clips, until the learning
-rate is 0, and compares the mean loss of the last quarter of the steps. A rounding is enough for two trainings to part,
-so one pair says little: there is a pair per seed, and the mean of their ratios has a standard error. Also prints the
-loss of the same trained parameters on the same clips in both types, which is the arithmetic alone. Exits with 1 unless
-the mean ratio is within 1 % of 1 by two standard errors.
+Trains in both types, from the same parameters on the same clips, until the learning rate is 0, and compares the mean
+loss of the last quarter of the steps. A rounding is enough for two trainings to part, most of all where the loss still
+falls steeply, so one pair says little: there is a pair per seed, and the mean of their ratios has a standard error.
+Also prints the loss of the same trained parameters on the same clips in both types, which is the arithmetic alone.
+Exits with 1 unless the mean ratio is within 1 % of 1 by two standard errors.
 """
 
 import argparse
@@ -22,9 +23,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tokvid.config import Recipe, load_recipe
+from tokvid import weights
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, from_dict, load_recipe
 from tokvid.sharding import make_mesh, shard_batch
-from tokvid.train.state import TrainState, abstract_state, init_state, make_step
+from tokvid.train.state import TrainState, abstract_state, init_state, make_step, start_from
 from tokvid.train.tokenizer_step import TokenizerTask
 
 DTYPES = ("float32", "bfloat16")
@@ -39,9 +41,9 @@ MARGIN = 0.01
 class Training:
     """Trainings in one type, compiled once for all seeds."""
 
-    def __init__(self, recipe: Recipe, dtype: str):
+    def __init__(self, recipe: Recipe, dtype: str, start: Path | None):
         tokenizer = dataclasses.replace(recipe.tokenizer, dtype=dtype)
-        self.config = recipe.train_tokenizer
+        self.config, self.start = recipe.train_tokenizer, start
         self.task = TokenizerTask(dataclasses.replace(recipe, tokenizer=tokenizer))
         self.mesh = make_mesh(self.config.mesh)
         self.like, self.graph = abstract_state(self.task, self.config, self.mesh)
@@ -50,6 +52,8 @@ class Training:
     def run(self, seed: int, clips: list[Any]) -> tuple[float, TrainState]:
         """The mean loss of the last quarter of the steps, and the state at the end."""
         state, losses = init_state(self.task, dataclasses.replace(self.config, seed=seed), self.like), []
+        if self.start is not None:
+            state = start_from(state, self.start, "tokenizer")
         for batch in clips:
             state, metrics = self.step(state, shard_batch(batch, self.mesh))
             losses.append(float(metrics["loss"]))
@@ -68,14 +72,20 @@ class Training:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="fsq")
+    parser.add_argument("--start", type=Path, help="a weights folder whose tokenizer is trained on")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=600)
     options = parser.parse_args()
     recipe = load_recipe(Path(__file__).parents[2] / "configs" / "tiny.py", [])
-    settings = dataclasses.replace(recipe.train_tokenizer, steps=options.steps, final_learning_rate=0.0)
     tokenizer = dataclasses.replace(recipe.tokenizer, **QUANTIZERS[options.quantizer])
+    settings = dataclasses.replace(recipe.train_tokenizer, steps=options.steps, final_learning_rate=0.0)
+    if options.start is not None:
+        about = weights.describe(options.start / "tokenizer", "tokenizer")
+        tokenizer = from_dict(TokenizerConfig, about["config"], "the tokenizer's config")
+        recipe = dataclasses.replace(recipe, data=from_dict(DataConfig, about["data"], "the tokenizer's data"))
+        settings = dataclasses.replace(settings, learning_rate=settings.learning_rate / 10, batch=4)
     recipe = dataclasses.replace(recipe, tokenizer=tokenizer, train_tokenizer=settings)
-    trainings = [Training(recipe, dtype) for dtype in DTYPES]
+    trainings = [Training(recipe, dtype, options.start) for dtype in DTYPES]
     losses = [training.loss() for training in trainings]
     trained, same = [], []
     for seed in range(options.seeds):
@@ -90,7 +100,7 @@ def main() -> None:
         ratios = pairs[:, 1] / pairs[:, 0]
         mean, error = float(ratios.mean()), float(ratios.std(ddof=1) / len(ratios) ** 0.5)
         print(
-            f"{options.quantizer}, {name}: float32 {pairs[:, 0].mean():.5f}, bfloat16 {pairs[:, 1].mean():.5f}, "
+            f"{tokenizer.quantizer}, {name}: float32 {pairs[:, 0].mean():.5f}, bfloat16 {pairs[:, 1].mean():.5f}, "
             f"ratio {mean:.4f} ± {error:.4f}"
         )
         if name == "trained":

@@ -105,6 +105,20 @@ def test_the_output_has_the_shapes_and_types_promised(whole):
     assert len(np.unique(whole.ids)) > 50 and whole.pixels.std() > 0.1
 
 
+def test_in_bfloat16_pixels_and_latents_are_float32(random_model):
+    """Whose 8 bits would add to a good reconstruction's loss: only attention and MLP are rounded."""
+    wide, narrow = (
+        random_model(CViViT, dataclasses.replace(SMALLEST, dtype=dtype)) for dtype in ("float32", "bfloat16")
+    )
+    latents = wide.encode(VIDEO[:, :3]).latents
+    wanted, found = (np.asarray(model.decode_step(latents)[0]) for model in (wide, narrow))
+    assert found.dtype == np.float32 and 0 < np.abs(found - wanted).mean() < 0.01 * wanted.std()
+    rounded = np.asarray(jnp.asarray(found, jnp.bfloat16), np.float32)
+    assert (found != rounded).mean() > 0.9
+    assert narrow.empty_cache("encoder", 1, 2, 2).layers[0].dtype == jnp.bfloat16
+    assert (narrow.encode(VIDEO[:, :3]).ids == wide.encode(VIDEO[:, :3]).ids).mean() > 0.8
+
+
 def test_a_patch_holds_the_pixels_of_its_place():
     video = np.arange(2 * 6 * 16 * 24 * 3).reshape(2, 6, 16, 24, 3)
     patches = _patches(video, 2, 8)

@@ -43,9 +43,9 @@ def model(random_model):
 
 def switched(model, **changes):
     """The same parameters under a config that should compute the same."""
-    other = nnx.clone(model)
-    other.config = dataclasses.replace(model.config, **changes)
-    return other
+    config = dataclasses.replace(model.config, **changes)
+    graph = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[0]
+    return nnx.merge(graph, nnx.state(model))
 
 
 def runner(model):

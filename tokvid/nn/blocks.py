@@ -73,13 +73,17 @@ class Linear(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """The sizes of one block; `depth` is that of the whole stack (residual outputs start at 1/√(2·depth))."""
+    """The sizes of one block; `depth` is that of the whole stack (residual outputs start at 1/√(2·depth)).
+
+    `dtype` is what attention and MLP compute in, whatever the type of the residual stream.
+    """
 
     width: int
     heads: int
     kv_heads: int
     mlp: int
     depth: int
+    dtype: str = "float32"
 
     def __post_init__(self):
         D, N, K = self.width, self.heads, self.kv_heads
@@ -132,10 +136,10 @@ class Block(nnx.Module):
     def __init__(self, shape: BlockShape, *, rngs: nnx.Rngs):
         self.attention_norm, self.mlp_norm = RMSNorm(shape.width), RMSNorm(shape.width)
         self.attention = Attention(shape, rngs=rngs)
-        self.mlp = SwiGLU(shape, rngs=rngs)
+        self.mlp, self.dtype = SwiGLU(shape, rngs=rngs), shape.dtype
 
     def __call__(self, x_BLD, turn: Rotation, mask_BLS, remember=lambda key, value: (key, value)) -> jax.Array:
-        query, key, value = self.attention.project(self.attention_norm(x_BLD), turn)
+        query, key, value = self.attention.project(self.attention_norm(x_BLD).astype(self.dtype), turn)
         keys, values = remember(key, value)
         x_BLD += self.attention.mix(query, keys, values, mask_BLS)
-        return x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        return x_BLD + self.mlp(self.mlp_norm(x_BLD).astype(self.dtype))

@@ -71,7 +71,7 @@ class CViViT(nnx.Module):
 
     def _stack(self, order: tuple[str, ...], rngs: nnx.Rngs) -> nnx.List:
         c = self.config
-        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, depth=len(order))
+        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, depth=len(order), dtype=c.dtype)
         return nnx.List([Block(shape, rngs=rngs) for _ in order])
 
     def encode(self, video_BTHWC: Float[Array, "b t h w 3"]) -> Quantized:
@@ -98,7 +98,6 @@ class CViViT(nnx.Module):
         next cache.
         """
         pt, p = self.config.temporal_patch, self.config.patch
-        video_BTHWC = video_BTHWC.astype(self.config.dtype)
         split = int(first)
         parts = [self.embed_first(_patches(video_BTHWC[:, :1], 1, p))] if split else []
         if video_BTHWC.shape[1] > split:
@@ -112,14 +111,14 @@ class CViViT(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """The next latent frames of a stream → their pixels and the next cache; arguments as for `encode_step`."""
         pt, p = self.config.temporal_patch, self.config.patch
-        x_BTHWD = self.from_latent(latents_BTHWC.astype(self.config.dtype))
+        x_BTHWD = self.from_latent(latents_BTHWC)
         x_BTHWD, cache = self._run(self.decoder, self.config.decoder, x_BTHWD, cache)
         x_BTHWD = self.decoder_norm(x_BTHWD)
         split = int(first)
         parts = [_pixels(self.paint_first(x_BTHWD[:, :1]), 1, p)] if split else []
         if x_BTHWD.shape[1] > split:
             parts.append(_pixels(self.paint_rest(x_BTHWD[:, split:]), pt, p))
-        return jnp.concatenate(parts, axis=1).astype(jnp.float32), cache
+        return jnp.concatenate(parts, axis=1), cache
 
     def empty_cache(self, part: str, batch: int, rows: int, columns: int) -> Cache:
         """The cache at the start of a stream through the "encoder" or the "decoder": its size never grows."""

@@ -28,7 +28,7 @@ class Transformer(nnx.Module):
         self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
-        shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, depth=config.layers)
+        shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, depth=config.layers, dtype=config.dtype)
         # Stacked on a leading axis, however the layers are then run, so that every checkpoint has one shape.
         stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
         self.blocks = stack(jax.random.split(rngs.params(), config.layers))
