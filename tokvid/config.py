@@ -157,6 +157,7 @@ class TrainConfig:
     start: str = ""  # a weights folder to begin with, instead of at random
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py
     freeze: tuple[str, ...] = ()  # parameters that don't move, by how their names begin
+    freeze_steps: int = 0  # for how many steps; 0: for all
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all that are left
 
 

@@ -366,6 +366,11 @@ def test_training_begins_with_given_weights_and_holds_some_still(tmp_path, monke
     np.testing.assert_array_equal(made["bias"], given["bias"])
     assert 0 < np.abs(made["kernel"] - given["kernel"]).max() < 0.1
 
+    task = Toy()
+    train(task, dataclasses.replace(CONFIG, start="given", freeze=("bias",), freeze_steps=3), tmp_path / "thawed")
+    thawed = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(task.finished[1])}
+    assert 0 < np.abs(thawed["bias"] - given["bias"]).max() < 0.02, "it moves in the last of 4 steps only"
+
     with pytest.raises(UserError, match=r"bias has shape \(4,\), the recipe wants \(3,\)"):
         train(Toy(width=3), dataclasses.replace(CONFIG, start="given"), tmp_path / "other")
     with pytest.raises(UserError, match=r"kernels.*kernel"):

@@ -144,9 +144,11 @@ def make_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        now = not config.freeze_steps or state.step < config.freeze_steps
+        held = jax.tree.map(lambda still: still and now, frozen)
 
         def loss(params: nnx.State) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
-            params = jax.tree.map(lambda leaf, still: jax.lax.stop_gradient(leaf) if still else leaf, params, frozen)
+            params = jax.tree.map(lambda leaf, still: jnp.where(still, jax.lax.stop_gradient(leaf), leaf), params, held)
             model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to move what was made outside
             value, metrics = task.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
@@ -154,7 +156,7 @@ def make_step(
         (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = jax.tree.map(lambda leaf, still: jnp.zeros_like(leaf) if still else leaf, updates, frozen)
+        updates = jax.tree.map(lambda leaf, still: jnp.where(still, 0, leaf), updates, held)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))  # short memory at first
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
