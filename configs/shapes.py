@@ -19,6 +19,17 @@ against flicker, while what encodes stands still: tokens and transformer remain 
         --train_tokenizer.steps 5000 --train_tokenizer.learning_rate 3e-3 --tokenizer.temporal_weight 1
     cp runs/finer/tokenizer/config.json runs/finer/tokenizer/weights.safetensors runs/shapes/tokenizer/
     tokvid evaluate shapes --weights runs/shapes --samples 512 --json runs/shapes/evaluation.json
+
+Trained on for an hour, the transformer also interpolates, infills, and draws rows or whole latent frames at once. With
+these 3000 steps all attributes are right in 0.84 of 64 clips token by token and in 0.77 row by row: not enough to ship.
+
+    mkdir -p runs/levels && cp -r runs/shapes/tokenizer runs/levels/
+    LEVELS="--tokens.coarse_factor 2 --layouts.text_to_video 0.22 --layouts.image_to_video 0.05
+        --layouts.continuation 0.25 --layouts.infilling 0.08 --layouts.interpolation 0.4 --layouts.rows 0 0 1 8"
+    tokvid tokenize configs/shapes.py --workdir runs/levels $LEVELS
+    tokvid train transformer configs/shapes.py --workdir runs/levels $LEVELS --train_transformer.start runs/shapes \\
+        --train_transformer.steps 3000 --train_transformer.learning_rate 3e-3
+    tokvid interpolate clip.mp4 --weights runs/levels --factor 4
 """
 
 from tokvid.config import (
