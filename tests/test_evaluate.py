@@ -265,3 +265,4 @@ def test_a_perfect_interpolation_reaches_the_ceiling(tiny_models, monkeypatch):
     figures = evaluate_interpolation(models, data, 5, 2, 0)
     assert figures["psnr"] == figures["ceiling_psnr"] == 100 > figures["blend_psnr"] > figures["repeat_psnr"]
     assert figures["jitter"] == figures["truth_jitter"]
+    assert figures["moving"]["psnr"] == 100 and figures["moving"]["repeat_psnr"] < figures["repeat_psnr"]
