@@ -1,5 +1,6 @@
 """The token cache: every video through the tokenizer once, so that the transformer trains on ready tokens."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -63,19 +64,19 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
                 slower = [video_THWC[::factor] for video_THWC in videos]
                 coarse = _encode(tokenizer, slower, 1 + (longest - 1) // factor)
             for (video_THWC, fps, captions, key), ids_THW, coarse_THW in zip(stretches, fine, coarse, strict=True):
-                seconds = len(video_THWC) / fps
-                writer.write(StoredVideo(key, seconds, captions, None, None, ids_THW, fps, coarse_THW, factor))
+                made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps)
+                writer.write(dataclasses.replace(made, coarse=coarse_THW, coarse_factor=factor))
             advance(len(stretches))
 
 
 def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -> list[np.ndarray]:
-    """At most BATCH videos → tokens (T, H, W) of their full latent frames, `longest` at most."""
+    """At most BATCH videos of up to `longest` latent frames → tokens (T, H, W) of those that are full."""
     patch = tokenizer.config.temporal_patch
     # One compiled shape: short videos show their last frame on, which changes nothing before it.
     video_BTHWC = np.zeros((BATCH, 1 + (longest - 1) * patch, *videos[0].shape[1:]), np.uint8)
     counts = []
     for i, video_THWC in enumerate(videos):
-        latents = min(1 + (len(video_THWC) - 1) // patch, longest)
+        latents = 1 + (len(video_THWC) - 1) // patch
         whole = video_THWC[: 1 + (latents - 1) * patch]
         video_BTHWC[i, : len(whole)], video_BTHWC[i, len(whole) :] = whole, whole[-1]
         counts.append(latents)
