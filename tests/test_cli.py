@@ -132,7 +132,7 @@ def test_a_story_from_prompts_and_a_picture(tokvid, tiny_weights, movie, tmp_pat
 def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights, movie, tmp_path):
     shutil.copytree(tiny_weights, tmp_path / "w")
     about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
-    about |= {"coarse_factor": 2, "layouts": {"interpolation": 1.0, "rows": [0, 1, 2]}}
+    about |= {"coarse_factor": 2, "layouts": {"interpolation": 1.0, "infilling": 1.0, "rows": [0, 1, 2]}}
     (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
     code, out, err = tokvid("extend", "in.mp4", "--seconds", 1, "--weights", "w", "--fps", 5)
     assert (code, out) == (0, "extended.mp4: 5 frames of in.mp4, then 5 new ones at 5 fps\n"), err
@@ -406,8 +406,8 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
         ("extend nowhere.mp4", "nowhere.mp4 is not there"),
-        ("loop in.png", "a loop needs a video of 3 frames or more"),
-        ("interpolate in.mp4", "can't make 2 frames of one"),
+        ("loop in.mp4", "train some with layouts.infilling"),
+        ("interpolate in.mp4", "not trained to interpolate"),
         ("interpolate in.mp4 --factor two", "invalid int value: 'two'"),
         ("story --prompt a --scheme best", "invalid choice: 'best'"),
         ("story --prompt a --scheme hierarchical", "not trained to interpolate"),

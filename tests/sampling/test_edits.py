@@ -14,8 +14,9 @@ STORY = Story((Segment("up"),), fps=4.0)
 
 @pytest.fixture
 def models(tiny_models):
-    """As if trained to interpolate from half the rate."""
-    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0, 1, 2]}}
+    """As if trained to interpolate from half the rate, and to infill."""
+    layouts = {"interpolation": 0.4, "infilling": 0.1, "rows": [0, 1, 2]}
+    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": layouts}
     return tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
 
 
@@ -63,7 +64,7 @@ def test_every_window_sees_the_video_it_fills_in(models, asked):
 def test_factors_that_were_not_trained_are_refused(models, tiny_models, factor):
     with pytest.raises(UserError, match=rf"can't make {factor} frames of one; factors should be powers of 2"):
         interpolate(models, STORY, iter(video(3)), factor)
-    with pytest.raises(UserError, match=r"none at all: train with layouts\.interpolation"):
+    with pytest.raises(UserError, match=r"not trained to interpolate; train some with layouts\.interpolation"):
         interpolate(tiny_models, STORY, iter(video(3)), 2)
 
 
@@ -86,7 +87,9 @@ def test_a_loop_is_really_generated(models):
     assert (one[8:] != other[8:]).any()
 
 
-def test_what_cannot_loop_is_refused(models):
+def test_what_cannot_loop_is_refused(models, tiny_models):
+    with pytest.raises(UserError, match=r"train some with layouts\.infilling"):
+        loop(tiny_models, STORY, encode_opening(models, iter(video(9))))
     with pytest.raises(UserError, match=r"a loop needs a video of 3 frames or more .* got 1 frames"):
         loop(models, STORY, encode_opening(models, iter(video(2))))
     with pytest.raises(UserError, match=r"divide a latent frame"):

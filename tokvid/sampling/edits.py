@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.sampling.levels import check_rows, rates_between, videos
+from tokvid.sampling.levels import check_rows, rates_between, videos, was_trained
 from tokvid.sampling.story import Story, first_frames, prompts_of
 from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, StreamEncoder, frames_of
 
@@ -41,6 +41,8 @@ def loop(models: Models, told: Story, tokens_THW: np.ndarray) -> tuple[np.ndarra
     is a single picture and fits no mid-video, is left out. UserError for a video of too few latent frames.
     """
     check_rows(models, told.sampling)
+    if not was_trained(models, "infilling"):
+        raise UserError("these weights were not trained to lead to something given; train some with layouts.infilling")
     window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
     known = min(told.keep, (window - 1) // 2)
     if len(tokens_THW) < 1 + known or window - 2 * known < 1:

@@ -52,26 +52,37 @@ def rates_of(models: Models, fps: float, scheme: Scheme | None) -> list[float]:
     UserError where they can't, but it is asked for.
     """
     about, rates = models.transformer.about, [fps]
-    factor = int(about.get("coarse_factor", 1)) if about.get("layouts", {}).get("interpolation") else 1
-    if scheme == "hierarchical" and factor == 1:
-        raise UserError(
-            "these weights were not trained to interpolate, which --scheme hierarchical needs; use one-level, or train "
-            "with layouts.interpolation and tokens.coarse_factor"
-        )
-    while scheme in (None, "hierarchical") and factor > 1 and rates[0] / factor > 0.999 * min(about["fps"]):
+    if scheme in ("one-level", "re-encoding") or (scheme is None and not was_trained(models, "interpolation")):
+        return rates
+    factor = _factor(models)
+    while rates[0] / factor > 0.999 * min(about["fps"]):
         rates.insert(0, rates[0] / factor)
     return rates
 
 
 def rates_between(models: Models, fps: float, factor: int) -> list[float]:
     """The rates of the levels that make `factor` frames of each one at `fps`; UserError where the weights can't."""
-    by, rates = int(models.transformer.about.get("coarse_factor", 1)), [fps]
-    while by > 1 and round(rates[-1] / fps) < factor:
+    by, rates = _factor(models), [fps]
+    while round(rates[-1] / fps) < factor:
         rates.append(rates[-1] * by)
     if len(rates) == 1 or round(rates[-1] / fps) != factor:
-        can = f"powers of {by}" if by > 1 else "none at all: train with layouts.interpolation and tokens.coarse_factor"
-        raise UserError(f"these weights can't make {factor} frames of one; factors should be {can}")
+        raise UserError(f"these weights can't make {factor} frames of one; factors should be powers of {by}")
     return rates[1:]
+
+
+def _factor(models: Models) -> int:
+    """How many frames the weights make of one at each level; UserError where none."""
+    if not was_trained(models, "interpolation"):
+        raise UserError(
+            "these weights were not trained to interpolate; train some with layouts.interpolation and "
+            "tokens.coarse_factor, or tell stories with --scheme one-level"
+        )
+    return int(models.transformer.about["coarse_factor"])
+
+
+def was_trained(models: Models, task: str) -> bool:
+    """Whether the weights know a task, a field of `LayoutConfig`."""
+    return bool(models.transformer.about.get("layouts", {}).get(task))
 
 
 def check_rows(models: Models, method: Sampling) -> None:
