@@ -32,10 +32,10 @@ def rotation(position_BLA: Float[Array, "b l a"], width: int, base: float = 100.
 
 
 def rotate(x_BLNE: Float[Array, "b l n e"], by: Rotation) -> Float[Array, "b l n e"]:
-    """Turns pairs of channels (one from each half) by their slot's angles."""
-    cos, sin = by.cos.astype(x_BLNE.dtype), by.sin.astype(x_BLNE.dtype)
-    first, second = jnp.split(x_BLNE, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    """Turns pairs of channels (one from each half) by their slot's angles, in float32."""
+    first, second = jnp.split(x_BLNE.astype(jnp.float32), 2, axis=-1)
+    turned = [first * by.cos - second * by.sin, second * by.cos + first * by.sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_BLNE.dtype)
 
 
 def fourier_features(position_BLA: Float[Array, "b l a"], count: int, shortest: float = 2.0) -> Float[Array, "b l f"]:
