@@ -1,6 +1,6 @@
-"""The tokenizer that measures best here, at a size for accelerators: 17 frames of 128×128, 64,000 codes.
+"""The tokenizer that measures best here, at a size for accelerators: 17 frames of 128×128, 8192 codes.
 
-FSQ, layers in turn, Muon (docs/tokenizer.md has the measurements), a decoder larger than the encoder. Not trained at
+VQ, layers in turn, Muon (docs/tokenizer.md has the measurements), a decoder larger than the encoder. Not trained at
 this size here: two CPU cores made the choices, at 64×64.
 
     tokvid data folder YOUR_CLIPS --out runs/base/data --size 128 128 --fps 8
@@ -45,7 +45,8 @@ recipe = Recipe(
         encoder=("space", "time") * 3,
         decoder=("space", "time") * 5,
         time_window=2,  # both halves see less than a clip's 9 latent frames, so that streams are nothing new
-        levels=(8, 8, 8, 5, 5, 5),
+        quantizer="vq",
+        codes=8192,
         temporal_weight=0.5,
         dtype="bfloat16",
         remat="dots",
@@ -65,7 +66,7 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=1_000_000, latent_frames=16),
     transformer=TransformerConfig(
-        vocabulary=64_000,
+        vocabulary=8192,
         text_vocabulary=16_000,
         text_length=64,
         latent=(5, 16, 16),

@@ -30,6 +30,7 @@ recipe = Recipe(
         encoder=("space", "time"),
         decoder=("space", "time") * 2,
         time_window=2,  # two layers then see 3 latent frames: less than a clip's 4, so that streams are nothing new
+        quantizer="fsq",
         levels=(8, 5, 5, 5),
     ),
     train_tokenizer=TrainConfig(

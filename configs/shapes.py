@@ -55,6 +55,7 @@ recipe = Recipe(
         encoder=("space", "time"),
         decoder=("space", "time") * 2,
         time_window=4,
+        quantizer="fsq",
         levels=(8, 5, 5, 5),
     ),
     train_tokenizer=TrainConfig(steps=5000, batch=8, optimizer="muon", learning_rate=4e-3, weight_decay=0.01),

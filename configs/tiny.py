@@ -20,6 +20,7 @@ recipe = Recipe(
         mlp=128,
         encoder=("space", "time"),
         decoder=("space", "time"),
+        quantizer="fsq",
         levels=(8, 5, 5),
     ),
     train_tokenizer=TrainConfig(steps=600, batch=8, optimizer="muon", learning_rate=4e-3, warmup=50, ema=0.98),

@@ -28,7 +28,7 @@ def recipe(steps: int) -> Any:
     size, layers = (16, 16), {"encoder": ("space",), "decoder": ("time",), "time_window": 1}
     return Recipe(
         data=DataConfig(size=size, frames=3, videos=50, threads=1),
-        tokenizer=TokenizerConfig(size=size, width=16, heads=2, mlp=32, levels=(4, 4), **layers),
+        tokenizer=TokenizerConfig(size=size, width=16, heads=2, mlp=32, quantizer="fsq", levels=(4, 4), **layers),
         train_tokenizer=TrainConfig(steps=steps, batch=2, warmup=2, save_every=2, sample_every=5, log_every=3),
     )
 

@@ -69,7 +69,15 @@ def tiny_weights(tmp_path_factory, random_model) -> Path:
     text = train_text_model(captions_corpus(300, seed=0), folder / "text.model", 320)
     layers = ("space", "time")
     tokenizer = TokenizerConfig(
-        size=size, width=32, heads=2, mlp=32, encoder=layers, decoder=layers, time_window=3, levels=(5, 3, 2)
+        size=size,
+        width=32,
+        heads=2,
+        mlp=32,
+        encoder=layers,
+        decoder=layers,
+        time_window=3,
+        quantizer="fsq",
+        levels=(5, 3, 2),
     )
     transformer = TransformerConfig(
         vocabulary=30, text_vocabulary=320, text_length=32, latent=(4, 2, 2), width=32, layers=2, heads=2, kv_heads=2,

@@ -35,7 +35,7 @@ layers = ("space", "time")
 recipe = Recipe(
     data=DataConfig(size=(16, 16), frames=5, videos=50, threads=1),
     tokenizer=TokenizerConfig(
-        size=(16, 16), width=16, heads=2, mlp=16, encoder=layers, decoder=layers, levels=(4, 4)
+        size=(16, 16), width=16, heads=2, mlp=16, encoder=layers, decoder=layers, quantizer="fsq", levels=(4, 4)
     ),
     tokens=TokensConfig(videos=40, latent_frames=6, text_samples=100),
     transformer=TransformerConfig(

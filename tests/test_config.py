@@ -19,7 +19,7 @@ from tokvid.errors import UserError
 
 RECIPE = Recipe(
     data=DataConfig(size=(36, 64), fps=(1.0, 2.5), fps_rule="lowest"),
-    tokenizer=TokenizerConfig(encoder=("space", "space", "time"), levels=(3, 5, 4), dtype="bfloat16"),
+    tokenizer=TokenizerConfig(encoder=("space", "space", "time"), quantizer="fsq", levels=(3, 5, 4), dtype="bfloat16"),
     transformer=TransformerConfig(latent=(4, 2, 3), scan_layers=True),
     train_tokenizer=TrainConfig(mesh=(2, -1, 1, 1), learning_rate=3e-4),
 )

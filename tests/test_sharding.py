@@ -108,7 +108,10 @@ def report():
             pass
 
         def make_model(self, rngs):
-            return CViViT(TokenizerConfig(width=32, heads=2, mlp=64, encoder=("space",), decoder=("time",)), rngs=rngs)
+            return CViViT(
+                TokenizerConfig(width=32, heads=2, mlp=64, encoder=("space",), decoder=("time",), quantizer="fsq"),
+                rngs=rngs,
+            )
 
     def flat(tree):
         return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(tree)}

@@ -15,7 +15,9 @@ from tokvid.errors import UserError
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer
 
-TOKENIZER = TokenizerConfig(size=(8, 8), width=8, heads=2, mlp=8, encoder=("time",), decoder=("space",))
+TOKENIZER = TokenizerConfig(
+    size=(8, 8), width=8, heads=2, mlp=8, encoder=("time",), decoder=("space",), quantizer="fsq"
+)
 TRANSFORMER = TransformerConfig(text_length=2, text_vocabulary=3, width=12, layers=2, heads=2, kv_heads=1, mlp=8)
 FIRST = "decoder.0.attention.key"  # of the tokenizer's leaves, in the order of their names
 

@@ -56,7 +56,7 @@ class TokenizerConfig:
     decoder: tuple[str, ...] = ("space", "time") * 3
     time_window: int = 2  # latent frames that a layer of temporal attention sees, itself included
     tile: int = 0  # latent rows and columns mixed at once by spatial attention; 0: as many as `size` has
-    quantizer: str = "fsq"  # a key of tokenizer.quantizers.QUANTIZERS
+    quantizer: str = "vq"  # a key of tokenizer.quantizers.QUANTIZERS
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
     codes: int = 8192  # the vocabulary of VQ and LFQ
     code_width: int = 32  # channels of VQ's codes
@@ -91,7 +91,7 @@ class AdversaryConfig:
 class TransformerConfig:
     """The one trunk (DESIGN section 4)."""
 
-    vocabulary: int = 1000  # video codes; must equal the tokenizer's
+    vocabulary: int = 8192  # video codes; must equal the tokenizer's
     text_vocabulary: int = 512
     text_length: int = 32  # text tokens; longer prompts are cut, with a warning
     latent: tuple[int, int, int] = (6, 8, 8)  # latent frames, rows, columns of one window

@@ -63,6 +63,7 @@ def tokvid_config(options: argparse.Namespace, **change: Any) -> TokenizerConfig
         * 32,  # 8/3 as wide, as there; CPUs are a third slower at odd numbers than at these
         encoder=("space", "time") * options.layers,
         decoder=("space", "time") * options.layers,
+        quantizer="fsq",
         levels=LEVELS,
         **change,
     )

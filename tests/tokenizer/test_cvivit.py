@@ -16,7 +16,15 @@ from tokvid.tokenizer.cvivit import CViViT, Tiles, _cover, _patches, _pixels, la
 
 ALTERNATING, PHENAKI = ("space", "time") * 2, ("space", "space", "time", "time")
 CONFIG = TokenizerConfig(
-    size=(16, 16), patch=8, width=32, heads=2, mlp=48, encoder=ALTERNATING, decoder=ALTERNATING, time_window=3
+    size=(16, 16),
+    patch=8,
+    width=32,
+    heads=2,
+    mlp=48,
+    encoder=ALTERNATING,
+    decoder=ALTERNATING,
+    time_window=3,
+    quantizer="fsq",
 )
 SMALLEST = dataclasses.replace(CONFIG, encoder=("space", "time"), decoder=("space", "time"))
 LATENT = 17  # latent frames of the test video: more than five windows of 3

@@ -17,7 +17,10 @@ from tokvid.transformer.model import Transformer
 
 CONFIG = TrainConfig(steps=100, optimizer="muon", learning_rate=1e-2, warmup=10, weight_decay=0.0)
 MODELS = {
-    "tokenizer": (CViViT, TokenizerConfig(width=32, heads=2, mlp=48, encoder=("space",), decoder=("time",))),
+    "tokenizer": (
+        CViViT,
+        TokenizerConfig(width=32, heads=2, mlp=48, encoder=("space",), decoder=("time",), quantizer="fsq"),
+    ),
     "transformer": (Transformer, TransformerConfig(vocabulary=50, width=32, layers=3, heads=4, kv_heads=2, mlp=48)),
 }
 

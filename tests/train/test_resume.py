@@ -38,7 +38,15 @@ TRAIN = TrainConfig(steps=4, batch=2, learning_rate=1e-2, warmup=1, log_every=3,
 RECIPE = Recipe(
     data=DataConfig(size=SIZE, frames=5, videos=50, threads=2),
     tokenizer=TokenizerConfig(
-        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), time_window=2, levels=(4, 4)
+        size=SIZE,
+        width=16,
+        heads=2,
+        mlp=32,
+        encoder=("space",),
+        decoder=("time",),
+        time_window=2,
+        quantizer="fsq",
+        levels=(4, 4),
     ),
     transformer=TransformerConfig(
         vocabulary=16,

@@ -23,7 +23,14 @@ SIZE = (16, 16)
 RECIPE = Recipe(
     data=DataConfig(size=SIZE, videos=30, fps=(2.0, 4.0)),
     tokenizer=TokenizerConfig(
-        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("space", "time"), levels=(4, 4)
+        size=SIZE,
+        width=16,
+        heads=2,
+        mlp=32,
+        encoder=("space",),
+        decoder=("space", "time"),
+        quantizer="fsq",
+        levels=(4, 4),
     ),
     transformer=TransformerConfig(vocabulary=16, text_vocabulary=330, text_length=8, latent=(3, 2, 2), width=16),
     tokens=TokensConfig(videos=40, latent_frames=5, text_samples=30),
