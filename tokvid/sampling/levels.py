@@ -184,8 +184,9 @@ def _level(
             yield tokens_BTHW
         for _ in reading:  # what comes after them is dropped
             pass
+    firsts, ends = {step.segment: step.first for step in reversed(steps)}, {step.segment: step.end for step in steps}
     for step in steps[len(done) :]:
-        prompt, (first, end) = prompts[step.segment], _span(steps, step.segment)
+        prompt, first, end = prompts[step.segment], firsts[step.segment], ends[step.segment]
         # From one guidance to the other over the segment.
         along_T = (np.arange(step.first, step.end) - first) / max(1, end - 1 - first)
         scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
@@ -194,9 +195,3 @@ def _level(
         if kept:
             kept.add(made_BTHW[0])
         yield made_BTHW
-
-
-def _span(steps: Sequence[Step], segment: int) -> tuple[int, int]:
-    """The latent frames that a segment's windows make."""
-    own = [step for step in steps if step.segment == segment]
-    return own[0].first, own[-1].end
