@@ -6,8 +6,8 @@ import numpy as np
 
 from tokvid.errors import UserError
 from tokvid.sampling.levels import check_rows, rates_between, videos, was_trained
-from tokvid.sampling.story import Story, first_frames, prompts_of
-from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, StreamEncoder, frames_of
+from tokvid.sampling.story import Story, encode_opening, first_frames, prompts_of
+from tokvid.sampling.stream import Models, RollingWindow, StreamDecoder, frames_of
 
 
 def interpolate(
@@ -19,7 +19,18 @@ def interpolate(
     multiplies the rate by what the weights were trained for; UserError where `factor` is no power of that.
     """
     rates = rates_between(models, told.fps, factor)
-    tokens_THW, count = _encode(models, frames)
+    count = 0
+
+    def whole() -> Iterator[np.ndarray]:
+        """The frames, the last one again until its latent frame is full."""
+        nonlocal count
+        for frame_HWC in frames:
+            count += 1
+            yield frame_HWC
+        for _ in range(-(count - 1) % models.tokenizer.config.temporal_patch):
+            yield frame_HWC
+
+    tokens_THW = encode_opening(models, whole())
     made = videos(
         models,
         prompts_of(told, models),
@@ -60,14 +71,3 @@ def loop(models: Models, told: Story, tokens_THW: np.ndarray) -> tuple[np.ndarra
     decoder = StreamDecoder(models.tokenizer, 1, *tokens_THW.shape[1:])
     video_THWC = decoder.feed(np.concatenate([tokens_THW, made_THW])[None])[0]
     return video_THWC[1:], new * patch
-
-
-def _encode(models: Models, frames: Iterator[np.ndarray]) -> tuple[np.ndarray, int]:
-    """Tokens (T, H, W), the last latent frame filled up with the last frame, and how many frames there were."""
-    encoder, count, parts = StreamEncoder(models.tokenizer, 1, models.size), 0, []
-    for frame_HWC in frames:
-        parts.append(encoder.feed(frame_HWC[None, None]))
-        count += 1
-    spare = -(count - 1) % models.tokenizer.config.temporal_patch
-    parts.append(encoder.feed(np.repeat(frame_HWC[None, None], spare, axis=1)))
-    return np.concatenate(parts, axis=1)[0], count
