@@ -254,9 +254,10 @@ class WindowSampler:
                 f"transformer's latent is {self.transformer.latent}; use one tokenizer and size for both"
             )
         # An id out of range would be clamped on the device and train on noise.
-        if not 0 <= tokens_THW.min() <= tokens_THW.max() < self.transformer.vocabulary:
+        least, most = tokens_THW.min(), max(tokens_THW.max(), window.coarse.max(initial=0))
+        if not 0 <= least <= most < self.transformer.vocabulary:
             raise UserError(
-                f"{video.key} has tokens {tokens_THW.min()} to {tokens_THW.max()}, the transformer's "
+                f"{video.key} has tokens {least} to {most}, the transformer's "
                 f"vocabulary is {self.transformer.vocabulary}; use one tokenizer for both"
             )
         dropped = rng.random() < self.layouts.text_dropout
