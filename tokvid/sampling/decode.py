@@ -84,8 +84,9 @@ def generate(
         def body(i: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
             cache, made_BL = carry
             rank = start + i * width
-            before_BL = jnp.pad(made_BL, ((0, 0), (width, 0)), constant_values=begin)
-            logits_BLV, cache = logits_of(cache, rank, jax.lax.dynamic_slice_in_dim(before_BL, rank, width, axis=1))
+            before_L = rank - width + jnp.arange(width)
+            before_BL = jnp.where(before_L < 0, begin, made_BL[:, jnp.maximum(before_L, 0)])
+            logits_BLV, cache = logits_of(cache, rank, before_BL)
             drawn_BL = draw(keys_at(rank), logits_BLV, method)
             return cache, jax.lax.dynamic_update_slice_in_dim(made_BL, drawn_BL, rank, axis=1)
 
