@@ -13,7 +13,7 @@ from tokvid.errors import UserError
 from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, Settings, mean, through
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
 from tokvid.media import contact_sheet
-from tokvid.metrics.attributes import read_attributes
+from tokvid.metrics.attributes import read_attributes, wrap
 from tokvid.metrics.video import psnr
 from tokvid.progress import progress
 from tokvid.sampling.levels import rates_between, videos
@@ -128,5 +128,5 @@ def jitter(video_THWC: np.ndarray, fps: float) -> float | None:
     if reading is None or not np.isfinite(reading.centroid_TC).all():
         return None
     size_xy = np.array(video_THWC.shape[2:0:-1])
-    step_TC = (np.diff(reading.centroid_TC, axis=0) + size_xy / 2) % size_xy - size_xy / 2
+    step_TC = wrap(np.diff(reading.centroid_TC, axis=0), size_xy)
     return float(step_TC.var(axis=0).sum())

@@ -205,7 +205,7 @@ def _name_color(rgb_C: np.ndarray) -> tuple[str, float | None]:
 def _velocity(centroid_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray | None:
     """Pixels a frame (x, y) on the torus, by the median of all pairs' slopes (Theil, Sen); None if untold."""
     step_TC = np.diff(centroid_TC, axis=0)
-    step_TC = _wrap(step_TC[np.isfinite(step_TC[:, 0])], size_xy)
+    step_TC = wrap(step_TC[np.isfinite(step_TC[:, 0])], size_xy)
     if not len(step_TC):
         return None
     # A first guess unwraps the path: what is left of it after the guess is short, so a bad frame spoils only
@@ -213,13 +213,14 @@ def _velocity(centroid_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray | None
     guess_C = np.median(step_TC, axis=0)
     seen = np.flatnonzero(np.isfinite(centroid_TC[:, 0]))
     rest_TC = centroid_TC[seen] - seen[:, None] * guess_C
-    rest_TC = _wrap(rest_TC - rest_TC[0], size_xy)
+    rest_TC = wrap(rest_TC - rest_TC[0], size_xy)
     first, second = np.triu_indices(len(seen), k=1)
     slope_C = (rest_TC[second] - rest_TC[first]) / (seen[second] - seen[first])[:, None]
     return guess_C + np.median(slope_C, axis=0)
 
 
-def _wrap(offset_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray:
+def wrap(offset_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray:
+    """The shortest way on the torus that leads as far as each offset, in pixels (x, y)."""
     return (offset_TC + size_xy / 2) % size_xy - size_xy / 2
 
 
