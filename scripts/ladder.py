@@ -34,7 +34,9 @@ def rungs(models: Models) -> dict[str, Sampling]:
                 f"latent frame, {rounds} rounds": Sampling(rows=number, rounds=rounds) for rounds in (1, 4, 8, 16)
             }
         else:
-            found["token by token" if not number else f"{number} rows"] = Sampling(rows=number)
+            found["row by row" if number == 1 else f"{number} rows" if number else "token by token"] = Sampling(
+                rows=number
+            )
     return found
 
 

@@ -163,7 +163,7 @@ def _making(command: argparse.ArgumentParser, out: str, fps: str = "frames a sec
 def _sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, help="below 1 surer, 0 always the likeliest (default 0.8)")
     command.add_argument("--top-k", type=int)
-    command.add_argument("--top-p", type=float, help="only the likeliest codes with this share together (default 0.95)")
+    command.add_argument("--top-p", type=float, help="only the likeliest codes, of this share together (default 1)")
     command.add_argument(
         "--rows", type=int, help="rows drawn at once; 0 token by token, all of them in rounds (default 0)"
     )

@@ -16,7 +16,8 @@ LOWEST_TEMPERATURE = 0.001  # still lower ones are the likeliest code too, but l
 class Sampling:
     """How tokens are drawn. temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all codes.
 
-    The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 is what the model says.
+    The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 is what the model says. Mind
+    that a small top_p also cuts off what is rare everywhere and must happen somewhere, like where an object begins.
 
     `rows` of a latent frame are drawn at once, 0 is token by token. All rows are drawn in `rounds` (MaskGIT): in each,
     the surest tokens stand, by a choice that is as random as `choice_temperature` at first and not at all at last.
@@ -24,7 +25,7 @@ class Sampling:
 
     temperature: float = 0.8
     top_k: int = 0
-    top_p: float = 0.95
+    top_p: float = 1.0
     rows: int = 0
     rounds: int = 8
     choice_temperature: float = 1.0
