@@ -10,6 +10,7 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.sampling import stream
+from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import (
     Coarse,
     Prompt,
@@ -86,7 +87,7 @@ def fake_generate(monkeypatch):
         first = sum(known)
         for index in range(first, first + int(count)):
             filled[:, index] = batch.start[0] + index
-        calls.append((int(batch.start[0]), first, int(count), batch.coarse[0, :, 0, 0].tolist()))
+        calls.append((int(batch.start[0]), first, int(count), batch.coarse[0, :, 0, 0].tolist(), method.rows))
         return filled
 
     monkeypatch.setattr(stream, "generate", generate)
@@ -106,7 +107,7 @@ def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generat
         made.append(window.extend(ask(), np.ones((1, end - first))))
     assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == list(range(13)) and window.latent_frames == 13
     assert fake_generate[0][:3] == (0, 0, 4)
-    for first, (start, known, count, _) in zip(ends, fake_generate[1:], strict=False):
+    for first, (start, known, count, *_) in zip(ends, fake_generate[1:], strict=False):
         assert (start + known, known) == (first, keep) and known + count <= 4
 
 
@@ -131,6 +132,23 @@ def test_a_window_sees_what_of_the_coarse_video_it_fills_in(tiny_models, fake_ge
     for count, seen, read in ((4, [20, 21, 22], 3), (2, [21, 22, 23], 4), (1, [22, 23, -1], 4)):
         window.extend(ask(), np.ones((1, count)))
         assert fake_generate[-1][3] == seen and len(pulled) == read, "no more is read than is seen"
+
+
+def test_a_videos_first_latent_frame_is_drawn_token_by_token(tiny_models, fake_generate):
+    about = tiny_models.transformer.about | {"layouts": {"rows": [0, 2]}}
+    models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+    window = RollingWindow(models, 1, 8.0, method=Sampling(rows=2))
+    made = [window.extend(ask(), np.ones((1, count))) for count in (4, 2)]
+    assert [(known, count, rows) for _, known, count, _, rows in fake_generate] == [(0, 1, 0), (1, 3, 2), (2, 2, 2)]
+    assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == list(range(6))
+    RollingWindow(models, 1, 8.0, method=Sampling(rows=2)).extend(ask(), np.ones((1, 1)))
+    assert fake_generate[-1][1:3] == (0, 1) and fake_generate[-1][4] == 0
+    # Not of what fills in a coarse video, which knows it already, nor where it wasn't trained.
+    coarse = Coarse(4.0, iter([np.zeros((1, 3, 2, 2), np.int32)]))
+    RollingWindow(models, 1, 8.0, method=Sampling(rows=2), coarse=coarse).extend(ask(), np.ones((1, 4)))
+    about["layouts"] = {"rows": [2]}
+    RollingWindow(models, 1, 8.0, method=Sampling(rows=2)).extend(ask(), np.ones((1, 4)))
+    assert [call[1:3] + call[4:] for call in fake_generate[-2:]] == [(0, 4, 2), (0, 4, 2)]
 
 
 def test_restarted_a_window_begins_a_clip(tiny_models, fake_generate):

@@ -1,5 +1,6 @@
 """Video as a stream: frames to tokens, to more tokens, to frames again, in memory that doesn't grow with length."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,6 +210,7 @@ class RollingWindow:
         if not 0 < fps <= 240:
             raise UserError(f"fps should be above 0 and at most 240, got {fps}")
         self._models, self._keep, self._method, self._coarse = models, keep, method, coarse
+        self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
         self.fps, self._batch = fps, batch
         self.latent_frames = 0  # how many there are by now
         self._first = 0  # the number of the first one within its clip
@@ -229,6 +231,17 @@ class RollingWindow:
 
         What comes after them may be known, too: then they lead there (and what is known fills the window).
         """
+        if self._method.rows and not self.latent_frames and self._coarse is None and self._knows_serial:
+            # All others follow from a video's first latent frame, so that one is worth the time.
+            first_BTHW = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._method, rows=0))
+            if guidance_BT.shape[1] == 1:
+                return first_BTHW
+            return np.concatenate([first_BTHW, self.extend(prompt, guidance_BT[:, 1:], until_BTHW)], axis=1)
+        return self._generate(prompt, guidance_BT, until_BTHW, self._method)
+
+    def _generate(
+        self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHW: np.ndarray | None, method: Sampling
+    ) -> np.ndarray:
         transformer, batch = self._models.transformer, self._batch
         window, known, count = transformer.config.latent[0], self._last.shape[1], guidance_BT.shape[1]
         tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
@@ -255,7 +268,7 @@ class RollingWindow:
             scale_BT.astype(np.float32),
             np.int32(count),
             known=tuple(given_T.tolist()),
-            method=self._method,
+            method=method,
             guided=bool(np.any(guidance_BT != 1)),
         )
         made = np.asarray(filled)[:, known : known + count]
