@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from tokvid.errors import UserError
-from tokvid.sharding import AXES, make_mesh, partition
+from tokvid.sharding import AXES, constrain, make_mesh, partition, platform
 
 MESH = AbstractMesh((2, 2, 2, 1), AXES)
 
@@ -26,6 +26,9 @@ MESH = AbstractMesh((2, 2, 2, 1), AXES)
         (("embed", "kv_heads", None), (32, 1, 8), PartitionSpec("fsdp", None, None)),  # one head can't be split
         ((None, "embed"), (5, 33), PartitionSpec(None, None)),
         ((), (), PartitionSpec()),
+        (("batch", "length", None), (8, 6, 32), PartitionSpec(("data", "fsdp"), "context", None)),
+        (("batch", "length", "heads", None), (2, 6, 4, 8), PartitionSpec("data", "context", "tensor", None)),
+        (("clips", None, "mlp"), (8, 6, 5), PartitionSpec(("data", "fsdp", "context"), None, None)),
     ],
 )
 def test_the_table_places_every_axis(logical, shape, wanted):
@@ -33,8 +36,13 @@ def test_the_table_places_every_axis(logical, shape, wanted):
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused():
-    with pytest.raises(ValueError, match=r"\('heads', 'mlp'\).*one mesh axis.*'tensor', 'tensor'"):
+    with pytest.raises(ValueError, match=r"\('heads', 'mlp'\).*one mesh axis.*'tensor'.*'tensor'"):
         partition(("heads", "mlp"), (4, 64), MESH)
+
+
+def test_outside_of_a_mesh_nothing_is_constrained():
+    x = np.ones((2, 3))
+    assert constrain(x, "batch", "heads") is x and platform() == jax.default_backend()
 
 
 def test_the_mesh_fills_up_or_says_why_not():

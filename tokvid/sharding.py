@@ -1,26 +1,31 @@
-"""The whole sharding policy: the mesh, one table of logical axes → mesh axes, and the shardings of any state by it."""
+"""The whole sharding policy: the mesh, and one table of logical axes → mesh axes, for any state and all in between."""
 
+import contextlib
 import math
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokvid.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# A parameter names its logical axes where it is made (nn/blocks.py); this is where each of them goes.
-LOGICAL: dict[str, str | None] = {
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocabulary": "tensor",
+# Parameters name their logical axes where they are made, activations where they are computed (nn/blocks.py); this is
+# where each of them goes. The width of activations has no name: every device has all of it.
+LOGICAL: dict[str, tuple[str, ...]] = {
+    "embed": ("fsdp",),  # the width of parameters, gathered where it is used
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocabulary": ("tensor",),
+    "batch": ("data", "fsdp"),
+    "length": ("context",),
+    "clips": ("data", "fsdp", "context"),  # the batch of a model whose sequences are too short to be split
 }
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(LOGICAL["batch"])
 
 
 def make_mesh(shape: tuple[int, int, int, int]) -> Mesh:
@@ -34,15 +39,51 @@ def make_mesh(shape: tuple[int, int, int, int]) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def partition(logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where an array lies. Axes before the named ones (stacked layers) and those that don't divide are replicated."""
-    names = [None] * (len(shape) - len(logical)) + [LOGICAL[name] if name else None for name in logical]
-    used = [name for name in names if name]
+def partition(logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Where an array lies. Axes before the named ones (stacked layers) are replicated.
+
+    Of several mesh axes, a dimension is split over the first ones that divide it together.
+    """
+    names = [()] * (len(shape) - len(logical)) + [LOGICAL[name] if name else () for name in logical]
+    used = [name for several in names for name in several]
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {logical} put two dimensions on one mesh axis: {names}")
-    return PartitionSpec(
-        *(name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, shape, strict=True))
-    )
+
+    def place(several: tuple[str, ...], size: int) -> str | tuple[str, ...] | None:
+        while several and size % math.prod(mesh.shape[name] for name in several):
+            several = several[:-1]
+        return several if len(several) > 1 else several[0] if several else None
+
+    return PartitionSpec(*(place(several, size) for several, size in zip(names, shape, strict=True)))
+
+
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """What is traced inside is laid out on this mesh; without, it runs where its arguments are, and costs nothing."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh that is traced for, None where there is none or only one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_names == AXES and mesh.size > 1 else None
+
+
+def platform() -> str:
+    """What is traced for, which need not be here: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def parts(logical: str) -> int:
+    """Over how many devices the mesh that is traced for splits a logical axis."""
+    mesh = current_mesh()
+    return math.prod(mesh.shape[name] for name in LOGICAL[logical]) if mesh else 1
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """x, laid out on the mesh by its logical axes, one each dimension. Without a mesh, x."""
+    mesh = current_mesh()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, partition(logical, x.shape, mesh))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

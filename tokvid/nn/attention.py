@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokvid.errors import UserError, did_you_mean
+from tokvid.sharding import platform
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 NEVER = 2**30  # the block number of padding: later than every query, so nothing but padding sees it
@@ -46,7 +47,7 @@ def attend(
     """
     heads, kv_heads, width = query_BLNE.shape[2], key_BSKE.shape[2], query_BLNE.shape[3]
     if implementation == "auto":
-        implementation = _choose(jax.default_backend(), str(query_BLNE.dtype), width)
+        implementation = _choose(platform(), str(query_BLNE.dtype), width)
     if implementation == "cudnn":
         mask_BNLS = None if mask_BLS is None else mask_BLS[:, None]
         return jax.nn.dot_product_attention(query_BLNE, key_BSKE, value_BSKE, mask=mask_BNLS, implementation="cudnn")

@@ -19,6 +19,7 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.attention import NEVER, block_mask
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
 from tokvid.nn.position import rotation
+from tokvid.sharding import constrain
 from tokvid.tokenizer.quantizers import QUANTIZERS, Quantized
 from tokvid.types import LatentShape
 
@@ -71,7 +72,7 @@ class CViViT(nnx.Module):
 
     def _stack(self, order: tuple[str, ...], rngs: nnx.Rngs) -> nnx.List:
         c = self.config
-        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, depth=len(order), dtype=c.dtype)
+        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, depth=len(order), dtype=c.dtype, axes=("clips", None))
         return nnx.List([Block(shape, rngs=rngs) for _ in order])
 
     def encode(self, video_BTHWC: Float[Array, "b t h w 3"]) -> Quantized:
@@ -102,7 +103,7 @@ class CViViT(nnx.Module):
         parts = [self.embed_first(_patches(video_BTHWC[:, :1], 1, p))] if split else []
         if video_BTHWC.shape[1] > split:
             parts.append(self.embed_rest(_patches(video_BTHWC[:, split:], pt, p)))
-        x_BTHWD = jnp.concatenate(parts, axis=1)
+        x_BTHWD = constrain(jnp.concatenate(parts, axis=1), "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.encoder, self.config.encoder, x_BTHWD, cache)
         return self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD))), cache
 
@@ -111,7 +112,7 @@ class CViViT(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """The next latent frames of a stream → their pixels and the next cache; arguments as for `encode_step`."""
         pt, p = self.config.temporal_patch, self.config.patch
-        x_BTHWD = self.from_latent(latents_BTHWC)
+        x_BTHWD = constrain(self.from_latent(latents_BTHWC), "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.decoder, self.config.decoder, x_BTHWD, cache)
         x_BTHWD = self.decoder_norm(x_BTHWD)
         split = int(first)

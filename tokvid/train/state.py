@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from tokvid import weights
 from tokvid.config import TrainConfig
 from tokvid.errors import UserError, did_you_mean
-from tokvid.sharding import BATCH, shardings
+from tokvid.sharding import BATCH, on_mesh, shardings
 from tokvid.train.optimizer import learning_rate, make_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -153,7 +153,8 @@ def make_step(
             value, metrics = task.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
 
-        (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        with on_mesh(mesh):  # for all that a model computes: elsewhere it needn't know of any
+            (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda leaf, still: jnp.where(still, 0, leaf), updates, held)

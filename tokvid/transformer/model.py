@@ -10,6 +10,7 @@ from tokvid.nn.attention import block_mask
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write, write_layer
 from tokvid.nn.position import fourier_features, rotation
+from tokvid.sharding import constrain
 from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
 from tokvid.types import TokenBatch
 
@@ -81,7 +82,8 @@ class Transformer(nnx.Module):
         """float32 logits over video codes."""
         hidden = self.norm(hidden_BLD)
         head_DV = self.head[...].astype(hidden.dtype)
-        return jnp.einsum("bld,dv->blv", hidden, head_DV, preferred_element_type=jnp.float32)
+        logits_BLV = jnp.einsum("bld,dv->blv", hidden, head_DV, preferred_element_type=jnp.float32)
+        return constrain(logits_BLV, "batch", "length", "vocabulary")
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for sequences of at most `slots` slots."""
@@ -89,9 +91,10 @@ class Transformer(nnx.Module):
         return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype)
 
     def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
-        table = self.embedding[...]
-        x_BLD = table[sequence.token]
-        order = self.text_order[...][jnp.maximum(sequence.order, 0)]
+        # Whole rows are gathered from the table's parts, not parts of rows that XLA would then have to replicate.
+        table = constrain(self.embedding[...], "vocabulary", None)
+        x_BLD = constrain(table[sequence.token], "batch", "length", None)
+        order = constrain(self.text_order[...], None, None)[jnp.maximum(sequence.order, 0)]
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
         # A rate is a number, not a name: rates between those trained on lie between their embeddings.
@@ -99,7 +102,7 @@ class Transformer(nnx.Module):
         for layer, number in ((self.rate, rates), (self.step, sequence.step)):
             octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
             x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
-        return x_BLD.astype(self.config.dtype)
+        return constrain(x_BLD.astype(self.config.dtype), "batch", "length", None)
 
 
 def sequence_of(config: TransformerConfig, batch: TokenBatch) -> Sequence:
