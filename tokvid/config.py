@@ -69,6 +69,7 @@ class TokenizerConfig:
     perceptual_weight: float = 0.0  # distance of a network's features; `train_tokenizer.perceptual` is its file
     dtype: Dtype = "float32"  # of attention and MLP; parameters, norms, softmax and what lies between stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
+    attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,7 @@ class TransformerConfig:
     z_loss: float = 1e-4
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +180,11 @@ class Recipe:
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as JSON-ready plain values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def computed(config: Any) -> dict[str, Any]:
+    """What a model computes, as JSON values: its config without what only decides how fast."""
+    return {name: value for name, value in to_dict(config).items() if name != "attention"}
 
 
 T = TypeVar("T")

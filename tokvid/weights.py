@@ -151,7 +151,7 @@ def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
 
 def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """16 hex digits of all that decides which codes a video gets."""
-    without = ("size", "tile", "decoder", "dtype", "remat")
+    without = ("size", "tile", "decoder", "dtype", "remat", "attention")
     config = {name: value for name, value in config.items() if name not in without and not name.endswith("_weight")}
     parts = ("embed_", "encoder", "to_latent", "quantizer")
     encoder = {name: tensor for name, tensor in sorted(tensors.items()) if name.startswith(parts)}

@@ -1,12 +1,15 @@
 """The one mask rule against masks drawn by hand; attention against a plain float64 softmax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.nn.attention import NEVER, attend, block_mask
+from tokvid.nn import attention
+from tokvid.nn.attention import NEVER, Blocks, attend, block_mask
 
 
 def drawn(text):
@@ -68,37 +71,37 @@ def reference(query_BLNE, key_BSKE, value_BSKE, mask_BLS):
 
 
 def example(queries, heads, kv_heads):
-    """Queries, keys and values, and a mask that hides half of the keys."""
+    """Queries, keys and values, block numbers that hide half of the keys, and their mask."""
     rng = np.random.default_rng(0)
     query_BLNE = rng.normal(size=(2, queries, heads, 8)).astype(np.float32) * 3
     key_BSKE, value_BSKE = rng.normal(size=(2, 2, 7, kv_heads, 8)).astype(np.float32) * 3
-    mask_BLS = rng.random((2, queries, 7)) < 0.5
-    mask_BLS[:, :, 0] = True
-    return (query_BLNE, key_BSKE, value_BSKE), mask_BLS
+    key_block_BS = np.stack([rng.permutation(7), np.int32([0, 0, NEVER, 3, 3, 6, 2])]).astype(np.int32)
+    blocks = Blocks(rng.integers(0, 7, (2, queries)).astype(np.int32), key_block_BS)
+    return (query_BLNE, key_BSKE, value_BSKE), blocks, np.asarray(block_mask(*blocks))
 
 
 # A single query, as in decoding, has a way of its own on the CPU.
 @pytest.mark.parametrize("queries, heads, kv_heads", [(5, 4, 4), (5, 4, 2), (1, 4, 2), (1, 4, 1)])
 def test_attention_is_a_masked_softmax(queries, heads, kv_heads):
-    given, mask_BLS = example(queries, heads, kv_heads)
+    given, blocks, mask_BLS = example(queries, heads, kv_heads)
     run = jax.jit(attend)
-    np.testing.assert_allclose(run(*given, mask_BLS), reference(*given, mask_BLS), atol=1e-5)
+    np.testing.assert_allclose(run(*given, blocks), reference(*given, mask_BLS), atol=1e-5)
     np.testing.assert_allclose(run(*given), reference(*given, np.ones_like(mask_BLS)), atol=1e-5)
     half = [x.astype(jnp.bfloat16) for x in given]  # NumPy's
-    out = run(*half, mask_BLS)
+    out = run(*half, blocks)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), reference(*half, mask_BLS), atol=0.05)
 
 
 @pytest.mark.parametrize("queries", [5, 1])
 def test_its_gradient_is_that_of_a_masked_softmax(queries):
-    given, mask_BLS = example(queries, 4, 2)
+    given, blocks, mask_BLS = example(queries, 4, 2)
     weight_BLNE = np.random.default_rng(1).normal(size=given[0].shape).astype(np.float32)
 
     def gradient(attention):
         return jax.jit(jax.grad(lambda given: jnp.vdot(weight_BLNE, attention(given))))(given)
 
-    made = gradient(lambda given: attend(*given, mask_BLS))
+    made = gradient(lambda given: attend(*given, blocks))
     wanted = gradient(lambda given: jax.nn.dot_product_attention(*given, mask=mask_BLS[:, None]))
     for one, other in zip(made, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -108,7 +111,7 @@ def test_a_masked_key_counts_for_nothing_however_large_it_is():
     query_BLNE = np.full((1, 1, 1, 4), 50.0, np.float32)
     key_BSKE = np.concatenate([-query_BLNE, query_BLNE], axis=1)
     value_BSKE = np.concatenate([0 * query_BLNE + 1, 0 * query_BLNE + 9], axis=1)
-    out = jax.jit(attend)(query_BLNE, key_BSKE, value_BSKE, np.array([[[True, False]]]))
+    out = jax.jit(attend)(query_BLNE, key_BSKE, value_BSKE, Blocks(np.int32([[1]]), np.int32([[1, 2]])))
     np.testing.assert_array_equal(out, 0 * query_BLNE + 1)
 
 
@@ -116,3 +119,60 @@ def test_an_unknown_implementation_is_a_users_error():
     x = jnp.zeros((1, 1, 1, 8))
     with pytest.raises(UserError, match=r"'cudn'.*did you mean 'cudnn'"):
         attend(x, x, x, implementation="cudn")
+
+
+def sequences(slots, group):
+    """Block numbers of two samples: a text with padding, a clip given, then so many tokens a step."""
+    generated = np.arange(slots) // group
+    return np.stack(
+        [
+            np.concatenate([np.zeros(text), np.full(40 - text, NEVER), np.full(30, 1), 2 + generated])[:slots]
+            for text in (33, 8)
+        ]
+    ).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "implementation, heads, kv_heads, window",
+    [("tpu", 4, 2, None), ("tpu", 2, 1, 9), ("chunked", 2, 2, None)],
+)
+def test_every_implementation_gives_the_same(implementation, heads, kv_heads, window, monkeypatch):
+    from tokvid.nn import flash
+
+    monkeypatch.setattr(flash, "TILE", 128)  # three tiles, the last one not full
+    monkeypatch.setattr(attention, "CHUNK", 128)
+    rng = np.random.default_rng(0)
+    query_BLNE, pull_BLNE = rng.normal(size=(2, 2, 300, heads, 8)).astype(np.float32)
+    key_BSKE, value_BSKE = rng.normal(size=(2, 2, 300, kv_heads, 8)).astype(np.float32)
+    block_BL = np.arange(300, dtype=np.int32)[None] // 2 if window else sequences(300, 1)
+    real_BLNE = np.broadcast_to(block_BL < NEVER, (2, 300))[:, :, None, None]  # what padding gets may differ
+
+    def run(implementation):
+        def masked(given):
+            out = attend(*given, Blocks(block_BL, block_BL, window), implementation)
+            return jnp.vdot(pull_BLNE, real_BLNE * out), real_BLNE * out
+
+        return jax.jit(jax.grad(masked, has_aux=True))((query_BLNE, key_BSKE, value_BSKE))
+
+    for one, other in zip(jax.tree.leaves(run(implementation)), jax.tree.leaves(run("xla")), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_choice_keeps_the_kernels_rules_and_says_why_not():
+    choose = functools.partial(attention._choose, "auto")
+    assert choose("cpu", "float32", 400, 400, 64, True) == "xla"
+    assert choose("cpu", "float32", 4000, 4000, 64, True) == "chunked"
+    assert choose("tpu", "bfloat16", 1672, 1672, 64, True) == "tpu"
+    assert choose("tpu", "bfloat16", 1, 1672, 64, True) == "xla"  # a step of decoding
+    assert choose("gpu", "bfloat16", 400, 400, 64, True) == "cudnn"
+    assert choose("gpu", "bfloat16", 400, 401, 64, True) == "xla"
+    assert choose("gpu", "bfloat16", 400, 401, 64, False) == "cudnn"
+    for dtype, lengths, width, why in (
+        ("float32", (400, 400), 64, "16-bit.*float32"),
+        ("bfloat16", (400, 400), 36, "multiple of 8.*36"),
+        ("bfloat16", (400, 401), 64, "even lengths.*401"),
+    ):
+        with pytest.raises(UserError, match=why):
+            attention._choose("cudnn", "gpu", dtype, *lengths, width, True)
+    with pytest.raises(UserError, match=r"NVIDIA.*cpu.*auto"):
+        attention._choose("cudnn", "cpu", "bfloat16", 400, 400, 64, True)

@@ -1,17 +1,32 @@
-"""Attention as pure functions: one mask rule for every task, one place where the implementation is chosen."""
+"""Attention as pure functions: one rule of who sees whom for every task, one place where the implementation is chosen.
+
+To add an implementation: a function with the signature of `_xla`, an entry in IMPLEMENTATIONS, its rules in `_refusal`.
+"""
 
 import functools
 import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.sharding import platform
+from tokvid.sharding import LOGICAL, current_mesh, partition, parts, platform
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 NEVER = 2**30  # the block number of padding: later than every query, so nothing but padding sees it
+CHUNK = 512  # queries whose scores "chunked" holds at once
+LONG = 1024  # sequences beyond this are never scored as a whole where it can be helped
+
+
+class Blocks(NamedTuple):
+    """Who sees whom: the block numbers of queries and keys, for a batch of B or, the same for all, of 1."""
+
+    query_BL: Int[Array, "b l"]
+    key_BS: Int[Array, "b s"]
+    window: int | None = None
 
 
 def block_mask(
@@ -38,26 +53,43 @@ def attend(
     query_BLNE: Float[Array, "b l n e"],
     key_BSKE: Float[Array, "b s k e"],
     value_BSKE: Float[Array, "b s k e"],
-    mask_BLS: Bool[Array, "b l s"] | None = None,
+    blocks: Blocks | None = None,
     implementation: str = "auto",
+    axes: tuple[str, str | None] = ("batch", "length"),
 ) -> Float[Array, "b l n e"]:
     """Scaled dot-product attention; N query heads share K key/value heads (N a multiple of K). Softmax in float32.
 
-    `implementation` is "xla", "cudnn" (NVIDIA, 16-bit types, head width a multiple of 8) or "auto".
+    Without `blocks` everything sees everything. What padding gets is some finite number. `implementation`, else
+    UserError:
+
+    - "xla": any device; the scores (B, N, L, S) are an array.
+    - "chunked": the same for so many queries at a time; for long sequences.
+    - "cudnn": NVIDIA from Ampere on, 16-bit types. No scores in memory, but where there are blocks a mask (B, 1, L, S).
+    - "tpu": `nn/flash.py`, a kernel that builds the mask from block numbers. Elsewhere it is interpreted, to test it.
+    - "auto": what suits the device that is traced for, and the lengths.
+
+    On a mesh, batch and heads stay where they are (`axes` are the logical ones of B and L). Where the length is split
+    (context parallelism), each device keeps its queries and gathers all keys and values.
     """
-    heads, kv_heads, width = query_BLNE.shape[2], key_BSKE.shape[2], query_BLNE.shape[3]
-    if implementation == "auto":
-        implementation = _choose(platform(), str(query_BLNE.dtype), width)
-    if implementation == "cudnn":
-        mask_BNLS = None if mask_BLS is None else mask_BLS[:, None]
-        return jax.nn.dot_product_attention(query_BLNE, key_BSKE, value_BSKE, mask=mask_BNLS, implementation="cudnn")
-    if implementation != "xla":
-        raise UserError(did_you_mean(implementation, IMPLEMENTATIONS, "attention implementation"))
+    L, _, E = query_BLNE.shape[1:]
+    name = _choose(implementation, platform(), str(query_BLNE.dtype), L, key_BSKE.shape[1], E, blocks is not None)
+    attention = IMPLEMENTATIONS[name]
+    split = axes[1] is not None and parts(axes[1]) > 1
+    if current_mesh() is None or (name == "xla" and not split):  # which XLA divides well by itself
+        return attention(query_BLNE, key_BSKE, value_BSKE, blocks)
+    return _on_each_device(attention, query_BLNE, key_BSKE, value_BSKE, blocks, axes)
+
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Blocks | None], jax.Array]
+
+
+def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
+    kv_heads, (heads, width) = key_BSKE.shape[2], query_BLNE.shape[2:]
     query_BLKGE = query_BLNE.reshape(*query_BLNE.shape[:2], kv_heads, heads // kv_heads, width)
     scores_BKGLS = jnp.einsum("blkge,bske->bkgls", query_BLKGE, key_BSKE, preferred_element_type=jnp.float32)
     scores_BKGLS *= width**-0.5
-    if mask_BLS is not None:
-        scores_BKGLS += jnp.where(mask_BLS, 0.0, -1e30)[:, None, None]
+    if blocks is not None:
+        scores_BKGLS += jnp.where(block_mask(*blocks), 0.0, -1e30)[:, None, None]
     # The softmax is divided by its sum only after the values are mixed, where there is less to divide.
     scores_BKGLS -= jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
     weights_BKGLS = jnp.exp(scores_BKGLS)
@@ -68,9 +100,105 @@ def attend(
     return (mixed_BLKGE / sum_BLKG1).astype(value_BSKE.dtype).reshape(query_BLNE.shape)
 
 
+def _chunked(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
+    """Chunk after chunk of the queries; backwards, each chunk's scores are computed again."""
+    L = query_BLNE.shape[1]
+    count = -(-L // CHUNK)
+
+    def cut(x_BL: jax.Array) -> jax.Array:
+        """(B, L, ...) → (chunks, B, CHUNK, ...); what is missing at the end is 0."""
+        padded = jnp.pad(x_BL, ((0, 0), (0, count * CHUNK - L), *[(0, 0)] * (x_BL.ndim - 2)))
+        return padded.reshape(len(x_BL), count, CHUNK, *x_BL.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(part: tuple[jax.Array, Any]) -> jax.Array:
+        here = None if blocks is None else blocks._replace(query_BL=part[1])
+        return _xla(part[0], key_BSKE, value_BSKE, here)
+
+    out = jax.lax.map(one, (cut(query_BLNE), None if blocks is None else cut(blocks.query_BL)))
+    return out.swapaxes(0, 1).reshape(len(query_BLNE), count * CHUNK, *query_BLNE.shape[2:])[:, :L]
+
+
+def _cudnn(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
+    mask_BNLS = None if blocks is None else block_mask(*blocks)[:, None]
+    return jax.nn.dot_product_attention(query_BLNE, key_BSKE, value_BSKE, mask=mask_BNLS, implementation="cudnn")
+
+
+def _tpu(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
+    from tokvid.nn.flash import flash  # late: Pallas takes a second to import
+
+    if blocks is None:
+        blocks = Blocks(jnp.zeros((1, query_BLNE.shape[1]), jnp.int32), jnp.zeros((1, key_BSKE.shape[1]), jnp.int32))
+    return flash(query_BLNE, key_BSKE, value_BSKE, *blocks, interpret=platform() != "tpu")
+
+
+IMPLEMENTATIONS: dict[str, Attend] = {"xla": _xla, "chunked": _chunked, "cudnn": _cudnn, "tpu": _tpu}
+
+
+def _on_each_device(
+    attention: Attend,
+    query_BLNE: jax.Array,
+    key_BSKE: jax.Array,
+    value_BSKE: jax.Array,
+    blocks: Blocks | None,
+    axes: tuple[str, str | None],
+) -> jax.Array:
+    """Each device attends with its part of the batch, its heads and its queries; XLA can't divide a kernel itself.
+
+    A batch or heads that their mesh axes don't divide are computed by all of them.
+    """
+    mesh, split, (N, K) = current_mesh(), parts("heads"), (query_BLNE.shape[2], key_BSKE.shape[2])
+    assert mesh is not None
+    heads = "heads" if N % split == 0 else None
+    if heads:  # each device needs the key heads of its query heads: copies, where there are too few
+        key_BSKE, value_BSKE = (jnp.repeat(x, split // math.gcd(split, K), axis=2) for x in (key_BSKE, value_BSKE))
+    window = None if blocks is None else blocks.window
+    queries = (query_BLNE, None if blocks is None else blocks.query_BL)
+    keys = (key_BSKE, value_BSKE, None if blocks is None else blocks.key_BS)
+    places = jax.tree.map(lambda x: partition((*axes, heads, None)[: x.ndim], x.shape, mesh), (queries, keys))
+    across = LOGICAL[axes[1]] if axes[1] and places[1][0][1] else None
+
+    def local(queries: tuple, keys: tuple) -> jax.Array:
+        if across:
+            keys = jax.tree.map(lambda x: jax.lax.all_gather(x, across, axis=1, tiled=True), keys)
+        (query, query_block), (key, value, key_block) = queries, keys
+        return attention(query, key, value, None if blocks is None else Blocks(query_block, key_block, window))
+
+    divided = jax.shard_map(local, mesh=mesh, in_specs=places, out_specs=places[0][0], check_vma=False)
+    return divided(queries, keys)
+
+
 @functools.cache  # once per kind of call, so that the log says it once
-def _choose(backend: str, dtype: str, width: int) -> str:
-    cudnn = backend == "gpu" and dtype in ("bfloat16", "float16") and width % 8 == 0
-    chosen = "cudnn" if cudnn else "xla"
-    logging.getLogger(__name__).info("attention: %s (%s, %s, head width %d)", chosen, backend, dtype, width)
+def _choose(asked: str, platform: str, dtype: str, queries: int, keys: int, width: int, masked: bool) -> str:
+    """The implementation's name. UserError where the one asked for can't be had."""
+    if asked != "auto":
+        if asked not in IMPLEMENTATIONS:
+            raise UserError(did_you_mean(asked, ("auto", *IMPLEMENTATIONS), "attention implementation"))
+        if why := _refusal(asked, platform, dtype, queries, keys, width, masked):
+            raise UserError(f'attention "{asked}" {why}; use "auto" or another of {", ".join(IMPLEMENTATIONS)}')
+        return asked
+    kernel = {"gpu": "cudnn", "tpu": "tpu"}.get(platform)
+    short = queries < 128 or keys < 128  # a step of decoding, or the history of one patch: nothing to save
+    if kernel and not short and not _refusal(kernel, platform, dtype, queries, keys, width, masked):
+        chosen = kernel
+    else:
+        chosen = "chunked" if queries > LONG else "xla"
+    log = logging.getLogger(__name__)
+    log.info("attention: %s (%s, %s, %d queries, %d keys of width %d)", chosen, platform, dtype, queries, keys, width)
     return chosen
+
+
+def _refusal(name: str, platform: str, dtype: str, queries: int, keys: int, width: int, masked: bool) -> str:
+    """Why an implementation can't be used, or nothing. cuDNN's rules are those of its flash attention."""
+    if name == "cudnn":
+        if platform != "gpu":
+            return f"needs an NVIDIA GPU, this is a {platform}"
+        if float(getattr(jax.local_devices()[0], "compute_capability", "8.0")) < 8:
+            return "needs an Ampere GPU or a later one"
+        if dtype not in ("bfloat16", "float16"):
+            return f"needs 16-bit types, not {dtype}; set dtype to bfloat16"
+        if width % 8 or width > 128:
+            return f"needs heads whose width is a multiple of 8 and at most 128, not {width}"
+        if masked and (queries % 2 or keys % 2):
+            return f"needs even lengths where there is a mask, not {queries} and {keys}"
+    return ""

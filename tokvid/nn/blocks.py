@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.nn.attention import attend
+from tokvid.nn.attention import Blocks, attend
 from tokvid.nn.position import Rotation, rotate
 from tokvid.sharding import constrain, parts, platform
 
@@ -86,6 +86,7 @@ class BlockShape:
     mlp: int
     depth: int
     dtype: str = "float32"
+    attention: str = "auto"  # or one of nn.attention.IMPLEMENTATIONS
     axes: tuple[str, str | None] = ("batch", "length")  # the logical ones of B and L
 
     def __post_init__(self):
@@ -107,7 +108,7 @@ class Attention(nnx.Module):
         self.value = weight(rngs, (D, K, E), D, ("embed", "kv_heads", None))
         self.out = weight(rngs, (N, E, D), D, ("heads", None, "embed"), gain=(2 * shape.depth) ** -0.5)
         self.query_norm, self.key_norm = RMSNorm(E), RMSNorm(E)
-        self.axes = shape.axes
+        self.implementation, self.axes = shape.attention, shape.axes
 
     def project(self, x_BLD: jax.Array, turn: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, L, N, E), keys and values (B, L, K, E), normed and rotated."""
@@ -116,9 +117,9 @@ class Attention(nnx.Module):
         value = constrain(project(x_BLD, self.value[...]), *self.axes, "kv_heads", None)
         return rotate(query, turn), rotate(key, turn), value
 
-    def mix(self, query_BLNE, key_BSKE, value_BSKE, mask_BLS) -> jax.Array:
+    def mix(self, query_BLNE, key_BSKE, value_BSKE, blocks: Blocks | None) -> jax.Array:
         """Attention's output, projected back: (B, L, D)."""
-        mixed_BLNE = attend(query_BLNE, key_BSKE, value_BSKE, mask_BLS)
+        mixed_BLNE = attend(query_BLNE, key_BSKE, value_BSKE, blocks, self.implementation, self.axes)
         return project(mixed_BLNE, self.out[...], axes=2, out=jnp.float32)
 
 
@@ -145,11 +146,13 @@ class Block(nnx.Module):
         self.attention = Attention(shape, rngs=rngs)
         self.mlp, self.dtype, self.axes = SwiGLU(shape, rngs=rngs), shape.dtype, shape.axes
 
-    def __call__(self, x_BLD, turn: Rotation, mask_BLS, remember=lambda key, value: (key, value)) -> jax.Array:
+    def __call__(
+        self, x_BLD, turn: Rotation, blocks: Blocks | None, remember=lambda key, value: (key, value)
+    ) -> jax.Array:
         x_BLD = constrain(x_BLD, *self.axes, None)
         query, key, value = self.attention.project(self.attention_norm(x_BLD).astype(self.dtype), turn)
         keys, values = remember(key, value)
-        x_BLD += constrain(self.attention.mix(query, keys, values, mask_BLS).astype(x_BLD.dtype), *self.axes, None)
+        x_BLD += constrain(self.attention.mix(query, keys, values, blocks).astype(x_BLD.dtype), *self.axes, None)
         return x_BLD + constrain(
             self.mlp(self.mlp_norm(x_BLD).astype(self.dtype)).astype(x_BLD.dtype), *self.axes, None
         )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError, did_you_mean
-from tokvid.nn.attention import NEVER, block_mask
+from tokvid.nn.attention import NEVER, Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
 from tokvid.nn.position import rotation
 from tokvid.sharding import constrain
@@ -72,7 +72,7 @@ class CViViT(nnx.Module):
 
     def _stack(self, order: tuple[str, ...], rngs: nnx.Rngs) -> nnx.List:
         c = self.config
-        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, depth=len(order), dtype=c.dtype, axes=("clips", None))
+        shape = BlockShape(c.width, c.heads, c.heads, c.mlp, len(order), c.dtype, c.attention, ("clips", None))
         return nnx.List([Block(shape, rngs=rngs) for _ in order])
 
     def encode(self, video_BTHWC: Float[Array, "b t h w 3"]) -> Quantized:
@@ -138,15 +138,14 @@ class CViViT(nnx.Module):
         time_1T = ((0 if cache is None else cache.next) + jnp.arange(T, dtype=jnp.int32))[None]
         time = rotation(time_1T[..., None], head)
         seen_1S = time_1T if cache is None else jnp.concatenate([cache.times[None], time_1T], axis=1)
-        mask_1TS = block_mask(time_1T, seen_1S, self.config.time_window)
+        past = Blocks(time_1T, seen_1S, self.config.time_window)
         kept: list[jax.Array] = []
 
         def remember(key_BSKE, value_BSKE):
             """All keys and values that the window can reach; the youngest are kept for the next step."""
             if cache is None:
                 return key_BSKE, value_BSKE
-            past = len(kept)
-            old = cache.layers[past : past + 2]
+            old = cache.layers[len(kept) : len(kept) + 2]
             both = [jnp.concatenate(pair, axis=1) for pair in zip(old, (key_BSKE, value_BSKE), strict=True)]
             kept.extend(pair[:, T:] for pair in both)
             return both[0], both[1]
@@ -158,10 +157,10 @@ class CViViT(nnx.Module):
             else:
                 x_BLTD = x_BTHWD.reshape(B, T, H * W, D).swapaxes(1, 2).reshape(B * H * W, T, D)
                 if cache is None:
-                    run = rematerialised(lambda x, block=block: block(x, time, mask_1TS), self.config.remat)
+                    run = rematerialised(lambda x, block=block: block(x, time, past), self.config.remat)
                     x_BLTD = run(x_BLTD)
                 else:
-                    x_BLTD = block(x_BLTD, time, mask_1TS, remember)
+                    x_BLTD = block(x_BLTD, time, past, remember)
                 x_BTHWD = x_BLTD.reshape(B, H * W, T, D).swapaxes(1, 2).reshape(B, T, H, W, D)
         return x_BTHWD, None if cache is None else Cache(tuple(kept), seen_1S[0, T:], cache.next + T)
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, to_dict
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.input_pipeline.text import PADDING, TextModel
@@ -137,7 +137,7 @@ class TokenizerTask:
 
     def describe(self) -> Mapping[str, Any]:
         return {
-            "tokenizer": to_dict(self.config),
+            "tokenizer": computed(self.config),
             "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
             "text_model": self.text.fingerprint if self.text else None,
             "data": describe_data(self.recipe.data),

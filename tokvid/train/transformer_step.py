@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import Recipe, to_dict
+from tokvid.config import Recipe, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import token_batches
@@ -98,7 +98,7 @@ class TransformerTask:
 
     def describe(self) -> Mapping[str, Any]:
         return {
-            "transformer": to_dict(self.config),
+            "transformer": computed(self.config),
             "layouts": to_dict(self.recipe.layouts),
             "tokenizer": self.about["tokenizer"],
             "text_model": self.about["text_model"],

@@ -95,6 +95,14 @@ class Sequence(NamedTuple):
         """`count` slots from `start` on."""
         return Sequence(*(jax.lax.dynamic_slice_in_dim(field, start, count, axis=1) for field in self))
 
+    def padded(self, multiple: int) -> "Sequence":
+        """With slots at the end that nothing sees, so that their number is a multiple."""
+        if not (more := -self.token.shape[1] % multiple):
+            return self
+        longer = (jnp.pad(field, ((0, 0), (0, more), *[(0, 0)] * (field.ndim - 2))) for field in self)
+        block_BL = jnp.pad(self.block, ((0, 0), (0, more)), constant_values=NEVER)
+        return Sequence(*longer)._replace(block=block_BL)
+
 
 def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary) -> Sequence:
     """Lays the segments out one after another.

@@ -6,11 +6,11 @@ from flax import nnx
 
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
-from tokvid.nn.attention import block_mask
+from tokvid.nn.attention import Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write, write_layer
 from tokvid.nn.position import fourier_features, rotation
-from tokvid.sharding import constrain
+from tokvid.sharding import constrain, parts, platform
 from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
 from tokvid.types import TokenBatch
 
@@ -29,7 +29,7 @@ class Transformer(nnx.Module):
         self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
-        shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, depth=config.layers, dtype=config.dtype)
+        shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, config.layers, config.dtype, config.attention)
         # Stacked on a leading axis, however the layers are then run, so that every checkpoint has one shape.
         stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
         self.blocks = stack(jax.random.split(rngs.params(), config.layers))
@@ -46,12 +46,14 @@ class Transformer(nnx.Module):
 
         Without a cache the slots are the whole sequence and see one another; with one they see what it holds.
         """
-        c = self.config
+        c, asked = self.config, sequence.token.shape[1]
+        if cache is None:  # as context parallelism and kernels want it; 8 slots fill a tile of registers
+            sequence = sequence.padded(parts("length") * (1 if platform() == "cpu" else 8))
         ticks_BLA = sequence.position * jnp.asarray([c.ticks_per_second, 1.0, 1.0])
         x_BLD = self._embed(sequence, ticks_BLA)
         turn = rotation(ticks_BLA, c.width // c.heads)
         seen_BS = sequence.block if cache is None else write(cache.block, sequence.block, slot)
-        mask_BLS = block_mask(sequence.block, seen_BS)
+        blocks = Blocks(sequence.block, seen_BS)
         graph, layers = nnx.split(self.blocks)
 
         def layer(carry, inputs):
@@ -65,7 +67,7 @@ class Transformer(nnx.Module):
                 past = (write_layer(past[0], key_BLKE, number, slot), write_layer(past[1], value_BLKE, number, slot))
                 return past[0][number], past[1][number]
 
-            x_BLD = nnx.merge(graph, params)(x_BLD, turn, mask_BLS, remember)
+            x_BLD = nnx.merge(graph, params)(x_BLD, turn, blocks, remember)
             return (x_BLD, past), None
 
         body = rematerialised(layer, c.remat)
@@ -76,7 +78,7 @@ class Transformer(nnx.Module):
             for number, params in enumerate(_unstack(layers, c.layers)):
                 carry, _ = body(carry, (params, number))
         x_BLD, past = carry
-        return x_BLD, None if past is None else KVCache(past[0], past[1], seen_BS)
+        return x_BLD[:, :asked], None if past is None else KVCache(past[0], past[1], seen_BS)
 
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """float32 logits over video codes."""
