@@ -145,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _weights(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", type=Path, default=SHIPPED, help="weights folder or workdir (default: data/)")
+    command.add_argument(
+        "--mesh",
+        type=int,
+        nargs=4,
+        metavar=("DATA", "FSDP", "TENSOR", "CONTEXT"),
+        help="spread the work over so many devices along each axis; -1: all that are left (default: one device)",
+    )
 
 
 def _making(command: argparse.ArgumentParser, out: str, fps: str = "frames a second (default 8)") -> None:

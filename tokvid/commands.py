@@ -31,6 +31,11 @@ LEAST_FOR_SSIM = 11  # pixels
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     """Calls the command; `rest` are overrides of a recipe's fields."""
     command = COMMANDS[options.command]
+    if shape := getattr(options, "mesh", None):
+        from tokvid.sharding import make_mesh, running_on
+
+        with running_on(make_mesh(tuple(shape))):
+            return command(options)
     command(options, rest) if options.command in ("train", "tokenize") else command(options)
 
 

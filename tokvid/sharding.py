@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokvid.errors import UserError
@@ -28,15 +30,33 @@ LOGICAL: dict[str, tuple[str, ...]] = {
 BATCH = PartitionSpec(LOGICAL["batch"])
 
 
-def make_mesh(shape: tuple[int, int, int, int]) -> Mesh:
-    """The mesh over all devices; one entry may be -1 (what is left). UserError where the numbers don't multiply up."""
-    devices, sizes = jax.device_count(), list(shape)
+def make_mesh(shape: tuple[int, int, int, int], among: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices, or `among` these; one entry may be -1 (what is left).
+
+    Several slices of TPUs (DCN between them, ICI inside) lie along the data axis, which talks least. UserError where
+    the numbers don't multiply up.
+    """
+    among = jax.devices() if among is None else among
+    devices, sizes = len(among), list(shape)
     others = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and others > 0:
         sizes[sizes.index(-1)] = devices // others
     if len(sizes) != len(AXES) or min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(f"mesh {shape} over {AXES} doesn't fit {devices} device(s); use -1 for one axis to fill up")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({device.slice_index for device in among}) if among[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=among)
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh {shape} over {AXES}: the {slices} slices lie along data, so {sizes[0]} should be a multiple of them"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+    return Mesh(
+        create_hybrid_device_mesh(inside, (slices, 1, 1, 1), among, allow_split_physical_axes=True),
+        AXES,
+        axis_types=types,
+    )
 
 
 def partition(logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -60,6 +80,11 @@ def partition(logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mes
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     """What is traced inside is laid out on this mesh; without, it runs where its arguments are, and costs nothing."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def running_on(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """What runs inside, sampling above all, is spread over this mesh: weights when they are loaded, then all else."""
+    return jax.set_mesh(mesh)
 
 
 def current_mesh() -> AbstractMesh | None:
@@ -98,6 +123,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def placed(tree: Any) -> Any:
+    """A tree of variables on the mesh that we are running on; without one, as it is."""
+    mesh = jax.sharding.get_mesh()
+    return tree if mesh.empty else jax.device_put(tree, shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

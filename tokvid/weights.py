@@ -19,6 +19,7 @@ from flax import nnx
 from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
 from tokvid.files import atomic, read_json, write_json
+from tokvid.sharding import placed
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer
 
@@ -103,7 +104,7 @@ def load(folder: str | Path, kind: str) -> Loaded:
     if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
     graph, params = fill(kind, config, tensors, path)
-    return Loaded(config, graph, params, about)
+    return Loaded(config, graph, placed(params), about)
 
 
 def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> tuple[nnx.GraphDef, nnx.State]:

@@ -74,10 +74,14 @@ def attend(
     L, _, E = query_BLNE.shape[1:]
     name = _choose(implementation, platform(), str(query_BLNE.dtype), L, key_BSKE.shape[1], E, blocks is not None)
     attention = IMPLEMENTATIONS[name]
-    split = axes[1] is not None and parts(axes[1]) > 1
-    if current_mesh() is None or (name == "xla" and not split):  # which XLA divides well by itself
+    batch, length = axes
+    if length and L % parts(length):  # a step of decoding: every device has all of the few queries
+        length = None
+    if current_mesh() is None or (name == "xla" and (length is None or parts(length) == 1)):
         return attention(query_BLNE, key_BSKE, value_BSKE, blocks)
-    return _on_each_device(attention, query_BLNE, key_BSKE, value_BSKE, blocks, axes)
+    return _on_each_device(
+        attention, query_BLNE, key_BSKE, value_BSKE, blocks, (batch, length)
+    )  # XLA can't divide a kernel itself
 
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Blocks | None], jax.Array]
@@ -143,7 +147,7 @@ def _on_each_device(
     blocks: Blocks | None,
     axes: tuple[str, str | None],
 ) -> jax.Array:
-    """Each device attends with its part of the batch, its heads and its queries; XLA can't divide a kernel itself.
+    """Each device attends with its part of the batch, its heads and its queries.
 
     A batch or heads that their mesh axes don't divide are computed by all of them.
     """

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tokvid.nn.attention import NEVER
+from tokvid.sharding import constrain
 
 
 class KVCache(NamedTuple):
@@ -18,8 +19,10 @@ class KVCache(NamedTuple):
 
 def empty_cache(layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype: str) -> KVCache:
     """A cache in which nothing is written."""
-    shape = (layers, batch, slots, kv_heads, head_width)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, slots), NEVER, jnp.int32))
+    past = constrain(
+        jnp.zeros((layers, batch, slots, kv_heads, head_width), dtype), None, "batch", None, "kv_heads", None
+    )
+    return KVCache(past, past, constrain(jnp.full((batch, slots), NEVER, jnp.int32), "batch", None))
 
 
 def write(old_BS: jax.Array, new_BL: jax.Array, slot: int | jax.Array) -> jax.Array:
