@@ -77,11 +77,10 @@ def attend(
     batch, length = axes
     if length and L % parts(length):  # a step of decoding: every device has all of the few queries
         length = None
+    # XLA itself divides what it made, but no kernel.
     if current_mesh() is None or (name == "xla" and (length is None or parts(length) == 1)):
         return attention(query_BLNE, key_BSKE, value_BSKE, blocks)
-    return _on_each_device(
-        attention, query_BLNE, key_BSKE, value_BSKE, blocks, (batch, length)
-    )  # XLA can't divide a kernel itself
+    return _on_each_device(attention, query_BLNE, key_BSKE, value_BSKE, blocks, (batch, length))
 
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Blocks | None], jax.Array]
