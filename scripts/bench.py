@@ -1,6 +1,7 @@
 """How fast everything is, and what share that is of what this machine can do.
 
 python scripts/bench.py --weights data --config configs/shapes.py --json bench.json
+python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2
 
 The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. FLOPs are
 counted from the configs (a training step is three forward passes), padding and masked attention included. Every number
@@ -22,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, load_recipe
+from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
+from tokvid.flops import tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
@@ -50,31 +52,6 @@ class Row:
     seconds: float
     flops: float = 0.0
     bytes: float = 0.0
-
-
-# FLOPs, from the configs
-
-
-def block_flops(width: int, heads: int, kv_heads: int, mlp: int, seen: int) -> float:
-    """Of one token in one layer, when it attends to `seen` others."""
-    return 2 * width * (2 * width + 2 * width * kv_heads // heads) + 4 * seen * width + 6 * width * mlp
-
-
-def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, seen: int) -> float:
-    """Of encoding or decoding one clip of so many latent frames, whose time layers each compare with `seen`."""
-    patches = (c.size[0] // c.patch) * (c.size[1] // c.patch)
-    blocks = (
-        block_flops(c.width, c.heads, c.heads, c.mlp, patches if kind == "space" else seen) for kind in getattr(c, part)
-    )
-    pixels = 2 * c.width * 3 * c.patch**2 * c.temporal_patch
-    return latent_frames * patches * (sum(blocks) + pixels + 2 * c.width * len(c.levels))
-
-
-def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: int) -> float:
-    """Of so many slots of one sequence, each attending to `seen`; logits for `predicted` of them."""
-    block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, seen)
-    places = 2 * c.width * (48 + 16)
-    return slots * (c.layers * block + places) + predicted * 2 * c.width * c.vocabulary
 
 
 # Measuring
@@ -125,7 +102,7 @@ def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
     return found
 
 
-def training_row(task: Any, config: Any, batch: Any, flops: float, runs: int) -> Row:
+def training_row(task: Any, config: Any, batch: Any, runs: int) -> Row:
     """Steps of the real training program, on one batch again and again."""
     mesh = make_mesh(config.mesh)
     like, graph = abstract_state(task, config, mesh)
@@ -140,25 +117,26 @@ def training_row(task: Any, config: Any, batch: Any, flops: float, runs: int) ->
         state, metrics = train_step(state, sharded)
         return metrics
 
-    return Row(f"training, {task.name}", "clips", config.batch, median_seconds(work, runs), 3 * flops)
+    return Row(f"training, {task.name}", "clips", config.batch, median_seconds(work, runs), config.batch * task.flops())
 
 
-def training_rows(recipe: Recipe, models: Models, runs: int) -> list[Row]:
-    """Both models."""
-    rng, c, t = np.random.default_rng(0), recipe.tokenizer, recipe.transformer
-    config, frames = recipe.train_tokenizer, recipe.data.frames
-    video = rng.integers(256, size=(config.batch, frames, *c.size, 3), dtype=np.uint8)
-    latent_frames = latent_shape(c, frames, *c.size).frames
-    flops = sum(tokenizer_flops(c, part, latent_frames, latent_frames) for part in ("encoder", "decoder"))
-    clips = VideoBatch(video, np.full(config.batch, 8, np.float32), video[:, :0], np.zeros((config.batch, 0), np.int32))
-    found = [training_row(TokenizerTask(recipe), config, clips, config.batch * flops, runs)]
+def tokenizer_step_row(recipe: Recipe, runs: int) -> Row:
+    """The tokenizer's training step."""
+    rng, data, config = np.random.default_rng(0), recipe.data, recipe.train_tokenizer
+    shapes = ((config.batch, count, *recipe.tokenizer.size, 3) for count in (data.frames, data.images))
+    video, images = (rng.integers(256, size=shape, dtype=np.uint8) for shape in shapes)
+    clips = VideoBatch(video, np.full(config.batch, 8, np.float32), images, np.zeros((config.batch, 0), np.int32))
+    return training_row(TokenizerTask(recipe), config, clips, runs)
+
+
+def transformer_step_row(recipe: Recipe, runs: int) -> Row:
+    """The transformer's training step."""
     config = recipe.train_transformer
-    about = {"vocabulary": t.vocabulary, "grid": list(t.latent[1:]), "temporal_patch": t.temporal_patch}
-    windows = random_windows(t, config.batch, 0, rng)
-    slots, video_slots = t.text_length + 1 + int(np.prod(t.latent)), int(np.prod(t.latent))
-    task = TransformerTask(recipe, Path("none"), about, models.text)
-    flops = config.batch * transformer_flops(t, slots, slots, video_slots)
-    return [*found, training_row(task, config, windows, flops, runs)]
+    windows = random_windows(recipe.transformer, config.batch, 0, np.random.default_rng(0))
+    return training_row(TransformerTask(recipe), config, windows, runs)
+
+
+STEPS = {"tokenizer": tokenizer_step_row, "transformer": transformer_step_row}
 
 
 def random_windows(c: TransformerConfig, batch: int, known: int, rng: np.random.Generator) -> TokenBatch:
@@ -234,30 +212,39 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def all_rows(recipe: Recipe, models: Models, runs: int, quick: bool) -> list[Row]:
+    """All there is."""
+    return [
+        *tokenizer_rows(models, runs, quick),
+        *(step(recipe, runs) for step in STEPS.values()),
+        *decoding_rows(models, runs),
+        pipeline_row(recipe, runs),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=ROOT / "data")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "shapes.py")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.epilog = "Any field of the recipe can be changed: --train_transformer.batch 2, --transformer.layers 2, …"
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
-    options = parser.parse_args()
+    parser.add_argument("--step", choices=STEPS, help="only the training step of this model")
+    options, overrides = parser.parse_known_args()
     runs = 3 if options.quick else 9
     try:
-        models, recipe = load_models(options.weights), load_recipe(options.config, [])
-        limits = machine(runs, options.quick)
-        rows = [
-            *limits,
-            *tokenizer_rows(models, runs, options.quick),
-            *training_rows(recipe, models, runs),
-            *decoding_rows(models, runs),
-            pipeline_row(recipe, runs),
-        ]
+        recipe, limits = load_recipe(options.config, overrides), machine(runs, options.quick)
+        if options.step:
+            mark, rows = "", [*limits, STEPS[options.step](recipe, runs)]
+        else:
+            models = load_models(options.weights)
+            mark, rows = models.mark, [*limits, *all_rows(recipe, models, runs, options.quick)]
     except UserError as error:
         sys.exit(f"bench: {error}")
     figures = {
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "weights": models.mark,
+        "weights": mark,
         "config": options.config.name,
         "runs": runs,
         "rows": [values(row, limits) for row in rows],

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,9 @@ class Toy:
         self.event("loss")
         noise = 0.01 * jax.random.normal(key, batch.shape)
         return jnp.mean(jnp.square(model(batch) - 2 * batch + noise)), {"size": jnp.mean(jnp.abs(batch))}
+
+    def flops(self):
+        return 1e6
 
     def batches(self):
         return Batches(self)
@@ -128,7 +132,8 @@ class Lab:
     def lines(self):
         """metrics.jsonl without rates."""
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in line.items() if name != "clips_per_second"} for line in lines]
+        rates = {"clips_per_second", "flops_per_second", "mfu"}
+        return [{name: value for name, value in line.items() if name not in rates} for line in lines]
 
 
 @pytest.fixture
@@ -163,6 +168,15 @@ def test_it_learns_and_says_so(whole):
     first, last = (np.abs(whole.state(step).params["kernel"] - 2 * np.eye(4)).mean() for step in (1, 4))
     assert last < first
     assert set(whole.lines[0]) == {"step", "loss", "size", "gradient_norm", "learning_rate", "skipped"}
+
+
+def test_a_line_says_how_fast_and_what_share_of_the_chips_that_is(lab, monkeypatch):
+    peak = 1e8
+    monkeypatch.setattr("tokvid.train.metrics_log.chip_of", lambda kind: SimpleNamespace(flops=peak))
+    lab.train()
+    *_, last = [json.loads(line) for line in (lab.folder / "metrics.jsonl").read_text().splitlines()]
+    assert last["flops_per_second"] == pytest.approx(1e6 * last["clips_per_second"]) and last["clips_per_second"] > 0
+    assert last["mfu"] == pytest.approx(last["flops_per_second"] / (peak * jax.device_count()))
 
 
 # What comes at a place, and the step that is saved then.

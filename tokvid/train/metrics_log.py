@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from tokvid.chips import chip_of
 from tokvid.config import TrainConfig
 from tokvid.errors import UserError
 from tokvid.files import atomic
@@ -17,7 +18,7 @@ from tokvid.train.checkpoints import ADVICE
 from tokvid.train.state import Task
 
 log = logging.getLogger(__name__)
-SHOWN = ("loss", "psnr", "accuracy", "clips_per_second")  # behind the progress bar
+SHOWN = ("loss", "psnr", "accuracy", "clips_per_second", "mfu")  # behind the progress bar
 
 
 class MetricsLog:
@@ -104,7 +105,7 @@ class MetricsLog:
             self._alarmed = True
         now = time.monotonic()
         if self._timed and self._since is not None:
-            means["clips_per_second"] = self._timed * self._config.batch / (now - self._since)
+            means |= _speed(self._timed * self._config.batch / (now - self._since), self._task)
             self._since, self._timed = now, 0
         # Nine digits tell every float32 from the next.
         numbers = {name: float(f"{value:.9g}") for name, value in means.items() if math.isfinite(value)}
@@ -116,6 +117,13 @@ class MetricsLog:
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}; {ADVICE}") from error
         self._notes = {name: means[name] for name in SHOWN if name in means}
+
+
+def _speed(clips_per_second: float, task: Task) -> dict[str, float]:
+    """As clips, as FLOPs of all devices and, where the chip is known, as the share of what they can do (MFU)."""
+    flops, chip = clips_per_second * task.flops(), chip_of(jax.devices()[0].device_kind)
+    share = {} if chip is None else {"mfu": flops / (chip.flops * jax.device_count())}
+    return {"clips_per_second": clips_per_second, "flops_per_second": flops} | share
 
 
 def due(step: int, every: int) -> bool:

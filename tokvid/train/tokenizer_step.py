@@ -16,6 +16,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
 from tokvid.errors import UserError
+from tokvid.flops import TRAINING, tokenizer_flops
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.media import contact_sheet
@@ -104,6 +105,22 @@ class TokenizerTask:
         if perceptual is not None:
             losses["perceptual"] = self.config.perceptual_weight * perceptual(made, truth)
         return losses
+
+    def weight(self, batch: VideoBatch) -> jax.Array:
+        if self.recipe.adversary.weight > 0 or self.config.quantizer != "fsq":
+            raise UserError(
+                "train_tokenizer.accumulate needs the quantizer fsq and no adversary: codebooks and judges look at "
+                "whole batches. Use 1, and a smaller batch or remat where memory is short"
+            )
+        return jnp.ones(())
+
+    def flops(self) -> float:
+        """Without those of judges and of perceptual networks."""
+        data, c = self.recipe.data, self.config
+        frames = latent_shape(c, data.frames, *data.size).frames
+        parts = ("encoder", "decoder")
+        clip, image = (sum(tokenizer_flops(c, part, many, many) for part in parts) for many in (frames, 1))
+        return TRAINING * (clip + data.images * image)
 
     def batches(self) -> Any:
         config = self.recipe.train_tokenizer

@@ -11,8 +11,9 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import Recipe, computed, to_dict
 from tokvid.errors import UserError
+from tokvid.flops import TRAINING, window_flops
 from tokvid.input_pipeline.text import TextModel
-from tokvid.input_pipeline.windows import token_batches
+from tokvid.input_pipeline.windows import TASKS, coarse_span, token_batches
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch
 
@@ -25,17 +26,23 @@ class TransformerTask:
     def __init__(
         self,
         recipe: Recipe,
-        cache: Path,
-        about: Mapping[str, Any],
-        text: TextModel,
+        cache: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+        text: TextModel | None = None,
         show: Callable[..., None] | None = None,
     ):
-        """`cache`, `about` and `text` are what `token_cache.open_token_cache` gives.
+        """`cache`, `about` and `text` are what `token_cache.open_token_cache` gives; without, there are no batches.
 
         `show(model, directory, step)` makes sample videos: it needs the sampling room, which this one doesn't import.
         UserError where the cache doesn't fit the recipe.
         """
-        config = recipe.transformer
+        self.recipe, self.config, self.show = recipe, recipe.transformer, show
+        if cache is not None and about is not None and text is not None:
+            self.cache, self.about, self.text = cache, about, text
+            self._check()
+
+    def _check(self) -> None:
+        config, cache, about, text = self.config, self.cache, self.about, self.text
         for field, wanted, found in (
             ("vocabulary", about["vocabulary"], config.vocabulary),
             ("rows and columns of latent", about["grid"], list(config.latent[1:])),
@@ -48,8 +55,6 @@ class TransformerTask:
                 f"the text model of {cache} has {text.vocabulary} ids, the config's transformer text_vocabulary is "
                 f"{config.text_vocabulary}; raise it to {text.vocabulary}"
             )
-        self.recipe, self.config, self.show = recipe, config, show
-        self.cache, self.about, self.text = cache, about, text
 
     def make_model(self, rngs: nnx.Rngs) -> Transformer:
         return Transformer(self.config, rngs=rngs)
@@ -68,6 +73,17 @@ class TransformerTask:
         z = self.config.z_loss * jnp.sum(weight_BL * jnp.square(normaliser_BL)) / count
         right = jnp.sum(weight_BL * (chosen_BL >= jnp.max(logits_BLV, axis=-1))) / count
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
+
+    def weight(self, batch: TokenBatch) -> jax.Array:
+        """How many tokens are generated, over which `loss` takes the mean."""
+        return sequence_of(self.config, batch).generated.sum().astype(jnp.float32)
+
+    def flops(self) -> float:
+        layouts, frames, factor = self.recipe.layouts, self.config.latent[0], self.recipe.tokens.coarse_factor
+        weights = [getattr(layouts, task) for task in TASKS]
+        share = layouts.interpolation / sum(weights)  # of windows that have a coarse clip before them
+        coarse = window_flops(self.config, coarse_span(0, frames, factor)[1]) if share else 0.0
+        return TRAINING * ((1 - share) * window_flops(self.config) + share * coarse)
 
     def batches(self) -> Any:
         recipe, config = self.recipe, self.recipe.train_transformer

@@ -1,0 +1,45 @@
+"""FLOPs of the models, counted from their configs: the one place. A multiplication with an addition is 2.
+
+As is usual for MFU (Chowdhery et al. 2022, appendix B), all of a sequence counts as attended to, padding and what the
+mask hides included; what rematerialisation computes again doesn't count.
+"""
+
+import math
+
+from tokvid.config import TokenizerConfig, TransformerConfig
+
+TRAINING = 3  # a training step, in forward passes: backpropagation takes two
+
+
+def block_flops(width: int, heads: int, kv_heads: int, mlp: int, seen: int) -> float:
+    """Of one token in one layer, when it attends to `seen` others."""
+    return 2 * width * (2 * width + 2 * width * kv_heads // heads) + 4 * seen * width + 6 * width * mlp
+
+
+def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, seen: int) -> float:
+    """Of encoding or decoding one clip of so many latent frames, whose time layers each compare with `seen`."""
+    patches = (c.size[0] // c.patch) * (c.size[1] // c.patch)
+    blocks = (
+        block_flops(c.width, c.heads, c.heads, c.mlp, patches if kind == "space" else seen) for kind in getattr(c, part)
+    )
+    pixels = 2 * c.width * 3 * c.patch**2 * c.temporal_patch
+    return latent_frames * patches * (sum(blocks) + pixels + 2 * c.width * len(c.levels))
+
+
+def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: int) -> float:
+    """Of so many slots of one sequence, each attending to `seen`; logits for `predicted` of them."""
+    block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, seen)
+    places = 2 * c.width * (48 + 16)
+    return slots * (c.layers * block + places) + predicted * 2 * c.width * c.vocabulary
+
+
+def window_slots(c: TransformerConfig, coarse: int = 0) -> int:
+    """Slots of a training window: text, rate and latent frames, with `coarse` ones at a lower rate before them."""
+    _, rows, columns = c.latent
+    return c.text_length + 1 + math.prod(c.latent) + (coarse * rows * columns + 1 if coarse else 0)
+
+
+def window_flops(c: TransformerConfig, coarse: int = 0) -> float:
+    """Of the forward pass of one training window."""
+    slots = window_slots(c, coarse)
+    return transformer_flops(c, slots, slots, math.prod(c.latent))
