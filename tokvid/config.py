@@ -141,7 +141,9 @@ class TrainConfig:
 
     steps: int = 10_000
     batch: int = 32
-    optimizer: str = "adamw"  # or "muon"
+    accumulate: int = 1  # parts of a batch whose gradients are added up, one after another: less memory, the same loss
+    optimizer: str = "adamw"  # or "muon", or "adafactor": second moments by rows and columns, no first ones
+    moments: Dtype = "float32"  # how the optimizer keeps its moments
     learning_rate: float = 1e-3
     adversary_learning_rate: float = 0.0  # of discriminators, always by AdamW; must be set to train with them
     warmup: int = 200

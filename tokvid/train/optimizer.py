@@ -1,16 +1,19 @@
-"""Muon or AdamW with warm-up and cosine decay, clipped; weight decay on matrices only."""
+"""Muon, AdamW or Adafactor with warm-up and cosine decay, clipped; weight decay on matrices only."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from tokvid.config import TrainConfig
 from tokvid.errors import UserError, did_you_mean
 
-OPTIMIZERS = ("adamw", "muon")
-UPDATE_SIZE = 0.2  # RMS of Muon's updates, about that of AdamW's, so that both take the same learning rates
+OPTIMIZERS = ("adamw", "muon", "adafactor")
+UPDATE_SIZE = 0.2  # RMS of Muon's and Adafactor's updates, about AdamW's, so that all take the same learning rates
+LEAST_FACTORED = 64  # rows and columns, those of one head among them; norms of fewer layers are kept in full
+SLOWEST_IN_BFLOAT16 = 0.98  # of the betas: in 8 bits, what changes by less than 1/256 a step doesn't change at all
 
 # The matrices of a block: over how many axes each contracts, and how many it puts out; its last ones, in this order.
 _MATRICES = {
@@ -37,7 +40,9 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     if config.optimizer not in OPTIMIZERS:
         raise UserError(did_you_mean(config.optimizer, OPTIMIZERS, "optimizer"))
     b1, b2 = config.betas
-    if config.optimizer == "muon":  # matrices of the blocks; AdamW for all else
+    if config.optimizer == "adafactor":
+        optimizer = _adafactor(config)
+    elif config.optimizer == "muon":  # matrices of the blocks; AdamW for all else
         optimizer = muon(
             learning_rate(config),
             weight_decay=config.weight_decay,
@@ -48,6 +53,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         )
     else:
         optimizer = _adamw(config, learning_rate(config), config.betas)
+    if config.moments == "bfloat16":
+        if config.optimizer != "adafactor" and max(b1, b2) > SLOWEST_IN_BFLOAT16:
+            raise UserError(f"betas {config.betas} are too slow for moments in bfloat16; {SLOWEST_IN_BFLOAT16} at most")
+        optimizer = _kept_as(optimizer, jnp.bfloat16)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if not config.adversary_learning_rate:
         return optimizer
@@ -63,8 +72,49 @@ def _adamw(config: TrainConfig, rate: optax.Schedule, betas: tuple[float, float]
         b1=betas[0],
         b2=betas[1],
         weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        mask=_are_matrices,
     )
+
+
+def _adafactor(config: TrainConfig) -> optax.GradientTransformation:
+    """Second moments as a row and a column of each matrix (Shazeer and Stern 2018), at AdamW's learning rates."""
+    optimizer = optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=LEAST_FACTORED),
+        optax.clip_by_block_rms(1.0),
+        optax.scale(UPDATE_SIZE),
+        optax.add_decayed_weights(config.weight_decay, _are_matrices),
+        optax.scale_by_learning_rate(learning_rate(config)),
+    )
+
+    # As a list of plain arrays: rows and columns have other axes than the parameter, by whose names they'd be sharded.
+    def init(params: Any) -> Any:
+        return optimizer.init(jax.tree.leaves(params))
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.tree.leaves(gradients), state, jax.tree.leaves(params))
+        return jax.tree.unflatten(jax.tree.structure(gradients), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _kept_as(optimizer: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """The same, computed in float32, with its arrays kept in `dtype` from step to step."""
+
+    def cast(state: Any, wanted: Any) -> Any:
+        def one(leaf: jax.Array) -> jax.Array:
+            return leaf.astype(wanted) if leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        return jax.tree.map(one, state)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(optimizer.init(params), dtype), update)
+
+
+def _are_matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _sides(params: Any) -> Any:

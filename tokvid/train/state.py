@@ -45,6 +45,17 @@ class Task(Protocol):
         """A scalar to minimise and named scalars to log. May move the model's buffers."""
         ...
 
+    def weight(self, batch: Any) -> jax.Array:
+        """What the loss of a part of a batch counts beside that of another part.
+
+        UserError where weighing the parts doesn't give the loss of the whole.
+        """
+        ...
+
+    def flops(self) -> float:
+        """Of a training step, for each clip of its batch, counted from the config."""
+        ...
+
     def batches(self) -> Any:
         """An endless iterator of NumPy batches with `get_state`, `set_state` (JSON values) and `close`."""
         ...
@@ -131,14 +142,18 @@ def _name(path: Any) -> str:
     return ".".join(str(key.key) for key in path if hasattr(key, "key"))
 
 
-def _places(like: TrainState) -> TrainState:
+def _places(like: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, like)
 
 
 def make_step(
     task: Task, config: TrainConfig, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The jitted training step; the state is donated. A non-finite gradient changes nothing but the counters."""
+    """The jitted training step; the state is donated. A non-finite gradient changes nothing but the counters.
+
+    UserError where the batch can't be split over the mesh's devices, in `config.accumulate` parts.
+    """
+    check_batch(config, mesh)
     optimizer, rate = make_optimizer(config), learning_rate(config)
     frozen = frozen_leaves(like.params, config.freeze)
 
@@ -147,14 +162,19 @@ def make_step(
         now = not config.freeze_steps or state.step < config.freeze_steps
         held = jax.tree.map(lambda still: still and now, frozen)
 
-        def loss(params: nnx.State) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
+        def loss(params: nnx.State, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
             params = jax.tree.map(lambda leaf, still: jnp.where(still, jax.lax.stop_gradient(leaf), leaf), params, held)
             model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to move what was made outside
             value, metrics = task.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
 
+        found = jax.value_and_grad(loss, has_aux=True)
         with on_mesh(mesh):  # for all that a model computes: elsewhere it needn't know of any
-            (value, (metrics, buffers)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+            if config.accumulate == 1:
+                (value, (metrics, buffers)), gradients = found(state.params, batch, key)
+            else:
+                value, metrics, gradients = _accumulated(task, found, config.accumulate, like, state, batch, key)
+                buffers = state.buffers
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda leaf, still: jnp.where(still, 0, leaf), updates, held)
@@ -178,3 +198,34 @@ def make_step(
         out_shardings=(_places(like), None),
         donate_argnums=0,
     )
+
+
+def check_batch(config: TrainConfig, mesh: Mesh) -> None:
+    """UserError unless every device gets the same share of a batch, and of each of its parts."""
+    devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.accumulate
+    if parts < 1 or config.batch % (devices * parts):
+        over = f"{devices} devices" + f" in {parts} parts" * (parts != 1)
+        raise UserError(f"batch {config.batch} can't be split over {over}; use a multiple of {devices * max(parts, 1)}")
+
+
+def _accumulated(
+    task: Task, found: Callable[..., Any], parts: int, like: TrainState, state: TrainState, batch: Any, key: jax.Array
+) -> tuple[jax.Array, Metrics, Any]:
+    """The loss, metrics and gradients of a batch, from `found` of one part after another, each by its weight."""
+    # A part is every so-manieth sample: of each part, every device holds its share already.
+    split = jax.tree.map(lambda leaf: leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+
+    def weighed(number: jax.Array, part: Any) -> Any:
+        (value, (metrics, _)), gradients = found(state.params, part, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda leaf: task.weight(part) * leaf, (jnp.ones(()), value, metrics, gradients))
+
+    def add(sums: Any, each: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        *sums, gradients = jax.tree.map(jnp.add, sums, weighed(*each))
+        return (*sums, jax.lax.with_sharding_constraint(gradients, _places(like.params))), None
+
+    numbered = jnp.arange(parts), split
+    shapes = jax.eval_shape(weighed, *jax.tree.map(lambda leaf: leaf[0], numbered))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (total, *sums), _ = jax.lax.scan(add, zeros, numbered)
+    value, metrics, gradients = jax.tree.map(lambda leaf: leaf / jnp.maximum(total, 1.0), sums)
+    return value, metrics, gradients
