@@ -211,6 +211,7 @@ def reconstruct(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     """Trains the tokenizer or the transformer of a recipe."""
+    from tokvid.compilation import keep_programs
     from tokvid.config import load_recipe
     from tokvid.input_pipeline.datasets import open_source
     from tokvid.train.loop import train as run_training
@@ -219,6 +220,7 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.train.transformer_step import TransformerTask
 
     recipe = load_recipe(options.config, rest)
+    keep_programs()
     folder = options.workdir / options.model
     if options.model == "tokenizer":
         reads = recipe.adversary.captions
