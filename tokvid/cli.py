@@ -14,6 +14,7 @@ from typing import NoReturn
 from tokvid import __version__
 from tokvid.errors import UserError, suggestion
 
+OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
 SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
 LONGEST_LINE = 2000  # characters of an error
 
@@ -90,6 +91,17 @@ def parser() -> argparse.ArgumentParser:
 
     tokenize = commands.add_parser("tokenize", help="the token cache that the transformer is trained on")
     _recipe(tokenize)
+
+    plan = commands.add_parser("plan", help="whether a recipe fits a TPU pod, and how fast it can be there; needs none")
+    _config(plan)
+    plan.add_argument("--topology", required=True, help="the TPU and its sizes: v5p:4x4x8, v5e:16x16, v6e:16x16, …")
+    plan.add_argument(
+        "--mesh", type=int, nargs=4, metavar=("D", "F", "T", "C"), help="data, fsdp, tensor, context; -1: what is left"
+    )
+    plan.add_argument("--only", choices=("training", "decoding"), help="one of the two programs, in half the time")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    plan.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs' text there")
+    plan.epilog = f"Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments. {plan.epilog}"
 
     evaluate = commands.add_parser("evaluate", help="figures of what the weights are worth")
     evaluate.add_argument("what", choices=("shapes", "reconstruction", "interpolation"))
@@ -183,16 +195,21 @@ def _sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, metavar="CONFIG.py", help="a recipe, see configs/")
+    _config(command)
     command.add_argument("--workdir", type=Path, required=True)
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG.py", help="a recipe, see configs/")
     command.epilog = "Any field of the recipe can be changed: --train_tokenizer.steps 100, --data.path clips, …"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. Exit codes: 0 done, 2 the user's mistake (one line says which), 130 and 143 interrupted."""
+    """Runs a command. Exit codes: 0 done, 1 `plan` says no, 2 the user's mistake (one line says which), 130 and
+    143 interrupted."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if rest and options.command not in ("train", "tokenize"):
+    if rest and options.command not in OF_RECIPES:
         hint = suggestion(rest[0], (f"--{name.replace('_', '-')}" for name in vars(options)))
         _fail(f"unrecognized arguments: {' '.join(rest)}{hint}; see tokvid {options.command} --help", 2)
     for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8, and a terminal may have no Chinese

@@ -30,13 +30,17 @@ LEAST_FOR_SSIM = 11  # pixels
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     """Calls the command; `rest` are overrides of a recipe's fields."""
+    from tokvid.cli import OF_RECIPES
+
     command = COMMANDS[options.command]
+    if options.command in OF_RECIPES:
+        return command(options, rest)
     if shape := getattr(options, "mesh", None):
         from tokvid.sharding import make_mesh, running_on
 
         with running_on(make_mesh(tuple(shape))):
             return command(options)
-    command(options, rest) if options.command in ("train", "tokenize") else command(options)
+    command(options)
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -240,6 +244,20 @@ def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
     write_token_cache(load_recipe(options.config, rest), options.workdir)
 
 
+def plan(options: argparse.Namespace, rest: list[str]) -> None:
+    """What a recipe needs and can reach on a TPU pod. Ends the program with 1 where it doesn't fit."""
+    from tokvid.config import load_recipe
+    from tokvid.plan import report
+
+    recipe, mesh = load_recipe(options.config, rest), options.mesh and tuple(options.mesh)
+    result = report.plan(recipe, options.topology, mesh, only=options.only, keep=options.hlo)
+    if options.json is not None:
+        write_json(options.json, {"config": str(options.config), **result})
+    print("\n".join(report.lines(options.config, result)))
+    if not result["fits"]:
+        raise SystemExit(1)
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Figures of the weights, printed and written."""
     from tokvid import weights
@@ -369,6 +387,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reconstruct": reconstruct,
     "train": train,
     "tokenize": tokenize,
+    "plan": plan,
     "evaluate": evaluate,
     "data": data,
     "export": export,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokvid.errors import UserError
@@ -44,9 +44,14 @@ def make_mesh(shape: tuple[int, int, int, int], among: Sequence[Any] | None = No
     if len(sizes) != len(AXES) or min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(f"mesh {shape} over {AXES} doesn't fit {devices} device(s); use -1 for one axis to fill up")
     types = (AxisType.Auto,) * len(AXES)
+    # Devices that are only compiled for have no slices.
     slices = len({getattr(device, "slice_index", 0) for device in among}) if among[0].platform == "tpu" else 1
     if slices == 1:
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=among)
+        try:
+            return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=among)
+        except NotImplementedError:  # an entry is no product of whole axes of the TPUs' torus
+            placed = create_device_mesh(tuple(sizes), among, allow_split_physical_axes=True)
+            return Mesh(placed, AXES, axis_types=types)
     if sizes[0] % slices:
         raise UserError(
             f"mesh {shape} over {AXES}: the {slices} slices lie along data, so {sizes[0]} should be a multiple of them"

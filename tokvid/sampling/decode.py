@@ -115,7 +115,8 @@ def generate(
         made_BL = jax.lax.fori_loop(0, count, in_rounds, carry)[1]
     else:
         lead = 0 if given_T or width == 1 else W  # as `layout` has it: rows wait for the first one
-        carry = jax.lax.fori_loop(0, jnp.minimum(lead, total), at_once(1, 0), carry)
+        if lead:
+            carry = jax.lax.fori_loop(0, jnp.minimum(lead, total), at_once(1, 0), carry)
         made_BL = jax.lax.fori_loop(0, (total - lead) // width, at_once(width, lead), carry)[1]
     tokens = jnp.asarray(batch.tokens, jnp.int32)
     return tokens.at[:, jnp.array(asked_T)].set(made_BL.reshape(B, -1, H, W))

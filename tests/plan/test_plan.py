@@ -1,0 +1,73 @@
+"""`tokvid plan` from end to end: compiled for a real topology. Needs libtpu, as `pip install 'tokvid[tpu]'` brings."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "configs/tiny.py",
+    "--topology",
+    "v5p:2x2x1",
+    "--only",
+    "training",
+    "--train_transformer.mesh",
+    "1",
+    "4",
+    "1",
+    "1",
+)
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu to compile with: pip install 'tokvid[tpu]'"
+)
+
+
+def planned(*arguments):
+    """In a process of its own, whose JAX has no devices yet."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tokvid", "plan", *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@needs_libtpu
+def test_the_smallest_recipe_is_compiled_for_a_tpu(tmp_path):
+    code, said, errors = planned(*TINY, "--json", str(tmp_path / "plan.json"), "--hlo", str(tmp_path))
+    assert code == 0 and said.endswith("fits\n"), errors
+    found = json.loads((tmp_path / "plan.json").read_text())
+    training = found["training"]
+    assert found["fits"] and found["chips"] == 4 and found["mesh"]["fsdp"] == 4
+    memory = training["memory"]
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=0.01)  # two moments, split alike
+    assert training["flops"]["of the model"] < 4.5 * training["flops"]["executed by each device"]
+    assert training["collectives"] and 0 < training["mfu"]["if nothing overlapped"] < training["mfu"]["allowed"] < 1
+    assert "TPU" not in training["largest collectives"][0]["source"]
+    assert "is_scheduled=true" in (tmp_path / "training.hlo").read_text()[:2000]
+
+
+@needs_libtpu
+def test_what_no_pod_has_is_one_line():
+    code, _, errors = planned("configs/tiny.py", "--topology", "v5p:3x3x3")
+    assert code == 2 and "v5p:3x3x3" in errors and "Traceback" not in errors
+    code, _, errors = planned("configs/tiny.py", "--topology", "v5e:2x2", "--mesh", "3", "1", "1", "1")
+    assert code == 2 and "(3, 1, 1, 1)" in errors and "4 device" in errors
+    code, _, errors = planned("configs/tiny.py", "--topology", "v5e:2x2", "--train_transformer.batch", "6")
+    assert code == 2 and "batch 6" in errors and "4 devices" in errors
+
+
+def test_without_libtpu_one_line_says_how_to_get_it():
+    if importlib.util.find_spec("libtpu") is not None:
+        pytest.skip("libtpu is installed")
+    code, _, errors = planned(*TINY)
+    assert code == 2 and "pip install 'tokvid[tpu]'" in errors and len(errors.splitlines()) == 1

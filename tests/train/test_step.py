@@ -1,0 +1,110 @@
+"""The training step in parts, and with moments kept small: what it computes stays what it was."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tokvid.config import AdversaryConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig
+from tokvid.errors import UserError
+from tokvid.flops import TRAINING, window_flops
+from tokvid.plan.hlo import work
+from tokvid.sharding import make_mesh, shard_batch
+from tokvid.train.state import abstract_state, init_state, make_step
+from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.transformer_step import TransformerTask
+from tokvid.types import token_batch
+
+MODEL = TransformerConfig(
+    vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=2, heads=2, kv_heads=2, mlp=64
+)
+CONFIG = TrainConfig(batch=8, learning_rate=1e-2, warmup=0, steps=10)
+
+
+def batch(seed=0):
+    """Of which parts have many tokens to generate and others few."""
+    rng = np.random.default_rng(seed)
+    return token_batch(
+        tokens=rng.integers(0, 50, (8, 3, 2, 2), np.int32),
+        start=np.int32([0, 1] * 4),
+        fps=np.float32([2, 4, 8, 4] * 2),
+        text=rng.integers(-1, 20, (8, 4), np.int32),
+        known=np.arange(3) < np.int32([0, 1, 2, 2, 2, 1, 2, 0])[:, None],
+    )
+
+
+def trained(config, steps=1):
+    """The state and metrics after some steps of the transformer."""
+    task, mesh = TransformerTask(Recipe(transformer=MODEL, train_transformer=config)), make_mesh((-1, 1, 1, 1))
+    like, graph = abstract_state(task, config, mesh)
+    state, step, found = init_state(task, config, like), make_step(task, config, mesh, like, graph), []
+    for number in range(steps):
+        state, metrics = step(state, shard_batch(batch(number), mesh))
+        found.append({name: float(value) for name, value in metrics.items()})
+    return state, found
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return trained(CONFIG, steps=3)
+
+
+def test_a_batch_in_parts_is_the_batch(whole):
+    state, metrics = trained(dataclasses.replace(CONFIG, accumulate=4), steps=3)
+    for in_parts, at_once in zip(metrics, whole[1], strict=True):
+        assert in_parts == pytest.approx(at_once, rel=2e-4)
+    moments = (optax.tree_utils.tree_get(of.opt_state, "mu") for of in (state, whole[0]))
+    for in_parts, at_once in zip(*map(jax.tree.leaves, moments), strict=True):
+        assert np.linalg.norm(in_parts - at_once) < 1e-3 * np.linalg.norm(at_once) + 1e-9
+
+
+def test_a_batch_that_cant_be_split_is_refused():
+    with pytest.raises(UserError, match=r"batch 8 can't be split.*in 3 parts.*multiple of 3"):
+        trained(dataclasses.replace(CONFIG, accumulate=3))
+
+
+def test_what_looks_at_whole_batches_isnt_trained_in_parts():
+    fsq = Recipe(tokenizer=TokenizerConfig(quantizer="fsq"))
+    assert TokenizerTask(fsq).weight(None) == 1
+    both = {"adversary": AdversaryConfig(weight=0.1), "train_tokenizer": TrainConfig(adversary_learning_rate=1e-4)}
+    for changes in ({"tokenizer": TokenizerConfig(quantizer="vq")}, both):
+        with pytest.raises(UserError, match="accumulate"):
+            TokenizerTask(dataclasses.replace(fsq, **changes)).weight(None)
+
+
+def arrays(state):
+    return [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+
+
+def test_moments_in_bfloat16_take_half_the_memory_and_train_alike(whole):
+    state, metrics = trained(dataclasses.replace(CONFIG, moments="bfloat16"), steps=3)
+    assert {leaf.dtype for leaf in arrays(state)} == {jnp.dtype("bfloat16")}
+    assert [each["loss"] for each in metrics] == pytest.approx([each["loss"] for each in whole[1]], rel=2e-2)
+    with pytest.raises(UserError, match=r"0\.999.*too slow.*0\.98"):
+        trained(dataclasses.replace(CONFIG, moments="bfloat16", betas=(0.9, 0.999)))
+
+
+def test_factored_moments_are_rows_and_columns(monkeypatch):
+    monkeypatch.setattr("tokvid.train.optimizer.LEAST_FACTORED", 16)
+    state, metrics = trained(dataclasses.replace(CONFIG, optimizer="adafactor", learning_rate=3e-2), steps=6)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(leaf.size for leaf in arrays(state)) < 0.2 * parameters
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_flops_are_those_of_the_program():
+    """The compiled step, whose layers are scanned, multiplies as much as the config says, to 3 %."""
+    model = dataclasses.replace(MODEL, width=128, mlp=256, layers=3, latent=(4, 4, 4), scan_layers=True)
+    config, mesh = dataclasses.replace(CONFIG, batch=2), make_mesh((-1, 1, 1, 1))
+    if mesh.size > 1:
+        pytest.skip("counts what one device does")
+    task = TransformerTask(Recipe(transformer=model, train_transformer=config))
+    like, graph = abstract_state(task, config, mesh)
+    tokens = token_batch(np.zeros((2, 4, 4, 4), np.int32), *np.zeros((2, 2), np.float32), np.zeros((2, 4), np.int32))
+    program = make_step(task, config, mesh, like, graph).lower(like, tokens).compile()
+    assert task.flops() == TRAINING * window_flops(model)
+    assert work(program.as_text(), 1).flops == pytest.approx(2 * task.flops(), rel=0.03)

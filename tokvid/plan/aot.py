@@ -1,0 +1,176 @@
+"""Compiles the programs that a pod would run, here: ahead of time, for TPUs that needn't be there."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tokvid.chips import CHIPS, Chip, chip_of
+from tokvid.config import Recipe, TransformerConfig
+from tokvid.errors import UserError, did_you_mean
+from tokvid.sampling.decode import generate
+from tokvid.sampling.methods import Sampling
+from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
+from tokvid.train.state import abstract_state, make_step
+from tokvid.train.transformer_step import TransformerTask
+from tokvid.transformer.model import Transformer
+from tokvid.types import TokenBatch, token_batch
+
+# It is to ask no server of Google's what machine this is, which takes minutes; nor to say that it doesn't know; nor to
+# refuse to be loaded twice on one machine, as it must where there is a TPU.
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+VIDEOS = 8  # that one copy of the weights samples at once
+
+
+class DoesNotFit(Exception):
+    """The program needs more memory than a device has; the message says how much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices that a program can be compiled for. `dims` are the lengths of the torus."""
+
+    name: str
+    chip: Chip
+    dims: tuple[int, ...]
+    devices: list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its text, and bytes of memory on each device by kind."""
+
+    text: str
+    memory: dict[str, float]
+    seconds: float  # that compiling took
+
+
+def topology(name: str) -> Topology:
+    """Of a name such as "v5p:4x4x8". UserError where there is none of that name, or libtpu is missing."""
+    kind, _, sizes = name.partition(":")
+    names = [chip.name for chip in CHIPS if chip.kinds[0].startswith("TPU")]
+    if kind not in names:
+        raise UserError(f"{did_you_mean(kind, names, 'TPU')}; a topology is one with its sizes, such as v5p:4x4x8")
+    dims = tuple(map(int, re.findall(r"\d+", sizes)))
+    if not re.fullmatch(r"\d+(x\d+){1,2}", sizes) or 0 in dims:
+        raise UserError(f"topology {name!r} should be a TPU and its sizes, such as v5p:4x4x8 or v6e:16x16")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("planning compiles with libtpu, which isn't installed: pip install 'tokvid[tpu]'")
+    for variable, value in LIBTPU.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        devices: Any = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # whatever libtpu raises of a shape that no pod has
+        raise UserError(f"there is no topology {name}: {_first_line(error)}") from error
+    chip = chip_of(devices[0].device_kind)
+    if chip is None or len(devices) != math.prod(dims):
+        raise UserError(
+            f"{name} has {len(devices)} devices of kind {devices[0].device_kind}, which can't be planned for"
+        )
+    return Topology(name, chip, dims, devices)
+
+
+def training_program(recipe: Recipe, mesh: Mesh) -> Program:
+    """The transformer's training step, as `train.loop` runs it. DoesNotFit where XLA finds no room for it."""
+    task, config = TransformerTask(recipe), recipe.train_transformer
+    like, graph = abstract_state(task, config, mesh)
+    batch = _laid_out(windows(recipe.transformer, config.batch), mesh)
+    program = _compile(make_step(task, config, mesh, like, graph), mesh, like, batch)
+    parts = {"parameters": like.params, "optimizer": like.opt_state, "averaged parameters": like.ema}
+    return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})
+
+
+def decoding_program(config: TransformerConfig, mesh: Mesh) -> Program:
+    """What makes one window of VIDEOS videos for each copy of the weights, with guidance, token by token."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        params,
+        shardings(params, mesh),
+    )
+    videos, frames = VIDEOS * mesh.shape["data"] * mesh.shape["fsdp"], config.latent[0]
+    batch = windows(config, videos)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), videos))
+    arguments = _laid_out((batch, batch.text, keys, np.zeros((videos, frames), np.float32)), mesh)
+    count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    options: dict[str, Any] = {"known": (False,) * frames, "method": Sampling(), "guided": True}
+    program = _compile(generate, mesh, graph, params, *arguments, count, **options)
+    return _by_kind(program, {"parameters": _bytes(params)})
+
+
+def decoding_mesh(config: TransformerConfig, found: Topology) -> Mesh:
+    """As many copies of the weights as can be: each over the fewest chips where they take a quarter of the memory."""
+    params = nnx.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    ways = [n for n in (1, 2, 4, 8, 16) if not config.heads % n and not len(found.devices) % n]
+    fewest = next((n for n in ways if size / n <= found.chip.memory / 4), ways[-1])
+    return make_mesh((-1, 1, fewest, 1), found.devices)
+
+
+def windows(config: TransformerConfig, batch: int) -> TokenBatch:
+    """A batch of windows, empty: programs are compiled for its shapes."""
+    return token_batch(
+        tokens=np.zeros((batch, *config.latent), np.int32),
+        start=np.zeros(batch, np.int32),
+        fps=np.ones(batch, np.float32),
+        text=np.zeros((batch, config.text_length), np.int32),
+    )
+
+
+def _laid_out(tree: Any, mesh: Mesh) -> Any:
+    place = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+
+def _compile(function: Any, mesh: Mesh, *arguments: Any, **options: Any) -> tuple[Any, float]:
+    began = time.monotonic()
+    with on_mesh(mesh):
+        lowered = function.trace(*arguments, **options).lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+    try:
+        return lowered.compile(), time.monotonic() - began
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_first_line(error)) from error
+
+
+def _by_kind(program: tuple[Any, float], arguments: dict[str, float]) -> Program:
+    compiled, seconds = program
+    found = compiled.memory_analysis()
+    memory = arguments | {
+        "batch and the rest": found.argument_size_in_bytes - sum(arguments.values()),
+        "temporaries": found.temp_size_in_bytes,
+        "output": found.output_size_in_bytes - found.alias_size_in_bytes,  # what isn't written in place
+        "code": found.generated_code_size_in_bytes,
+    }
+    return Program(compiled.as_text(), {name: float(size) for name, size in memory.items()}, seconds)
+
+
+def _bytes(tree: Any) -> float:
+    """On one device."""
+    return float(
+        sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """What XLA says is wrong, without its trace."""
+    text = str(error)
+    if found := re.search(r"(Ran out of memory in memory space \w+)\. (Used [\d.]+\w* of [\d.]+\w*)", text):
+        return f"{found[1].lower()}: {found[2].lower()}"
+    return text.strip().splitlines()[0]

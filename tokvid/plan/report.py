@@ -1,0 +1,167 @@
+"""What a training on a pod comes to, in memory, days and videos: for people, and as JSON values."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from tokvid.config import Recipe
+from tokvid.files import atomic
+from tokvid.flops import transformer_flops, window_slots
+from tokvid.plan.aot import (
+    VIDEOS,
+    DoesNotFit,
+    Program,
+    Topology,
+    decoding_mesh,
+    decoding_program,
+    topology,
+    training_program,
+)
+from tokvid.plan.roofline import judge
+from tokvid.sharding import AXES, make_mesh
+from tokvid.train.transformer_step import TransformerTask
+
+DAY = 86400  # seconds
+
+
+def plan(
+    recipe: Recipe,
+    where: str,
+    mesh: tuple[int, int, int, int] | None = None,
+    *,
+    only: str | None = None,
+    keep: Path | None = None,
+) -> dict[str, Any]:
+    """What a training of the recipe's transformer on the topology `where` comes to, as JSON values.
+
+    `only` "training" or "decoding" is half the work; `keep` is a folder for the text of the compiled programs. `fits`
+    says whether they fit, `reason` why not. UserError where mesh, batch and topology don't go together.
+    """
+    found = topology(where)
+    if mesh is not None:
+        recipe = dataclasses.replace(recipe, train_transformer=dataclasses.replace(recipe.train_transformer, mesh=mesh))
+    on = make_mesh(recipe.train_transformer.mesh, found.devices)
+    result: dict[str, Any] = {"topology": where, "chips": len(found.devices), "mesh": dict(on.shape)}
+    result |= {"chip": dataclasses.asdict(found.chip)}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "training": lambda: _training(recipe, found, on, keep),
+        "decoding": lambda: _decoding(recipe, found, keep),
+    }
+    reasons = []
+    for name, part in parts.items():
+        if only not in (None, name):
+            continue
+        try:
+            result[name] = part()
+            reasons += _too_large(name, result[name]["memory"])
+        except DoesNotFit as error:
+            reasons.append(f"{name}: {error}")
+    return result | {"fits": not reasons, "reason": "; ".join(reasons)}
+
+
+def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Path | None) -> dict[str, Any]:
+    config, slots = recipe.train_transformer, window_slots(recipe.transformer)
+    program = _kept(training_program(recipe, mesh), "training", keep)
+    result = judge(program, found, mesh, config.batch * TransformerTask(recipe).flops())
+    steps = DAY / result["seconds"]["at least"]
+    return result | {
+        "clips a step": config.batch,
+        "tokens a day": steps * config.batch * slots,
+        "videos a day": steps * config.batch,
+        "days": config.steps / steps,
+    }
+
+
+def _decoding(recipe: Recipe, found: Topology, keep: Path | None) -> dict[str, Any]:
+    config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, found)
+    videos, slots = VIDEOS * mesh.shape["data"], window_slots(config)
+    tokens = slots - config.text_length - 1
+    program = _kept(decoding_program(config, mesh), "decoding", keep)
+    # With the text and without. One loop's length is an argument: how many tokens are drawn.
+    result = judge(program, found, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=(tokens,))
+    windows = DAY / result["seconds"]["at least"]
+    return result | {
+        "mesh": dict(mesh.shape),
+        "videos at once": videos,
+        "tokens a day": windows * videos * tokens,
+        "videos a day": windows * videos,
+    }
+
+
+def _kept(program: Program, name: str, folder: Path | None) -> Program:
+    if folder is not None:
+        with atomic(folder / f"{name}.hlo") as temporary:
+            temporary.write_text(program.text)
+    return program
+
+
+def _too_large(name: str, memory: dict[str, float]) -> list[str]:
+    if memory["total"] <= memory["of"]:
+        return []
+    return [f"{name}: takes {_size(memory['total'])} of the {_size(memory['of'])} of a chip"]
+
+
+# For people
+
+
+def lines(config: Path, result: dict[str, Any]) -> list[str]:
+    """The plan, a line each."""
+    chip = result["chip"]
+    mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
+    about = [
+        f"{config} on {result['topology']}: {result['chips']} chips, mesh {mesh}",
+        f"a chip: {chip['flops'] / 1e12:.0f} TFLOP/s, {_size(chip['memory'])} at {chip['bandwidth'] / 1e9:.0f} GB/s, "
+        f"links of {chip['link'] / 1e9:.0f} GB/s each way ({chip['source']})",
+    ]
+    if training := result.get("training"):
+        about += ["", f"Training step (compiled in {training['compiled in seconds']:.0f} s)", *_program_lines(training)]
+        about += [
+            f"  {_count(training['tokens a day'])} tokens and {_count(training['videos a day'])} videos a day at most, "
+            f"{training['days']:.1f} days for the recipe at least"
+        ]
+    if decode := result.get("decoding"):
+        at = f"{decode['videos at once']} videos at once, mesh {tuple(decode['mesh'][name] for name in AXES)}"
+        about += ["", f"Decoding, {at} (compiled in {decode['compiled in seconds']:.0f} s)", *_program_lines(decode)]
+        about += [
+            f"  {_count(decode['tokens a day'])} tokens and {_count(decode['videos a day'])} videos a day at most"
+        ]
+    return [*about, "", "fits" if result["fits"] else f"does not fit: {result['reason']}"]
+
+
+def _program_lines(result: dict[str, Any]) -> list[str]:
+    memory, seconds, mfu = (result[name] for name in ("memory", "seconds", "mfu"))
+    of_model, of_each = (result["flops"][name] for name in ("of the model", "executed by each device"))
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if name not in ("total", "of"))
+    found = [
+        f"  memory      {_size(memory['total'])} of {_size(memory['of'])}: {parts}",
+        f"  FLOPs       {of_model:.3g} of the model; each device executes {of_each:.3g}",
+        f"  HBM         {_size(result['bytes of HBM'])} read and written",
+    ]
+    for kind, sums in result["collectives"].items():
+        found.append(f"  {kind:20} {sums['runs']:6,} runs, {_size(sums['bytes']):>10} sent, {sums['seconds']:.3g} s")
+    if result["largest collectives"]:
+        most = result["largest collectives"][0]
+        found.append(
+            f"  largest     {most['kind']} among {most['devices']}, {most['runs']} of {_size(most['bytes of each'])}, "
+            f"{most['seconds']:.3g} s: {most['source'] or 'the compiler'}"
+        )
+    parts = ", ".join(f"{name} {seconds[name]:.3g} s" for name in ("compute", "memory", "interconnect"))
+    found.append(f"  roofline    {seconds['at least']:.3g} s, bound by {seconds['bound by']}: {parts}")
+    found.append(
+        f"  MFU         {mfu['allowed']:.1%} at most, {mfu['if nothing overlapped']:.1%} if nothing overlapped"
+    )
+    return found
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:,.0f}"

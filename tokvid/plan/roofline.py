@@ -1,0 +1,106 @@
+"""The roofline of a compiled program: how long each part of a chip is busy with it at least (Williams et al. 2009)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from tokvid.chips import Chip
+from tokvid.plan.aot import Program, Topology
+from tokvid.plan.hlo import Collective, Work, work
+
+SHOWN = 5  # collectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The seconds that a run takes at least if it were limited by one thing alone."""
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @property
+    def seconds(self) -> float:
+        """All three at the same time: what can't be beaten."""
+        return max(dataclasses.astuple(self))
+
+    @property
+    def bound(self) -> str:
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+
+def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Sequence[int] = ()) -> dict[str, Any]:
+    """A program's memory, work, roofline and MFU, as JSON values. `flops` are the model's, of all devices."""
+    devices: Any = mesh.devices.flat
+    chip, coordinates = found.chip, [tuple(device.coords) for device in devices]
+    done = work(program.text, len(coordinates), trips)
+    times = [(each, seconds_of(each, coordinates, found)) for each in done.collectives]
+    roofline = roofline_of(done, chip, sum(seconds for _, seconds in times))
+    share = flops / (len(coordinates) * chip.flops)
+    return {
+        "compiled in seconds": round(program.seconds, 1),
+        "memory": program.memory | {"total": sum(program.memory.values()), "of": chip.memory},
+        "flops": {"of the model": flops, "executed by each device": done.flops},
+        "bytes of HBM": done.bytes,
+        "collectives": _summary(times),
+        "largest collectives": _largest(times),
+        "seconds": dataclasses.asdict(roofline) | {"at least": roofline.seconds, "bound by": roofline.bound},
+        "mfu": {
+            "allowed": share / roofline.seconds,
+            "if nothing overlapped": share / sum(dataclasses.astuple(roofline)),
+        },
+    }
+
+
+def roofline_of(done: Work, chip: Chip, exchanging: float) -> Roofline:
+    """`exchanging` is how long the links are busy."""
+    return Roofline(done.flops / chip.flops, done.bytes / chip.bandwidth, exchanging)
+
+
+def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: Topology) -> float:
+    """How long a collective takes at least: every device sends both ways along each axis of the torus that it spans.
+
+    On an axis that is no ring, the last device gets all that it gets over one link.
+    """
+    if not each.sent:
+        return 0.0
+    if each.kind == "collective-permute":  # to one neighbour
+        return each.sent / found.chip.link
+    group, links = max(each.groups, key=len), 0
+    for length, places in zip(found.dims, zip(*(coordinates[i] for i in group), strict=True), strict=False):
+        if (reach := len(set(places))) > 1:
+            links += 2 if reach == length and length % found.chip.wraps == 0 else 1
+    return each.sent / (max(links, 1) * found.chip.link)
+
+
+def _summary(times: list[tuple[Collective, float]]) -> dict[str, Any]:
+    """By kind: how many run, bytes that each device sends, and how long that takes at least."""
+    kinds: dict[str, dict[str, float]] = {}
+    for each, seconds in times:
+        sums = kinds.setdefault(each.kind, {"runs": 0, "bytes": 0.0, "seconds": 0.0})
+        for name, value in (("runs", each.times), ("bytes", each.sent), ("seconds", seconds)):
+            sums[name] += value
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]["seconds"]))
+
+
+def _largest(times: list[tuple[Collective, float]]) -> list[dict[str, Any]]:
+    """The longest, those of one kind, size and source taken together."""
+    alike: dict[tuple, dict[str, Any]] = {}
+    for each, seconds in times:
+        size = max(map(len, each.groups), default=1)
+        row = alike.setdefault(
+            (each.kind, each.size, size, each.source),
+            {
+                "kind": each.kind,
+                "devices": size,
+                "runs": 0,
+                "bytes of each": each.size,
+                "seconds": 0.0,
+                "source": each.source,
+            },
+        )
+        row["runs"] += each.times
+        row["seconds"] += seconds
+    return sorted(alike.values(), key=lambda row: -row["seconds"])[:SHOWN]
