@@ -4,6 +4,13 @@ tokvid train tokenizer configs/tiny.py --workdir runs/tiny
 tokvid tokenize configs/tiny.py --workdir runs/tiny
 tokvid train transformer configs/tiny.py --workdir runs/tiny
 tokvid story --weights runs/tiny --out tiny.mp4 --prompt "a large red circle moves quickly up"
+
+It also shows in a minute whether a pod's software works (tokvid plan configs/tiny.py --topology v6e:2x2). Meshes
+(`--train_transformer.mesh` data fsdp tensor context):
+
+    v5p:2x2x1    4 1 1 1
+    v6e:2x2      2 2 1 1
+    H100         -1 1 1 1
 """
 
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig

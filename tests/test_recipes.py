@@ -1,8 +1,10 @@
 """Every recipe in configs/ fits together: data, tokenizer, transformer."""
 
 import math
+import re
 from pathlib import Path
 
+import jax
 import pytest
 from flax import nnx
 
@@ -27,6 +29,32 @@ def test_a_recipe_fits_together(path):
     assert recipe.tokens.latent_frames >= recipe.transformer.latent[0]
     for training in (recipe.train_tokenizer, recipe.train_transformer):
         assert training.warmup < training.steps and math.isfinite(training.learning_rate)
+
+
+PODS = ("cogvideo_9b", "phenaki_1_8b", "base_350m", "tiny")
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_recipe_for_pods_has_a_mesh_for_each_kind_that_its_batch_fits(name):
+    path = CONFIGS[0].with_name(f"{name}.py")
+    recipe, text = load_recipe(path, []), path.read_text()
+    found = dict(re.findall(r"^ *(v5p|v5e|v6e|H100)\S* +(-?\d+ -?\d+ -?\d+ -?\d+)\b", text, re.MULTILINE))
+    assert {"v5p", "v6e", "H100"} <= found.keys() and f"tokvid plan configs/{name}.py --topology " in text
+    for mesh in found.values():
+        data, fsdp, tensor, context = map(int, mesh.split())
+        assert recipe.train_transformer.batch % (abs(data) * fsdp) == 0
+        assert recipe.transformer.heads % tensor == 0 and context == 1
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("cogvideo_9b", (9.0e9, 9.5e9)), ("phenaki_1_8b", (1.75e9, 1.9e9)), ("base_350m", (3.3e8, 3.6e8))],
+)
+def test_its_name_says_how_many_parameters_it_has(name, parameters):
+    config = load_recipe(CONFIGS[0].with_name(f"{name}.py"), []).transformer
+    shapes = nnx.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(0)), nnx.Param))
+    assert parameters[0] < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < parameters[1]
+    assert config.scan_layers and config.dtype == "bfloat16" and config.remat != "none"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
