@@ -19,7 +19,7 @@ from tokvid.train.transformer_step import TransformerTask
 from tokvid.types import token_batch
 
 MODEL = TransformerConfig(
-    vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=2, heads=2, kv_heads=2, mlp=64
+    vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=1, heads=2, kv_heads=2, mlp=64
 )
 CONFIG = TrainConfig(batch=8, learning_rate=1e-2, warmup=0, steps=10)
 
