@@ -11,16 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "configs/tiny.py",
-    "--topology",
-    "v5p:2x2x1",
-    "--only",
-    "training",
-    "--train_transformer.mesh",
-    "1",
-    "4",
-    "1",
-    "1",
+    *("configs/tiny.py", "--topology", "v5p:2x2x1", "--only", "training"),
+    *("--train_transformer.mesh", "1", "4", "1", "1", "--train_transformer.optimizer", "adamw"),
 )
 
 needs_libtpu = pytest.mark.skipif(
@@ -54,6 +46,12 @@ def test_the_smallest_recipe_is_compiled_for_a_tpu(tmp_path):
     assert training["collectives"] and 0 < training["mfu"]["if nothing overlapped"] < training["mfu"]["allowed"] < 1
     assert "TPU" not in training["largest collectives"][0]["source"]
     assert "is_scheduled=true" in (tmp_path / "training.hlo").read_text()[:2000]
+
+
+@needs_libtpu
+def test_what_does_not_fit_ends_with_1_and_the_reason():
+    code, said, errors = planned(*TINY, "--train_transformer.batch", "4000000")
+    assert code == 1 and "does not fit: training: " in said and "HBM" in said, errors
 
 
 @needs_libtpu

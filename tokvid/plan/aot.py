@@ -153,7 +153,7 @@ def _by_kind(program: tuple[Any, float], arguments: dict[str, float]) -> Program
     compiled, seconds = program
     found = compiled.memory_analysis()
     memory = arguments | {
-        "batch and the rest": found.argument_size_in_bytes - sum(arguments.values()),
+        "batch and padding": found.argument_size_in_bytes - sum(arguments.values()),
         "temporaries": found.temp_size_in_bytes,
         "output": found.output_size_in_bytes - found.alias_size_in_bytes,  # what isn't written in place
         "code": found.generated_code_size_in_bytes,
@@ -169,8 +169,8 @@ def _bytes(tree: Any) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    """What XLA says is wrong, without its trace."""
-    text = str(error)
-    if found := re.search(r"(Ran out of memory in memory space \w+)\. (Used [\d.]+\w* of [\d.]+\w*)", text):
-        return f"{found[1].lower()}: {found[2].lower()}"
-    return text.strip().splitlines()[0]
+    """What XLA says is wrong, without its code and its trace."""
+    text = str(error).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    if found := re.search(r"(?i)(ran out of memory in memory space \w+)\. (used [\d.]+\w* of [\d.]+\w*)", text):
+        return f"{found[1]}: {found[2]}"
+    return text
