@@ -39,9 +39,9 @@ def work(folder: Path, steps: int) -> None:
     from tokvid.train.tokenizer_step import TokenizerTask
 
     class Told(TokenizerTask):
-        def batches(self) -> Any:
+        def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
             print(BEGUN, file=sys.stderr, flush=True)  # from here on a SIGTERM is heeded
-            return super().batches()
+            return super().batches(block)
 
     logging.basicConfig(level=logging.WARNING)
     task = Told(recipe(steps))

@@ -9,7 +9,15 @@ PACKAGE = Path(__file__).parents[1] / "tokvid"
 
 HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary", "ssim"}
 # Left may not import right, and rooms side by side may not import each other (the helpers may).
-ORDER = [HELPERS, {"sharding"}, {"nn"}, {"tokenizer", "transformer"}, {"weights"}, {"portable"}, {"train", "sampling"}]
+ORDER = [
+    HELPERS,
+    {"distributed", "sharding"},
+    {"nn"},
+    {"tokenizer", "transformer"},
+    {"weights"},
+    {"portable"},
+    {"train", "sampling"},
+]
 # These stand beside the order, without JAX: `train`, `sampling` and the top may import them, and they only these.
 ASIDE = {"input_pipeline": HELPERS, "media": HELPERS, "metrics": {"types", "errors", "shape_vocabulary", "ssim"}}
 TOP = {"evaluate", "inspection", "cli", "commands", "__main__"}  # may import everything, and nobody imports them

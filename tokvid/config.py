@@ -138,7 +138,7 @@ class TrainConfig:
     """One training run, of either model."""
 
     steps: int = 10_000
-    batch: int = 32
+    batch: int = 32  # of all devices and processes together
     optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 1e-3
     adversary_learning_rate: float = 0.0  # of discriminators, always by AdamW; must be set to train with them
@@ -153,6 +153,7 @@ class TrainConfig:
     sample_every: int = 1000
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run
+    step_timeout: float = 900.0  # seconds until a step counts as hung and the job is ended; 0: never
     seed: int = 0
     start: str = ""  # a weights folder to begin with, instead of at random
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py

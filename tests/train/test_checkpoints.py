@@ -79,11 +79,11 @@ def remove_a_file(step_folder):
 
 
 def spoil_the_record(step_folder):
-    (step_folder / "commit.json").write_text('{"format": 2, "files": [')
+    (step_folder / "commit.json").write_text('{"format": 3, "files": [')
 
 
 def spoil_the_record_as_json(step_folder):
-    (step_folder / "commit.json").write_text('{"format": 2, "files": {}, "agree": 3}')
+    (step_folder / "commit.json").write_text('{"format": 3, "files": {}, "agree": 3}')
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, remove_a_file, spoil_the_record, spoil_the_record_as_json])
@@ -148,8 +148,9 @@ def test_another_config_is_refused_field_by_field(folder):
 def test_another_format_is_refused(folder):
     for step in "123":
         path = folder / "checkpoints" / step / "commit.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(UserError, match="has format 1, this version of tokvid reads 2"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({"format": 2} | {name: record[name] for name in ("step", "agree", "files")}))
+    with pytest.raises(UserError, match="has format 2, this version of tokvid reads 3"):
         newest(folder)
 
 

@@ -105,10 +105,10 @@ class TokenizerTask:
             losses["perceptual"] = self.config.perceptual_weight * perceptual(made, truth)
         return losses
 
-    def batches(self) -> Any:
+    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
         config = self.recipe.train_tokenizer
         encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
-        return clip_batches(self.recipe.data, config.batch, config.seed, encode=encode)
+        return clip_batches(self.recipe.data, config.batch // block[1], config.seed, encode=encode, shard=block)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""

@@ -69,16 +69,17 @@ class TransformerTask:
         right = jnp.sum(weight_BL * (chosen_BL >= jnp.max(logits_BLV, axis=-1))) / count
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
 
-    def batches(self) -> Any:
+    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
         recipe, config = self.recipe, self.recipe.train_transformer
         return token_batches(
             self.cache,
             recipe.layouts,
             self.config,
-            config.batch,
+            config.batch // block[1],
             config.seed,
             text_model=self.text,
             threads=recipe.data.threads,
+            shard=block,
         )
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
