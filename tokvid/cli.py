@@ -190,7 +190,7 @@ def _several(command: argparse.ArgumentParser) -> None:
     several.add_argument(
         "--distributed",
         action="store_true",
-        help="find the others out: on TPU VMs (on SLURM, Open MPI, GKE it is seen)",
+        help="find the others: for TPU VMs (SLURM, Open MPI, GKE are noticed)",
     )
     several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 is to listen")
     several.add_argument("--processes", type=int, metavar="N", help="how many there are")

@@ -5,10 +5,11 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import jax
 import numpy as np
@@ -18,9 +19,19 @@ from jax.sharding import Sharding
 from tokvid.errors import UserError
 
 # A process that isn't heard of for so long is dead, and the others end. jax waits 100 s.
-HEARTBEAT_SECONDS = 8
+HEARTBEAT_SECONDS = 6
 # How long those that are done wait at their end for the one that still writes. jax waits 300 s.
 SHUTDOWN_SECONDS = 3600
+# Stands beside each process, and says where it was when it is killed, by a signal or by jax for the death of another.
+WITNESS = """
+import sys
+where = "before the first step"
+for line in sys.stdin:
+    where = line.strip()
+if where:
+    print(f"tokvid: {sys.argv[1]} died {where}", file=sys.stderr, flush=True)
+"""
+_witness: IO[str] | None = None
 
 
 @contextlib.contextmanager
@@ -57,10 +68,34 @@ def joined(
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the processes of this job cannot find one another: {_line(error)}") from error
     here = f"process {jax.process_index()} of {jax.process_count()}"
-    try:
-        yield
-    except BaseException as error:
-        _end(here, error)
+    with _witnessed(here):
+        try:
+            yield
+            jax.distributed.shutdown()  # waits for the others
+        except BaseException as error:
+            _end(here, error)
+
+
+@contextlib.contextmanager
+def _witnessed(here: str) -> Iterator[None]:
+    global _witness
+    command = [sys.executable, "-I", "-S", "-c", WITNESS, here]
+    # In a session of its own, so that what kills this process leaves it time to say so; it ends with its input.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
+        _witness = process.stdin
+        try:
+            yield
+        finally:
+            reached("")
+            _witness = None
+
+
+def reached(where: str) -> None:
+    """Remembers where this process is ("after step 3"), in case it is killed; "" for at its end."""
+    if _witness is not None:
+        with contextlib.suppress(OSError, ValueError):
+            _witness.write(f"{where}\n")
+            _witness.flush()
 
 
 def _end(here: str, error: BaseException) -> NoReturn:
@@ -74,6 +109,7 @@ def _end(here: str, error: BaseException) -> NoReturn:
         traceback.print_exception(error)
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    reached("")
     print(f"tokvid: {here} ended{where}: {kind}{_line(error)}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -8,6 +8,8 @@ import time
 
 import jax
 
+from tokvid.distributed import reached
+
 FIRST = 10  # times as long may it take until the first step is compiled
 CODE = 3  # the process's exit code
 
@@ -40,6 +42,7 @@ class Watchdog:
     def beat(self, step: int) -> None:
         """`step` steps have been begun, and all is well."""
         self.step, self._patience, self._last = step, self._limit, time.monotonic()
+        reached(self._where)
 
     @property
     def _where(self) -> str:
@@ -59,4 +62,5 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(file=2)
+                reached("")
                 os._exit(CODE)
