@@ -7,11 +7,9 @@ python scripts/fault_test.py killed sleeps   # these only
 import argparse
 import ctypes
 import dataclasses
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -19,6 +17,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from job import begin, left, start
 
 RANKS, DEVICES, FAULT_AT = 2, 2, 5
 MOST_SECONDS = 10.0
@@ -128,12 +128,9 @@ class Batches:
         pass
 
 
-def work(rank: int, port: int, folder: Path, name: str) -> None:
+def work(rank: int, address: str, folder: Path, name: str) -> None:
     """One of the processes."""
-    log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1), os.dup2(log, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    begin(folder / f"{rank}.log", DEVICES)
     from tokvid.config import TrainConfig
     from tokvid.distributed import joined
     from tokvid.train.loop import train
@@ -141,26 +138,13 @@ def work(rank: int, port: int, folder: Path, name: str) -> None:
     fault = FAULTS[name]
     steps = 100_000 if fault.what is is_stopped else 2 * FAULT_AT
     config = TrainConfig(steps=steps, batch=RANKS * DEVICES, log_every=1, save_every=3, sample_every=0, warmup=1)
-    with joined(f"localhost:{port}", RANKS, rank):
+    with joined(address, RANKS, rank):
         train(Toy(rank, fault, folder), dataclasses.replace(config, step_timeout=fault.timeout), folder / "job")
-
-
-def start(target: Callable[..., None], *arguments: Any) -> list[Any]:
-    """The processes of one job; `target` is given rank, port and `arguments`. What they import is imported once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tokvid.train.loop"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [context.Process(target=target, args=(rank, port, *arguments)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    return processes
 
 
 def show(name: str, folder: Path) -> str:
     """Lets the fault happen; a line about it. RuntimeError where the processes don't do as they should."""
-    fault, processes = FAULTS[name], start(work, folder, name)
+    fault, processes = FAULTS[name], start(RANKS, work, folder, name)
     try:
         for process in processes:
             process.join(240)
@@ -181,7 +165,9 @@ def show(name: str, folder: Path) -> str:
         took = ended - float((folder / "happened").read_text())
         if took > fault.within:
             wrong.append(f"they were gone after {took:.1f} s only, {fault.within:g} s are allowed")
-    if wrong or os.environ.get("SHOW"):
+    if any(map(left, processes)):
+        wrong.append("something of them lives on")
+    if wrong:
         raise RuntimeError(f"{name}: {'; '.join(wrong)}\n{logs[-6000:]}")
     return f"{name}: both gone after {took:.1f} s, exit codes {codes}"
 

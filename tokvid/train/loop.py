@@ -56,6 +56,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 batches.set_state(saved["batches"])
                 window = saved["metrics"]
             step = begun = int(state.step)
+            if restored is not None and first():
+                print(f"{task.name}: goes on from step {step} ({folder})", file=sys.stderr, flush=True)
             with (
                 progress(task.name, config.steps, "steps", done=step, quiet=not first()) as advance,
                 MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
