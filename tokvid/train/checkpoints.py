@@ -116,7 +116,10 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=args)
         except Exception as error:
-            raise self._unreadable(step, _first_line(error)) from error
+            raise UserError(
+                f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({_first_line(error)}); "
+                "resume with the version that wrote it or use another --workdir"
+            ) from error
         self._saved = step
         return step, found["state"], found["data"]
 
@@ -224,13 +227,11 @@ class Checkpoints:
         leaves, wanted = record["leaves"], _leaves(like)
         for name in [*wanted, *leaves]:
             if leaves.get(name) != wanted.get(name):
-                raise self._unreadable(step, f"{name} is {_kind(leaves.get(name))}, not {_kind(wanted.get(name))}")
-
-    def _unreadable(self, step: int, why: str) -> UserError:
-        return UserError(
-            f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({why}); "
-            "resume with the version that wrote it or use another --workdir"
-        )
+                raise UserError(
+                    f"checkpoint {self._path(step)} doesn't fit this training: {name} is {_kind(leaves.get(name))} "
+                    f"there, {_kind(wanted.get(name))} here; resume with the config and the version that wrote it or "
+                    "use another --workdir"
+                )
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
