@@ -207,9 +207,9 @@ def test_a_commit_that_is_not_finite_is_not_restored(folder):
 
 
 def test_what_is_not_finite_is_not_saved(folder):
-    with open_at(folder) as checkpoints:
-        with pytest.raises(UserError, match=r"^bias is not finite at step 4, which was not saved.* checkpoint .*/3$"):
-            checkpoints.save(4, state_of(4) | {"bias": jnp.array([0, jnp.nan, 0, 0])}, {"next": 4})
+    said = r"^bias is not finite at step 4, which was not saved.* checkpoint .*/3$"
+    with open_at(folder) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.save(4, state_of(4) | {"bias": jnp.array([0, jnp.nan, 0, 0])}, {"next": 4})
     assert newest(folder) == 3
 
 
