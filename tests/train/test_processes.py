@@ -32,7 +32,7 @@ RECIPE = Recipe(
         quantizer="fsq", levels=(4, 4),
     ),
     train_tokenizer=TrainConfig(
-        steps=STEPS, batch=4, learning_rate=1e-3, warmup=5, log_every=1, save_every=HALF, sample_every=HALF
+        steps=STEPS, batch=4, learning_rate=1e-3, warmup=5, log_every=1, save_every=HALF, sample_every=STEPS
     ),
 )  # fmt: skip
 SHARDED = dataclasses.replace(RECIPE.train_tokenizer, mesh=(1, 4, 1, 1))  # every parameter lies on both processes
@@ -46,7 +46,7 @@ def work(one, other, address, process):
     """What each of the two processes does: a training from its beginning, then one that a single process began."""
     with joined(address, 2, int(process)):
         run(Path(one), SHARDED)
-        run(Path(other))
+        run(Path(other), SHARDED)
 
 
 def losses(folder):
@@ -79,9 +79,9 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     drop_the_second_half(mixed)
     address = free_address()
     command = [sys.executable, __file__, str(two), str(mixed), address]
-    processes = [
-        subprocess.Popen([*command, str(i)], env=environment(2), stderr=subprocess.PIPE, text=True) for i in (0, 1)
-    ]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environ = environment(2) | cache  # the second training compiles nothing
+    processes = [subprocess.Popen([*command, str(i)], env=environ, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
     try:
         said = [process.communicate(timeout=250)[1] for process in processes]
     finally:
@@ -90,7 +90,7 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     assert "trained to step 50" in said[0] and "goes on from step 25" in said[0]
     assert "trained" not in said[1] and "goes on" not in said[1], "only the first process speaks"
-    assert sorted(path.name for path in (two / "samples").iterdir()) == ["0000025.png", "0000050.png"]
+    assert [path.name for path in (two / "samples").iterdir()] == ["0000050.png"]
     shutil.copytree(two, back)
     drop_the_second_half(back)
     run(back)
@@ -159,7 +159,6 @@ def test_rows_that_are_no_blocks_are_refused(rows):
         (["--processes", "2", "--process", "0"], "give the coordinator's address"),
         (["--coordinator", "localhost:1", "--processes", "2"], "process None of 2: give both"),
         (["--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "process 2 of 2: give both"),
-        (["--coordinator", "localhost:1"], "cannot find one another: Number of processes must be defined"),
     ],
 )
 def test_half_of_what_a_job_needs_is_a_clear_line(given, said, tmp_path, capsys):

@@ -16,7 +16,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, to_dict
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.input_pipeline.datasets import clip_batches, fingerprint
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
@@ -140,7 +140,7 @@ class TokenizerTask:
             "tokenizer": to_dict(self.config),
             "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
             "text_model": self.text.fingerprint if self.text else None,
-            "data": describe_data(self.recipe.data),
+            "data": describe_data(self.recipe.data) | {"files": fingerprint(self.recipe.data.path)},
         }
 
 

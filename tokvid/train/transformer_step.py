@@ -11,6 +11,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import Recipe, to_dict
 from tokvid.errors import UserError
+from tokvid.input_pipeline.datasets import fingerprint
 from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import token_batches
 from tokvid.transformer.model import Transformer, sequence_of
@@ -104,5 +105,5 @@ class TransformerTask:
             "tokenizer": self.about["tokenizer"],
             "text_model": self.about["text_model"],
             "data": self.about["data"],
-            "tokens": self.about["tokens"],
+            "tokens": self.about["tokens"] | {"files": fingerprint(self.cache)},
         }
