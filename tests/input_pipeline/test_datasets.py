@@ -280,7 +280,7 @@ def test_a_video_without_captions_is_a_clip_without_text(made, monkeypatch):
 
 
 def test_other_data_has_another_fingerprint(tmp_path):
-    """Of clips by their captions, of records by their files, of one file by its size; nothing where there is no path."""
+    """Of clips by their captions, of records by their files, of one file by its size; nothing without a path."""
 
     def change(path, text):
         path.parent.mkdir(parents=True, exist_ok=True)
