@@ -152,8 +152,11 @@ def show(name: str, folder: Path) -> str:
     finally:
         for process in processes:
             process.kill()
-    logs = "".join((folder / f"{rank}.log").read_text() for rank in range(RANKS))
-    wrong = [f"the log lacks {said!r}" for said in fault.said if not re.search(said, logs)]
+    for _ in range(100):  # the witnesses speak after the processes have gone
+        logs = "".join((folder / f"{rank}.log").read_text() for rank in range(RANKS))
+        if not (wrong := [f"the log lacks {said!r}" for said in fault.said if not re.search(said, logs)]):
+            break
+        time.sleep(0.05)
     codes = tuple(process.exitcode for process in processes)
     if any(wanted not in (None, code) for wanted, code in zip(fault.codes, codes, strict=True)):
         wrong.append(f"exit codes {codes}, not {fault.codes}")
