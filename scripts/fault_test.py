@@ -45,6 +45,10 @@ def is_stopped() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def has_another_recipe() -> None:
+    """From the beginning."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """What happens to `rank`; `said` are patterns that the log must hold, `codes` are exit codes (None: any)."""
@@ -60,6 +64,7 @@ class Fault:
 ON_FIRE = r"process {rank} of 2 ended after step \d+: RuntimeError: a part of the machine is on fire"
 DIED = r"process {rank} of 2 died after step \d+"
 HANGS = r"process 1 of 2 has hung for \d+ s after step \d+; this is where each thread stands"
+OTHER = "process 1 of 2 was started with another recipe or other data than process 0"
 SAVED = r"toy: stopped at step \d+ of \d+ and saved"
 LATE = TIMEOUT + MOST_SECONDS
 FAULTS = {
@@ -69,6 +74,7 @@ FAULTS = {
     "first-killed": Fault(0, is_killed, (DIED.format(rank=0), DIED.format(rank=1)), (-signal.SIGKILL, None)),
     "sleeps": Fault(1, sleeps, (HANGS, r"in sleeps\b"), (None, None), LATE, TIMEOUT),
     "sleeps-with-lock": Fault(0, sleeps_with_the_lock, (r"in sleeps_with_the_lock\b",), (None, None), LATE, TIMEOUT),
+    "another-recipe": Fault(1, has_another_recipe, (OTHER,), (None, None), 60.0),  # from the start of the processes on
     "stopped": Fault(1, is_stopped, (SAVED,), (0, 0)),
 }
 
@@ -138,6 +144,9 @@ def work(rank: int, address: str, folder: Path, name: str) -> None:
     fault = FAULTS[name]
     steps = 100_000 if fault.what is is_stopped else 2 * FAULT_AT
     config = TrainConfig(steps=steps, batch=RANKS * DEVICES, log_every=1, save_every=3, sample_every=0, warmup=1)
+    if fault.what is has_another_recipe:
+        (folder / "happened").write_text(repr(time.time()))
+        config = dataclasses.replace(config, weight_decay=0.1 * rank)
     with joined(address, RANKS, rank):
         train(Toy(rank, fault, folder), dataclasses.replace(config, step_timeout=fault.timeout), folder / "job")
 

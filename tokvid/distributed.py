@@ -101,7 +101,7 @@ def reached(where: str) -> None:
 def _end(here: str, error: BaseException) -> NoReturn:
     """Ends this process at once, and so the job. By the usual way it would wait for the others, as they do for it."""
     code = 1
-    if isinstance(error, UserError | SystemExit):
+    if isinstance(error, UserError):
         code = 2
     elif isinstance(error, KeyboardInterrupt):
         code = 130
