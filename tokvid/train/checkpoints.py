@@ -124,7 +124,9 @@ class Checkpoints:
         return step, found["state"], found["data"]
 
     def newest(self) -> str:
-        """The newest committed checkpoint, for a person to read."""
+        """The newest committed checkpoint, once the last save has ended, for a person to read."""
+        if self._thread is not None:
+            self._thread.join()
         saved = [step for step in self._steps() if self._record(step).exists()]
         return f"checkpoint {self._path(saved[-1])}" if saved else "the beginning, for there is no checkpoint yet"
 
