@@ -1,24 +1,33 @@
 """Kills a small training at random moments, again and again, and compares its end with one that was left alone.
 
-python scripts/kill_test.py --kills 20                  # SIGKILL, from the start of the process on
-python scripts/kill_test.py --kills 20 --signals TERM   # it must save, say so and leave with exit code 0
+python scripts/kill_test.py --kills 20 --pair-kills 10    # SIGKILL; the ten hit one of two processes
+python scripts/kill_test.py --kills 20 --signals TERM     # it must save, say so and leave with exit code 0
+
+Every other SIGKILL comes while a checkpoint is being written. No step that was committed may be lost, nothing may
+outlive a training that was killed, and every array must be equal bit for bit in the end.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
+import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from job import begin, left, start
+
 BEGUN = "training has begun"
+GOES_ON = re.compile(r"goes on from step (\d+)")
+ALONE_SECONDS = 15.0  # that a process may live on when the other is killed
 
 
 def recipe(steps: int) -> Any:
@@ -29,58 +38,77 @@ def recipe(steps: int) -> Any:
     return Recipe(
         data=DataConfig(size=size, frames=3, videos=50, threads=1),
         tokenizer=TokenizerConfig(size=size, width=16, heads=2, mlp=32, quantizer="fsq", levels=(4, 4), **layers),
-        train_tokenizer=TrainConfig(steps=steps, batch=2, warmup=2, save_every=2, sample_every=5, log_every=3),
+        train_tokenizer=TrainConfig(steps=steps, batch=4, warmup=2, save_every=2, sample_every=5, log_every=3),
     )
 
 
-def work(folder: Path, steps: int) -> None:
+def work(rank: int, address: str, folder: Path, steps: int, processes: int) -> None:
     """The training itself, in a process of its own."""
+    begin(folder.with_suffix(".log"))
+    from tokvid.distributed import joined
     from tokvid.train.loop import train
     from tokvid.train.tokenizer_step import TokenizerTask
 
     class Told(TokenizerTask):
-        def batches(self) -> Any:
+        def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
             print(BEGUN, file=sys.stderr, flush=True)  # from here on a SIGTERM is heeded
-            return super().batches()
+            return super().batches(block)
 
     logging.basicConfig(level=logging.WARNING)
     task = Told(recipe(steps))
-    train(task, task.recipe.train_tokenizer, folder)
+    with joined(address, processes, rank) if processes > 1 else contextlib.nullcontext():
+        train(task, task.recipe.train_tokenizer, folder)
 
 
-def start(folder: Path, steps: int) -> subprocess.Popen:
-    """A worker, its stderr in `folder`.log."""
-    with open(folder.with_suffix(".log"), "a") as log:
-        command = [sys.executable, __file__, "--work", str(folder), "--steps", str(steps)]
-        return subprocess.Popen(command, stdout=log, stderr=log)
+def kill(workers: list[BaseProcess], folder: Path, number: int, seconds: float, saving: bool) -> str | None:
+    """Signals the last of `workers` after `seconds`; says in which moment it came, or None where all had ended before.
 
-
-def kill(worker: subprocess.Popen, folder: Path, number: int, seconds: float) -> str | None:
-    """Sends the signal after `seconds`; says in which moment it came, or None where the worker had ended before.
-
-    SIGTERM is counted from the moment that training begins: before, there is nothing to save. RuntimeError where the
-    worker then doesn't save, say so and leave in peace.
+    `saving` waits for the next moment in which a checkpoint is half written. SIGTERM is counted from the moment that
+    training begins: before, there is nothing to save. RuntimeError where a worker fails by itself, doesn't save and
+    leave in peace at a SIGTERM, or something lives on after it.
     """
-    log = folder.with_suffix(".log")
-    begun = log.read_text().count(BEGUN) if log.exists() else 0
-    while number == signal.SIGTERM and worker.poll() is None and log.read_text().count(BEGUN) == begun:
+    log, worker = folder.with_suffix(".log"), workers[-1]
+    begun = said(log).count(BEGUN)
+    while number == signal.SIGTERM and worker.is_alive() and said(log).count(BEGUN) == begun:
         time.sleep(0.01)
-    try:
-        worker.wait(seconds)
-    except subprocess.TimeoutExpired:
-        worker.send_signal(number)
-        code = worker.wait(600)
+    end = time.monotonic() + seconds
+    while worker.is_alive() and (time.monotonic() < end or (saving and not checkpoints(folder)[1])):
+        time.sleep(0.003)
+    if ended := not worker.is_alive():
+        end_of(workers, 600)
     else:
-        if worker.returncode:
-            raise RuntimeError(f"the worker failed by itself, see {log}:\n{log.read_text()[-2000:]}") from None
+        os.kill(worker.pid or 0, number)
+        worker.join(600)
+    at = time.monotonic()
+    codes = end_of(workers, ALONE_SECONDS)
+    if any(map(left, workers)):
+        raise RuntimeError(f"something of {workers} lives on")
+    if ended and any(codes):
+        raise RuntimeError(f"a worker failed by itself, see {log}:\n{said(log)[-2000:]}")
+    if ended:
         return None
     saved, unfinished = checkpoints(folder)
     moment = f"{signal.Signals(number).name} at {seconds:.2f} s, saved {saved or 'nothing'}"
+    if len(workers) > 1:
+        moment += f", the other gone {time.monotonic() - at:.1f} s later"
     if number == signal.SIGTERM:
-        said = re.findall(r"(?:stopped at|trained to) step (\d+)", log.read_text())
-        if code or unfinished or not saved or not said or int(said[-1]) != saved[-1]:
-            raise RuntimeError(f"after {moment}: exit code {code}, see {log}:\n{log.read_text()[-2000:]}")
+        ends = re.findall(r"(?:stopped at|trained to) step (\d+)", said(log))
+        if any(codes) or unfinished or not saved or not ends or int(ends[-1]) != saved[-1]:
+            raise RuntimeError(f"after {moment}: exit codes {codes}, see {log}:\n{said(log)[-2000:]}")
     return moment + (f", while saving {' '.join(unfinished)}" if unfinished else "")
+
+
+def end_of(workers: list[BaseProcess], seconds: float) -> list[int]:
+    """The exit codes, once all have ended. RuntimeError where one hasn't after `seconds`."""
+    for worker in workers:
+        worker.join(seconds)
+        if worker.exitcode is None:
+            raise RuntimeError(f"{worker} still lives after {seconds:g} s")
+    return [worker.exitcode or 0 for worker in workers]
+
+
+def said(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
 
 
 def checkpoints(folder: Path) -> tuple[list[int], list[str]]:
@@ -122,43 +150,59 @@ def compare(one: Path, other: Path, steps: int) -> None:
     assert weights == other_weights, f"weights of {one} and {other} differ"
 
 
+def torment(alone: Path, name: str, options: argparse.Namespace, kills: int, processes: int) -> None:
+    """`kills` kills, in as many trainings as it takes; each must end as `alone` did."""
+    moments = random.Random(f"{options.seed} {processes}")
+    began = time.monotonic()
+    if any(end_of(start(processes, work, alone, options.steps, processes), 3600)):
+        sys.exit(f"the training fails by itself:\n{said(alone.with_suffix('.log'))[-2000:]}")
+    took = time.monotonic() - began
+    print(f"{name}, uninterrupted: {options.steps} steps in {took:.1f} s; moments of seed {options.seed}", flush=True)
+    signals = itertools.cycle(signal.Signals[f"SIG{signal_name}"] for signal_name in options.signals)
+    done = caught = 0
+    for attempt in itertools.count():
+        folder, moment = alone.with_name(f"{alone.name}-{attempt}"), ""
+        while moment is not None:  # until it comes to its end
+            saved, before = checkpoints(folder)[0], GOES_ON.findall(said(folder.with_suffix(".log")))
+            workers, last = start(processes, work, folder, options.steps, processes), done == kills
+            number, seconds = (signal.SIGKILL, 3600) if last else (next(signals), moments.uniform(0, took))
+            began = time.monotonic()
+            if processes > 1 and moments.random() < 0.5:
+                workers.reverse()  # the first one is hit
+            try:
+                moment = kill(workers, folder, number, seconds, saving=not last and done % 2 == 1)
+            finally:
+                for worker in workers:
+                    worker.kill()
+            gone_on = GOES_ON.findall(said(folder.with_suffix(".log")))[len(before) :]
+            if gone_on and int(gone_on[0]) != saved[-1]:
+                raise RuntimeError(f"{saved[-1]} was committed, and training went on from step {gone_on[0]}")
+            if moment is None:  # programs that were compiled before make it faster
+                took = min(took, time.monotonic() - began)
+            else:
+                done, caught = done + 1, caught + ("while saving" in moment)
+                print(f"{done}/{kills}: {moment}", flush=True)
+        compare(alone, folder, options.steps)
+        print(f"training {attempt + 1} came to its end: equal", flush=True)
+        if done == kills:
+            break
+    equal = "final parameters equal the uninterrupted run's bit for bit"
+    print(f"{name}, {done} kills, {caught} of them while saving: {equal}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="of a training that is one process")
+    parser.add_argument("--pair-kills", type=int, default=0, help="of one of the two processes of a training")
     parser.add_argument("--signals", nargs="+", choices=("KILL", "TERM"), default=["KILL"], help="taken in turn")
     parser.add_argument("--steps", type=int, default=40, help="of a training")
-    parser.add_argument("--seed", type=int, default=None, help="of the moments")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the moments")
     options = parser.parse_args()
-    if options.work:
-        return work(options.work, options.steps)
-
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-    moments, signals = random.Random(seed), itertools.cycle(signal.Signals[f"SIG{name}"] for name in options.signals)
     with tempfile.TemporaryDirectory() as temporary:
-        began, alone = time.monotonic(), Path(temporary) / "alone"
-        if start(alone, options.steps).wait():
-            sys.exit(f"the training fails by itself:\n{alone.with_suffix('.log').read_text()[-2000:]}")
-        took = time.monotonic() - began
-        print(f"uninterrupted: {options.steps} steps in {took:.1f} s; moments of seed {seed}", flush=True)
-        kills = 0
-        for attempt in itertools.count():
-            folder, moment = Path(temporary) / f"killed-{attempt}", ""
-            while moment is not None:  # until it comes to its end
-                worker, last = start(folder, options.steps), kills == options.kills
-                number, seconds = (signal.SIGKILL, 3600) if last else (next(signals), moments.uniform(0, took))
-                try:
-                    moment = kill(worker, folder, number, seconds)
-                finally:
-                    worker.kill()
-                if moment is not None:
-                    kills += 1
-                    print(f"{kills}/{options.kills}: {moment}", flush=True)
-            compare(alone, folder, options.steps)
-            print(f"training {attempt + 1} came to its end: equal", flush=True)
-            if kills == options.kills:
-                break
-    print(f"{kills} kills: final parameters equal the uninterrupted run's bit for bit")
+        if options.kills:
+            torment(Path(temporary) / "alone", "one process", options, options.kills, 1)
+        if options.pair_kills:
+            torment(Path(temporary) / "pair", "two processes", options, options.pair_kills, 2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary",
 # Left may not import right, and rooms side by side may not import each other (the helpers may).
 ORDER = [
     HELPERS,
-    {"compilation"},
+    {"compilation", "distributed"},
     {"sharding"},
     {"nn"},
     {"tokenizer", "transformer"},

@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model; again with the same --workdir: resume")
     train.add_argument("model", choices=("tokenizer", "transformer"))
     _recipe(train)
+    _several(train)
 
     tokenize = commands.add_parser("tokenize", help="the token cache that the transformer is trained on")
     _recipe(tokenize)
@@ -202,6 +203,21 @@ def _recipe(command: argparse.ArgumentParser) -> None:
 def _config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, metavar="CONFIG.py", help="a recipe, see configs/")
     command.epilog = "Any field of the recipe can be changed: --train_tokenizer.steps 100, --data.path clips, …"
+
+
+def _several(command: argparse.ArgumentParser) -> None:
+    several = command.add_argument_group(
+        "several processes",
+        "one job; all are given the same arguments and one --workdir, on a file system that all see",
+    )
+    several.add_argument(
+        "--distributed",
+        action="store_true",
+        help="find the others: for TPU VMs (SLURM, Open MPI, GKE are noticed)",
+    )
+    several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 is to listen")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which this is, from 0 on")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -215,9 +215,18 @@ def reconstruct(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     """Trains the tokenizer or the transformer of a recipe."""
+    from tokvid.distributed import joined
+
+    with joined(options.coordinator, options.processes, options.process, options.distributed):
+        _train(options, rest)
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.compilation import keep_programs
     from tokvid.config import load_recipe
+    from tokvid.distributed import first, together
     from tokvid.input_pipeline.datasets import open_source
+    from tokvid.input_pipeline.text import TextModel
     from tokvid.train.loop import train as run_training
     from tokvid.train.token_cache import open_token_cache, write_text_model
     from tokvid.train.tokenizer_step import TokenizerTask
@@ -227,8 +236,12 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     keep_programs()
     folder = options.workdir / options.model
     if options.model == "tokenizer":
-        reads = recipe.adversary.captions
-        text = write_text_model(recipe, open_source(recipe.data), options.workdir) if reads else None
+        text = None
+        if recipe.adversary.captions:
+            if first():
+                write_text_model(recipe, open_source(recipe.data), options.workdir)
+            together("text model")
+            text = TextModel.load(options.workdir / "text.model")
         run_training(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
     else:
         cache, about, text = open_token_cache(options.workdir)

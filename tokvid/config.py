@@ -140,7 +140,7 @@ class TrainConfig:
     """One training run, of either model."""
 
     steps: int = 10_000
-    batch: int = 32
+    batch: int = 32  # of all devices and processes together
     accumulate: int = 1  # parts of a batch whose gradients are added up, one after another: less memory, the same loss
     optimizer: str = "adamw"  # or "muon", or "adafactor": second moments by rows and columns, no first ones
     moments: Dtype = "float32"  # how the optimizer keeps its moments
@@ -157,6 +157,7 @@ class TrainConfig:
     sample_every: int = 1000
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run
+    step_timeout: float = 900.0  # seconds until a step counts as hung and the job is ended; 0: never
     seed: int = 0
     start: str = ""  # a weights folder to begin with, instead of at random
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py

@@ -42,9 +42,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Writes `value` as indented JSON (UTF-8, stable key order as given), atomically."""
+    """Writes `to_json(value)` (UTF-8), atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(value), encoding="utf-8")
+
+
+def to_json(value: object) -> str:
+    """`value` as indented JSON, keys in the order given."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | Path, what: str) -> dict:

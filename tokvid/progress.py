@@ -12,9 +12,12 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Gives `advance(n=1, **notes)`; notes (numbers or short texts) are shown behind the bar. Writes to stderr."""
-    console = Console(stderr=True)
+def progress(what: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Gives `advance(n=1, **notes)`; notes (numbers or short texts) are shown behind the bar. Writes to stderr.
+
+    `quiet` shows nothing: another process does.
+    """
+    console = Console(stderr=True, quiet=quiet)
     at, shown, pace = done, "", Pace()
     if console.is_terminal:
         columns = (
@@ -41,7 +44,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
         nonlocal at, last
         at += n
         so_far = pace.at(at, total, unit)
-        if (now := time.monotonic()) - last >= SECONDS_BETWEEN_LINES or at == total:
+        if not quiet and ((now := time.monotonic()) - last >= SECONDS_BETWEEN_LINES or at == total):
             last = now
             print(" · ".join(filter(None, (f"{what}: {at}/{total}", so_far, _notes(notes)))), file=sys.stderr)
 

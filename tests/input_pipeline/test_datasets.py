@@ -10,7 +10,7 @@ import pytest
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline import datasets
-from tokvid.input_pipeline.datasets import ClipCutter, clip_batches, open_source, usable_rates
+from tokvid.input_pipeline.datasets import ClipCutter, clip_batches, fingerprint, open_source, usable_rates
 from tokvid.input_pipeline.records import RecordWriter, stored
 from tokvid.input_pipeline.shapes import ShapesDataset
 from tokvid.types import Caption
@@ -277,3 +277,27 @@ def test_a_video_without_captions_is_a_clip_without_text(made, monkeypatch):
     monkeypatch.setattr(MadeItem, "captions", ())
     batch = next(clip_batches(made([9.0] * 4), 2, 0, encode=lambda text: np.full(3, len(text) - 1, np.int32)))
     assert batch.text.tolist() == [[-1] * 3] * 2
+
+
+def test_other_data_has_another_fingerprint(tmp_path):
+    """Of clips by their captions, of records by their files, of one file by its size; nothing without a path."""
+
+    def change(path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    clips, records, digits = tmp_path / "clips", tmp_path / "records", tmp_path / "digits.npz"
+    for first, second, place in (
+        (clips / "captions.jsonl", "other words", clips),
+        (records / "00000.array_record", "more of it", records),
+        (digits, "more of it", digits),
+    ):
+        change(first, "first words")
+        before = fingerprint(place)
+        assert len(before) == 16 and before == fingerprint(str(place))
+        change(clips / "a.mp4", "pixels")  # isn't looked at
+        assert fingerprint(place) == before
+        change(first, second)
+        assert fingerprint(place) != before
+    assert fingerprint("") == ""

@@ -1,9 +1,15 @@
 """Checkpoints count only when they are whole: damage, full disks, second jobs and donated memory."""
 
+import contextlib
 import json
 import logging
+import os
 import resource
 import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +17,8 @@ import numpy as np
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.train.checkpoints import Checkpoints
+from tokvid.files import to_json
+from tokvid.train.checkpoints import Checkpoints, _seal
 
 AGREE = {"model": {"width": 4, "levels": (8, 5)}, "data": {"source": "shapes"}}
 
@@ -79,11 +86,11 @@ def remove_a_file(step_folder):
 
 
 def spoil_the_record(step_folder):
-    (step_folder / "commit.json").write_text('{"format": 2, "files": [')
+    (step_folder / "commit.json").write_text('{"format": 3, "files": [')
 
 
 def spoil_the_record_as_json(step_folder):
-    (step_folder / "commit.json").write_text('{"format": 2, "files": {}, "agree": 3}')
+    (step_folder / "commit.json").write_text('{"format": 3, "files": {}, "agree": 3}')
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, remove_a_file, spoil_the_record, spoil_the_record_as_json])
@@ -148,14 +155,62 @@ def test_another_config_is_refused_field_by_field(folder):
 def test_another_format_is_refused(folder):
     for step in "123":
         path = folder / "checkpoints" / step / "commit.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(UserError, match="has format 1, this version of tokvid reads 2"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({"format": 2} | {name: record[name] for name in ("step", "agree", "files")}))
+    with pytest.raises(UserError, match="has format 2, this version of tokvid reads 3"):
         newest(folder)
 
 
-def test_a_state_of_other_parts_is_refused(folder):
-    with open_at(folder) as checkpoints, pytest.raises(UserError, match="3 cannot be read by this version"):
-        checkpoints.restore(state_of(0) | {"more": jnp.zeros(())})
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"more": np.zeros(2, np.float32)}, r"more is missing there, float32\[2\] here"),
+        ({"bias": None}, r"bias is float32\[4\] there, missing here"),
+        ({"kernel": np.zeros((4, 4), jnp.bfloat16)}, r"kernel is float32\[4, 4\] there, bfloat16\[4, 4\] here"),
+        ({"kernel": np.zeros((4, 5), np.float32)}, r"kernel is float32\[4, 4\] there, float32\[4, 5\] here"),
+    ],
+)
+def test_a_state_of_other_leaves_is_refused_by_name(folder, change, said):
+    """orbax would cast another type without a word."""
+    like = {name: leaf for name, leaf in (state_of(0) | change).items() if leaf is not None}
+    with (
+        open_at(folder) as checkpoints,
+        pytest.raises(UserError, match=f"checkpoints/3 doesn't fit .*: {said}; resume"),
+    ):
+        checkpoints.restore(like)
+    assert newest(folder) == 3
+
+
+def test_no_bit_of_a_checkpoint_flips_unnoticed(folder):
+    """100 single bits of any of its files, 200 of the commit record."""
+    rng, step = np.random.default_rng(0), folder / "checkpoints" / "3"
+    files = sorted(path for path in step.rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(files) > 8
+    with open_at(folder) as checkpoints:
+        assert not checkpoints._damage(3)
+        for path in [files[i % len(files)] for i in range(100)] + [step / "commit.json"] * 200:
+            whole = path.read_bytes()
+            bit = int(rng.integers(8 * len(whole)))
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert checkpoints._damage(3), f"bit {bit} of {path}"
+            path.write_bytes(whole)
+        assert not checkpoints._damage(3)
+
+
+def test_a_commit_that_is_not_finite_is_not_restored(folder):
+    path = folder / "checkpoints" / "3" / "commit.json"
+    record = json.loads(path.read_text()) | {"finite": False}
+    path.write_text(to_json(record | {"sha256": _seal(record)}))
+    assert newest(folder) == 2
+
+
+def test_what_is_not_finite_is_not_saved(folder):
+    said = r"^bias is not finite at step 4, which was not saved.* checkpoint .*/3$"
+    with open_at(folder) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.save(4, state_of(4) | {"bias": jnp.array([0, jnp.nan, 0, 0])}, {"next": 4})
+    assert newest(folder) == 3
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -170,6 +225,67 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^cannot write checkpoints to .*file/job/checkpoints: Not a directory; free"):
         open_at(tmp_path / "file" / "job")
+
+
+@contextlib.contextmanager
+def without_rights():
+    """Whoever may write everywhere gives that up meanwhile."""
+    root = os.geteuid() == 0
+    os.seteuid(65534 if root else os.geteuid())
+    try:
+        yield
+    finally:
+        os.seteuid(0 if root else os.geteuid())
+
+
+def test_a_folder_that_may_only_be_read():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders may not be entered by others
+        folder = Path(name)
+        with open_at(folder) as checkpoints:
+            checkpoints.save(1, state_of(1), {"next": 1})
+        folder.chmod(0o755)
+        (folder / "checkpoints").chmod(0o555)
+        (folder / "checkpoints" / "lock").unlink()
+        with (
+            without_rights(),
+            pytest.raises(UserError, match=r"^cannot write checkpoints to .*: Permission denied; fr"),
+        ):
+            open_at(folder)
+        assert newest(folder) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs a disk of its own")
+def test_a_disk_that_is_really_full(tmp_path):
+    """A file system of 300 kB: the first checkpoint fits, the second doesn't."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "fill.py").write_text(
+        f"""
+import sys, numpy as np
+from pathlib import Path
+from tokvid.train.checkpoints import Checkpoints
+from tokvid.errors import UserError
+def open_at(): return Checkpoints(Path("{tmp_path}/disk/job/checkpoints"), 2, {{}})
+small, big = np.ones((4, 4)), np.random.default_rng(0).normal(size=(256, 256))
+with open_at() as checkpoints:
+    checkpoints.save(1, {{"kernel": small}}, {{}})
+try:
+    with open_at() as checkpoints:
+        checkpoints.save(2, {{"kernel": big}}, {{}})
+except UserError as error:
+    print(error)
+with open_at() as checkpoints:
+    print("restored", checkpoints.restore({{"kernel": small}})[0])
+"""
+    )
+    mount = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}/disk && exec {sys.executable} {tmp_path}/fill.py"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, timeout=250)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"needs a disk of its own: {done.stderr.strip()}")
+    assert "No space left on device; free some space or choose another --workdir" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    assert done.stdout.endswith("restored 1\n")
 
 
 @pytest.mark.parametrize("most", [50, 2000])

@@ -85,8 +85,8 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.task, name)
 
-    def batches(self):
-        self.iterator = self.task.batches()
+    def batches(self, block):
+        self.iterator = self.task.batches(block)
         return self
 
     def __next__(self):

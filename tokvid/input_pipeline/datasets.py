@@ -6,10 +6,13 @@ step alone: never of threads, and a restored iterator goes on bit for bit. Windo
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import grain
@@ -26,6 +29,7 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 MOST_TRIES = 100  # videos tried for one sample before giving up
 FEWEST_SHUFFLED = 256  # indices in an epoch
+CAPTIONS = ("captions.jsonl", "captions.csv")
 FEWEST_READS = 50  # reads before which a share of unreadable videos says nothing
 
 
@@ -111,6 +115,22 @@ def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
         raise UserError(f"none of the {len(source)} videos in {config.path} are held out; set held_out above 0")
     border = len(source) - config.held_out
     return _Part(source, 0, border) if split == "train" else _Part(source, border, len(source))
+
+
+def fingerprint(path: str | Path) -> str:
+    """16 hex digits that tell other data at `path` from that of before; nothing where there is no path.
+
+    By names and sizes of record files, of a single file, or of the captions beside clips and what they say: nothing
+    large is read.
+    """
+    if not path:
+        return ""
+    path = Path(path)
+    captions = [path / name for name in CAPTIONS if (path / name).is_file()]
+    files = [path] if path.is_file() else captions or sorted(path.rglob("*.array_record*"))
+    told = [[str(file.relative_to(path)), file.stat().st_size] for file in files if file.is_file()]
+    texts = b"".join(file.read_bytes() for file in captions)
+    return hashlib.sha256(json.dumps(told).encode() + texts).hexdigest()[:16]
 
 
 def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[float]:

@@ -1,9 +1,11 @@
 """Checkpoints that count only once they are proved whole.
 
 orbax writes state and data iterator asynchronously; a thread then writes `commit.json` last, with the SHA-256 of every
-file. A step without its commit record never counts as saved; one whose files don't match it is set aside and named.
+file and of itself. A step without its commit record never counts as saved; one whose files don't match it is set aside
+and named. Of several processes each writes its part of the arrays; the first one commits, examines and removes.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -13,17 +15,22 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from tokvid.distributed import first, together, told_by_first
 from tokvid.errors import UserError
-from tokvid.files import write_json
+from tokvid.files import to_json, write_json
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
+HASHING = 4  # threads
+NONE = -1  # no step
 ADVICE = "free some space or choose another --workdir, then run again: training goes on from the last checkpoint"
 
 
@@ -38,13 +45,15 @@ class Checkpoints:
         self.folder, self.agree = folder.absolute(), json.loads(json.dumps(agree))
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._lock = _locked(self.folder)
+        self._saved: int | None = None  # the step that is saved last or restored
+        self._lock = _locked(self.folder) if first() else contextlib.nullcontext()
         logging.getLogger("absl").addFilter(_without_traceback)
         try:
-            for step in self._steps():
+            for step in self._steps() if first() else ():
                 if not self._record(step).exists():
                     log.warning("checkpoint %d in %s was never finished: removed", step, self.folder)
                     shutil.rmtree(self._path(step))
+            together("checkpoints")  # nobody looks at them before
             # One at least stays while the next is written, for orbax removes old ones before ours is committed.
             options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -68,18 +77,20 @@ class Checkpoints:
     def save(self, step: int, state: Any, data: Mapping[str, Any]) -> None:
         """Starts saving, unless that step is saved already; `state` may be donated once this returns.
 
-        UserError where this save, or the one before, failed.
+        UserError where this save, or the one before, failed, or a leaf of the state is not finite.
         """
         self.wait()
-        if self._path(step).exists():
+        if step == self._saved:
             return
+        self._check_finite(step, state)
         data = json.loads(json.dumps(data))  # it is written in the background, and may change meanwhile
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:
             raise self._failed(error) from error
-        self._thread = threading.Thread(target=self._commit, args=(step,), name=f"commit {step}")
+        self._saved = step
+        self._thread = threading.Thread(target=self._commit, args=(step, _leaves(state)), name=f"commit {step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -94,38 +105,64 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state, data iterator state), or None where nothing was ever saved.
 
-        `like` is a state, or one of ShapeDtypeStructs, with the shapes and shardings to restore to. UserError where no
-        checkpoint is whole, or the newest that is doesn't agree with this training.
+        `like` is a state, or one of ShapeDtypeStructs, with the shapes and shardings to restore to: any mesh, any
+        number of processes. UserError where no checkpoint is whole, or the newest one doesn't agree with this training.
         """
+        step = told_by_first(self._newest_whole(like) if first() else NONE)
+        if step == NONE:
+            return None
+        self._manager.reload()
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+        try:
+            found = self._manager.restore(step, args=args)
+        except Exception as error:
+            raise UserError(
+                f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({_first_line(error)}); "
+                "resume with the version that wrote it or use another --workdir"
+            ) from error
+        self._saved = step
+        return step, found["state"], found["data"]
+
+    def newest(self) -> str:
+        """The newest committed checkpoint, once the last save has ended, for a person to read."""
+        if self._thread is not None:
+            self._thread.join()
+        saved = [step for step in self._steps() if self._record(step).exists()]
+        return f"checkpoint {self._path(saved[-1])}" if saved else "the beginning, for there is no checkpoint yet"
+
+    def _newest_whole(self, like: Any) -> int:
+        """Its step, NONE where nothing was ever saved. Damaged ones are set aside."""
         damaged: dict[int, str] = {}
         for step in reversed(self._steps()):
             if damage := self._damage(step):
                 damaged[step] = damage
                 continue
-            self._check_agreement(step)
+            self._check_agreement(step, like)
             self._set_aside(damaged, step)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
-            try:
-                found = self._manager.restore(step, args=args)
-            except Exception as error:
-                raise UserError(
-                    f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({_first_line(error)}); "
-                    "resume with the version that wrote it or use another --workdir"
-                ) from error
-            return step, found["state"], found["data"]
+            return step
         if damaged:
             named = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
             raise UserError(f"no checkpoint in {self.folder} is whole ({named}); use another --workdir to start anew")
-        return None
+        return NONE
 
-    def _commit(self, step: int) -> None:
+    def _commit(self, step: int, leaves: Mapping[str, Any]) -> None:
         try:
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                record = {"format": FORMAT, "step": step, "agree": self.agree, "files": _hashes(self._path(step))}
-                write_json(self._record(step), record)
+            self._manager.wait_until_finished()  # of all processes
+            if first():
+                record = {"format": FORMAT, "step": step, "finite": True, "agree": self.agree, "leaves": leaves}
+                record |= {"files": _hashes(self._path(step))}
+                write_json(self._record(step), record | {"sha256": _seal(record)})
         except BaseException as error:  # raised again in the training thread, by wait()
             self._error = error
+
+    def _check_finite(self, step: int, state: Any) -> None:
+        """Nothing non-finite is ever saved: UserError with the name of the first such leaf."""
+        for name, finite in zip(_leaves(state), jax.device_get(_finite(state)), strict=True):
+            if not finite:
+                raise UserError(
+                    f"{name} is not finite at step {step}, which was not saved. Lower the learning rate, then run "
+                    f"again: training goes on from {self.newest()}"
+                )
 
     def _close(self) -> None:
         try:
@@ -137,7 +174,7 @@ class Checkpoints:
 
     def _release(self) -> None:
         logging.getLogger("absl").removeFilter(_without_traceback)
-        self._lock.close()
+        self._lock.__exit__(None, None, None)
 
     def _failed(self, error: BaseException) -> UserError:
         why = _first_line(error.__cause__ or error)
@@ -146,13 +183,19 @@ class Checkpoints:
         return UserError(f"saving a checkpoint to {self.folder} failed: {why}; {ADVICE}")
 
     def _damage(self, step: int) -> str:
-        """What is wrong with a committed step, or nothing."""
+        """What is wrong with a committed step, or nothing. Of another version's it isn't known."""
         try:
-            record = json.loads(self._record(step).read_text())
-            wanted, found, _ = record["files"], _hashes(self._path(step)), record["agree"].keys()
-            bad = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            text = self._record(step).read_text(encoding="utf-8")
+            record = json.loads(text)
+            if record["format"] != FORMAT and record.get("sha256") is None:
+                return ""
+            # The text too: 1E-3 and 1e-3 are one bit apart.
+            if record["sha256"] != _seal(record) or text != to_json(record) or record["finite"] is not True:
+                return "commit.json is not what was saved"
+            wanted, found = record["files"], _hashes(self._path(step))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"unreadable: {_first_line(error)}"
+        bad = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         return f"{bad[0]} is not what was saved" if bad else ""
 
     def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:
@@ -167,10 +210,8 @@ class Checkpoints:
                 aside,
                 instead,
             )
-        if damaged:
-            self._manager.reload()
 
-    def _check_agreement(self, step: int) -> None:
+    def _check_agreement(self, step: int, like: Any) -> None:
         record = json.loads(self._record(step).read_text())
         if (found := record.get("format")) != FORMAT:
             raise UserError(
@@ -183,6 +224,15 @@ class Checkpoints:
                 raise UserError(
                     f"{self.folder.parent} was trained with {key} {_shorter(saved.get(key), self.agree.get(key))}; "
                     "resume with the same config or use another --workdir"
+                )
+        # orbax would cast one type to another without a word.
+        leaves, wanted = record["leaves"], _leaves(like)
+        for name in [*wanted, *leaves]:
+            if leaves.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {self._path(step)} doesn't fit this training: {name} is {_kind(leaves.get(name))} "
+                    f"there, {_kind(wanted.get(name))} here; resume with the config and the version that wrote it or "
+                    "use another --workdir"
                 )
 
     def _steps(self) -> list[int]:
@@ -223,7 +273,33 @@ def _hashes(folder: Path) -> dict[str, str]:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "commit.json")
-    return {str(path.relative_to(folder)): digest(path) for path in files}
+    with ThreadPoolExecutor(HASHING) as pool:
+        return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(digest, files), strict=True))
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of a commit record, its own left out."""
+    return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
+
+
+def _leaves(state: Any) -> dict[str, list[Any]]:
+    """By name, each leaf's type and shape, as JSON values."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): [
+            str(leaf.dtype),
+            list(leaf.shape),
+        ]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _kind(leaf: list[Any] | None) -> str:
+    return f"{leaf[0]}{leaf[1]}" if leaf else "missing"
+
+
+@jax.jit
+def _finite(state: Any) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,76 +9,88 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
-from tokvid.config import TrainConfig
-from tokvid.errors import UserError
+from tokvid.config import TrainConfig, to_dict
+from tokvid.distributed import block_of, check_same, first, to_first
 from tokvid.progress import progress
-from tokvid.sharding import make_mesh, shard_batch
+from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
-from tokvid.train.state import Task, TrainState, abstract_state, init_state, make_step, start_from
+from tokvid.train.state import Task, abstract_state, init_state, make_step, start_from
+from tokvid.train.watchdog import Watchdog
 
 
 def train(task: Task, config: TrainConfig, folder: Path) -> int:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; returns the step reached.
 
     SIGTERM and Ctrl-C save and return. Writes checkpoints/, metrics.jsonl, samples/ and, by `task.finish`, the weights.
-    Resuming gives the same batches and the same numbers, bit for bit on the same mesh. UserError where the folder holds
-    another training, cannot be written to, or the loss stays non-finite.
+    Resuming gives the same batches and the same numbers, bit for bit on the same mesh. Of several processes all do this
+    together, with one `folder`, and the first one writes. UserError where the folder holds another training, cannot be
+    written to, or the loss stays non-finite.
     """
     agree = agreement(task, config)
     with (
         _stop_signal() as stopped,
+        Watchdog(config.step_timeout) as watchdog,
         Checkpoints(folder / "checkpoints", config.keep, agree) as checkpoints,
-        contextlib.closing(task.batches()) as batches,
     ):
         mesh = make_mesh(config.mesh)
-        if config.batch % (parts := mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise UserError(f"batch {config.batch} can't be split over {parts} devices; use a multiple of {parts}")
+        check_same([to_dict(config), agree])
         like, graph = abstract_state(task, config, mesh)
         train_step = make_step(task, config, mesh, like, graph)
-        window: Mapping[str, Any] = {}
-        if (restored := checkpoints.restore(like)) is None:
-            state = init_state(task, config, like)
-            if config.start:
-                state = start_from(state, Path(config.start), task.name)
-        else:
-            _, state, saved = restored
-            batches.set_state(saved["batches"])
-            window = saved["metrics"]
-        step = first = int(state.step)
-        with (
-            progress(task.name, config.steps, "steps", done=step) as advance,
-            MetricsLog(folder, task, config, step, window, advance) as log,
-        ):
+        block = block_of(NamedSharding(mesh, BATCH), config.batch)
+        with contextlib.closing(task.batches(block)) as batches:
+            window: Mapping[str, Any] = {}
+            if (restored := checkpoints.restore(like)) is None:
+                state = init_state(task, config, like)
+                if config.start:
+                    state = start_from(state, Path(config.start), task.name)
+            else:
+                _, state, saved = restored
+                batches.set_state(saved["batches"])
+                window = saved["metrics"]
+            step = begun = int(state.step)
+            if restored is not None and first():
+                print(f"{task.name}: goes on from step {step} ({folder})", file=sys.stderr, flush=True)
+            with (
+                progress(task.name, config.steps, "steps", done=step, quiet=not first()) as advance,
+                MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
+            ):
 
-            def save() -> None:
-                log.flush()  # first, so that no line of a step that is saved can be lost
-                _check_finite(state, step)
-                checkpoints.save(step, state, {"batches": batches.get_state(), "metrics": log.window})
+                def save() -> None:
+                    log.flush()  # first, so that no line of a step that is saved can be lost
+                    checkpoints.save(step, state, {"batches": batches.get_state(), "metrics": log.window})
 
-            while step < config.steps and not stopped():
-                state, metrics = train_step(state, shard_batch(next(batches), mesh))
-                step += 1
-                log.add(step, metrics)
-                if due(step, config.save_every):
-                    save()
-                if due(step, config.sample_every):
-                    task.samples(nnx.merge(graph, state.ema, state.buffers), folder / "samples", step)
-            save()
-            if step == config.steps and config.sample_every and not due(step, config.sample_every):
-                task.samples(nnx.merge(graph, state.ema, state.buffers), folder / "samples", step)
-        checkpoints.wait()
-        task.finish(nnx.merge_state(state.ema, state.buffers), folder, step)
+                def sample() -> None:
+                    if (variables := to_first((state.ema, state.buffers))) is not None:
+                        task.samples(nnx.merge(graph, *variables), folder / "samples", step)
+
+                while step < config.steps and not stopped(step):
+                    state, metrics = train_step(state, shard_batch(next(batches), mesh))
+                    step += 1
+                    log.add(step, metrics)
+                    watchdog.beat(step)
+                    if due(step, config.save_every):
+                        save()
+                    if due(step, config.sample_every):
+                        sample()
+                save()
+                if step == config.steps and config.sample_every and not due(step, config.sample_every):
+                    sample()
+            checkpoints.wait()
+            if (variables := to_first((state.ema, state.buffers))) is not None:
+                task.finish(nnx.merge_state(*variables), folder, step)
     if step < config.steps:
         end = f"stopped at step {step} of {config.steps} and saved; run the same command again to go on from there"
-    elif step == first:
+    elif step == begun:
         end = f"was trained to step {step} already; wrote its weights again"
     else:
         end = f"trained to step {step}"
-    print(f"{task.name}: {end} ({folder})", file=sys.stderr, flush=True)
+    if first():
+        print(f"{task.name}: {end} ({folder})", file=sys.stderr, flush=True)
     return step
 
 
@@ -89,30 +101,17 @@ def agreement(task: Task, config: TrainConfig) -> dict[str, Any]:
     """
     return {
         **task.describe(),
-        "training": {name: getattr(config, name) for name in ("batch", "freeze", "optimizer", "seed")},
+        "training": {name: getattr(config, name) for name in ("batch", "freeze", "moments", "optimizer", "seed")},
     }
 
 
-@jax.jit
-def _finite(state: TrainState) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]
-
-
-def _check_finite(state: TrainState, step: int) -> None:
-    """Nothing non-finite is ever saved: UserError with the name of the first such leaf."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    for path, finite in zip(paths, jax.device_get(_finite(state)), strict=True):
-        if not finite:
-            raise UserError(
-                f"{jax.tree_util.keystr(path)} is not finite at step {step}, which was not saved. Lower the learning "
-                "rate, then run again: training goes on from the last checkpoint"
-            )
-
-
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between two steps."""
-    flag: list[int] = []
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into what the loop asks before each step.
+
+    Of several processes, the one that is signalled tells the others, and all hear of it before the same step.
+    """
+    together, flag = jax.process_count() > 1, list[int]()
 
     def handler(number: int, frame: object) -> None:
         if not flag:  # not print(): it may be what was interrupted
@@ -120,13 +119,23 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
         flag.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def pass_on(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def agreed(step: int) -> bool:
+        flag.extend([1] * (not flag and multihost_utils.reached_preemption_sync_point(step)))
+        return bool(flag)
+
+    # With jax.distributed, jax itself listens for SIGTERM.
+    handlers = {signal.SIGINT: pass_on} if together else {signal.SIGTERM: handler, signal.SIGINT: handler}
     try:
-        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, handle) for number, handle in handlers.items()}
     except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield lambda: False
+        yield agreed if together else lambda step: False
         return
     try:
-        yield lambda: bool(flag)
+        yield agreed if together else lambda step: bool(flag)
     finally:
         for number, previous in before.items():
             signal.signal(number, signal.SIG_DFL if previous is None else previous)

@@ -12,6 +12,7 @@ import jax
 
 from tokvid.chips import chip_of
 from tokvid.config import TrainConfig
+from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.files import atomic
 from tokvid.train.checkpoints import ADVICE
@@ -32,17 +33,16 @@ class MetricsLog:
         step: int,
         window: Mapping[str, Any],
         advance: Callable[..., None],
+        saved: Callable[[], str],
     ):
         """Goes on after `step` with the unfinished `window` saved there; `advance` is told of every step read.
 
-        Lines of later steps are dropped: they are about to be made again. So is a line that a crash cut off.
+        Lines of later steps are dropped: they are about to be made again. So is a line that a crash cut off. Only the
+        first process writes. `saved` says which checkpoint training can go on from.
         """
-        self._task, self._config, self._advance = task, config, advance
+        self._task, self._config, self._advance, self._saved = task, config, advance, saved
         self._path = folder / "metrics.jsonl"
-        with atomic(self._path) as temporary:
-            lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
-            temporary.write_text("".join(f"{line}\n" for line in lines if 0 <= _step_of(line) <= step))
-            self._board = _tensorboard(folder / "tensorboard", step)
+        self._board = self._begin(folder, step) if first() else None
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._sums: dict[str, float] = dict(window.get("sums", {}))
         self._count, self._skipped = window.get("count", 0), window.get("skipped", 0)
@@ -50,6 +50,12 @@ class MetricsLog:
         self._timed = 0
         self._notes: dict[str, float] = {}
         self._alarmed = False
+
+    def _begin(self, folder: Path, step: int) -> "_TensorBoard | None":
+        with atomic(self._path) as temporary:
+            lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+            temporary.write_text("".join(f"{line}\n" for line in lines if 0 <= _step_of(line) <= step))
+            return _tensorboard(folder / "tensorboard", step)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -92,7 +98,7 @@ class MetricsLog:
         if skipped >= self._config.max_non_finite:
             raise UserError(
                 f"the loss was not finite for {skipped} steps up to step {step}; nothing of them was kept. Lower the "
-                "learning rate or look at the data, then run again: training goes on from the last checkpoint"
+                f"learning rate or look at the data, then run again: training goes on from {self._saved()}"
             )
         if skipped == 1:
             log.warning("the loss of step %d is not finite: the step changes nothing", step)
@@ -100,6 +106,8 @@ class MetricsLog:
     def _write(self, step: int) -> None:
         means = {name: total / self._count for name, total in self._sums.items()} | {"skipped": float(self._skipped)}
         self._sums, self._count, self._skipped = {}, 0, 0
+        if not first():
+            return
         if step > self._config.warmup and not self._alarmed and (alarm := self._task.alarm(means)):
             log.warning("step %d: %s", step, alarm)
             self._alarmed = True

@@ -56,8 +56,11 @@ class Task(Protocol):
         """Of a training step, for each clip of its batch, counted from the config."""
         ...
 
-    def batches(self) -> Any:
-        """An endless iterator of NumPy batches with `get_state`, `set_state` (JSON values) and `close`."""
+    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
+        """An endless iterator of NumPy batches with `get_state`, `set_state` (JSON values) and `close`.
+
+        `block` (i, n) asks for the i-th of n equal blocks of every batch, whose order and state don't depend on n.
+        """
         ...
 
     def alarm(self, metrics: Mapping[str, float]) -> str:

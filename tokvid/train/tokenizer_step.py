@@ -17,7 +17,7 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, tokenizer_flops
-from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.input_pipeline.datasets import clip_batches, fingerprint
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
@@ -122,10 +122,10 @@ class TokenizerTask:
         clip, image = (sum(tokenizer_flops(c, part, many, many) for part in parts) for many in (frames, 1))
         return TRAINING * (clip + data.images * image)
 
-    def batches(self) -> Any:
+    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
         config = self.recipe.train_tokenizer
         encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
-        return clip_batches(self.recipe.data, config.batch, config.seed, encode=encode)
+        return clip_batches(self.recipe.data, config.batch // block[1], config.seed, encode=encode, shard=block)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""
@@ -157,7 +157,7 @@ class TokenizerTask:
             "tokenizer": computed(self.config),
             "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
             "text_model": self.text.fingerprint if self.text else None,
-            "data": describe_data(self.recipe.data),
+            "data": describe_data(self.recipe.data) | {"files": fingerprint(self.recipe.data.path)},
         }
 
 

@@ -12,6 +12,7 @@ from tokvid import weights
 from tokvid.config import Recipe, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, window_flops
+from tokvid.input_pipeline.datasets import fingerprint
 from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import TASKS, coarse_span, token_batches
 from tokvid.transformer.model import Transformer, sequence_of
@@ -85,16 +86,17 @@ class TransformerTask:
         coarse = window_flops(self.config, coarse_span(0, frames, factor)[1]) if share else 0.0
         return TRAINING * ((1 - share) * window_flops(self.config) + share * coarse)
 
-    def batches(self) -> Any:
+    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
         recipe, config = self.recipe, self.recipe.train_transformer
         return token_batches(
             self.cache,
             recipe.layouts,
             self.config,
-            config.batch,
+            config.batch // block[1],
             config.seed,
             text_model=self.text,
             threads=recipe.data.threads,
+            shard=block,
         )
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
@@ -119,5 +121,5 @@ class TransformerTask:
             "tokenizer": self.about["tokenizer"],
             "text_model": self.about["text_model"],
             "data": self.about["data"],
-            "tokens": self.about["tokens"],
+            "tokens": self.about["tokens"] | {"files": fingerprint(self.cache)},
         }

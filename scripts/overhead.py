@@ -1,0 +1,121 @@
+"""What safety costs: checkpoints and their hashes at the default interval, and the loop around the jitted step.
+
+python scripts/overhead.py                       # configs/tiny.py's tokenizer
+python scripts/overhead.py configs/base.py --steps 20
+
+A checkpoint is counted from `save` to its commit, as if nothing of it went on beside the training. The loop is timed on
+ready batches, against the same step called in a bare loop, in turn. Everything is told in seconds of the clock and in
+seconds of the processor, which say more where other programs run as well.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tokvid.config import TrainConfig, load_recipe
+from tokvid.sharding import make_mesh, shard_batch
+from tokvid.train import checkpoints, loop
+from tokvid.train.state import abstract_state, init_state, make_step
+from tokvid.train.tokenizer_step import TokenizerTask
+
+ROUNDS = 4
+SAVES = 4
+
+
+class Ready(TokenizerTask):
+    """The tokenizer's training, with one batch made beforehand; it remembers when each was asked for."""
+
+    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
+        with contextlib.closing(super().batches(block)) as made:
+            return Same(next(made), self)
+
+
+class Same:
+    def __init__(self, batch: Any, task: Ready):
+        self.batch, self.task = batch, task
+        task.asked = []
+
+    def __next__(self) -> Any:
+        self.task.asked.append(now())
+        return self.batch
+
+    def get_state(self) -> dict[str, int]:
+        return {}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=Path(__file__).parents[1] / "configs" / "tiny.py")
+    parser.add_argument("--steps", type=int, default=100, help="that are timed at a time")
+    options, rest = parser.parse_known_args()
+    recipe = load_recipe(options.config, rest)
+    config = dataclasses.replace(recipe.train_tokenizer, steps=options.steps + 2, save_every=0, sample_every=0)
+    task = Ready(dataclasses.replace(recipe, train_tokenizer=config))
+    mesh = make_mesh(config.mesh)
+    like, graph = abstract_state(task, config, mesh)
+    step = make_step(task, config, mesh, like, graph)
+    # The loop takes the step that is compiled already.
+    loop.make_step = lambda *arguments: step  # type: ignore[assignment]
+    task.finish = lambda *arguments: None  # type: ignore[method-assign]
+    batch = task.batches().batch
+    state, metrics = step(init_state(task, config, like), shard_batch(batch, mesh))
+    jax.block_until_ready(metrics)
+
+    bare, looped = [], []
+    for _ in range(ROUNDS):
+        on_device, before = shard_batch(batch, mesh), None
+        began = now()
+        for _ in range(options.steps):
+            state, metrics = step(state, on_device)
+            jax.block_until_ready(before)
+            before = metrics
+        jax.block_until_ready(before)
+        bare.append((now() - began) / options.steps)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            loop.train(task, config, Path(folder))
+        looped.append((task.asked[-1] - task.asked[1]) / (len(task.asked) - 2))
+
+    wholes, hashes = [], []
+    with tempfile.TemporaryDirectory() as name, checkpoints.Checkpoints(Path(name), 2, {}) as kept:
+        for number in range(SAVES + 1):  # the first one compiles
+            began = now()
+            kept.save(number, state, {})
+            kept.wait()
+            whole, began = now() - began, now()
+            checkpoints._hashes(kept.folder / str(number))
+            if number:
+                wholes.append(whole)
+                hashes.append(now() - began)
+        size = sum(path.stat().st_size for path in (kept.folder / str(SAVES)).rglob("*") if path.is_file())
+    every = TrainConfig().save_every
+    print(f"{options.config.name}, tokenizer, batch {config.batch}; {size / 1e6:.2f} MB saved every {every} steps")
+    for i, kind in enumerate(("clock", "processor")):
+        alone, within, whole, hashed = (np.median(np.array(times)[:, i]) for times in (bare, looped, wholes, hashes))
+        print(
+            f"{kind}: bare step {1e3 * alone:.2f} ms, in the loop {1e3 * within:.2f} ms: {within / alone - 1:+.2%}; "
+            f"checkpoint {1e3 * whole:.0f} ms: {whole / (every * within):.2%} of training, "
+            f"hashing {1e3 * hashed:.1f} ms: {hashed / (every * within):.3%}"
+        )
+
+
+def now() -> Any:
+    """Seconds of the clock, and of the processor in all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+if __name__ == "__main__":
+    main()

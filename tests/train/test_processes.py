@@ -1,0 +1,199 @@
+"""Two processes with two devices each train as one process with one device does; and faults on one of them."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from tokvid import distributed
+from tokvid.cli import main
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
+from tokvid.distributed import block_of, joined
+from tokvid.errors import UserError
+from tokvid.train.loop import train
+from tokvid.train.tokenizer_step import TokenizerTask
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, HALF = 50, 25
+SIZE = (16, 16)
+RECIPE = Recipe(
+    data=DataConfig(size=SIZE, frames=3, videos=50, threads=1),
+    tokenizer=TokenizerConfig(
+        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), time_window=1,
+        quantizer="fsq", levels=(4, 4),
+    ),
+    train_tokenizer=TrainConfig(
+        steps=STEPS, batch=4, learning_rate=1e-3, warmup=5, log_every=1, save_every=HALF, sample_every=STEPS
+    ),
+)  # fmt: skip
+SHARDED = dataclasses.replace(RECIPE.train_tokenizer, mesh=(1, 4, 1, 1))  # every parameter lies on both processes
+
+
+def run(folder, config=RECIPE.train_tokenizer):
+    train(TokenizerTask(dataclasses.replace(RECIPE, train_tokenizer=config)), config, folder)
+
+
+def work(one, other, address, process):
+    """What each of the two processes does: a training from its beginning, then one that a single process began."""
+    with joined(address, 2, int(process)):
+        run(Path(one), SHARDED)
+        run(Path(other), SHARDED)
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in lines]
+
+
+def drop_the_second_half(folder):
+    """As if it had been killed right after the checkpoint of step 25."""
+    shutil.rmtree(folder / "checkpoints" / str(STEPS))
+    (folder / "weights.safetensors").unlink()
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def environment(devices):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(tmp_path):
+    alone, two, mixed, back = (tmp_path / name for name in ("alone", "two", "mixed", "back"))
+    run(alone)
+    shutil.copytree(alone, mixed)
+    drop_the_second_half(mixed)
+    address = free_address()
+    command = [sys.executable, __file__, str(two), str(mixed), address]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environ = environment(2) | cache  # the second training compiles nothing
+    processes = [subprocess.Popen([*command, str(i)], env=environ, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
+    try:
+        said = [process.communicate(timeout=250)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert "trained to step 50" in said[0] and "goes on from step 25" in said[0]
+    assert "trained" not in said[1] and "goes on" not in said[1], "only the first process speaks"
+    assert [path.name for path in (two / "samples").iterdir()] == ["0000050.png"]
+    shutil.copytree(two, back)
+    drop_the_second_half(back)
+    run(back)
+    wanted = losses(alone)
+    for folder in (two, mixed, back):
+        assert losses(folder) == pytest.approx(wanted, rel=1e-5), folder.name
+        assert (folder / "weights.safetensors").is_file()
+
+
+def test_whatever_happens_to_one_process_the_other_ends_too():
+    """The long form is `python scripts/fault_test.py`."""
+    command = [sys.executable, str(ROOT / "scripts" / "fault_test.py"), "raises", "killed", "sleeps", "stopped"]
+    script = subprocess.Popen(
+        command, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+    try:
+        said, _ = script.communicate(timeout=280)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+    assert script.returncode == 0, said
+    assert said.count("both gone after") == 4, said
+
+
+class Devices:
+    """A sharding over a mesh of devices that aren't there: rows (start, stop) by process."""
+
+    def __init__(self, *rows):
+        self.rows = rows
+
+    def devices_indices_map(self, shape):
+        device = type("Device", (), {})
+        made = {}
+        for process, start, stop in self.rows:
+            one = device()
+            one.process_index = process
+            made[one] = (slice(start, stop, None),)
+        return made
+
+
+@pytest.mark.parametrize(
+    "rows, blocks",
+    [
+        ([(0, None, None)], [(0, 1)]),
+        ([(0, 0, 2), (0, 2, 4), (1, 4, 6), (1, 6, 8)], [(0, 2), (1, 2)]),
+        ([(0, 0, 4), (1, 0, 4), (2, 4, 8), (3, 4, 8)], [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two share their rows
+        ([(0, None, None), (1, None, None)], [(0, 1), (0, 1)]),
+        ([(1, 0, 4), (0, 4, 8)], [(1, 2), (0, 2)]),
+    ],
+)
+def test_each_process_reads_the_rows_that_its_devices_hold(rows, blocks, monkeypatch):
+    for process, block in enumerate(blocks):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert block_of(Devices(*rows), 8) == block
+
+
+@pytest.mark.parametrize("rows", [[(0, 0, 6), (1, 6, 8)], [(0, 0, 2), (1, 2, 4), (0, 4, 6), (1, 6, 8)]])
+def test_rows_that_are_no_blocks_are_refused(rows):
+    with pytest.raises(UserError, match="a batch of 8 can't be split evenly over 2 processes"):
+        block_of(Devices(*rows), 8)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--processes", "2", "--process", "0"], "give the coordinator's address"),
+        (["--coordinator", "localhost:1", "--processes", "2"], "process None of 2: give both"),
+        (["--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "process 2 of 2: give both"),
+    ],
+)
+def test_half_of_what_a_job_needs_is_a_clear_line(given, said, tmp_path, capsys):
+    (tmp_path / "recipe.py").write_text("from tokvid.config import Recipe\nrecipe = Recipe()")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "tokenizer", str(tmp_path / "recipe.py"), "--workdir", str(tmp_path), *given])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environment, wanted",
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, False),  # a batch script, before srun
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "node[1-8]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, True),
+        ({"MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_the_environment_says_when_there_are_several(environment, wanted, monkeypatch):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed._one_of_several() == wanted
+
+
+def test_a_variable_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID should be a number, it is 'first'"), joined():
+        pass
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])
