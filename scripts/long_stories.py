@@ -26,7 +26,7 @@ SCHEMES = ("hierarchical", "one-level", "re-encoding")
 TURNS = (
     ("right", "slow"),
     ("up", "quick"),
-    ("still", "still"),
+    ("still", "none"),
     ("left", "slow"),
     ("down", "quick"),
     ("right", "quick"),
