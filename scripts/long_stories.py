@@ -43,7 +43,7 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
     from tokvid.sampling.methods import Sampling
     from tokvid.sampling.story import Segment, Story, joins, tell
     from tokvid.sampling.stream import StreamDecoder, StreamEncoder, load_models
-    from tokvid.shape_vocabulary import SIZES, ShapeAttributes
+    from tokvid.shape_vocabulary import COLORS, SIZES, ShapeAttributes
 
     models = load_models(weights)
     wanted = [ShapeAttributes("large", "red", "circle", *turn) for turn in TURNS]
@@ -53,6 +53,12 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
 
     def story(parts: list[str]) -> Story:
         return Story(tuple(Segment(p, PART) for p in parts), FPS, scheme=scheme, sampling=Sampling(rows=rows))  # type: ignore[arg-type]
+
+    def off(hue: float) -> float:
+        """How far from the colour that was asked for, -180 to 180 degrees: unlike hues, these have a median."""
+        wanted_hue = COLORS[asked[0].color]
+        assert wanted_hue is not None
+        return (hue - wanted_hue + 180) % 360 - 180
 
     frames: list[np.ndarray] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +77,7 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
         for first in range(per // 2, part - per + 1, per):  # half a second to follow a new prompt
             reading = read_attributes(here[first : first + per], FPS)
             right.append(score(reading, each)["joint"])
-            hues.append(np.nan if reading is None or reading.hue is None else reading.hue)
+            hues.append(np.nan if reading is None or reading.hue is None else off(reading.hue))
             sizes.append(np.nan if reading is None else reading.radius)
     for first, end in ((i, min(i + 480, len(video))) for i in range(0, len(video), 480)):
         inside = [join - first for join in joins(story(prompts), models) if first < join < end]
@@ -86,10 +92,7 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
         again = StreamDecoder(models.tokenizer, 1, *ids.shape[2:]).feed(ids)[0]
         reading = read_attributes(again, FPS)
         assert reading is not None and reading.hue is not None
-        return reading.hue, reading.radius
-
-    def turned(a: float, b: float) -> float:
-        return abs((a - b + 180) % 360 - 180)
+        return off(reading.hue), reading.radius
 
     truths = [read_truth(seed) for seed in range(8)]
     quarter, windows = len(frames) // 4, len(right) // 4
@@ -99,8 +102,8 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
         "right": float(np.mean(right)),
         "right_first_quarter": float(np.mean(right[:windows])),
         "right_last_quarter": float(np.mean(right[-windows:])),
-        "hue_drift": turned(float(np.nanmedian(hues[:4])), float(np.nanmedian(hues[-4:]))),
-        "hue_jitter_of_truth": max(turned(a, b) for a, _ in truths for b, _ in truths),
+        "hue_drift": abs(float(np.nanmedian(hues[:4])) - float(np.nanmedian(hues[-4:]))),
+        "hue_jitter_of_truth": max(abs(a - b) for a, _ in truths for b, _ in truths),
         "size_drift": abs(float(np.nanmedian(sizes[:4])) - float(np.nanmedian(sizes[-4:]))),
         "size_jitter_of_truth": max(abs(a - b) for _, a in truths for _, b in truths),
         "seam_ratio": float(np.nanmedian(ratios)),
