@@ -126,6 +126,7 @@ def result(folder: Path, steps: int) -> tuple[dict[str, Any], list[dict[str, flo
     from tokvid.sharding import make_mesh
     from tokvid.train.checkpoints import Checkpoints
     from tokvid.train.loop import agreement
+    from tokvid.train.metrics_log import RATES
     from tokvid.train.state import abstract_state
     from tokvid.train.tokenizer_step import TokenizerTask
 
@@ -135,8 +136,7 @@ def result(folder: Path, steps: int) -> tuple[dict[str, Any], list[dict[str, flo
     assert restored is not None and restored[0] == steps, f"{folder} ends at another step than {steps}"
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(restored[1])}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("clips_per_second", None)
+    lines = [{name: value for name, value in line.items() if name not in RATES} for line in lines]
     return arrays, lines, (folder / "weights.safetensors").read_bytes()
 
 

@@ -20,6 +20,7 @@ from tokvid.nn.blocks import Linear
 from tokvid.sharding import AXES, make_mesh
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.loop import agreement, train
+from tokvid.train.metrics_log import RATES
 from tokvid.train.state import abstract_state
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -132,8 +133,7 @@ class Lab:
     def lines(self):
         """metrics.jsonl without rates."""
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        rates = {"clips_per_second", "flops_per_second", "mfu"}
-        return [{name: value for name, value in line.items() if name not in rates} for line in lines]
+        return [{name: value for name, value in line.items() if name not in RATES} for line in lines]
 
 
 @pytest.fixture

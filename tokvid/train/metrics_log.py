@@ -19,6 +19,7 @@ from tokvid.train.checkpoints import ADVICE
 from tokvid.train.state import Task
 
 log = logging.getLogger(__name__)
+RATES = ("clips_per_second", "flops_per_second", "mfu")  # what the clock says: the rest is the same in every run
 SHOWN = ("loss", "psnr", "accuracy", "clips_per_second", "mfu")  # behind the progress bar
 
 
