@@ -4,9 +4,11 @@ python scripts/ladder.py --weights data --samples 128 --json ladder.json --figur
 
 Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are those of one video
 alone and of a batch of 8, after everything is compiled, the median of several runs; ratios are to token by token.
+They are the transformer's: the tokenizer's decoder takes the same time on every rung.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -15,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.evaluate.generation import Settings, generate_batch
+from tokvid.evaluate.generation import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.files import write_json
-from tokvid.sampling.methods import Sampling
-from tokvid.sampling.stream import Models, frames_of, load_models
+from tokvid.sampling.methods import GUIDANCE, Sampling
+from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
 
 PROMPT = "a large red circle moves slowly to the right"
+LATENT_FRAMES = 32  # of the videos that are timed: 8 seconds
 
 
 def rungs(models: Models) -> dict[str, Sampling]:
@@ -31,7 +34,8 @@ def rungs(models: Models) -> dict[str, Sampling]:
     for number in rows:
         if number == height:
             found |= {
-                f"latent frame, {rounds} rounds": Sampling(rows=number, rounds=rounds) for rounds in (1, 4, 8, 16)
+                f"latent frame, {rounds} round{'s' * (rounds > 1)}": Sampling(rows=number, rounds=rounds)
+                for rounds in (1, 4, 8, 16)
             }
         else:
             found["row by row" if number == 1 else f"{number} rows" if number else "token by token"] = Sampling(
@@ -41,16 +45,17 @@ def rungs(models: Models) -> dict[str, Sampling]:
 
 
 def tokens_per_second(models: Models, method: Sampling, batch: int, runs: int = 5) -> float:
-    """Of the transformer and the tokenizer's decoder together, with guidance, at one level."""
+    """Of the transformer alone, with guidance, at one level, over all windows of videos of LATENT_FRAMES."""
     window, rows, columns = models.transformer.config.latent
-    fps, latent_frames = 8.0, 4 * window
-    seconds = frames_of(latent_frames, models.tokenizer.config.temporal_patch) / fps
-    settings, took = Settings(scheme="one-level", sampling=method), []
+    text_BL = np.tile(models.text.encode(PROMPT, models.transformer.config.text_length), (batch, 1))
+    scale_B, took = np.full(batch, GUIDANCE), []
+    prompt = Prompt(0.0, text_BL, np.full_like(text_BL, -1), np.arange(batch), scale_B, scale_B)
     for _ in range(runs + 1):
-        began = time.perf_counter()
-        generate_batch(models, fps, [(seconds, [PROMPT] * batch)], np.arange(batch), settings)
+        began, rolling = time.perf_counter(), RollingWindow(models, batch, 8.0, method=method)
+        for first, end in itertools.pairwise([0, *window_ends(0, LATENT_FRAMES, window, keep=2)]):
+            rolling.extend(prompt, np.full((batch, end - first), GUIDANCE))
         took.append(time.perf_counter() - began)
-    return batch * latent_frames * rows * columns / statistics.median(took[1:])
+    return batch * LATENT_FRAMES * rows * columns / statistics.median(took[1:])
 
 
 def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
