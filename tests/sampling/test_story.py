@@ -250,13 +250,16 @@ def test_rates_of_the_levels(levels_models, tiny_models, fps, scheme, wanted):
 
 
 def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
-    """Each window sees the coarse latent frames of its seconds, which are made just before it needs them."""
+    """Each window sees the coarse latent frames of its seconds, which are made just before it needs them.
+
+    The coarse video's first latent frame is taken over, not made again.
+    """
     told(levels_models, Story((Segment("up", 2.0),)), tmp_path / "partial")
     # At 4 fps latent frames 0 to 4, in windows up to 4 and 5; at 8 fps 0 to 8: up to 4, 6, 8, 9.
     found = [(call["fps"], call["first"], call["coarse"].tolist()) for call in fake_generate]
     assert found == [
         (4.0, 0, []),
-        (8.0, 0, [0, 1, 2]),
+        (8.0, 1, [0, 1, 2]),
         (8.0, 4, [1, 2, 3]),
         (4.0, 4, []),
         (8.0, 6, [2, 3, 4]),

@@ -132,7 +132,7 @@ def videos(
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
     They have `latent_frames` at the last of `rates`. What is `given` of them begins every level, so it is nothing, one
-    picture, or at the only rate. `coarse` is a video to interpolate: its rate, and its latent frames (B, T, H, W) in
+    picture, or at the only rate; without it, the first level's first latent frame begins the others. `coarse` is a video to interpolate: its rate, and its latent frames (B, T, H, W) in
     turn. `kept(fps)` says where a level keeps its tokens. With `reencode`, windows begin with encoded pixels.
     """
     check_rows(models, method)
@@ -143,6 +143,8 @@ def videos(
     for fps, count in zip(rates, counts, strict=True):
         below = None if coarse is None else Coarse(*coarse)
         window = RollingWindow(models, batch, fps, keep=keep, method=method, coarse=below)
+        if below is not None and not given_BTHW.shape[1]:
+            given_BTHW = below.take(0, 1)  # the first latent frame is one frame, the same at every rate
         tokens = _level(models, window, prompts, count, keep, given_BTHW, kept(fps))
         coarse = (fps, tokens)
     _, rows, columns = models.transformer.config.latent

@@ -231,7 +231,7 @@ class RollingWindow:
 
         What comes after them may be known, too: then they lead there (and what is known fills the window).
         """
-        if self._method.rows and not self.latent_frames and self._coarse is None and self._knows_serial:
+        if self._method.rows and not self.latent_frames and self._knows_serial:
             # All others follow from a video's first latent frame, so that one is worth the time.
             first_BTHW = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._method, rows=0))
             if guidance_BT.shape[1] == 1:
