@@ -95,6 +95,9 @@ class Toy:
     def loss(self, model: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         return ((model(batch) - 2 * batch) ** 2).mean(), {}
 
+    def flops(self) -> float:
+        return 6.0 * 4 * 4
+
     def batches(self, block: tuple[int, int]) -> Any:
         return Batches(self, block)
 

@@ -461,7 +461,8 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
 def test_mistakes_end_in_one_line(refused, tiny_weights, movie, tmp_path, words, said):
     (tmp_path / "recipe.py").write_text("from tokvid.config import Recipe\nrecipe = Recipe()\n")
     words = words.split()
-    if words and words[0] in ("story", "generate", "reconstruct", "evaluate") and "--weights" not in words:
+    with_weights = ("story", "generate", "extend", "loop", "interpolate", "reconstruct", "evaluate")
+    if words and words[0] in with_weights and "--weights" not in words:
         words += ["--weights", tiny_weights]
     assert said.replace("-", "_") in refused(*words).replace("-", "_")
 

@@ -19,10 +19,12 @@ class KVCache(NamedTuple):
 
 def empty_cache(layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype: str) -> KVCache:
     """A cache in which nothing is written."""
-    past = constrain(
-        jnp.zeros((layers, batch, slots, kv_heads, head_width), dtype), None, "batch", None, "kv_heads", None
-    )
-    return KVCache(past, past, constrain(jnp.full((batch, slots), NEVER, jnp.int32), "batch", None))
+
+    def past() -> jax.Array:  # keys and values apart: one array cannot be donated twice
+        shape = (layers, batch, slots, kv_heads, head_width)
+        return constrain(jnp.zeros(shape, dtype), None, "batch", None, "kv_heads", None)
+
+    return KVCache(past(), past(), constrain(jnp.full((batch, slots), NEVER, jnp.int32), "batch", None))
 
 
 def write(old_BS: jax.Array, new_BL: jax.Array, slot: int | jax.Array) -> jax.Array:

@@ -132,8 +132,9 @@ def videos(
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
     They have `latent_frames` at the last of `rates`. What is `given` of them begins every level, so it is nothing, one
-    picture, or at the only rate; without it, the first level's first latent frame begins the others. `coarse` is a video to interpolate: its rate, and its latent frames (B, T, H, W) in
-    turn. `kept(fps)` says where a level keeps its tokens. With `reencode`, windows begin with encoded pixels.
+    picture, or at the only rate; without it, the first level's first latent frame begins the others. `coarse` is a
+    video to interpolate: its rate, and its latent frames (B, T, H, W) in turn. `kept(fps)` says where a level keeps
+    its tokens. With `reencode`, windows begin with encoded pixels.
     """
     check_rows(models, method)
     batch = len(given_BTHW)
