@@ -89,18 +89,21 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Blocks | None], jax.Array]
 def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
     kv_heads, (heads, width) = key_BSKE.shape[2], query_BLNE.shape[2:]
     query_BLKGE = query_BLNE.reshape(*query_BLNE.shape[:2], kv_heads, heads // kv_heads, width)
-    scores_BKGLS = jnp.einsum("blkge,bske->bkgls", query_BLKGE, key_BSKE, preferred_element_type=jnp.float32)
+    # Heads in front, all along: XLA's CPU backend is up to twice as fast as where the products transpose.
+    query_BKGLE = query_BLKGE.transpose(0, 2, 3, 1, 4)
+    scores_BKGLS = jnp.einsum("bkgle,bske->bkgls", query_BKGLE, key_BSKE, preferred_element_type=jnp.float32)
     scores_BKGLS *= width**-0.5
     if blocks is not None:
         scores_BKGLS += jnp.where(block_mask(*blocks), 0.0, -1e30)[:, None, None]
     # The softmax is divided by its sum only after the values are mixed, where there is less to divide.
     scores_BKGLS -= jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
     weights_BKGLS = jnp.exp(scores_BKGLS)
-    sum_BLKG1 = jnp.einsum("bkgls->blkg", weights_BKGLS)[..., None]
-    mixed_BLKGE = jnp.einsum(
-        "bkgls,bske->blkge", weights_BKGLS.astype(value_BSKE.dtype), value_BSKE, preferred_element_type=jnp.float32
+    sum_BKGL1 = jnp.sum(weights_BKGLS, axis=-1, keepdims=True)
+    mixed_BKGLE = jnp.einsum(
+        "bkgls,bske->bkgle", weights_BKGLS.astype(value_BSKE.dtype), value_BSKE, preferred_element_type=jnp.float32
     )
-    return (mixed_BLKGE / sum_BLKG1).astype(value_BSKE.dtype).reshape(query_BLNE.shape)
+    mixed_BLKGE = (mixed_BKGLE / sum_BKGL1).astype(value_BSKE.dtype).transpose(0, 3, 1, 2, 4)
+    return mixed_BLKGE.reshape(query_BLNE.shape)
 
 
 def _chunked(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
