@@ -1,7 +1,7 @@
 """From layouts to tokens: prefill what is known, then step after step over one static KV cache, in one jitted loop."""
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ def prefill(model: Transformer, sequence: Sequence, slots: int) -> KVCache:
 
 
 def step(
-    model: Transformer, sequence: Sequence, cache: KVCache, slot: jax.Array, input_BL: Int[Array, "b l"]
+    model: Transformer, sequence: Sequence, cache: KVCache, slot: jax.Array, input_BL: Int[Array, "b l"], layers: Any
 ) -> tuple[Float[Array, "b l v"], KVCache]:
     """Logits of the slots from `slot` on, given their input tokens, and the cache with these slots written."""
     here = sequence.slots(slot, input_BL.shape[1])._replace(token=input_BL)
-    hidden, longer = model.run(here, cache, slot)
+    hidden, longer = model.run(here, cache, slot, layers)
     return model.logits(hidden), cast(KVCache, longer)
 
 
@@ -64,12 +64,13 @@ def generate(
     sequence = sequence_of(model.config, both)
     asked_T = [i for i in range(T) if not known[i]]
     first = sequence.token.shape[1] - len(asked_T) * H * W  # slot to generate
+    layers = model.layers()
     total, begin = count * H * W, model.vocabulary.begin
 
     def logits_of(cache: KVCache, rank: jax.Array, input_BL: jax.Array) -> tuple[jax.Array, KVCache]:
         """Of the slots from the `rank`-th generated one on, with guidance."""
         input_BL = jnp.concatenate([input_BL, input_BL]) if guided else input_BL
-        logits_BLV, cache = step(model, sequence, cache, first + rank, input_BL)
+        logits_BLV, cache = step(model, sequence, cache, first + rank, input_BL, layers)
         if not guided:
             return logits_BLV, cache
         scale_B = guidance_BT[:, jnp.array(asked_T)][:, rank // (H * W)]

@@ -1,5 +1,7 @@
 """The trunk: a decoder-only transformer over layouts (docs/design.md). One forward pass trains and samples."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +10,7 @@ from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.attention import Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
-from tokvid.nn.cache import KVCache, empty_cache, write, write_layer
+from tokvid.nn.cache import KVCache, empty_cache, write_blocks, write_layer
 from tokvid.nn.position import fourier_features, rotation
 from tokvid.sharding import constrain, parts, platform
 from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
@@ -41,7 +43,17 @@ class Transformer(nnx.Module):
         hidden, _ = self.run(sequence, None, 0)
         return self.logits(hidden)
 
-    def run(self, sequence: Sequence, cache: KVCache | None, slot: int | jax.Array) -> tuple[jax.Array, KVCache | None]:
+    def layers(self) -> Any:
+        """The layers' parameters as `run` goes through them: stacked where they are scanned, else a list.
+
+        Called outside of a loop of steps and given to `run`, they aren't cut apart anew at every step.
+        """
+        layers = nnx.split(self.blocks)[1]
+        return layers if self.config.scan_layers else _unstack(layers, self.config.layers)
+
+    def run(
+        self, sequence: Sequence, cache: KVCache | None, slot: int | jax.Array, layers: Any = None
+    ) -> tuple[jax.Array, KVCache | None]:
         """Slots `slot`… of a sequence → hidden states (B, L, D) and the cache with these slots written.
 
         Without a cache the slots are the whole sequence and see one another; with one they see what it holds.
@@ -52,9 +64,9 @@ class Transformer(nnx.Module):
         ticks_BLA = sequence.position * jnp.asarray([c.ticks_per_second, 1.0, 1.0])
         x_BLD = self._embed(sequence, ticks_BLA)
         turn = rotation(ticks_BLA, c.width // c.heads)
-        seen_BS = sequence.block if cache is None else write(cache.block, sequence.block, slot)
+        seen_BS = sequence.block if cache is None else write_blocks(cache.block, sequence.block, slot)
         blocks = Blocks(sequence.block, seen_BS)
-        graph, layers = nnx.split(self.blocks)
+        graph, layers = nnx.graphdef(self.blocks), layers or self.layers()
 
         def layer(carry, inputs):
             x_BLD, past = carry
@@ -64,8 +76,8 @@ class Transformer(nnx.Module):
                 nonlocal past
                 if past is None:
                     return key_BLKE, value_BLKE
-                past = (write_layer(past[0], key_BLKE, number, slot), write_layer(past[1], value_BLKE, number, slot))
-                return past[0][number], past[1][number]
+                past, here = write_layer(past, key_BLKE, value_BLKE, number, slot)
+                return here
 
             x_BLD = nnx.merge(graph, params)(x_BLD, turn, blocks, remember)
             return (x_BLD, past), None
@@ -75,7 +87,7 @@ class Transformer(nnx.Module):
         if c.scan_layers:
             carry, _ = jax.lax.scan(body, carry, (layers, jnp.arange(c.layers)))
         else:
-            for number, params in enumerate(_unstack(layers, c.layers)):
+            for number, params in enumerate(layers):
                 carry, _ = body(carry, (params, number))
         x_BLD, past = carry
         return x_BLD[:, :asked], None if past is None else KVCache(past[0], past[1], seen_BS)
@@ -90,7 +102,7 @@ class Transformer(nnx.Module):
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for sequences of at most `slots` slots."""
         c = self.config
-        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype)
+        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype, c.scan_layers)
 
     def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
         # Whole rows are gathered from the table's parts, not parts of rows that XLA would then have to replicate.
