@@ -2,6 +2,7 @@
 
 python scripts/bench.py --weights data --config configs/shapes.py --json bench.json
 python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2
+python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
 
 The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. FLOPs are
 counted from the configs (a training step is three forward passes), padding and masked attention included. Every number
@@ -10,6 +11,7 @@ is the median of several runs after the first, which compiles.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -22,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
@@ -35,8 +38,8 @@ from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
-from tokvid.types import TokenBatch, VideoBatch, token_batch
-from tokvid.weights import parameter_count
+from tokvid.types import TokenBatch, VideoBatch, token_batch, tokens_at_once
+from tokvid.weights import Loaded, parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = 2  # latent frames that a window takes over
@@ -150,28 +153,37 @@ def random_windows(c: TransformerConfig, batch: int, known: int, rng: np.random.
     )
 
 
-def decoding_rows(models: Models, runs: int) -> list[Row]:
-    """Windows of a story, with guidance: every token runs twice, with the text and without."""
-    loaded, rng = models.transformer, np.random.default_rng(0)
-    c, found = loaded.config, []
-    frames, rows, columns = c.latent
-    slots, given = c.text_length + 1 + frames * rows * columns, c.text_length + 1 + KNOWN * rows * columns
-    steps = slots - given
-    for batch in (1, 8):
+def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool) -> list[Row]:
+    """A window of a story, with guidance: every token runs twice, with the text and without."""
+    rng, c, found = np.random.default_rng(0), loaded.config, []
+    frames, height, width = c.latent
+    given, count = c.text_length + 1 + KNOWN * height * width, 1 if quick else frames - KNOWN
+    slots, tokens = given + (frames - KNOWN) * height * width, count * height * width
+    for batch, number in itertools.product((1, 8), rows):
         windows, keys = random_windows(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
+        method, at_once = Sampling(rows=number, rounds=1), tokens_at_once(number, c.latent)
 
-        def work(windows: TokenBatch = windows, keys: jax.Array = keys) -> Any:
-            guidance, count = np.full((len(keys), frames), 2, np.float32), np.int32(frames - KNOWN)
-            known = tuple(i < KNOWN for i in range(frames))
-            options: dict[str, Any] = {"known": known, "method": Sampling(), "guided": True}
+        def work(windows: TokenBatch = windows, keys: jax.Array = keys, method: Sampling = method) -> Any:
+            guidance, known = np.full((len(keys), frames), 2, np.float32), tuple(i < KNOWN for i in range(frames))
             no_text = np.full_like(windows.text, -1)
-            return generate(loaded.graph, loaded.params, windows, no_text, keys, guidance, count, **options)
+            options: dict[str, Any] = {"known": known, "method": method, "guided": True}
+            return generate(loaded.graph, loaded.params, windows, no_text, keys, guidance, np.int32(count), **options)
 
-        flops = 2 * batch * (transformer_flops(c, given, slots, 0) + steps * transformer_flops(c, 1, slots, 1))
+        steps = 2 * count if number == height else tokens // at_once  # a whole one is drawn, then run as it stands
+        step = transformer_flops(c, at_once, slots, at_once)
+        flops = 2 * batch * (transformer_flops(c, given, slots, 0) + steps * step)
         cache = 2 * batch * c.layers * slots * 2 * c.kv_heads * (c.width // c.heads) * 4
         moved = steps * (4 * parameter_count(loaded.params) + cache)
-        found.append(Row(f"decoding, batch {batch}", "tokens", batch * steps, median_seconds(work, runs), flops, moved))
+        name = f"decoding {number} rows, batch {batch}" if number else f"decoding tokens, batch {batch}"
+        found.append(Row(name, "tokens", batch * tokens, median_seconds(work, runs), flops, moved))
     return found
+
+
+def untrained(recipe: Recipe) -> Loaded:
+    """A recipe's transformer with random parameters, as fast as a trained one."""
+    task = TransformerTask(recipe)
+    graph, params = nnx.split(nnx.jit(lambda: task.make_model(nnx.Rngs(0)))())
+    return Loaded(recipe.transformer, graph, params, {})
 
 
 def pipeline_row(recipe: Recipe, runs: int) -> Row:
@@ -212,12 +224,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def trained_rows(loaded: Loaded) -> tuple[int, ...]:
+    """How many rows at once weights were trained to draw."""
+    return tuple(sorted(set(loaded.about.get("layouts", {}).get("rows", [0]))))
+
+
 def all_rows(recipe: Recipe, models: Models, runs: int, quick: bool) -> list[Row]:
     """All there is."""
     return [
         *tokenizer_rows(models, runs, quick),
         *(step(recipe, runs) for step in STEPS.values()),
-        *decoding_rows(models, runs),
+        *decoding_rows(models.transformer, trained_rows(models.transformer), runs, quick),
         pipeline_row(recipe, runs),
     ]
 
@@ -229,13 +246,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.epilog = "Any field of the recipe can be changed: --train_transformer.batch 2, --transformer.layers 2, …"
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
-    parser.add_argument("--step", choices=STEPS, help="only the training step of this model")
+    parser.add_argument("--step", choices=STEPS, help="only the training step of the recipe's model")
+    parser.add_argument("--decoding", action="store_true", help="only decoding, the recipe's transformer untrained")
     options, overrides = parser.parse_known_args()
     runs = 3 if options.quick else 9
     try:
         recipe, limits = load_recipe(options.config, overrides), machine(runs, options.quick)
         if options.step:
             mark, rows = "", [*limits, STEPS[options.step](recipe, runs)]
+        elif options.decoding:
+            ways = (0, 1, recipe.transformer.latent[1])
+            mark, rows = "", [*limits, *decoding_rows(untrained(recipe), ways, runs, options.quick)]
         else:
             models = load_models(options.weights)
             mark, rows = models.mark, [*limits, *all_rows(recipe, models, runs, options.quick)]
