@@ -280,13 +280,14 @@ def test_cached_logits_equal_uncached_ones(run, cached_run, step, known):
 # Switches that change nothing
 
 
-def test_scanned_layers_compute_the_same(model, run):
+@pytest.mark.parametrize("switches", [{"scan_layers": True}, {"remat": "full"}])
+def test_scanned_and_rematerialised_layers_compute_the_same(model, run, switches):
     made = sequence(known=1)
-    scanned = switched(model, scan_layers=True)
+    other = switched(model, **switches)
     wanted = run(made)[1]
-    np.testing.assert_allclose(runner(scanned)(made)[1], wanted, atol=1e-5)
+    np.testing.assert_allclose(runner(other)(made)[1], wanted, atol=1e-5)
     real = np.asarray(made.block != NEVER)
-    np.testing.assert_allclose(cached(scanned)(made, FIRST + FRAME, 4)[real][-1], wanted[real][-1], atol=1e-5)
+    np.testing.assert_allclose(cached(other)(made, FIRST + FRAME, 4)[real][-1], wanted[real][-1], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ class Transformer(nnx.Module):
             x_BLD = nnx.merge(graph, params)(x_BLD, turn, blocks, remember)
             return (x_BLD, past), None
 
-        body = rematerialised(layer, c.remat)
+        body = rematerialised(layer, c.remat if cache is None else "none")  # with a cache there is no backward pass
         carry = (x_BLD, None if cache is None else (cache.key, cache.value))
         if c.scan_layers:
             carry, _ = jax.lax.scan(body, carry, (layers, jnp.arange(c.layers)))
