@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from tokvid import __version__
 from tokvid.errors import UserError, suggestion
+from tokvid.urls import URL, is_url
 
 OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
 SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
@@ -41,44 +42,44 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the shipped story from the shipped weights")
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the video, a sheet and a report")
+    demo.add_argument("--out", type=_written, default=Path("demo"), help="folder for the video, a sheet and a report")
     _weights(demo)
 
     story = commands.add_parser("story", help="a long video from a sequence of prompts")
-    story.add_argument("file", nargs="?", type=Path, metavar="STORY.yaml", help="a story file; or give --prompt")
+    story.add_argument("file", nargs="?", type=_given, metavar="STORY.yaml", help="a story file; or give --prompt")
     story.add_argument("--prompt", action="append", default=[], help="one segment; repeat for the next ones")
     story.add_argument("--seconds", type=float, help="of each --prompt (default 4)")
-    story.add_argument("--image", type=Path, help="the picture that the story begins with")
+    story.add_argument("--image", type=_given, help="the picture that the story begins with")
     _making(story, "story.mp4")
 
     generate = commands.add_parser("generate", help="one clip from one prompt")
     generate.add_argument("--prompt", required=True, help="may be empty: no text")
     generate.add_argument("--seconds", type=float, default=2.0, help="how long it is; with --video, how much is new")
     given = generate.add_mutually_exclusive_group()
-    given.add_argument("--image", type=Path, help="the picture to begin with")
-    given.add_argument("--video", type=Path, help="the video to go on from; its frames come first")
+    given.add_argument("--image", type=_given, help="the picture to begin with")
+    given.add_argument("--video", type=_given, help="the video to go on from; its frames come first")
     _making(generate, "clip.mp4")
 
     extend = commands.add_parser("extend", help="go on from a video")
-    extend.add_argument("video", type=Path, metavar="IN", help="its frames come first")
+    extend.add_argument("video", type=_given, metavar="IN", help="its frames come first")
     extend.add_argument("--prompt", default="", help="what is to happen (default: no text)")
     extend.add_argument("--seconds", type=float, default=2.0, help="how much is new")
     _making(extend, "extended.mp4")
 
     interpolate = commands.add_parser("interpolate", help="more frames between those of a video")
-    interpolate.add_argument("video", type=Path, metavar="IN")
+    interpolate.add_argument("video", type=_given, metavar="IN")
     interpolate.add_argument("--factor", type=int, default=2, help="how many times as many, 2, 4, 8, … (default 2)")
     interpolate.add_argument("--prompt", default="", help="what it shows (default: no text)")
     _making(interpolate, "interpolated.mp4", fps="frames taken a second (default: the video's own)")
 
     loop = commands.add_parser("loop", help="new frames from a video's end back to its beginning")
-    loop.add_argument("video", type=Path, metavar="IN")
+    loop.add_argument("video", type=_given, metavar="IN")
     loop.add_argument("--prompt", default="", help="what it shows (default: no text)")
     _making(loop, "loop.mp4")
 
     reconstruct = commands.add_parser("reconstruct", help="a video through the tokenizer and back")
-    reconstruct.add_argument("file", type=Path, metavar="IN")
-    reconstruct.add_argument("--out", type=Path, required=True, help=".mp4 or .gif (.png for an image)")
+    reconstruct.add_argument("file", type=_given, metavar="IN")
+    reconstruct.add_argument("--out", type=_written, required=True, help=".mp4 or .gif (.png for an image)")
     reconstruct.add_argument("--fps", type=float, help="frames taken a second (default: the video's own)")
     reconstruct.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the tokenizer's")
     reconstruct.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
@@ -100,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
         "--mesh", type=int, nargs=4, metavar=("D", "F", "T", "C"), help="data, fsdp, tensor, context; -1: what is left"
     )
     plan.add_argument("--only", choices=("training", "decoding"), help="one of the two programs, in half the time")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    plan.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs' text there")
+    plan.add_argument("--json", type=_written, metavar="FILE", help="write the figures there")
+    plan.add_argument("--hlo", type=_written, metavar="FOLDER", help="write the compiled programs' text there")
     plan.epilog = f"Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments. {plan.epilog}"
 
     evaluate = commands.add_parser("evaluate", help="figures of what the weights are worth")
@@ -112,13 +113,13 @@ def parser() -> argparse.ArgumentParser:
     _sampling(evaluate)
     evaluate.add_argument("--fps", type=float, nargs="+", default=[], help="shapes: rates (default: those trained on)")
     evaluate.add_argument("--factor", type=int, default=2, help="interpolation: how many frames of one (default 2)")
-    evaluate.add_argument("--data", type=Path, help="clips: a dataset folder (default: the data trained on)")
+    evaluate.add_argument("--data", type=_given, help="clips: a dataset folder (default: the data trained on)")
     evaluate.add_argument(
         "--features", default="random-convolutions", help="reconstruction: what distances look at; a name or a .py file"
     )
-    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="draw some clips there (not of shapes)")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    evaluate.add_argument("--markdown", type=Path, metavar="FILE", help="write them as a table there")
+    evaluate.add_argument("--sheet", type=_written, metavar="PNG", help="draw some clips there (not of shapes)")
+    evaluate.add_argument("--json", type=_written, metavar="FILE", help="write the figures there")
+    evaluate.add_argument("--markdown", type=_written, metavar="FILE", help="write them as a table there")
     _weights(evaluate)
 
     data = commands.add_parser("data", help="write a dataset")
@@ -128,36 +129,48 @@ def parser() -> argparse.ArgumentParser:
     shapes.add_argument("--seed", type=int, default=0)
     shapes.add_argument("--held-out", action="store_true", help="only the compositions that training never sees")
     mnist = kinds.add_parser("mnist", help="captioned Moving MNIST from a file of digits")
-    mnist.add_argument("file", type=Path, metavar="DIGITS", help=".npz with images and labels, or an idx file")
+    mnist.add_argument("file", type=_given, metavar="DIGITS", help=".npz with images and labels, or an idx file")
     mnist.add_argument("--split", choices=("train", "test"), default="train")
     mnist.add_argument("--seed", type=int, default=0)
     folder = kinds.add_parser("folder", help="your own clips, with captions.jsonl or captions.csv beside them")
-    folder.add_argument("file", type=Path, metavar="FOLDER")
+    folder.add_argument("file", type=_given, metavar="FOLDER")
     folder.add_argument("--max-unreadable", type=float, default=0.1, help="stop when a larger share cannot be read")
     folder.add_argument("--check", action="store_true", help="decode every frame of every file before taking it")
     for kind in (shapes, mnist, folder):
         looks = "; without it, the clips are only looked at" if kind is folder else ""
-        kind.add_argument("--out", type=Path, required=not looks, help=f"the dataset's folder{looks}")
+        kind.add_argument("--out", type=_written, required=not looks, help=f"the dataset's folder{looks}")
         kind.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="store frames of this size")
         kind.add_argument("--fps", type=float, help="store frames at this rate")
         kind.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
         kind.add_argument("--tfds", action="store_true", help="as a TFDS dataset (extra `tfds`), not plain records")
 
     export = commands.add_parser("export", help="weights as one file for other programs, PyTorch's way")
-    export.add_argument("file", type=Path, metavar="MODEL", help="a folder: data/tokenizer, runs/mine/transformer")
-    export.add_argument("--out", type=Path, required=True, help=".safetensors")
+    export.add_argument("file", type=_given, metavar="MODEL", help="a folder: data/tokenizer, runs/mine/transformer")
+    export.add_argument("--out", type=_written, required=True, help=".safetensors")
 
     bring = commands.add_parser("import", help="such a file as weights again")
-    bring.add_argument("file", type=Path, metavar="FILE.safetensors")
-    bring.add_argument("--out", type=Path, required=True, help="the weights folder; tokenizer/ or transformer/ in it")
+    bring.add_argument("file", type=_given, metavar="FILE.safetensors")
+    bring.add_argument("--out", type=_written, required=True, help="the folder; tokenizer/ or transformer/ in it")
 
     inspect = commands.add_parser("inspect", help="what a checkpoint, weights, token cache or dataset is")
-    inspect.add_argument("path", type=Path)
+    inspect.add_argument("path", type=_given)
     return top
 
 
+def _given(text: str) -> URL | Path:
+    """What is read; a URL stays one until the command runs and fetches it."""
+    return URL(text) if is_url(text) else Path(text)
+
+
+def _written(text: str) -> Path:
+    """What is written."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL; write to a file system, maybe a mounted bucket")
+    return Path(text)
+
+
 def _weights(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--weights", type=Path, default=SHIPPED, help="weights folder or workdir (default: data/)")
+    command.add_argument("--weights", type=_given, default=SHIPPED, help="weights folder or workdir (default: data/)")
     command.add_argument(
         "--mesh",
         type=int,
@@ -168,8 +181,8 @@ def _weights(command: argparse.ArgumentParser) -> None:
 
 
 def _making(command: argparse.ArgumentParser, out: str, fps: str = "frames a second (default 8)") -> None:
-    command.add_argument("--out", type=Path, default=Path(out), help=f".mp4 or .gif (default {out})")
-    command.add_argument("--sheet", type=Path, help="also a contact sheet, .png")
+    command.add_argument("--out", type=_written, default=Path(out), help=f".mp4 or .gif (default {out})")
+    command.add_argument("--sheet", type=_written, help="also a contact sheet, .png")
     command.add_argument("--fps", type=float, help=fps)
     command.add_argument("--seed", type=int)
     command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is plainly (default 3)")
@@ -197,11 +210,11 @@ def _sampling(command: argparse.ArgumentParser) -> None:
 
 def _recipe(command: argparse.ArgumentParser) -> None:
     _config(command)
-    command.add_argument("--workdir", type=Path, required=True)
+    command.add_argument("--workdir", type=_written, required=True)
 
 
 def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, metavar="CONFIG.py", help="a recipe, see configs/")
+    command.add_argument("config", type=_given, metavar="CONFIG.py", help="a recipe, see configs/")
     command.epilog = "Any field of the recipe can be changed: --train_tokenizer.steps 100, --data.path clips, …"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tokvid.errors import UserError
 from tokvid.files import atomic, write_json
+from tokvid.urls import URL, local
 
 if TYPE_CHECKING:
     from tokvid.sampling.methods import Sampling
@@ -33,6 +34,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.cli import OF_RECIPES
 
     command = COMMANDS[options.command]
+    for name, value in vars(options).items():
+        if isinstance(value, URL):
+            setattr(options, name, local(value))
     if options.command in OF_RECIPES:
         return command(options, rest)
     if shape := getattr(options, "mesh", None):

@@ -22,6 +22,7 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline import augment
 from tokvid.types import Caption, TokenBatch, VideoBatch, VideoItem, VideoSource
+from tokvid.urls import is_url, local
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def open_source(config: DataConfig, split: str = "train") -> VideoSource:
         raise UserError(did_you_mean(config.source, SOURCES, "data source"))
     if split not in SPLITS:
         raise UserError(did_you_mean(split, SPLITS, "split"))
+    if is_url(config.path):
+        config = dataclasses.replace(config, path=str(local(config.path)))
     return SOURCES[config.source](config, "held_out" if split == "held_out" else "train")
 
 
@@ -125,7 +128,7 @@ def fingerprint(path: str | Path) -> str:
     """
     if not path:
         return ""
-    path = Path(path)
+    path = local(path)
     captions = [path / name for name in CAPTIONS if (path / name).is_file()]
     files = [path] if path.is_file() else captions or sorted(path.rglob("*.array_record*"))
     told = [[str(file.relative_to(path)), file.stat().st_size] for file in files if file.is_file()]

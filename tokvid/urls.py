@@ -1,0 +1,74 @@
+"""What is read may lie in a bucket: URLs that fsspec knows (gs://, s3://, https://, …) become files in a cache."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from tokvid.errors import UserError
+
+
+class URL(str):
+    """An argument that `local` makes a path of."""
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether it is for `local` to fetch."""
+    return "://" in str(path)
+
+
+def local(path: str | Path) -> Path:
+    """A path as it is; of a URL, a copy of the file or folder there, in the user's cache folder ($XDG_CACHE_HOME).
+
+    It is fetched once, and again when names, sizes or versions there change. UserError where there is nothing, where
+    it can't be reached or copied, or where fsspec lacks the package for it (gcsfs for gs://, s3fs for s3://).
+    """
+    if not is_url(path):
+        return Path(path)
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(str(path))
+        root = root.rstrip("/")
+        if "file" in files.protocol:
+            return Path(root)
+        found = {root: files.info(root)} if files.isfile(root) else files.find(root, detail=True)
+        if not found:
+            raise UserError(f"there is nothing at {path}")
+        about = sorted((name, str(sorted(info.items()))) for name, info in found.items())
+        mark = hashlib.sha256(str((str(path), about)).encode()).hexdigest()[:16]
+        copy = _folder() / mark / Path(root).name
+        if not copy.exists():
+            _fetch(files, root, sorted(found), copy)
+    except UserError:
+        raise
+    except Exception as error:  # every kind of store has errors of its own
+        raise UserError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+    return copy
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokvid" / "fetched"
+
+
+def _fetch(files: Any, root: str, names: list[str], copy: Path) -> None:
+    """All of it or nothing. Of several processes that fetch the same, the first one's copy stays."""
+    from tokvid.progress import progress
+
+    temporary = copy.parent.with_name(f".{uuid.uuid4().hex[:8]}")
+    try:
+        with progress(f"fetching {copy.name}", len(names), "files") as advance:
+            for name in names:
+                to = temporary / copy.name / name[len(root) :].lstrip("/")
+                to.parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(name, str(to))
+                advance()
+        try:
+            temporary.rename(copy.parent)
+        except OSError:
+            if not copy.exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
