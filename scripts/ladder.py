@@ -67,8 +67,12 @@ def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
     fig, axes = plt.subplots(figsize=(7, 4.5))
     for name, row in found.items():
         axes.plot(row["tokens_per_second"], row["joint"], "o")
-        axes.annotate(name, (row["tokens_per_second"], row["joint"]), xytext=(5, 5), textcoords="offset points")
+        place = (row["tokens_per_second"], row["joint"])
+        axes.annotate(name.replace(", ", "\n"), place, xytext=(0, 8), textcoords="offset points", ha="center")
+    axes.margins(0.2)
     axes.set(xscale="log", xlabel="tokens per second, one video", ylabel="all attributes right")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     fig.savefig(path, dpi=120, bbox_inches="tight")
 
