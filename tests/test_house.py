@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tokvid"
 
-HELPERS = {"errors", "files", "progress", "config", "types", "shape_vocabulary", "ssim", "chips", "flops"}
+HELPERS = {"errors", "files", "progress", "urls", "config", "types", "shape_vocabulary", "ssim", "chips", "flops"}
 # Left may not import right, and rooms side by side may not import each other (the helpers may).
 ORDER = [
     HELPERS,
