@@ -1,7 +1,8 @@
 """How fast everything is, and what share that is of what this machine can do.
 
 python scripts/bench.py --weights data --config configs/shapes.py --json bench.json
-python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2
+python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2 \
+    --train_transformer.batch 2
 python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
 
 The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. FLOPs are

@@ -27,7 +27,6 @@ from tokvid.train import checkpoints, loop
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask
 
-ROUNDS = 12
 SAVES = 8
 
 
@@ -61,7 +60,8 @@ class Same:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=Path(__file__).parents[1] / "configs" / "tiny.py")
-    parser.add_argument("--steps", type=int, default=100, help="that are timed at a time")
+    parser.add_argument("--steps", type=int, default=50, help="that are timed at a time")
+    parser.add_argument("--rounds", type=int, default=60, help="that the loop and the bare step are timed in turn")
     options, rest = parser.parse_known_args()
     recipe = load_recipe(options.config, rest)
     config = dataclasses.replace(recipe.train_tokenizer, steps=options.steps + 2, save_every=0, sample_every=0)
@@ -77,7 +77,7 @@ def main() -> None:
     jax.block_until_ready(metrics)
 
     bare, looped = [], []
-    for _ in range(ROUNDS):
+    for _ in range(options.rounds):
         on_device, before = shard_batch(batch, mesh), None
         began = now()
         for _ in range(options.steps):
@@ -110,11 +110,13 @@ def main() -> None:
         alone, within, wait, whole, hashed = (
             float(np.median(np.array(times)[:, i])) for times in (bare, looped, waits, wholes, hashes)
         )
-        low, more, high = np.quantile(np.array(looped)[:, i] / np.array(bare)[:, i] - 1, (0.25, 0.5, 0.75))
+        more = np.array(looped)[:, i] / np.array(bare)[:, i] - 1
+        low, middle, high = np.quantile(more, (0.25, 0.5, 0.75))
+        drawn = np.random.default_rng(0).choice(more, (1000, len(more)))  # with replacement: how sure the median is
         share = 1 / (every * within)
         print(
-            f"{kind}: bare step {1e3 * alone:.2f} ms, in the loop {1e3 * within:.2f} ms: {more:+.1%} "
-            f"({low:+.1%} to {high:+.1%}); of training: waiting for a checkpoint {share * wait:.2%} "
+            f"{kind}: bare step {1e3 * alone:.2f} ms, in the loop {1e3 * within:.2f} ms: {middle:+.1%} "
+            f"± {np.median(drawn, axis=1).std():.1%} (quartiles {low:+.1%}, {high:+.1%}); of training: waiting for a checkpoint {share * wait:.2%} "
             f"({1e3 * wait:.0f} ms), all of it {share * whole:.2%} ({1e3 * whole:.0f} ms), hashing {share * hashed:.3%}"
         )
 
