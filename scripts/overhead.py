@@ -116,7 +116,8 @@ def main() -> None:
         share = 1 / (every * within)
         print(
             f"{kind}: bare step {1e3 * alone:.2f} ms, in the loop {1e3 * within:.2f} ms: {middle:+.1%} "
-            f"± {np.median(drawn, axis=1).std():.1%} (quartiles {low:+.1%}, {high:+.1%}); of training: waiting for a checkpoint {share * wait:.2%} "
+            f"± {np.median(drawn, axis=1).std():.1%} (quartiles {low:+.1%}, {high:+.1%}); "
+            f"of training: waiting for a checkpoint {share * wait:.2%} "
             f"({1e3 * wait:.0f} ms), all of it {share * whole:.2%} ({1e3 * whole:.0f} ms), hashing {share * hashed:.3%}"
         )
 

@@ -125,6 +125,49 @@ ENTRY %main (x: bf16[8,128]) -> bf16[8,512] {
     assert found.size == 2 * 8 * 512
 
 
+def test_slices_within_a_fusion_within_a_fusion():
+    """Compilers for TPU fuse the cutting of a layer's weights, or the writing into its cache, with their product."""
+    text = """
+%cut (p.0: bf16[48,128,256], p.1: s32[]) -> bf16[128,256] {
+  %p.0 = bf16[48,128,256]{2,1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,128,256]{2,1,0} dynamic-slice(%p.0, %p.1, %zero, %zero), dynamic_slice_sizes={1,128,256}
+  ROOT %bitcast.1 = bf16[128,256]{1,0} bitcast(%slice)
+}
+
+%write (q.0: bf16[48,64,256], q.1: s32[], q.2: bf16[1,64,256]) -> bf16[48,64,256] {
+  %q.0 = bf16[48,64,256]{2,1,0} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %q.2 = bf16[1,64,256]{2,1,0} parameter(2)
+  %zero.1 = s32[] constant(0)
+  ROOT %update = bf16[48,64,256]{2,1,0} dynamic-update-slice(%q.0, %q.2, %q.1, %zero.1, %zero.1)
+}
+
+%both (r.0: bf16[48,128,256], r.1: s32[], r.2: bf16[64,128], r.3: bf16[48,64,256]) -> bf16[48,64,256] {
+  %r.0 = bf16[48,128,256]{2,1,0} parameter(0)
+  %r.1 = s32[] parameter(1)
+  %r.2 = bf16[64,128]{1,0} parameter(2)
+  %r.3 = bf16[48,64,256]{2,1,0} parameter(3)
+  %weight = bf16[128,256]{1,0} fusion(%r.0, %r.1), kind=kLoop, calls=%cut
+  %product = bf16[64,256]{1,0} convolution(%r.2, %weight), dim_labels=bf_io->bf
+  %shaped = bf16[1,64,256]{2,1,0} bitcast(%product)
+  ROOT %written = bf16[48,64,256]{2,1,0} fusion(%r.3, %r.1, %shaped), kind=kLoop, calls=%write
+}
+
+ENTRY %main (w: bf16[48,128,256], n: s32[], x: bf16[64,128], cache: bf16[48,64,256]) -> bf16[48,64,256] {
+  %w = bf16[48,128,256]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %x = bf16[64,128]{1,0} parameter(2)
+  %cache = bf16[48,64,256]{2,1,0} parameter(3)
+  ROOT %made = bf16[48,64,256]{2,1,0} fusion(%w, %n, %x, %cache), kind=kOutput, calls=%both
+}
+"""
+    number, weight, x, written = 4, 2 * 128 * 256, 2 * 64 * 128, 2 * 64 * 256
+    assert work(text, 1).bytes == number + weight + x + written
+    assert work(text, 1).flops == 2 * 64 * 128 * 256
+
+
 def test_a_batch_of_products_as_a_convolution():
     """The batch, 8, as a window that meets its own place only."""
     text = """

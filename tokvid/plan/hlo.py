@@ -267,9 +267,9 @@ def _moved(each: Instruction, computation: Computation, computations: dict[str, 
     if each.opcode == "fusion":
         fused = computations[_called(each)["calls"][0]]
         inside = {_number(it): it for it in fused.values() if it.opcode == "parameter"}
-        read = sum(_read_within(inside[i], whole, fused) for i, whole in enumerate(reads) if i in inside)
+        read = sum(_read_within(inside[i], whole, fused, computations) for i, whole in enumerate(reads) if i in inside)
         root = next(it for it in fused.values() if it.root)
-        return read + _written_within(root, each.shapes, fused)
+        return read + _written_within(root, each.shapes, fused, computations)
     if each.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _bytes(each.shapes)
     if each.opcode == "dynamic-update-slice":
@@ -277,8 +277,10 @@ def _moved(each: Instruction, computation: Computation, computations: dict[str, 
     return sum(_bytes(it.shapes) for it in reads) + _bytes(each.shapes)
 
 
-def _read_within(parameter: Instruction, whole: Instruction, fused: Computation) -> float:
-    """Bytes of an operand that a fused instruction reads: all, or the slices it takes."""
+def _read_within(
+    parameter: Instruction, whole: Instruction, fused: Computation, computations: dict[str, Computation]
+) -> float:
+    """Bytes of an operand that a fused instruction reads: all, or the slices that it, or one fused into it, takes."""
     if not _bytes(whole.shapes):
         return 0.0
     sliced = 0.0
@@ -289,6 +291,11 @@ def _read_within(parameter: Instruction, whole: Instruction, fused: Computation)
             sliced += user.shapes[0].size
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
             continue  # written in place
+        elif user.opcode == "fusion":
+            inner = computations[_called(user)["calls"][0]]
+            for it in inner.values():
+                if it.opcode == "parameter" and user.operands[_number(it)] == parameter.name:
+                    sliced += _read_within(it, whole, inner, computations)
         else:
             return _bytes(whole.shapes)
     return min(sliced, _bytes(whole.shapes))
@@ -305,13 +312,20 @@ def _users(name: str, fused: Computation) -> Iterator[Instruction]:
                 yield user
 
 
-def _written_within(root: Instruction, made: tuple[Shape, ...], fused: Computation) -> float:
+def _written_within(
+    root: Instruction, made: tuple[Shape, ...], fused: Computation, computations: dict[str, Computation]
+) -> float:
     """Bytes that a fused instruction writes: what it makes, or of an array changed in place only the change."""
     if root.opcode == "tuple":
         parts = (fused[name] for name in root.operands)
-        return sum(_written_within(part, (shape,), fused) for part, shape in zip(parts, made, strict=False))
+        return sum(
+            _written_within(part, (shape,), fused, computations) for part, shape in zip(parts, made, strict=False)
+        )
     while root.opcode == "bitcast" and root.operands[0] in fused:
         root = fused[root.operands[0]]
+    if root.opcode == "fusion":
+        inner = computations[_called(root)["calls"][0]]
+        return _written_within(next(it for it in inner.values() if it.root), made, inner, computations)
     if root.opcode in ("parameter", *COLLECTIVES):
         return 0.0  # as in `_read_within`
     if root.opcode == "dynamic-update-slice" and _bytes(made):
