@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from tokvid import __version__
-from tokvid.errors import UserError, suggestion
+from tokvid.errors import Terminated, UserError, suggestion
 from tokvid.urls import URL, is_url
 
 OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
 SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
 LONGEST_LINE = 2000  # characters of an error
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C, work is cleaned up before the end."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
     tokenize = commands.add_parser("tokenize", help="the token cache that the transformer is trained on")
     _recipe(tokenize)
+    _several(tokenize)
 
     plan = commands.add_parser("plan", help="whether a recipe fits a TPU pod, and how fast it can be there; needs none")
     _config(plan)

@@ -228,9 +228,7 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.compilation import keep_programs
     from tokvid.config import load_recipe
-    from tokvid.distributed import first, together
     from tokvid.input_pipeline.datasets import open_source
-    from tokvid.input_pipeline.text import TextModel
     from tokvid.train.loop import train as run_training
     from tokvid.train.token_cache import open_token_cache, write_text_model
     from tokvid.train.tokenizer_step import TokenizerTask
@@ -242,10 +240,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.model == "tokenizer":
         text = None
         if recipe.adversary.captions:
-            if first():
-                write_text_model(recipe, open_source(recipe.data), options.workdir)
-            together("text model")
-            text = TextModel.load(options.workdir / "text.model")
+            text = write_text_model(recipe, open_source(recipe.data), options.workdir)
         run_training(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
     else:
         cache, about, text = open_token_cache(options.workdir)
@@ -256,9 +251,12 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
     """Writes the token cache and the text model of a recipe."""
     from tokvid.config import load_recipe
+    from tokvid.distributed import joined
     from tokvid.train.token_cache import write_token_cache
 
-    write_token_cache(load_recipe(options.config, rest), options.workdir)
+    several = (options.coordinator, options.processes, options.process, options.distributed)
+    with joined(*several, agree_to_stop=False):  # what is whole by then is kept
+        write_token_cache(load_recipe(options.config, rest), options.workdir)
 
 
 def plan(options: argparse.Namespace, rest: list[str]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from tokvid.errors import UserError
+from tokvid.errors import Terminated, UserError
 
 # A process that isn't heard of for so long is dead, and the others end. jax waits 100 s.
 HEARTBEAT_SECONDS = 6
@@ -36,14 +36,20 @@ _witness: IO[str] | None = None
 
 @contextlib.contextmanager
 def joined(
-    coordinator: str = "", processes: int | None = None, process: int | None = None, detect: bool = False
+    coordinator: str = "",
+    processes: int | None = None,
+    process: int | None = None,
+    detect: bool = False,
+    *,
+    agree_to_stop: bool = True,
 ) -> Iterator[None]:
     """Joins the other processes of this job, if there are any, before a device is touched; inside, an error ends all.
 
     Plain processes are told where the first one listens (`coordinator`, host:port), how many they are and which this
     is, here or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On SLURM, Open MPI and TPU slices jax
-    finds it out; `detect` lets it try where nothing in the environment shows that there are several. UserError for
-    half of it, and where the processes don't find one another.
+    finds it out; `detect` lets it try where nothing in the environment shows that there are several. SIGTERM is left to
+    jax, whom the training loop asks at which step to stop, unless `agree_to_stop` is False. UserError for half of it,
+    and where the processes don't find one another.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
@@ -57,6 +63,7 @@ def joined(
         return
     if (processes is None) != (process is None) or (processes is not None and not 0 <= (process or 0) < processes):
         raise UserError(f"process {process} of {processes}: give both, processes 1 or more, process from 0 to one less")
+    jax.config.update("jax_enable_preemption_service", agree_to_stop)
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -104,11 +111,11 @@ def _end(here: str, error: BaseException) -> NoReturn:
     if isinstance(error, UserError):
         code = 2
     elif isinstance(error, KeyboardInterrupt):
-        code = 130
+        code = 143 if isinstance(error, Terminated) else 130
     else:
         traceback.print_exception(error)
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, UserError) or not str(error) else f"{type(error).__name__}: "
     reached("")
     print(f"tokvid: {here} ended{where}: {kind}{_line(error)}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):

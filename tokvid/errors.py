@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line each, never a traceback at the command line."""
+"""Errors that are the user's to mend, one clear line each, never a traceback at the command line; and SIGTERM."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,10 @@ MOST_LISTED = 40
 
 class UserError(ValueError):
     """What was wrong, what is allowed, and what to do, in one line. The command line prints it and exits with 2."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, work is cleaned up before the end."""
 
 
 def did_you_mean(given: object, allowed: Iterable[object], what: str) -> str:

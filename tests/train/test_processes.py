@@ -1,4 +1,4 @@
-"""Two processes with two devices each train as one process with one device does; and faults on one of them."""
+"""Two processes with two devices each train and tokenize as one with one device does; and faults on one of them."""
 
 import contextlib
 import dataclasses
@@ -13,17 +13,21 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 
-from tokvid import distributed
+from tokvid import distributed, weights
 from tokvid.cli import main
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
 from tokvid.distributed import block_of, joined
 from tokvid.errors import UserError
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.train import token_cache
 from tokvid.train.loop import train
 from tokvid.train.tokenizer_step import TokenizerTask
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, HALF = 50, 25
+PART = 64  # videos of a part of the token cache
 SIZE = (16, 16)
 RECIPE = Recipe(
     data=DataConfig(size=SIZE, frames=3, videos=50, threads=1),
@@ -31,6 +35,8 @@ RECIPE = Recipe(
         size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), time_window=1,
         quantizer="fsq", levels=(4, 4),
     ),
+    transformer=TransformerConfig(vocabulary=16, text_vocabulary=330, text_length=8, latent=(2, 2, 2), width=16),
+    tokens=TokensConfig(videos=150, latent_frames=3, text_samples=30),
     train_tokenizer=TrainConfig(
         steps=STEPS, batch=4, learning_rate=1e-3, warmup=5, log_every=1, save_every=HALF, sample_every=STEPS
     ),
@@ -47,6 +53,12 @@ def work(one, other, address, process):
     with joined(address, 2, int(process)):
         run(Path(one), SHARDED)
         run(Path(other), SHARDED)
+
+
+def tokenize(folder, address, process):
+    token_cache.PART = PART
+    with joined(address, 2, int(process)):
+        token_cache.write_token_cache(RECIPE, Path(folder))
 
 
 def losses(folder):
@@ -72,6 +84,18 @@ def environment(devices):
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
+def both(command, environ):
+    """What each of two processes of a job said; they are given their number behind the command."""
+    processes = [subprocess.Popen([*command, str(i)], env=environ, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
+    try:
+        said = [process.communicate(timeout=250)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return said
+
+
 def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(tmp_path):
     alone, two, mixed, back = (tmp_path / name for name in ("alone", "two", "mixed", "back"))
     run(alone)
@@ -81,13 +105,7 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     command = [sys.executable, __file__, str(two), str(mixed), address]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environ = environment(2) | cache  # the second training compiles nothing
-    processes = [subprocess.Popen([*command, str(i)], env=environ, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
-    try:
-        said = [process.communicate(timeout=250)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    said = both(command, environ)
     assert "trained to step 50" in said[0] and "goes on from step 25" in said[0]
     assert "trained" not in said[1] and "goes on" not in said[1], "only the first process speaks"
     assert [path.name for path in (two / "samples").iterdir()] == ["0000050.png"]
@@ -98,6 +116,21 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     for folder in (two, mixed, back):
         assert losses(folder) == pytest.approx(wanted, rel=1e-5), folder.name
         assert (folder / "weights.safetensors").is_file()
+
+
+def test_two_processes_make_the_token_cache_that_one_makes(tmp_path, random_model, monkeypatch):
+    """Of three parts the first process makes two."""
+    monkeypatch.setattr(token_cache, "PART", PART)
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    params = nnx.split(random_model(CViViT, RECIPE.tokenizer))[1]
+    for folder in (alone, two):
+        weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, params)
+    token_cache.write_token_cache(RECIPE, alone)
+    said = both([sys.executable, __file__, str(two), free_address()], environment(2))
+    assert "videos" in said[0] and "videos" not in said[1], "only the first process speaks"
+    for name in ("text.model", "tokens/dataset.json", *(f"tokens/{i:05d}.array_record" for i in range(3))):
+        assert (two / name).read_bytes() == (alone / name).read_bytes(), name
+    assert not (two / "tokens.parts").exists()
 
 
 def test_whatever_happens_to_one_process_the_other_ends_too():
@@ -196,4 +229,4 @@ def test_a_variable_that_is_no_number(monkeypatch):
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:])
+    (work if len(sys.argv) == 5 else tokenize)(*sys.argv[1:])

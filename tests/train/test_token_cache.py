@@ -1,6 +1,8 @@
 """The token cache: which stretches of videos are tokenized, under which captions, and what belongs together."""
 
 import dataclasses
+import shutil
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from tokvid.input_pipeline.datasets import fingerprint, open_source
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.tokenizer.cvivit import CViViT
+from tokvid.train import token_cache
 from tokvid.train.token_cache import cut_stretch, open_token_cache, write_token_cache
 from tokvid.train.tokenizer_step import to_signed
 from tokvid.train.transformer_step import TransformerTask
@@ -149,6 +152,97 @@ def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):
     write_token_cache(change(RECIPE, data={"threads": 5}), tmp_path)
     for name in ("text.model", "tokens/00000.array_record", "tokens/dataset.json"):
         assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Three parts of 16, 16 and 8 videos."""
+    monkeypatch.setattr(token_cache, "PART", 16)
+
+
+def records_of(workdir):
+    """All that the records of a token cache say, in their order."""
+    source = RecordSource(workdir / "tokens")
+    return [
+        (video.key, video.fps, video.captions, video.tokens.tolist())
+        for video in map(source.__getitem__, range(len(source)))
+    ]
+
+
+def test_the_parts_together_are_the_cache(workdir, tmp_path, model, small_parts):
+    save_tokenizer(tmp_path, model)
+    write_token_cache(RECIPE, tmp_path)
+    assert records_of(tmp_path) == records_of(workdir)
+    assert RecordSource(tmp_path / "tokens").counts == [16, 16, 8]
+    assert open_token_cache(tmp_path)[1] == open_token_cache(workdir)[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.model", "tokenizer", "tokens"]
+
+
+class Broken:
+    """A source that is gone through, and ends in `error` at one of its videos."""
+
+    def __init__(self, source, at=None, error=None):
+        self.source, self.at, self.error, self.read = source, at, error, []
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        item = self.source[index]
+        if threading.current_thread() is threading.main_thread():
+            return item  # for its captions
+        self.read.append(index)
+        if self.at is not None and len(self.read) > self.at:
+            raise self.error
+        return item
+
+
+def test_who_starts_again_goes_on_behind_the_last_part(workdir, tmp_path, model, small_parts, monkeypatch):
+    save_tokenizer(tmp_path, model)
+    stopped = Broken(open_source(RECIPE.data), at=39, error=KeyboardInterrupt())
+    again, other = Broken(stopped.source), Broken(stopped.source)
+    monkeypatch.setattr(token_cache, "open_source", lambda config: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_token_cache(RECIPE, tmp_path)
+    kept = tmp_path / "tokens.parts"
+    assert [path.name for path in kept.iterdir()] == ["00000"] and not (tmp_path / "tokens").exists()
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    monkeypatch.setattr(token_cache, "open_source", lambda config: again)
+    write_token_cache(RECIPE, tmp_path)
+    assert sorted(again.read) == sorted(index % 30 for index in range(16, 40))
+    assert records_of(tmp_path) == records_of(workdir) and not kept.exists()
+    # A part whose file is gone is none.
+    (tmp_path / "copy" / "tokens.parts" / "00000" / "00000.array_record").unlink()
+    monkeypatch.setattr(token_cache, "open_source", lambda config: other)
+    write_token_cache(RECIPE, tmp_path / "copy")
+    assert len(other.read) == 40 and records_of(tmp_path / "copy") == records_of(workdir)
+
+
+def test_parts_of_other_settings_are_made_again(workdir, tmp_path, model, small_parts, monkeypatch):
+    save_tokenizer(tmp_path, model)
+    with monkeypatch.context() as patched:
+        patched.setattr(token_cache, "join_records", lambda *arguments: None)
+        patched.setattr(token_cache.shutil, "rmtree", lambda folder: None)
+        write_token_cache(change(RECIPE, data={"seed": 1}), tmp_path)
+    write_token_cache(RECIPE, tmp_path)
+    assert records_of(tmp_path) == records_of(workdir)
+
+
+def test_failures_of_all_parts_are_added_up(tmp_path, model, small_parts, monkeypatch):
+    """Two of each part's videos are no use: too many of 40 where a tenth may be, though of no single part."""
+    save_tokenizer(tmp_path, model)
+    source = open_source(RECIPE.data)
+
+    def cut(item, recipe, patch, rng):
+        return None if item.key in unusable else cut_stretch(item, recipe, patch, rng)
+
+    unusable = {source[index].key for index in (3, 4, 20, 21, 29)}  # 3 and 4 come twice: 7 of 40
+    monkeypatch.setattr(token_cache, "cut_stretch", cut)
+    with pytest.raises(UserError, match=r"7 of the first 40 videos cannot be used \(the last: shorter than a window"):
+        write_token_cache(change(RECIPE, data={"max_unreadable": 0.15}), tmp_path)
+    assert not (tmp_path / "tokens").exists()
+    write_token_cache(change(RECIPE, data={"max_unreadable": 0.2}), tmp_path)
+    assert len(RecordSource(tmp_path / "tokens")) == 33
 
 
 def test_parts_that_do_not_belong_together(workdir, tmp_path, random_model, model):

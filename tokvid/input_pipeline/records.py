@@ -8,7 +8,7 @@ import bisect
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,15 +162,7 @@ class RecordWriter:
                 yield
             finally:
                 self._close_file()
-            description = {
-                "format": FORMAT,
-                "version": VERSION,
-                "kind": self.kind,
-                "count": sum(self._counts),
-                "counts": self._counts,
-                "metadata": self.metadata,
-            }
-            write_json(self._folder / "dataset.json", description)
+            _describe(self._folder, self.kind, self._counts, self.metadata)
 
     def write(self, video: StoredVideo) -> None:
         """Adds one record. UserError when it is of another kind, or could not be read again."""
@@ -193,6 +185,36 @@ class RecordWriter:
             return action()
         except (RuntimeError, OSError) as error:
             raise UserError(f"cannot write {self.path}: {error}; free some space or choose another place") from error
+
+
+def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "count": sum(counts),
+        "counts": list(counts),
+        "metadata": dict(metadata),
+    }
+    write_json(folder / "dataset.json", description)
+
+
+def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mapping[str, Any]) -> None:
+    """Datasets of one kind as one, in their order, at `path`. Their files are moved, so that they are no more.
+
+    UserError where one is missing, damaged or of another kind; nothing is moved then.
+    """
+    sources = [RecordSource(part) for part in parts]
+    if other := [source for source in sources if source.kind != kind]:
+        raise UserError(f"{other[0].path} holds records of kind {other[0].kind!r}, not {kind!r}")
+    counts: list[int] = []
+    with atomic(path) as folder:
+        folder.mkdir()
+        for source in sources:
+            for number, count in enumerate(source.counts):
+                (source.path / _file_name(number)).rename(folder / _file_name(len(counts)))
+                counts.append(count)
+        _describe(folder, kind, counts, metadata)
 
 
 class RecordSource:
@@ -225,6 +247,7 @@ class RecordSource:
             raise UserError(f"{self.path / 'dataset.json'} is damaged; write the dataset again")
         self.kind: Kind = kind
         self.metadata: dict[str, Any] = metadata
+        self.counts: list[int] = counts  # of each file
         self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         self._files = [_open(self.path / _file_name(i), count) for i, count in enumerate(counts)]
 

@@ -1,25 +1,38 @@
-"""The token cache: every video through the tokenizer once, so that the transformer trains on ready tokens."""
+"""The token cache: every video through the tokenizer once, so that the transformer trains on ready tokens.
 
+Videos are taken in parts, which are kept until all are there: several processes share them out, and who starts again
+goes on behind the last one.
+"""
+
+import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tokvid import weights
 from tokvid.config import Recipe, to_dict
+from tokvid.distributed import check_same, first, reached, together
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import captions_within, open_source, usable_rates
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
+from tokvid.input_pipeline.datasets import captions_within, fingerprint, open_source, usable_rates
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, join_records
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.progress import progress
+from tokvid.sharding import make_mesh, running_on
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.train.tokenizer_step import describe_data, encode_ids
 from tokvid.types import Caption, VideoItem, VideoSource
 
-BATCH = 16
+BATCH = 16  # videos that a device tokenizes at once
+PART = 4096  # videos; whole batches, for any number of devices that is usual
+Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
 
 def write_token_cache(recipe: Recipe, workdir: Path) -> None:
@@ -27,53 +40,130 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
 
     Each video gives one stretch, from a random second on, at one of the rates; its captions are moved along. With
     `tokens.coarse_factor` the tokens of the same seconds at a rate so many times lower are kept beside it. A source
-    with fewer videos than `tokens.videos` is gone through again, with other stretches and rates. UserError where the
+    with fewer videos than `tokens.videos` is gone through again, with other stretches and rates. Of several processes
+    all do this together, each with its devices; the records and their order are the same. UserError where the
     tokenizer is missing or not for these videos, stretches are shorter than a window, or too many videos are no use.
     """
-    tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
-    config, size = tokenizer.config, recipe.data.size
+    with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
+        tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
+        _check(recipe, tokenizer, workdir)
+        source = open_source(recipe.data)
+        text = write_text_model(recipe, source, workdir)
+        metadata = _metadata(recipe, tokenizer, text)
+        check_same(metadata)
+        kept = metadata | {"window": recipe.transformer.latent[0], "files": fingerprint(recipe.data.path)}
+        parts = [workdir / "tokens.parts" / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
+        _write_parts(recipe, tokenizer, source, parts, kept)
+    together("tokens")
+    if first():
+        written = [RecordSource(part) for part in parts]
+        failed = recipe.tokens.videos - sum(map(len, written))
+        errors = [source.metadata["last_error"] for source in written if source.metadata["last_error"]]
+        _refuse(recipe, failed, recipe.tokens.videos, (errors or [""])[-1])
+        join_records(parts, workdir / "tokens", "tokens", metadata)
+        shutil.rmtree(workdir / "tokens.parts")
+    together("token cache")
+
+
+def _check(recipe: Recipe, tokenizer: weights.Loaded, workdir: Path) -> None:
+    config, size, tokens = tokenizer.config, recipe.data.size, recipe.tokens
     if size != config.size:
         raise UserError(f"the tokenizer in {workdir} is for size {config.size}, data.size is {size}; make them equal")
-    window, longest = recipe.transformer.latent[0], recipe.tokens.latent_frames
-    if longest < window:
-        raise UserError(f"tokens.latent_frames {longest} is less than transformer.latent's {window}; raise it")
-    source = open_source(recipe.data)
-    text = write_text_model(recipe, source, workdir)
-    grid = latent_shape(config, 1, *size)
-    metadata = {
+    if tokens.latent_frames < (window := recipe.transformer.latent[0]):
+        raise UserError(
+            f"tokens.latent_frames {tokens.latent_frames} is less than transformer.latent's {window}; raise it"
+        )
+    if tokens.coarse_factor < 1:
+        raise UserError(f"tokens.coarse_factor should be 1 (no coarse tokens) or more, got {tokens.coarse_factor}")
+
+
+def _metadata(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel) -> dict[str, Any]:
+    grid = latent_shape(tokenizer.config, 1, *recipe.data.size)
+    return {
         "tokenizer": tokenizer.about.get("codes", tokenizer.about["fingerprint"]),
         "text_model": text.fingerprint,
         "vocabulary": tokenizer.model.quantizer.vocabulary,
         "text_vocabulary": text.vocabulary,
         "grid": [grid.rows, grid.columns],
-        "temporal_patch": config.temporal_patch,
+        "temporal_patch": tokenizer.config.temporal_patch,
         "fps": list(recipe.data.fps),
-        "size": list(size),
+        "size": list(recipe.data.size),
         "data": describe_data(recipe.data),
         "tokens": to_dict(recipe.tokens),
     }
-    total, factor = recipe.tokens.videos, recipe.tokens.coarse_factor
-    if factor < 1:
-        raise UserError(f"tokens.coarse_factor should be 1 (no coarse tokens) or more, got {factor}")
-    with RecordWriter(workdir / "tokens", "tokens", metadata) as writer, progress("tokens", total, "videos") as advance:
-        for stretches in _read_ahead(recipe, source, config.temporal_patch):
-            videos = [video_THWC for video_THWC, *_ in stretches]
-            fine = _encode(tokenizer, videos, longest)
-            coarse: Sequence[np.ndarray | None] = [None] * len(videos)
-            if factor > 1:  # of the same frames, so that both show the same
-                slower = [video_THWC[::factor] for video_THWC in videos]
-                coarse = _encode(tokenizer, slower, 1 + (longest - 1) // factor)
-            for (video_THWC, fps, captions, key), ids_THW, coarse_THW in zip(stretches, fine, coarse, strict=True):
-                made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps)
-                writer.write(dataclasses.replace(made, coarse=coarse_THW, coarse_factor=factor))
-            advance(len(stretches))
+
+
+def _write_parts(
+    recipe: Recipe, tokenizer: weights.Loaded, source: VideoSource, parts: Sequence[Path], metadata: Mapping[str, Any]
+) -> None:
+    """This process's share of the parts, without those that are there already."""
+    mine = range(jax.process_index(), len(parts), jax.process_count())
+    missing = [number for number in mine if not _is_there(parts[number], metadata)]
+    total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
+    with progress("tokens", total, "videos", done=total - left, quiet=not first()) as advance:
+        read = _read_ahead(recipe, source, tokenizer.config.temporal_patch, missing)
+        for number, batches in itertools.groupby(read, key=lambda found: found[0]):
+            reached(f"in part {number} of the tokens")
+            seen, failed, last_error = 0, 0, ""
+            with RecordWriter(parts[number], "tokens", metadata) as writer:
+                for _, found in batches:
+                    errors = [result for result in found if isinstance(result, str)]
+                    seen, failed, last_error = seen + len(found), failed + len(errors), (errors or [last_error])[-1]
+                    _refuse(recipe, failed, seen, last_error)
+                    for video in _tokenized(recipe, tokenizer, [it for it in found if not isinstance(it, str)]):
+                        writer.write(video)
+                    advance(len(found))
+                writer.metadata["last_error"] = last_error
+
+
+def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretch]) -> Iterator[StoredVideo]:
+    factor, longest = recipe.tokens.coarse_factor, recipe.tokens.latent_frames
+    videos = [video_THWC for video_THWC, *_ in stretches]
+    fine = _encode(tokenizer, videos, longest)
+    coarse: Sequence[np.ndarray | None] = [None] * len(videos)
+    if factor > 1:  # of the same frames, so that both show the same
+        slower = [video_THWC[::factor] for video_THWC in videos]
+        coarse = _encode(tokenizer, slower, 1 + (longest - 1) // factor)
+    for (video_THWC, fps, captions, key), ids_THW, coarse_THW in zip(stretches, fine, coarse, strict=True):
+        made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps)
+        yield dataclasses.replace(made, coarse=coarse_THW, coarse_factor=factor)
+
+
+def _batch() -> int:
+    """Videos that this process tokenizes at once."""
+    return BATCH * jax.local_device_count()
+
+
+def _videos(recipe: Recipe, part: int) -> range:
+    return range(part * PART, min((part + 1) * PART, recipe.tokens.videos))
+
+
+def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether an earlier start wrote this part, whole, from the same videos with the same tokenizer."""
+    try:
+        found = RecordSource(part).metadata
+    except UserError:
+        return False
+    return {name: found.get(name) for name in metadata} == json.loads(json.dumps(metadata))
+
+
+def _refuse(recipe: Recipe, failed: int, read: int, last_error: str) -> None:
+    """UserError where too many of the videos that were read are no use. Few, early on, say nothing yet of the share."""
+    total, most = recipe.tokens.videos, recipe.data.max_unreadable
+    if (failed > BATCH and failed > most * read) or failed > most * total or failed == total:
+        raise UserError(
+            f"{failed} of the first {read} videos cannot be used (the last: {last_error}); mend them, use faster rates "
+            "(data.fps) or a smaller window (transformer.latent), or raise data.max_unreadable"
+        )
 
 
 def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -> list[np.ndarray]:
-    """At most BATCH videos of up to `longest` latent frames → tokens (T, H, W) of those that are full."""
+    """At most a batch of videos of up to `longest` latent frames → tokens (T, H, W) of those that are full."""
+    if not videos:
+        return []
     patch = tokenizer.config.temporal_patch
     # One compiled shape: short videos show their last frame on, which changes nothing before it.
-    video_BTHWC = np.zeros((BATCH, 1 + (longest - 1) * patch, *videos[0].shape[1:]), np.uint8)
+    video_BTHWC = np.zeros((_batch(), 1 + (longest - 1) * patch, *videos[0].shape[1:]), np.uint8)
     counts = []
     for i, video_THWC in enumerate(videos):
         latents = 1 + (len(video_THWC) - 1) // patch
@@ -85,10 +175,16 @@ def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -
 
 
 def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:
-    """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes."""
-    some = range(min(len(source), recipe.tokens.text_samples))
-    captions = (caption.text for index in some for caption in source[index].captions)
-    return train_text_model(captions, workdir / "text.model", recipe.transformer.text_vocabulary)
+    """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes.
+
+    Of several processes the first one does it.
+    """
+    if first():
+        some = range(min(len(source), recipe.tokens.text_samples))
+        captions = (caption.text for index in some for caption in source[index].captions)
+        train_text_model(captions, workdir / "text.model", recipe.transformer.text_vocabulary)
+    together("text model")
+    return TextModel.load(workdir / "text.model")
 
 
 def open_token_cache(workdir: Path) -> tuple[Path, dict[str, Any], TextModel]:
@@ -107,9 +203,6 @@ def open_token_cache(workdir: Path) -> tuple[Path, dict[str, Any], TextModel]:
     if (wanted := source.metadata.get("text_model")) != text.fingerprint:
         raise UserError(f"{folder} was made with text_model {wanted}, {workdir} has {text.fingerprint}; {again}")
     return folder, source.metadata, text
-
-
-Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
 
 def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.random.Generator) -> Stretch | None:
@@ -131,9 +224,13 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
     return video_THWC, fps, captions_within(item.captions, start, start + frames / fps), f"{item.key}@{start:.2f}s"
 
 
-def _read_ahead(recipe: Recipe, source: VideoSource, temporal_patch: int) -> Iterator[list[Stretch]]:
-    """Batches of stretches in the order of the source, read by threads while the one before is tokenized."""
-    total, failed = recipe.tokens.videos, 0
+def _read_ahead(
+    recipe: Recipe, source: VideoSource, temporal_patch: int, parts: Sequence[int]
+) -> Iterator[tuple[int, list[Stretch | str]]]:
+    """The number of a part, and what a batch of its videos gives: a stretch each, or why none.
+
+    They are read by threads while those before are tokenized.
+    """
 
     def read(index: int) -> Stretch | str:
         rng = np.random.default_rng([recipe.data.seed, index])
@@ -143,23 +240,14 @@ def _read_ahead(recipe: Recipe, source: VideoSource, temporal_patch: int) -> Ite
             return str(error)
         return stretch or "shorter than a window at every rate"
 
-    def batch(pool: ThreadPoolExecutor, start: int) -> list[Future[Stretch | str]]:
-        return [pool.submit(read, index) for index in range(start, min(start + BATCH, total))]
-
+    coming: collections.deque[tuple[int, list[Future[Stretch | str]]]] = collections.deque()
     with ThreadPoolExecutor(max(1, recipe.data.threads)) as pool:
-        coming = batch(pool, 0)
-        for start in range(0, total, BATCH):
-            now, coming = coming, batch(pool, start + BATCH)
-            found, read_so_far = [future.result() for future in now], min(start + BATCH, total)
-            errors = [result for result in found if isinstance(result, str)]
-            failed += len(errors)
-            # Few failures, early on, say nothing yet of the share.
-            hopeless = failed > BATCH and failed > recipe.data.max_unreadable * read_so_far
-            if hopeless or failed > recipe.data.max_unreadable * total or failed == total:
-                raise UserError(
-                    f"{failed} of the first {read_so_far} videos cannot be used (the last: {errors[-1]}); "
-                    "mend them, use faster rates (data.fps) or a smaller window (transformer.latent), or raise "
-                    "data.max_unreadable"
-                )
-            if stretches := [result for result in found if not isinstance(result, str)]:
-                yield stretches
+        for part in parts:
+            videos = _videos(recipe, part)
+            for start in range(0, len(videos), _batch()):
+                coming.append((part, [pool.submit(read, index) for index in videos[start : start + _batch()]]))
+                if len(coming) > 1:
+                    number, futures = coming.popleft()
+                    yield number, [future.result() for future in futures]
+        for number, futures in coming:
+            yield number, [future.result() for future in futures]
