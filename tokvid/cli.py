@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "--mesh", type=int, nargs=4, metavar=("D", "F", "T", "C"), help="data, fsdp, tensor, context; -1: what is left"
     )
     plan.add_argument("--only", choices=("training", "decoding"), help="one of the two programs, in half the time")
+    plan.add_argument("--rows", type=int, default=0, help="rows drawn at once in decoding; 0 token by token (default)")
     plan.add_argument("--json", type=_written, metavar="FILE", help="write the figures there")
     plan.add_argument("--hlo", type=_written, metavar="FOLDER", help="write the compiled programs' text there")
     plan.epilog = f"Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments. {plan.epilog}"

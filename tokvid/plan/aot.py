@@ -95,8 +95,8 @@ def training_program(recipe: Recipe, mesh: Mesh) -> Program:
     return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})
 
 
-def decoding_program(config: TransformerConfig, mesh: Mesh) -> Program:
-    """What makes one window of VIDEOS videos for each copy of the weights, with guidance, token by token."""
+def decoding_program(config: TransformerConfig, mesh: Mesh, method: Sampling) -> Program:
+    """What makes one window of VIDEOS videos for each copy of the weights, with guidance."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -108,7 +108,7 @@ def decoding_program(config: TransformerConfig, mesh: Mesh) -> Program:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), videos))
     arguments = _laid_out((batch, batch.text, keys, np.zeros((videos, frames), np.float32)), mesh)
     count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    options: dict[str, Any] = {"known": (False,) * frames, "method": Sampling(), "guided": True}
+    options: dict[str, Any] = {"known": (False,) * frames, "method": method, "guided": True}
     program = _compile(generate, mesh, graph, params, *arguments, count, **options)
     return _by_kind(program, {"parameters": _bytes(params)})
 

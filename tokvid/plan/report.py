@@ -1,6 +1,7 @@
 """What a training on a pod comes to, in memory, days and videos: for people, and as JSON values."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from tokvid.plan.aot import (
     training_program,
 )
 from tokvid.plan.roofline import judge
+from tokvid.sampling.methods import Sampling
 from tokvid.sharding import AXES, make_mesh
 from tokvid.train.transformer_step import TransformerTask
+from tokvid.types import tokens_at_once
 
 DAY = 86400  # seconds
 
@@ -33,12 +36,14 @@ def plan(
     mesh: tuple[int, int, int, int] | None = None,
     *,
     only: str | None = None,
+    rows: int = 0,
     keep: Path | None = None,
 ) -> dict[str, Any]:
     """What a training of the recipe's transformer on the topology `where` comes to, as JSON values.
 
-    `only` "training" or "decoding" is half the work; `keep` is a folder for the text of the compiled programs. `fits`
-    says whether they fit, `reason` why not. UserError where mesh, batch and topology don't go together.
+    `only` "training" or "decoding" is half the work; decoding draws so many `rows` at once, as sampling does; `keep` is
+    a folder for the text of the compiled programs. `fits` says whether they fit, `reason` why not. UserError where
+    mesh, batch and topology don't go together.
     """
     found = topology(where)
     if mesh is not None:
@@ -48,7 +53,7 @@ def plan(
     result |= {"chip": dataclasses.asdict(found.chip)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "training": lambda: _training(recipe, found, on, keep),
-        "decoding": lambda: _decoding(recipe, found, keep),
+        "decoding": lambda: _decoding(recipe, found, rows, keep),
     }
     reasons = []
     for name, part in parts.items():
@@ -75,17 +80,22 @@ def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Path | None) ->
     }
 
 
-def _decoding(recipe: Recipe, found: Topology, keep: Path | None) -> dict[str, Any]:
+def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Path | None) -> dict[str, Any]:
     config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, found)
     videos, slots = VIDEOS * mesh.shape["data"], window_slots(config)
-    tokens = slots - config.text_length - 1
-    program = _kept(decoding_program(config, mesh), "decoding", keep)
-    # With the text and without. One loop's length is an argument: how many tokens are drawn.
-    result = judge(program, found, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=(tokens,))
+    tokens, width = math.prod(config.latent), config.latent[2]
+    at_once = tokens_at_once(rows, config.latent)
+    program = _kept(decoding_program(config, mesh, Sampling(rows=rows)), "decoding", keep)
+    # How often the loops run whose length is an argument (how much is drawn): rows wait for a video's first one.
+    lead = width if 1 < at_once < math.prod(config.latent[1:]) else 0
+    trips = (*([lead] if lead else []), (tokens - lead) // at_once)
+    # With the text and without.
+    result = judge(program, found, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)
     windows = DAY / result["seconds"]["at least"]
     return result | {
         "mesh": dict(mesh.shape),
         "videos at once": videos,
+        "tokens at once": at_once,
         "tokens a day": windows * videos * tokens,
         "videos a day": windows * videos,
     }
@@ -124,6 +134,7 @@ def lines(config: Path, result: dict[str, Any]) -> list[str]:
         ]
     if decode := result.get("decoding"):
         at = f"{decode['videos at once']} videos at once, mesh {tuple(decode['mesh'][name] for name in AXES)}"
+        at += f", {decode['tokens at once']} tokens of each" * (decode["tokens at once"] > 1)
         about += ["", f"Decoding, {at} (compiled in {decode['compiled in seconds']:.0f} s)", *_program_lines(decode)]
         about += [
             f"  {_count(decode['tokens a day'])} tokens and {_count(decode['videos a day'])} videos a day at most"
