@@ -33,13 +33,21 @@ def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: in
     return slots * (c.layers * block + places) + predicted * 2 * c.width * c.vocabulary
 
 
-def window_slots(c: TransformerConfig, coarse: int = 0) -> int:
-    """Slots of a training window: text, rate and latent frames, with `coarse` ones at a lower rate before them."""
-    _, rows, columns = c.latent
-    return c.text_length + 1 + math.prod(c.latent) + (coarse * rows * columns + 1 if coarse else 0)
+def window_slots(c: TransformerConfig, coarse: int = 0, frames: int | None = None) -> int:
+    """Slots of a training window: text, rate and latent frames, with `coarse` ones at a lower rate before them.
+
+    `frames` latent frames, or those of the config.
+    """
+    whole, rows, columns = c.latent
+    return c.text_length + 1 + (frames or whole) * rows * columns + (coarse * rows * columns + 1 if coarse else 0)
 
 
-def window_flops(c: TransformerConfig, coarse: int = 0) -> float:
+def window_flops(c: TransformerConfig, coarse: int = 0, frames: int | None = None) -> float:
     """Of the forward pass of one training window."""
-    slots = window_slots(c, coarse)
-    return transformer_flops(c, slots, slots, math.prod(c.latent))
+    slots = window_slots(c, coarse, frames)
+    return transformer_flops(c, slots, slots, (frames or c.latent[0]) * math.prod(c.latent[1:]))
+
+
+def windows_in_a_row(c: TransformerConfig, frames: int) -> int:
+    """How many windows of so many latent frames have together no more slots than a whole one."""
+    return window_slots(c) // window_slots(c, frames=frames)

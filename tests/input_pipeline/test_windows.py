@@ -10,6 +10,7 @@ import pytest
 
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
+from tokvid.flops import window_slots, windows_in_a_row
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import PADDING, train_text_model
 from tokvid.input_pipeline.windows import AT_SWITCH, TASKS, captions_in_force, coarse_span, cut_window, token_batches
@@ -235,6 +236,34 @@ def test_interpolations_come_in_whole_batches_of_all_processes(cache, text_model
     assert kinds[0] == kinds[1] and 4 < sum(kinds[0]) < 16
 
 
+def test_short_windows_fill_as_many_slots_as_whole_ones(cache, text_model):
+    """Of text 8, rate and latent frames of 6 slots each, whole windows of 4 take 33, and two images 30."""
+    layouts, counts = LayoutConfig(interpolation=0.4, rows=(0, 2), lengths=(0, 2, 1)), collections.Counter()
+    for shard in ((0, 2), (1, 2)):
+        iterator = token_batches(cache, layouts, CONFIG, 5, 0, text_model=text_model, threads=0, shard=shard)
+        for number in range(60):
+            batch = next(iterator)
+            frames = batch.tokens.shape[1]
+            rows = 5 * {4: 1, 2: 1, 1: 2}[frames]
+            assert all(len(array) == rows for array in batch) and (frames == 4 or not batch.coarse.shape[1])
+            np.testing.assert_array_equal(batch.tokens[..., 0, 0], 10 * (batch.start[:, None] + np.arange(frames)))
+            if frames == 1:
+                assert not batch.known.any() and not batch.start.any(), "an image: a video's first frame, from text"
+            else:
+                assert batch.known.sum(axis=1).max() < frames
+            counts[number, frames, batch.coarse.shape[1]] += 1
+    assert set(counts.values()) == {2}, "a batch is alike in all processes"
+    seen = collections.Counter(frames for _, frames, coarse in counts if not coarse)
+    assert min(seen[1], seen[2], seen[4]) > 5 and len(counts) - sum(seen.values()) > 10
+
+
+@pytest.mark.parametrize("length, text, wanted", [(1, 8, 2), (2, 8, 1), (4, 8, 1), (1, 0, 3), (1, 1, 3), (2, 0, 1)])
+def test_windows_in_a_row(length, text, wanted):
+    config = dataclasses.replace(CONFIG, text_length=text)
+    whole, short = window_slots(config), window_slots(config, frames=length)
+    assert windows_in_a_row(config, length) == wanted and wanted * short <= whole < (wanted + 1) * short
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_order_and_resuming(cache, text_model, threads):
     def open_with(threads):
@@ -272,7 +301,15 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
 
 @pytest.mark.parametrize(
     "layouts",
-    [LayoutConfig(0, 0, 0), LayoutConfig(-1, 1, 1), LayoutConfig(text_dropout=1.5), LayoutConfig(rows=(0, 3))],
+    [
+        LayoutConfig(0, 0, 0),
+        LayoutConfig(-1, 1, 1),
+        LayoutConfig(text_dropout=1.5),
+        LayoutConfig(rows=(0, 3)),
+        LayoutConfig(lengths=(4, 5)),
+        LayoutConfig(lengths=()),
+        LayoutConfig(lengths=(-1,)),
+    ],
 )
 def test_mixtures_that_cannot_be(cache, text_model, layouts):
     with pytest.raises(UserError, match="should be"):

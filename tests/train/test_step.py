@@ -16,7 +16,7 @@ from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask
 from tokvid.train.transformer_step import TransformerTask
-from tokvid.types import token_batch
+from tokvid.types import TokenBatch, token_batch
 
 MODEL = TransformerConfig(
     vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=1, heads=2, kv_heads=2, mlp=64
@@ -94,6 +94,21 @@ def test_factored_moments_are_rows_and_columns(monkeypatch):
     assert sum(leaf.size for leaf in arrays(state)) < 0.2 * parameters
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_batches_of_images_and_of_windows_train_one_state():
+    """As `layouts.lengths` gives them: more rows of fewer latent frames, in parts or as a whole."""
+    for config in (CONFIG, dataclasses.replace(CONFIG, accumulate=2)):
+        task, mesh = TransformerTask(Recipe(transformer=MODEL, train_transformer=config)), make_mesh((-1, 1, 1, 1))
+        like, graph = abstract_state(task, config, mesh)
+        state, step, losses = init_state(task, config, like), make_step(task, config, mesh, like, graph), []
+        image = batch()._replace(known=np.zeros((8, 1), bool), start=np.zeros(8, np.int32))
+        image = image._replace(**{name: getattr(image, name)[:, :1] for name in ("tokens", "drawn")})
+        images = TokenBatch(*(np.concatenate([array, array]) for array in image))
+        for given in (batch(), images) * 5:
+            state, metrics = step(state, shard_batch(given, mesh))
+            losses.append(float(metrics["cross_entropy"]))
+        assert losses[-2] < losses[0] and losses[-1] < losses[1]
 
 
 def test_flops_are_those_of_the_program():

@@ -114,6 +114,22 @@ def test_short_videos_give_what_they_have():
     assert {cut_stretch(Told(3.0), lowest, 2, rng)[1] for _ in range(10)} == {2.0}
 
 
+def test_where_short_windows_are_trained_short_videos_are_of_use():
+    """An image is a video of one frame. What is long enough for a whole window gives one, at a rate where it is."""
+    rng, images = np.random.default_rng(0), change(RECIPE, layouts={"lengths": (0, 1)})
+    for seconds, rule, wanted in (
+        (0.01, "uniform", {(2.0, 1), (4.0, 1)}),
+        (0.01, "lowest", {(4.0, 1)}),
+        (0.6, "lowest", {(4.0, 3)}),  # frames at 0, .25 and .5 s; at 2 fps only one and a half
+        (1.1, "lowest", {(4.0, 5)}),
+        (2.1, "lowest", {(2.0, 5)}),
+        (2.1, "uniform", {(2.0, 5), (4.0, 9)}),
+    ):
+        recipe = change(images, data={"fps_rule": rule})
+        stretches = [cut_stretch(Told(seconds), recipe, 2, rng) for _ in range(20)]
+        assert {(fps, len(video_THWC)) for video_THWC, fps, *_ in stretches} == wanted, (seconds, rule)
+
+
 def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
     """Each record's tokens are those of its very frames, encoded alone; the source is gone through again."""
     folder, about, text = open_token_cache(workdir)

@@ -293,9 +293,14 @@ Sample = TypeVar("Sample", VideoBatch, TokenBatch)
 
 
 def batches(
-    samples: grain.MapDataset[Sample], batch: int, *, threads: int, shard: tuple[int, int]
+    samples: grain.MapDataset[Sample],
+    batch: int,
+    *,
+    threads: int,
+    shard: tuple[int, int],
+    join: Callable[[Sequence[np.ndarray]], np.ndarray] = np.stack,
 ) -> grain.DatasetIterator[Sample]:
-    """Stacks samples (NamedTuples of arrays): process i of n gets the batch s*n + i of all at its step s."""
+    """Joins samples (NamedTuples of arrays): process i of n gets the batch s*n + i of all at its step s."""
     if batch < 1 or not 0 <= shard[0] < shard[1] or threads < 0:
         raise UserError(
             f"batch {batch}, shard {shard}, threads {threads}: batch should be 1 or more, shard (i, n) with "
@@ -303,9 +308,9 @@ def batches(
         )
     # What is buffered are whole batches, so there are few.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    mine = samples.batch(batch, drop_remainder=True, batch_fn=_stack)[shard[0] :: shard[1]]
+
+    def joined(samples: Sequence[Any]) -> Any:
+        return type(samples[0])(*(join(arrays) for arrays in zip(*samples, strict=True)))
+
+    mine = samples.batch(batch, drop_remainder=True, batch_fn=joined)[shard[0] :: shard[1]]
     return iter(mine.to_iter_dataset(options))
-
-
-def _stack(samples: Sequence[Any]) -> Any:
-    return type(samples[0])(*(np.stack(arrays) for arrays in zip(*samples, strict=True)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
+from tokvid.flops import windows_in_a_row
 from tokvid.input_pipeline.datasets import batches, samples_of
 from tokvid.input_pipeline.records import RecordSource, StoredVideo
 from tokvid.input_pipeline.text import TextModel
@@ -23,6 +24,13 @@ AT_SWITCH = 0.25  # share of continuations, where a video has switches, whose kn
 LEAST_SHARE = 0.75  # of the generated latent frames that the text must hold for
 STRICT_TRIES = 100  # records tried for one sample as it should be, before any rate and share will do
 MOST_TRIES = 200
+
+
+class Kind(NamedTuple):
+    """What all windows of a batch have in common: their latent frames, and whether they are interpolations."""
+
+    frames: int
+    interpolates: bool
 
 
 class Window(NamedTuple):
@@ -118,6 +126,14 @@ def coarse_span(first: int, frames: int, factor: int) -> tuple[int, int]:
     return max(0, -(-first // factor) - 1), 1 + -(-frames // factor)
 
 
+def window_lengths(layouts: LayoutConfig, transformer: TransformerConfig) -> list[int]:
+    """Latent frames of the windows that are trained; UserError where there is none, or one longer than a whole one."""
+    whole = transformer.latent[0]
+    if not layouts.lengths or not all(0 <= frames <= whole for frames in layouts.lengths):
+        raise UserError(f"layouts.lengths {layouts.lengths} should be 1 to {whole} latent frames, or 0 for all {whole}")
+    return [frames or whole for frames in layouts.lengths]
+
+
 @functools.lru_cache(maxsize=1000)
 def _placements(task: Task, latent_frames: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Every start and known that `task` allows, int64 (N,) each."""
@@ -154,6 +170,8 @@ def token_batches(
 ) -> grain.DatasetIterator[TokenBatch]:
     """Endless windows of `transformer.latent` from a token cache, in tasks mixed as `layouts`: TokenBatch.
 
+    A batch of shorter windows (`layouts.lengths`) has so many more that it fills as many slots: three images, say,
+    where a whole window would be. So nothing is padded, and no mask need keep samples of one sequence apart.
     The cache is records of kind "tokens"; without `text_model`, the `text.model` beside their folder is
     taken. `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `datasets.clip_batches`.
     UserError when cache, text model and the transformer's config don't belong together, with both values.
@@ -183,19 +201,19 @@ def token_batches(
         )
     sampler = WindowSampler(source, layouts, transformer, text_model)
 
-    def interpolates(number: int) -> bool:
-        """Whether sample `number` is of an interpolation: alike in a whole batch, of all processes."""
-        together = number // (batch * shard[1])
-        return bool(np.random.default_rng([seed, together]).random() < sampler.interpolations)
+    def kind(number: int) -> Kind:
+        """Of the batch, of all processes together, that sample `number` is in."""
+        return sampler.kind(np.random.default_rng([seed, number // (batch * shard[1])]))
 
-    samples = samples_of(len(source), seed).map_with_index(lambda number, index: (index, interpolates(number)))
-    return batches(samples.random_map(sampler), batch, threads=threads, shard=shard)
+    samples = samples_of(len(source), seed).map_with_index(lambda number, index: (index, kind(number)))
+    return batches(samples.random_map(sampler), batch, threads=threads, shard=shard, join=np.concatenate)
 
 
 class WindowSampler:
     """Draws a task and cuts a window for it, from the video given or, where that has none, from another one.
 
-    Interpolations have a coarse clip, which makes a sequence longer, so they come in batches of their own.
+    Interpolations have a coarse clip, which makes a sequence longer, so they come in batches of their own, and so do
+    windows of each length.
     """
 
     def __init__(
@@ -212,6 +230,7 @@ class WindowSampler:
             raise UserError(f"text_dropout {layouts.text_dropout} should be 0 to 1")
         if not layouts.rows:
             raise UserError("layouts.rows is empty; give 0 (token by token), or how many rows are drawn at once")
+        self.lengths = window_lengths(layouts, transformer)
         self.source, self.layouts, self.transformer = source, layouts, transformer
         self.steps = [tokens_at_once(rows, transformer.latent) for rows in layouts.rows]
         self.interpolations = float(weights[-1] / weights.sum())
@@ -224,31 +243,46 @@ class WindowSampler:
             )
         self.encode = text_model.encoder(transformer.text_length)  # once a caption, not once a step
 
-    def __call__(self, drawn: tuple[int, bool], rng: np.random.Generator) -> TokenBatch:
-        """One sample, its arrays without the batch dimension, of the video and kind `drawn`."""
-        index, interpolates = drawn
+    def kind(self, rng: np.random.Generator) -> Kind:
+        """That of a batch."""
+        if rng.random() < self.interpolations:
+            return Kind(self.transformer.latent[0], True)
+        return Kind(int(rng.choice(self.lengths)), False)
+
+    def __call__(self, drawn: tuple[int, Kind], rng: np.random.Generator) -> TokenBatch:
+        """One window of the video and kind `drawn`, and of others where windows are short: as many as fill a row."""
+        index, kind = drawn
+        count = 1 if kind.interpolates else windows_in_a_row(self.transformer, kind.frames)
+        videos = [index, *rng.integers(len(self.source), size=count - 1).tolist()]
+        windows = [self._window(video, kind, rng) for video in videos]
+        return TokenBatch(*map(np.stack, zip(*windows, strict=True)))
+
+    def _window(self, index: int, kind: Kind, rng: np.random.Generator) -> TokenBatch:
+        """One window, its arrays without the batch dimension, of video `index` if it has such a one."""
         # Task and rate are kept when the video is replaced: were they drawn again with each, those that
         # fit seldom (at a slow rate few first captions hold for a window) would hardly be trained.
-        task = "interpolation" if interpolates else TASKS[rng.choice(len(self.shares), p=self.shares)]
-        frames, patch = self.transformer.latent[0], self.transformer.temporal_patch
+        task = "interpolation" if kind.interpolates else TASKS[rng.choice(len(self.shares), p=self.shares)]
+        if kind.frames == 1:  # nothing else can be asked of an image
+            task = "text_to_video"
+        patch = self.transformer.temporal_patch
         video = self.source[index]
         fps = video.fps
         for tried in range(MOST_TRIES):
             strict = tried < STRICT_TRIES
             if video.fps == fps or not strict:
                 least_share = LEAST_SHARE if strict else 0.0
-                window = cut_window(video, task, rng, frames=frames, temporal_patch=patch, least_share=least_share)
+                window = cut_window(video, task, rng, frames=kind.frames, temporal_patch=patch, least_share=least_share)
                 if window is not None:
                     return self._sample(video, window, rng)
             video = self.source[int(rng.integers(len(self.source)))]
         raise UserError(
-            f"{MOST_TRIES} videos of {self.source.path} had no window of {frames} latent frames for {task}; "
-            "cache longer videos, or use a smaller window (transformer.latent)"
+            f"{MOST_TRIES} videos of {self.source.path} had no window of {kind.frames} latent frames for {task}; "
+            "cache longer videos, or use a smaller window (transformer.latent, layouts.lengths)"
         )
 
     def _sample(self, video: StoredVideo, window: Window, rng: np.random.Generator) -> TokenBatch:
         tokens_THW = window.tokens.astype(np.int32)
-        if tokens_THW.shape != tuple(self.transformer.latent):
+        if tokens_THW.shape[1:] != tuple(self.transformer.latent[1:]):
             raise UserError(
                 f"{video.key} has {tokens_THW.shape[1]}x{tokens_THW.shape[2]} tokens a latent frame, the "
                 f"transformer's latent is {self.transformer.latent}; use one tokenizer and size for both"

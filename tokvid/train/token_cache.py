@@ -24,6 +24,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import captions_within, fingerprint, open_source, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, join_records
 from tokvid.input_pipeline.text import TextModel, train_text_model
+from tokvid.input_pipeline.windows import window_lengths
 from tokvid.progress import progress
 from tokvid.sharding import make_mesh, running_on
 from tokvid.tokenizer.cvivit import latent_shape
@@ -51,7 +52,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
         text = write_text_model(recipe, source, workdir)
         metadata = _metadata(recipe, tokenizer, text)
         check_same(metadata)
-        kept = metadata | {"window": recipe.transformer.latent[0], "files": fingerprint(recipe.data.path)}
+        kept = metadata | {"window": _lengths(recipe), "files": fingerprint(recipe.data.path)}
         parts = [workdir / "tokens.parts" / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
         _write_parts(recipe, tokenizer, source, parts, kept)
     together("tokens")
@@ -69,7 +70,7 @@ def _check(recipe: Recipe, tokenizer: weights.Loaded, workdir: Path) -> None:
     config, size, tokens = tokenizer.config, recipe.data.size, recipe.tokens
     if size != config.size:
         raise UserError(f"the tokenizer in {workdir} is for size {config.size}, data.size is {size}; make them equal")
-    if tokens.latent_frames < (window := recipe.transformer.latent[0]):
+    if tokens.latent_frames < (window := _lengths(recipe)[1]):
         raise UserError(
             f"tokens.latent_frames {tokens.latent_frames} is less than transformer.latent's {window}; raise it"
         )
@@ -127,6 +128,12 @@ def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretc
     for (video_THWC, fps, captions, key), ids_THW, coarse_THW in zip(stretches, fine, coarse, strict=True):
         made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps)
         yield dataclasses.replace(made, coarse=coarse_THW, coarse_factor=factor)
+
+
+def _lengths(recipe: Recipe) -> tuple[int, int]:
+    """Latent frames of the shortest and of the longest window that the transformer is trained on."""
+    lengths = window_lengths(recipe.layouts, recipe.transformer)
+    return min(lengths), max(lengths)
 
 
 def _batch() -> int:
@@ -208,14 +215,18 @@ def open_token_cache(workdir: Path) -> tuple[Path, dict[str, Any], TextModel]:
 def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.random.Generator) -> Stretch | None:
     """Frames uint8 (T, H, W, 3) with T = 1 + n·temporal_patch, their rate, captions from 0 on, and a name; or None.
 
-    At least a window of the transformer long; None where the video is too short for one at every rate. Captions that
-    end before the stretch, or begin after it, are left out.
+    As long as the longest window, where the video is at any rate; else as the shortest at least (at the highest rate,
+    where `fps_rule` is "lowest"); None where it is too short even for that. Captions that end before the stretch, or
+    begin after it, are left out.
     """
-    least = 1 + (recipe.transformer.latent[0] - 1) * temporal_patch
-    rates = usable_rates(item.seconds, least, recipe.data.fps)
+    lowest = recipe.data.fps_rule == "lowest"
+    shortest, longest = (1 + (latents - 1) * temporal_patch for latents in _lengths(recipe))
+    rates = usable_rates(item.seconds, longest, recipe.data.fps)
+    if not rates:
+        rates = usable_rates(item.seconds, shortest, recipe.data.fps)[-1 if lowest else 0 :]
     if not rates:
         return None
-    fps = rates[0] if recipe.data.fps_rule == "lowest" else float(rng.choice(rates))
+    fps = rates[0] if lowest else float(rng.choice(rates))
     room = int(np.ceil(item.seconds * fps - 1e-6))
     latents = min(recipe.tokens.latent_frames, 1 + (room - 1) // temporal_patch)
     frames = 1 + (latents - 1) * temporal_patch

@@ -11,10 +11,10 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import Recipe, computed, to_dict
 from tokvid.errors import UserError
-from tokvid.flops import TRAINING, window_flops
+from tokvid.flops import TRAINING, window_flops, windows_in_a_row
 from tokvid.input_pipeline.datasets import fingerprint
 from tokvid.input_pipeline.text import TextModel
-from tokvid.input_pipeline.windows import TASKS, coarse_span, token_batches
+from tokvid.input_pipeline.windows import TASKS, coarse_span, token_batches, window_lengths
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch
 
@@ -80,11 +80,12 @@ class TransformerTask:
         return sequence_of(self.config, batch).generated.sum().astype(jnp.float32)
 
     def flops(self) -> float:
-        layouts, frames, factor = self.recipe.layouts, self.config.latent[0], self.recipe.tokens.coarse_factor
-        weights = [getattr(layouts, task) for task in TASKS]
-        share = layouts.interpolation / sum(weights)  # of windows that have a coarse clip before them
-        coarse = window_flops(self.config, coarse_span(0, frames, factor)[1]) if share else 0.0
-        return TRAINING * ((1 - share) * window_flops(self.config) + share * coarse)
+        config, layouts, factor = self.config, self.recipe.layouts, self.recipe.tokens.coarse_factor
+        share = layouts.interpolation / sum(getattr(layouts, task) for task in TASKS)  # with a coarse clip before them
+        coarse = window_flops(config, coarse_span(0, config.latent[0], factor)[1]) if share else 0.0
+        lengths = window_lengths(layouts, config)
+        plain = [windows_in_a_row(config, frames) * window_flops(config, frames=frames) for frames in lengths]
+        return TRAINING * ((1 - share) * sum(plain) / len(plain) + share * coarse)
 
     def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
         recipe, config = self.recipe, self.recipe.train_transformer
