@@ -160,7 +160,7 @@ def _refuse(recipe: Recipe, failed: int, read: int, last_error: str) -> None:
     if (failed > BATCH and failed > most * read) or failed > most * total or failed == total:
         raise UserError(
             f"{failed} of the first {read} videos cannot be used (the last: {last_error}); mend them, use faster rates "
-            "(data.fps) or a smaller window (transformer.latent), or raise data.max_unreadable"
+            "(data.fps) or a smaller window (transformer.latent, layouts.lengths), or raise data.max_unreadable"
         )
 
 
@@ -227,7 +227,7 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
     if not rates:
         return None
     fps = rates[0] if lowest else float(rng.choice(rates))
-    room = int(np.ceil(item.seconds * fps - 1e-6))
+    room = max(1, int(np.ceil(item.seconds * fps - 1e-6)))  # an image takes no time
     latents = min(recipe.tokens.latent_frames, 1 + (room - 1) // temporal_patch)
     frames = 1 + (latents - 1) * temporal_patch
     start = float(rng.uniform(0, max(0.0, item.seconds - frames / fps)))
