@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from tokvid.errors import UserError
 from tokvid.sharding import AXES, constrain, make_mesh, partition, platform
@@ -143,6 +143,10 @@ def test_a_batch_sampled_on_a_mesh_has_the_tokens_of_one_device(eight_devices):
     assert eight_devices["sampled"]["parts"] == 4  # of the embedding: it was on the mesh
 
 
+def test_videos_of_different_devices_have_nothing_to_say_to_one_another(eight_devices):
+    assert eight_devices["sampled"]["exchanged"] == []
+
+
 def report():
     """Prints, as JSON, what two small models' states and losses are on meshes of one device and of eight."""
     import jax.numpy as jnp
@@ -150,9 +154,10 @@ def report():
     from flax import nnx
 
     from tokvid.config import Recipe, TokenizerConfig, TrainConfig, TransformerConfig
+    from tokvid.plan.hlo import work
     from tokvid.sampling.decode import generate
     from tokvid.sampling.methods import Sampling
-    from tokvid.sharding import placed, running_on, shard_batch
+    from tokvid.sharding import BATCH, placed, running_on, shard_batch
     from tokvid.tokenizer.cvivit import CViViT
     from tokvid.train.checkpoints import Checkpoints
     from tokvid.train.state import abstract_state, init_state, make_step
@@ -258,19 +263,26 @@ def report():
             there = jax.tree.map(lambda a, b: a.sharding == b.sharding, state, likes[other])
             found["restored"][name] = all(jax.tree.leaves((same, there)))
 
+    guidance_BT, no_text, keys_B = np.full((8, 3), 2, np.float32), np.full((8, 4), -1, np.int32), jnp.arange(8)
+    asked = windows, no_text, jax.vmap(jax.random.key)(keys_B), guidance_BT
+    method = {"known": (True, False, False), "method": Sampling(top_k=5), "guided": True}
+
     def sample():
         params = placed(jax.tree.map(np.asarray, ends["one"].params))
-        keys_B = jax.vmap(jax.random.key)(jnp.arange(8))
-        guidance_BT, no_text = np.full((8, 3), 2, np.float32), np.full((8, 4), -1, np.int32)
-        method = {"known": (True, False, False), "method": Sampling(top_k=5), "guided": True}
-        made = generate(graph, params, windows, no_text, keys_B, guidance_BT, np.int32(2), **method)
-        return np.asarray(made), params
+        return np.asarray(generate(graph, params, *asked, np.int32(2), **method)), params
 
     alone, _ = sample()
     with running_on(make_mesh((2, 2, 2, 1))):
         spread, params = sample()
         parts = place(flat(params)["embedding"])[1]
+    data = make_mesh((8, 1, 1, 1))
+    with running_on(data):
+        asked, copies = jax.device_put(asked, NamedSharding(data, BATCH)), placed(params)
+        program = (
+            generate.lower(graph, copies, *asked, np.int32(2), **method | {"method": Sampling()}).compile().as_text()
+        )
     found["sampled"] = {
+        "exchanged": [f"{each.kind} {each.source}" for each in work(program, 8).collectives],
         "same": np.array_equal(alone, spread),
         "different_tokens": len(np.unique(alone)),
         "parts": parts,

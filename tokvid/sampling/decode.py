@@ -59,8 +59,12 @@ def generate(
         drawn=jnp.zeros(batch.tokens.shape, bool),
     )
     both = batch
-    if guided:  # the same windows twice, the second time under the negative text
-        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), batch, batch._replace(text=negative_BL))
+    if guided:  # each window twice, the second time under the negative text; side by side, on the same device
+        both = jax.tree.map(
+            lambda *pair: jnp.stack(pair, axis=1).reshape(2 * B, *pair[0].shape[1:]),
+            batch,
+            batch._replace(text=negative_BL),
+        )
     sequence = sequence_of(model.config, both)
     asked_T = [i for i in range(T) if not known[i]]
     first = sequence.token.shape[1] - len(asked_T) * H * W  # slot to generate
@@ -69,12 +73,12 @@ def generate(
 
     def logits_of(cache: KVCache, rank: jax.Array, input_BL: jax.Array) -> tuple[jax.Array, KVCache]:
         """Of the slots from the `rank`-th generated one on, with guidance."""
-        input_BL = jnp.concatenate([input_BL, input_BL]) if guided else input_BL
+        input_BL = jnp.repeat(input_BL, 2, axis=0) if guided else input_BL
         logits_BLV, cache = step(model, sequence, cache, first + rank, input_BL, layers)
         if not guided:
             return logits_BLV, cache
         scale_B = guidance_BT[:, jnp.array(asked_T)][:, rank // (H * W)]
-        return guide(logits_BLV[:B], logits_BLV[B:], scale_B), cache
+        return guide(logits_BLV[0::2], logits_BLV[1::2], scale_B), cache
 
     def keys_at(rank: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, first + rank)
