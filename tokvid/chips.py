@@ -12,6 +12,7 @@ class Chip:
 
     `flops` dense bfloat16 FLOP/s; `memory` bytes of HBM and `bandwidth` bytes/s of it; `link` bytes/s of one link to a
     neighbour, one way. `wraps`: an axis of the torus whose length is a multiple of it is a ring, others are lines.
+    `network` a chip's share, bytes/s, of the data centre's network between slices; 0 where it isn't published.
     """
 
     name: str  # what a topology's name begins with, "v5p:4x4x8"
@@ -21,16 +22,18 @@ class Chip:
     bandwidth: float
     link: float
     wraps: int
+    network: float
     source: str
 
 
 CHIPS = (
     # Six links a chip: 50 GB/s each (Jouppi et al. 2023, section 2), as JAX's megacore devices.
-    Chip("v4", ("TPU v4",), 275 * TERA, 32 * GiB, 1228 * GB, 50 * GB, 4, TPU_DOCS + "v4; arxiv.org/abs/2304.01433"),
-    # ICI is published as the sum of both ways of all links: 400 GB/s over four, 1200 over six, 800 over four.
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197 * TERA, 16 * GiB, 819 * GB, 50 * GB, 16, TPU_DOCS + "v5e"),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459 * TERA, 95 * GiB, 2765 * GB, 100 * GB, 4, TPU_DOCS + "v5p"),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918 * TERA, 32 * GiB, 1640 * GB, 100 * GB, 16, TPU_DOCS + "v6e"),
+    Chip("v4", ("TPU v4",), 275 * TERA, 32 * GiB, 1228 * GB, 50 * GB, 4, 0, TPU_DOCS + "v4; arxiv.org/abs/2304.01433"),
+    # ICI is published as the sum of both ways of all links: 400 GB/s over four, 1200 over six, 800 over four; DCN of a
+    # chip as 50 Gbit/s (v5p), of 256 chips as 6.4 (v5e) and 25.6 Tbit/s (v6e).
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197 * TERA, 16 * GiB, 819 * GB, 50 * GB, 16, 3.125 * GB, TPU_DOCS + "v5e"),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459 * TERA, 95 * GiB, 2765 * GB, 100 * GB, 4, 6.25 * GB, TPU_DOCS + "v5p"),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918 * TERA, 32 * GiB, 1640 * GB, 100 * GB, 16, 12.5 * GB, TPU_DOCS + "v6e"),
     # NVLink: 900 GB/s, the sum of both ways.
     Chip(
         "h100",
@@ -40,6 +43,7 @@ CHIPS = (
         3350 * GB,
         450 * GB,
         1,
+        0,
         "nvidia.com/en-us/data-center/h100 (SXM, dense)",
     ),
 )

@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="whether a recipe fits a TPU pod, and how fast it can be there; needs none")
     _config(plan)
     plan.add_argument("--topology", required=True, help="the TPU and its sizes: v5p:4x4x8, v5e:16x16, v6e:16x16, …")
+    plan.add_argument("--slices", type=int, default=1, help="how many of them, along the mesh's data axis (default 1)")
     plan.add_argument(
         "--mesh", type=int, nargs=4, metavar=("D", "F", "T", "C"), help="data, fsdp, tensor, context; -1: what is left"
     )

@@ -265,7 +265,8 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.plan import report
 
     recipe, mesh = load_recipe(options.config, rest), options.mesh and tuple(options.mesh)
-    result = report.plan(recipe, options.topology, mesh, only=options.only, rows=options.rows, keep=options.hlo)
+    how = {"slices": options.slices, "only": options.only, "rows": options.rows, "keep": options.hlo}
+    result = report.plan(recipe, options.topology, mesh, **how)
     if options.json is not None:
         write_json(options.json, {"config": str(options.config), **result})
     print("\n".join(report.lines(options.config, result)))

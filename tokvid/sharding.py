@@ -44,7 +44,7 @@ def make_mesh(shape: tuple[int, int, int, int], among: Sequence[Any] | None = No
     if len(sizes) != len(AXES) or min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(f"mesh {shape} over {AXES} doesn't fit {devices} device(s); use -1 for one axis to fill up")
     types = (AxisType.Auto,) * len(AXES)
-    # Devices that are only compiled for have no slices.
+    # Devices of a single slice that are only compiled for don't say which it is.
     slices = len({getattr(device, "slice_index", 0) for device in among}) if among[0].platform == "tpu" else 1
     if slices == 1:
         try:

@@ -168,6 +168,30 @@ ENTRY %main (w: bf16[48,128,256], n: s32[], x: bf16[64,128], cache: bf16[48,64,2
     assert work(text, 1).flops == 2 * 64 * 128 * 256
 
 
+def test_what_goes_to_other_slices():
+    """As compilers for TPU write it: handed to the host. Each device exchanges with its like in the other slices."""
+    text = """
+ENTRY %main (x: f32[256,128], y: s32[8]) -> f32[256,128] {
+  %x = f32[256,128]{1,0} parameter(0)
+  %y = s32[8]{0} parameter(1)
+  %before = token[] after-all()
+  %sent.1 = (f32[256,128]{1,0}, u32[], token[]) send(%x, %before), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.7_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent.2 = (s32[8]{0}, u32[], token[]) send(%y, %before), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="collective-permute.2_0",_xla_megascale_target={{100000->200000},{100003->200001}},_xla_megascale_transfer_type="ONE_TO_ONE"}
+  %sent.3 = (s32[8]{0}, u32[], token[]) send(%y, %before), channel_id=5, is_host_transfer=true
+  ROOT %sum = f32[256,128]{1,0} recv-done(%before), channel_id=3
+}
+"""
+    reduced, permuted = work(text, 12).collectives
+    assert (reduced.kind, reduced.network, reduced.groups, reduced.source) == (
+        "all-reduce",
+        True,
+        ((1, 2, 3),),
+        "all-reduce.7_0",
+    )
+    assert reduced.sent == pytest.approx(2 * 2 / 3 * 4 * 256 * 128)
+    assert (permuted.kind, permuted.network, permuted.sent) == ("collective-permute", True, 32)
+
+
 def test_a_batch_of_products_as_a_convolution():
     """The batch, 8, as a window that meets its own place only."""
     text = """

@@ -49,6 +49,19 @@ def test_the_smallest_recipe_is_compiled_for_a_tpu(tmp_path):
 
 
 @needs_libtpu
+def test_several_slices_exchange_over_the_network_and_decoding_by_rows_runs_seldom(tmp_path):
+    slices = ("configs/tiny.py", "--topology", "v5e:2x2", "--slices", "2", "--json", str(tmp_path / "plan.json"))
+    split = ("--train_transformer.mesh", "2", "4", "1", "1", "--train_transformer.optimizer", "adamw")
+    code, said, errors = planned(*slices, *split, "--rows", "1")
+    assert code == 0 and "on 2 slices of v5e:2x2: 8 chips" in said and "between slices" in said, errors
+    found = json.loads((tmp_path / "plan.json").read_text())
+    parameters = found["training"]["memory"]["parameters"]  # float32: their gradients are what slices exchange
+    sent = found["training"]["collectives"]["all-reduce between slices"]["bytes"]
+    assert parameters <= sent < 4 * parameters and found["training"]["seconds"]["network"] > 0
+    assert found["decoding"]["tokens at once"] > 1 and not found["decoding"]["collectives"]
+
+
+@needs_libtpu
 def test_what_does_not_fit_ends_with_1_and_the_reason():
     code, said, errors = planned(*TINY, "--train_transformer.batch", "4000000")
     assert code == 1 and "does not fit: training: " in said and "HBM" in said, errors

@@ -62,6 +62,20 @@ def test_a_permutation_takes_one_link_and_one_device_none():
     assert seconds_of(Collective("all-reduce", 1e9, ((0,), (1,)), 1, ""), grid(4, 4, 8), where) == 0
 
 
+def test_what_goes_between_slices_takes_the_network_beside_all_else():
+    where = Topology("", V5P, (4, 4, 8), [])
+    far = Collective("all-reduce", 6e9, ((0, 1, 2),), 1, "", network=True)
+    assert seconds_of(far, grid(4, 4, 8), where) == pytest.approx(8e9 / V5P.network)
+    found = roofline_of(Work(V5P.flops, 0, ()), V5P, 0.5, 4)
+    assert found.seconds == 4 and found.bound == "network"
+
+
+@pytest.mark.parametrize("name, slices", [("v5p:4x4x4", 0), ("v4:4x4x4", 2)])
+def test_slices_that_cannot_be(name, slices):
+    with pytest.raises(UserError, match=f"{slices} slices of {name[:2]}.*give 1"):
+        topology(name, slices)
+
+
 def program(text="", **memory):
     return SimpleNamespace(text=text, memory=memory, seconds=1.0)
 
@@ -86,6 +100,7 @@ ENTRY %main (a: bf16[1024,1024]) -> bf16[1024,1024] {
     per_day = {"tokens a day": 2e9, "videos a day": 3e6, "days": 4.5}
     about = {
         "topology": "v5p:2x2x1",
+        "slices": 1,
         "chips": 4,
         "mesh": {"data": 4},
         "chip": vars(V5P) | {},

@@ -42,7 +42,7 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices that a program can be compiled for. `dims` are the lengths of the torus."""
+    """Devices that a program can be compiled for, of one slice or several; `dims` are the lengths of each torus."""
 
     name: str
     chip: Chip
@@ -59,8 +59,8 @@ class Program:
     seconds: float  # that compiling took
 
 
-def topology(name: str) -> Topology:
-    """Of a name such as "v5p:4x4x8". UserError where there is none of that name, or libtpu is missing."""
+def topology(name: str, slices: int = 1) -> Topology:
+    """Of a name such as "v5p:4x4x8", and of so many. UserError where there is none of that name, or no libtpu."""
     kind, _, sizes = name.partition(":")
     names = [chip.name for chip in CHIPS if chip.kinds[0].startswith("TPU")]
     if kind not in names:
@@ -68,17 +68,20 @@ def topology(name: str) -> Topology:
     dims = tuple(map(int, re.findall(r"\d+", sizes)))
     if not re.fullmatch(r"\d+(x\d+){1,2}", sizes) or 0 in dims:
         raise UserError(f"topology {name!r} should be a TPU and its sizes, such as v5p:4x4x8 or v6e:16x16")
+    if slices < 1 or (slices > 1 and not next(chip for chip in CHIPS if chip.name == kind).network):
+        raise UserError(f"{slices} slices of {kind}: give 1 or more, and one where its network isn't known")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning compiles with libtpu, which isn't installed: pip install 'tokvid[tpu]'")
     for variable, value in LIBTPU.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
+    several = {"num_slices": slices} if slices > 1 else {}
     try:
-        devices: Any = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        devices: Any = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
     except Exception as error:  # whatever libtpu raises of a shape that no pod has
         raise UserError(f"there is no topology {name}: {_first_line(error)}") from error
     chip = chip_of(devices[0].device_kind)
-    if chip is None or len(devices) != math.prod(dims):
+    if chip is None or len(devices) != slices * math.prod(dims):
         raise UserError(
             f"{name} has {len(devices)} devices of kind {devices[0].device_kind}, which can't be planned for"
         )

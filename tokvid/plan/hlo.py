@@ -67,6 +67,7 @@ class Collective:
     """One exchange between devices. `size` is of the whole array: gathered, or before it is scattered, in bytes.
 
     `groups` are the numbers of the devices that exchange; `times` how often it runs; `source` JAX's name for it.
+    Between slices (`network`) every device exchanges with its like, and the groups are of slices.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]
     times: int
     source: str
+    network: bool = False
 
     @property
     def sent(self) -> float:
@@ -341,6 +343,8 @@ def _bytes(shapes: tuple[Shape, ...]) -> float:
 
 
 def _collective(each: Instruction, computation: Computation, devices: int, times: int) -> Collective | None:
+    if each.opcode == "send":
+        return _between_slices(each, computation, times)
     kind = each.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
@@ -353,6 +357,18 @@ def _collective(each: Instruction, computation: Computation, devices: int, times
         kind = "reduce-scatter"  # TPU compilers fuse it from the two
     source = _field(each.text, r'op_name="([^"]*)"')
     return Collective(kind, size, groups, times, source)
+
+
+def _between_slices(each: Instruction, computation: Computation, times: int) -> Collective | None:
+    """What TPUs hand to their host, for its peers in other slices."""
+    kind = _field(each.text, r'_xla_megascale_transfer_type="(\w+)"').lower().replace("_", "-")
+    if not kind:
+        return None
+    kind = {"one-to-one": "collective-permute"}.get(kind, kind)
+    slices = _numbers(_field(each.text, r'_xla_megascale_target="\{([\d,]+)\}')) or (0, 1)  # pairs of devices
+    size = sum(shape.size for shape in computation[each.operands[0]].shapes)
+    size *= len(slices) if kind == "all-gather" else 1
+    return Collective(kind, size, (slices,), times, _field(each.text, r'_rendezvous="([^"]*)"'), network=True)
 
 
 def _exchanged(each: Instruction, collective: Collective, computation: Computation) -> float:

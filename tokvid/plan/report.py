@@ -35,22 +35,23 @@ def plan(
     where: str,
     mesh: tuple[int, int, int, int] | None = None,
     *,
+    slices: int = 1,
     only: str | None = None,
     rows: int = 0,
     keep: Path | None = None,
 ) -> dict[str, Any]:
-    """What a training of the recipe's transformer on the topology `where` comes to, as JSON values.
+    """What a training of the recipe's transformer on so many slices of topology `where` comes to, as JSON values.
 
     `only` "training" or "decoding" is half the work; decoding draws so many `rows` at once, as sampling does; `keep` is
     a folder for the text of the compiled programs. `fits` says whether they fit, `reason` why not. UserError where
     mesh, batch and topology don't go together.
     """
-    found = topology(where)
+    found = topology(where, slices)
     if mesh is not None:
         recipe = dataclasses.replace(recipe, train_transformer=dataclasses.replace(recipe.train_transformer, mesh=mesh))
     on = make_mesh(recipe.train_transformer.mesh, found.devices)
-    result: dict[str, Any] = {"topology": where, "chips": len(found.devices), "mesh": dict(on.shape)}
-    result |= {"chip": dataclasses.asdict(found.chip)}
+    result: dict[str, Any] = {"topology": where, "slices": slices, "chips": len(found.devices)}
+    result |= {"mesh": dict(on.shape), "chip": dataclasses.asdict(found.chip)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "training": lambda: _training(recipe, found, on, keep),
         "decoding": lambda: _decoding(recipe, found, rows, keep),
@@ -121,8 +122,9 @@ def lines(config: Path, result: dict[str, Any]) -> list[str]:
     """The plan, a line each."""
     chip = result["chip"]
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
+    several = f"{result['slices']} slices of " if result["slices"] > 1 else ""
     about = [
-        f"{config} on {result['topology']}: {result['chips']} chips, mesh {mesh}",
+        f"{config} on {several}{result['topology']}: {result['chips']} chips, mesh {mesh}",
         f"a chip: {chip['flops'] / 1e12:.0f} TFLOP/s, {_size(chip['memory'])} at {chip['bandwidth'] / 1e9:.0f} GB/s, "
         f"links of {chip['link'] / 1e9:.0f} GB/s each way ({chip['source']})",
     ]
@@ -159,7 +161,8 @@ def _program_lines(result: dict[str, Any]) -> list[str]:
             f"  largest     {most['kind']} among {most['devices']}, {most['runs']} of {_size(most['bytes of each'])}, "
             f"{most['seconds']:.3g} s: {most['source'] or 'the compiler'}"
         )
-    parts = ", ".join(f"{name} {seconds[name]:.3g} s" for name in ("compute", "memory", "interconnect"))
+    kinds = ("compute", "memory", "interconnect", *(["network"] if seconds["network"] else []))
+    parts = ", ".join(f"{name} {seconds[name]:.3g} s" for name in kinds)
     found.append(f"  roofline    {seconds['at least']:.3g} s, bound by {seconds['bound by']}: {parts}")
     found.append(
         f"  MFU         {mfu['allowed']:.1%} at most, {mfu['if nothing overlapped']:.1%} if nothing overlapped"

@@ -20,10 +20,11 @@ class Roofline:
     compute: float
     memory: float
     interconnect: float
+    network: float = 0.0  # between slices
 
     @property
     def seconds(self) -> float:
-        """All three at the same time: what can't be beaten."""
+        """All at the same time: what can't be beaten."""
         return max(dataclasses.astuple(self))
 
     @property
@@ -37,7 +38,8 @@ def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Se
     chip, coordinates = found.chip, [tuple(device.coords) for device in devices]
     done = work(program.text, len(coordinates), trips)
     times = [(each, seconds_of(each, coordinates, found)) for each in done.collectives]
-    roofline = roofline_of(done, chip, sum(seconds for _, seconds in times))
+    inside, between = (sum(seconds for each, seconds in times if each.network == far) for far in (False, True))
+    roofline = roofline_of(done, chip, inside, between)
     share = flops / (len(coordinates) * chip.flops)
     return {
         "compiled in seconds": round(program.seconds, 1),
@@ -54,9 +56,9 @@ def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Se
     }
 
 
-def roofline_of(done: Work, chip: Chip, exchanging: float) -> Roofline:
-    """`exchanging` is how long the links are busy."""
-    return Roofline(done.flops / chip.flops, done.bytes / chip.bandwidth, exchanging)
+def roofline_of(done: Work, chip: Chip, exchanging: float, between: float = 0.0) -> Roofline:
+    """`exchanging` is how long the links are busy, `between` how long the network between slices is."""
+    return Roofline(done.flops / chip.flops, done.bytes / chip.bandwidth, exchanging, between)
 
 
 def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: Topology) -> float:
@@ -66,6 +68,8 @@ def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: 
     """
     if not each.sent:
         return 0.0
+    if each.network:
+        return each.sent / found.chip.network
     if each.kind == "collective-permute":  # to one neighbour
         return each.sent / found.chip.link
     group, links = max(each.groups, key=len), 0
@@ -79,10 +83,14 @@ def _summary(times: list[tuple[Collective, float]]) -> dict[str, Any]:
     """By kind: how many run, bytes that each device sends, and how long that takes at least."""
     kinds: dict[str, dict[str, float]] = {}
     for each, seconds in times:
-        sums = kinds.setdefault(each.kind, {"runs": 0, "bytes": 0.0, "seconds": 0.0})
+        sums = kinds.setdefault(_name(each), {"runs": 0, "bytes": 0.0, "seconds": 0.0})
         for name, value in (("runs", each.times), ("bytes", each.sent), ("seconds", seconds)):
             sums[name] += value
     return dict(sorted(kinds.items(), key=lambda item: -item[1]["seconds"]))
+
+
+def _name(each: Collective) -> str:
+    return each.kind + " between slices" * each.network
 
 
 def _largest(times: list[tuple[Collective, float]]) -> list[dict[str, Any]]:
@@ -91,9 +99,9 @@ def _largest(times: list[tuple[Collective, float]]) -> list[dict[str, Any]]:
     for each, seconds in times:
         size = max(map(len, each.groups), default=1)
         row = alike.setdefault(
-            (each.kind, each.size, size, each.source),
+            (_name(each), each.size, size, each.source),
             {
-                "kind": each.kind,
+                "kind": _name(each),
                 "devices": size,
                 "runs": 0,
                 "bytes of each": each.size,
