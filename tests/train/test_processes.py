@@ -1,11 +1,9 @@
 """Two processes with two devices each train and tokenize as one with one device does; and faults on one of them."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -133,18 +131,9 @@ def test_two_processes_make_the_token_cache_that_one_makes(tmp_path, random_mode
     assert not (two / "tokens.parts").exists()
 
 
-def test_whatever_happens_to_one_process_the_other_ends_too():
+def test_whatever_happens_to_one_process_the_other_ends_too(said_by_script):
     """The long form is `python scripts/fault_test.py`."""
-    command = [sys.executable, str(ROOT / "scripts" / "fault_test.py"), "raises", "killed", "sleeps", "stopped"]
-    script = subprocess.Popen(
-        command, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    )
-    try:
-        said, _ = script.communicate(timeout=280)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(script.pid, signal.SIGKILL)
-    assert script.returncode == 0, said
+    said = said_by_script("fault_test.py", "raises", "killed", "sleeps", "stopped", **environment(1))
     assert said.count("both gone after") == 4, said
 
 
