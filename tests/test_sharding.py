@@ -154,7 +154,7 @@ def report():
     from flax import nnx
 
     from tokvid.config import Recipe, TokenizerConfig, TrainConfig, TransformerConfig
-    from tokvid.plan.hlo import work
+    from tokvid.plan.work import work
     from tokvid.sampling.decode import generate
     from tokvid.sampling.methods import Sampling
     from tokvid.sharding import BATCH, placed, running_on, shard_batch

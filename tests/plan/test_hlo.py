@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokvid.plan.hlo import groups_of, parse, shapes_of, work
+from tokvid.plan.hlo import groups_of, parse, shapes_of
+from tokvid.plan.work import work
 
 
 def compiled(function, *shapes):

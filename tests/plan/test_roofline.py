@@ -7,9 +7,9 @@ import pytest
 from tokvid.chips import CHIPS, chip_of
 from tokvid.errors import UserError
 from tokvid.plan.aot import Topology, topology
-from tokvid.plan.hlo import Collective, Work
 from tokvid.plan.report import lines
 from tokvid.plan.roofline import judge, roofline_of, seconds_of
+from tokvid.plan.work import Collective, Work
 
 V5P, V5E = (next(chip for chip in CHIPS if chip.name == name) for name in ("v5p", "v5e"))
 

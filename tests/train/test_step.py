@@ -11,7 +11,7 @@ import pytest
 from tokvid.config import AdversaryConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, window_flops
-from tokvid.plan.hlo import work
+from tokvid.plan.work import work
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask

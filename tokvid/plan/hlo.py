@@ -1,24 +1,13 @@
-"""What a compiled program does, read from its HLO text: FLOPs, memory traffic and collectives, loops counted in full.
+"""A compiled program's HLO text as instructions, and what an instruction's text says."""
 
-XLA's own cost analysis counts a loop's body once, so a model whose layers are scanned would seem to have one layer.
-Here every instruction counts as often as it runs.
-"""
-
-import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# Neither read nor write anything: they name, group or end what others do.
-_FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
-    *("partition-id", "replica-id", "iota", "add-dependency", "opt-barrier", "domain", "async-update"),
-}
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
@@ -62,64 +51,6 @@ class Instruction(NamedTuple):
 Computation = dict[str, Instruction]
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One exchange between devices. `size` is of the whole array: gathered, or before it is scattered, in bytes.
-
-    `groups` are the numbers of the devices that exchange; `times` how often it runs; `source` JAX's name for it.
-    Between slices (`network`) every device exchanges with its like, and the groups are of slices.
-    """
-
-    kind: str
-    size: float
-    groups: tuple[tuple[int, ...], ...]
-    times: int
-    source: str
-    network: bool = False
-
-    @property
-    def sent(self) -> float:
-        """Bytes that each device sends at least, in all its runs."""
-        most = max((len(group) for group in self.groups), default=1)
-        if most < 2:
-            return 0.0
-        share = {"collective-permute": 1.0, "all-reduce": 2 * (most - 1) / most}.get(self.kind, (most - 1) / most)
-        return share * self.size * self.times
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What one device does in a run of the program; `bytes` read from and written to HBM."""
-
-    flops: float
-    bytes: float
-    collectives: tuple[Collective, ...]
-
-
-def work(text: str, devices: int, trips: Sequence[int] = ()) -> Work:
-    """Adds up a compiled program for `devices` devices.
-
-    `trips`: how often loops run whose number of rounds the program reads from its data, in their order (else once).
-    """
-    computations, entry = parse(text)
-    unknown = iter(trips)
-    flops = moved = 0.0
-    found: dict[Any, Collective] = {}
-    for name, times, fused in _executed(computations, entry, unknown):
-        computation = computations[name]
-        for each in computation.values():
-            flops += times * _flops(each, computation)
-            if not fused:
-                moved += times * _moved(each, computation, computations)
-            if collective := _collective(each, computation, devices, times):
-                # What goes on beside several fused instructions stands in each of them, under one number.
-                mark = (name, each.name) if not fused else (_field(each.text, r"channel_id=(\d+)") or each.name, times)
-                if fused and (collective.kind, mark) not in found:
-                    moved += times * _exchanged(each, collective, computation)
-                found[collective.kind, mark] = collective
-    return Work(flops, moved, tuple(found.values()))
-
-
 def parse(text: str) -> tuple[dict[str, Computation], str]:
     """Every computation of a module by its name, and the name of the first to run."""
     computations: dict[str, Computation] = {}
@@ -159,238 +90,36 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
         order, _, rest = layout.partition(":")
         tile, space = re.search(r"T\(([\d,]+)\)", rest), re.search(r"S\((\d+)\)", rest)
         return Shape(
-            kind, _numbers(dims), _numbers(order), _numbers(tile[1]) if tile else (), int(space[1]) if space else 0
+            kind, numbers(dims), numbers(order), numbers(tile[1]) if tile else (), int(space[1]) if space else 0
         )
 
     return tuple(map(shape, _SHAPE.finditer(text)))
 
 
-def _executed(
-    computations: dict[str, Computation], entry: str, unknown: Iterator[int]
-) -> Iterator[tuple[str, int, bool]]:
-    """Each computation that runs: its name, how often, and whether it is part of one fused instruction."""
-
-    def walk(name: str, times: int, fused: bool) -> Iterator[tuple[str, int, bool]]:
-        yield name, times, fused
-        for each in computations.get(name, {}).values():
-            called = _called(each)
-            if each.opcode == "while":
-                rounds = _rounds(each, computations)
-                rounds = next(unknown, 1) if rounds is None else rounds
-                yield from walk(called["body"][0], times * rounds, fused)
-            elif each.opcode in ("call", "conditional") or each.opcode.endswith("-start"):
-                for names in called.values():
-                    for other in names:
-                        yield from walk(other, times, fused)
-            elif "calls" in called:
-                yield from walk(called["calls"][0], times, True)
-
-    return walk(entry, 1, False)
-
-
-def _called(instruction: Instruction) -> dict[str, list[str]]:
+def called(instruction: Instruction) -> dict[str, list[str]]:
+    """The computations that an instruction runs, by what it calls them."""
     return {key: re.findall(r"[\w.\-]+", value) for key, value in _CALLED.findall(instruction.text)}
 
 
-def _rounds(loop: Instruction, computations: dict[str, Computation]) -> int | None:
-    """How often a loop runs: XLA says so, or its condition compares with one constant. None where data decide."""
-    if found := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
-        return int(found[1])
-    pending, bounds = [_called(loop)["condition"][0]], []
-    while pending:
-        for each in computations[pending.pop()].values():
-            pending += [name for names in _called(each).values() for name in names]
-            if each.opcode == "constant" and (number := re.match(r"\((\d+)\)", each.text)):
-                bounds.append(int(number[1]))
-    return bounds[0] if len(bounds) == 1 else None
-
-
-# FLOPs
-
-
-def _flops(each: Instruction, computation: Computation) -> float:
-    """Of a matrix multiplication, which compilers for TPU write as a convolution, or of a kernel that tells."""
-    if each.opcode == "dot":
-        left = computation[each.operands[0]].shapes[0]
-        axes = _numbers(_field(each.text, r"lhs_contracting_dims=\{([\d,]*)\}"))
-        return 2.0 * math.prod(each.shapes[0].dims) * math.prod(left.dims[axis] for axis in axes)
-    if each.opcode == "convolution":
-        return _convolution_flops(each, *(computation[name].shapes[0] for name in each.operands[:2]))
-    if each.opcode == "custom-call" and (found := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.text)):
-        return float(found[1])
-    return 0.0
-
-
-def _convolution_flops(each: Instruction, left: Shape, right: Shape) -> float:
-    """Two for each number of the left that meets one of the right; padding and holes meet none."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.text)
-    if not labels:
-        return 0.0
-    inputs, kernel, outputs = labels[1], labels[2], labels[3]
-    window = _field(each.text, r"window=\{([^}]*)\}")
-    settings = dict(part.split("=") for part in window.split())
-    spatial = sum(label.isdigit() for label in kernel)
-
-    def setting(name: str, default: str) -> list[str]:
-        return settings.get(name, "x".join([default] * spatial)).split("x")
-
-    met = 1.0
-    rows = zip(*(setting(n, d) for n, d in _WINDOW), strict=True) if spatial else ()
-    for axis, (size, stride, pad, spread, holes, _) in enumerate(rows):
-        where_o = np.arange(each.shapes[0].dims[outputs.index(str(axis))])[:, None] * int(stride)
-        where_ow = where_o - int(pad.split("_")[0]) + np.arange(int(size)) * int(holes)
-        length = left.dims[inputs.index(str(axis))]
-        met *= np.count_nonzero((where_ow >= 0) & (where_ow % int(spread) == 0) & (where_ow // int(spread) < length))
-    channels = right.dims[kernel.index("i")] * right.dims[kernel.index("o")]
-    groups = int(_field(each.text, r"batch_group_count=(\d+)") or 1)
-    return 2.0 * met * channels * left.dims[inputs.index("b")] / groups
-
-
-_WINDOW = (
-    ("size", "1"),
-    ("stride", "1"),
-    ("pad", "0_0"),
-    ("lhs_dilate", "1"),
-    ("rhs_dilate", "1"),
-    ("rhs_reversal", "0"),
-)
-
-
-# Memory
-
-
-def _moved(each: Instruction, computation: Computation, computations: dict[str, Computation]) -> float:
-    """Bytes that an instruction reads from and writes to HBM. Slices of an array touch no more than the slice."""
-    if each.opcode in _FREE or each.opcode.endswith("-done"):
-        return 0.0
-    reads = [computation[name] for name in each.operands if name in computation]
-    if each.opcode in ("copy-start", *(f"{kind}-start" for kind in COLLECTIVES)):
-        return _bytes(each.shapes)  # what is read stands there beside what is written
-    if each.opcode == "fusion":
-        fused = computations[_called(each)["calls"][0]]
-        inside = {_number(it): it for it in fused.values() if it.opcode == "parameter"}
-        read = sum(_read_within(inside[i], whole, fused, computations) for i, whole in enumerate(reads) if i in inside)
-        root = next(it for it in fused.values() if it.root)
-        return read + _written_within(root, each.shapes, fused, computations)
-    if each.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _bytes(each.shapes)
-    if each.opcode == "dynamic-update-slice":
-        return 2 * _bytes(reads[1].shapes)
-    return sum(_bytes(it.shapes) for it in reads) + _bytes(each.shapes)
-
-
-def _read_within(
-    parameter: Instruction, whole: Instruction, fused: Computation, computations: dict[str, Computation]
-) -> float:
-    """Bytes of an operand that a fused instruction reads: all, or the slices that it, or one fused into it, takes."""
-    if not _bytes(whole.shapes):
-        return 0.0
-    sliced = 0.0
-    for user in _users(parameter.name, fused):
-        if user.opcode in ("tuple", *COLLECTIVES):
-            continue  # only handed on, or counted with what is exchanged
-        if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == parameter.name:
-            sliced += user.shapes[0].size
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
-            continue  # written in place
-        elif user.opcode == "fusion":
-            inner = computations[_called(user)["calls"][0]]
-            for it in inner.values():
-                if it.opcode == "parameter" and user.operands[_number(it)] == parameter.name:
-                    sliced += _read_within(it, whole, inner, computations)
-        else:
-            return _bytes(whole.shapes)
-    return min(sliced, _bytes(whole.shapes))
-
-
-def _users(name: str, fused: Computation) -> Iterator[Instruction]:
+def users(name: str, fused: Computation) -> Iterator[Instruction]:
     """What uses an instruction, looking through those that only rename it."""
     for user in fused.values():
         if name in user.operands:
             if user.opcode == "bitcast":
                 yield from (it._replace(operands=tuple(name if o == user.name else o for o in it.operands))
-                            for it in _users(user.name, fused))  # fmt: skip
+                            for it in users(user.name, fused))  # fmt: skip
             else:
                 yield user
-
-
-def _written_within(
-    root: Instruction, made: tuple[Shape, ...], fused: Computation, computations: dict[str, Computation]
-) -> float:
-    """Bytes that a fused instruction writes: what it makes, or of an array changed in place only the change."""
-    if root.opcode == "tuple":
-        parts = (fused[name] for name in root.operands)
-        return sum(
-            _written_within(part, (shape,), fused, computations) for part, shape in zip(parts, made, strict=False)
-        )
-    while root.opcode == "bitcast" and root.operands[0] in fused:
-        root = fused[root.operands[0]]
-    if root.opcode == "fusion":
-        inner = computations[_called(root)["calls"][0]]
-        return _written_within(next(it for it in inner.values() if it.root), made, inner, computations)
-    if root.opcode in ("parameter", *COLLECTIVES):
-        return 0.0  # as in `_read_within`
-    if root.opcode == "dynamic-update-slice" and _bytes(made):
-        return fused[root.operands[1]].shapes[0].size
-    return _bytes(made)
-
-
-def _bytes(shapes: tuple[Shape, ...]) -> float:
-    return sum(shape.moved for shape in shapes)
-
-
-# Collectives
-
-
-def _collective(each: Instruction, computation: Computation, devices: int, times: int) -> Collective | None:
-    if each.opcode == "send":
-        return _between_slices(each, computation, times)
-    kind = each.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
-        return None
-    reads = [shape.size for name in each.operands for shape in computation[name].shapes]
-    size = sum(reads)
-    groups = groups_of(each.text, devices)
-    if kind == "all-gather":
-        size *= len(groups[0])
-    elif kind == "all-reduce" and _scattered(each, computation):
-        kind = "reduce-scatter"  # TPU compilers fuse it from the two
-    source = _field(each.text, r'op_name="([^"]*)"')
-    return Collective(kind, size, groups, times, source)
-
-
-def _between_slices(each: Instruction, computation: Computation, times: int) -> Collective | None:
-    """What TPUs hand to their host, for its peers in other slices."""
-    kind = _field(each.text, r'_xla_megascale_transfer_type="(\w+)"').lower().replace("_", "-")
-    if not kind:
-        return None
-    kind = {"one-to-one": "collective-permute"}.get(kind, kind)
-    slices = _numbers(_field(each.text, r'_xla_megascale_target="\{([\d,]+)\}')) or (0, 1)  # pairs of devices
-    size = sum(shape.size for shape in computation[each.operands[0]].shapes)
-    size *= len(slices) if kind == "all-gather" else 1
-    return Collective(kind, size, (slices,), times, _field(each.text, r'_rendezvous="([^"]*)"'), network=True)
-
-
-def _exchanged(each: Instruction, collective: Collective, computation: Computation) -> float:
-    """Bytes of HBM that a collective within a fused instruction reads and writes."""
-    read = sum(_bytes(computation[name].shapes) for name in each.operands)
-    return read + (0.0 if collective.kind == "reduce-scatter" else _bytes(each.shapes))
-
-
-def _scattered(each: Instruction, computation: Computation) -> bool:
-    """Whether of what was reduced only each device's own part is kept."""
-    users = list(_users(each.name, computation))
-    return bool(users) and all(user.opcode == "dynamic-slice" and user.root for user in users)
 
 
 def groups_of(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """Who exchanges with whom, in any of the ways that XLA writes it; nothing said: all with all."""
     if found := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(_numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", found[1]))
+        return tuple(numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", found[1]))
     if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(_numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1]))
+        return tuple(numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1]))
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _rows(_iota(_numbers(found[2]), _numbers(found[3])).reshape(_numbers(found[1])))
+        return _rows(_iota(numbers(found[2]), numbers(found[3])).reshape(numbers(found[1])))
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)\)?)? ?\{([^}]*)\}", text):
         return _mesh_groups(found[1], found[2] or "", found[3])
     return (tuple(range(devices)),)
@@ -401,7 +130,7 @@ def _mesh_groups(axes: str, order: str, among: str) -> tuple[tuple[int, ...], ..
     names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True)
     ids = np.arange(math.prod(sizes))
     if found := re.search(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+))?", order):
-        ids = _iota(_numbers(found[2] or found[1]), _numbers(found[3] or "")).ravel()
+        ids = _iota(numbers(found[2] or found[1]), numbers(found[3] or "")).ravel()
     grid, chosen = ids.reshape(sizes), []
     split: list[int] = []
     for name, size in zip(names, sizes, strict=True):
@@ -425,9 +154,6 @@ def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in ids.reshape(-1, ids.shape[-1]).tolist())
 
 
-# Text
-
-
 def _closing(text: str, start: int) -> int:
     """Where the parenthesis that opens at `start` closes."""
     depth = 0
@@ -438,15 +164,18 @@ def _closing(text: str, start: int) -> int:
     return len(text) - 1
 
 
-def _numbers(text: str | None) -> tuple[int, ...]:
+def numbers(text: str | None) -> tuple[int, ...]:
+    """All in a text."""
     return tuple(map(int, re.findall(r"\d+", text or "")))
 
 
-def _number(parameter: Instruction) -> int:
-    return int(_field(parameter.text, r"\((\d+)\)"))
+def number(parameter: Instruction) -> int:
+    """Which operand of a computation's call a parameter is."""
+    return int(field(parameter.text, r"\((\d+)\)"))
 
 
-def _field(text: str, pattern: str) -> str:
+def field(text: str, pattern: str) -> str:
+    """What the pattern's first group is in a text, or nothing."""
     found = re.search(pattern, text)
     return found[1] if found else ""
 

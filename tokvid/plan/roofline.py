@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from tokvid.chips import Chip
 from tokvid.plan.aot import Program, Topology
-from tokvid.plan.hlo import Collective, Work, work
+from tokvid.plan.work import Collective, Work, work
 
 SHOWN = 5  # collectives
 
