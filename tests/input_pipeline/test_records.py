@@ -12,7 +12,7 @@ import pytest
 from array_record.python import array_record_module
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, show, stored
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, join_records, show, stored
 from tokvid.input_pipeline.shapes import ShapesDataset
 from tokvid.types import Caption
 
@@ -124,6 +124,30 @@ def test_what_could_not_be_read_is_not_written(tmp_path, change):
 def test_kind_by_name(tmp_path):
     with pytest.raises(UserError, match="did you mean 'tokens'"):
         RecordWriter(tmp_path / "set", "token")
+
+
+def test_datasets_are_joined_in_their_order(tmp_path):
+    def tokens(number):
+        return StoredVideo(
+            str(number), 1.0, (Caption(0.0, "a"),), tokens=np.full((1, 2, 2), number, np.uint16), fps=2.0
+        )
+
+    parts, whole = [tmp_path / name for name in ("c", "a", "b")], tmp_path / "whole"
+    for part, numbers in zip(parts, ([1, 2, 3], [], [4, 5]), strict=True):
+        with RecordWriter(part, "tokens", {"of": "a part"}, per_file=2) as writer:
+            for number in numbers:
+                writer.write(tokens(number))
+    join_records(parts, whole, "tokens", {"of": "all"})
+    joined = RecordSource(whole)
+    assert [joined[index].key for index in range(len(joined))] == list("12345")
+    assert joined.counts == [2, 1, 2] and joined.metadata == {"of": "all"}
+    assert len(RecordSource(parts[0])) == 3, "they stay as they are"
+    with pytest.raises(UserError, match="holds records of kind 'tokens', not 'frames'"):
+        join_records(parts, whole, "frames", {})
+    (parts[0] / "00001.array_record").unlink()
+    with pytest.raises(UserError, match=r"00001\.array_record is missing"):
+        join_records(parts, whole, "tokens", {})
+    assert len(RecordSource(whole)) == 5
 
 
 def test_foreign_and_damaged_datasets(tmp_path):

@@ -12,6 +12,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TransformerConfig, to_dict
 from tokvid.errors import UserError
+from tokvid.input_pipeline import records
 from tokvid.input_pipeline.datasets import fingerprint, open_source
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import train_text_model
@@ -221,17 +222,49 @@ def test_who_starts_again_goes_on_behind_the_last_part(workdir, tmp_path, model,
     with pytest.raises(KeyboardInterrupt):
         write_token_cache(RECIPE, tmp_path)
     kept = tmp_path / "tokens.parts"
-    assert [path.name for path in kept.iterdir()] == ["00000"] and not (tmp_path / "tokens").exists()
+    assert {path.name for path in kept.iterdir()} == {"00000", "00001"} and not (tmp_path / "tokens").exists()
     shutil.copytree(tmp_path, tmp_path / "copy")
     monkeypatch.setattr(token_cache, "open_source", lambda config: again)
     write_token_cache(RECIPE, tmp_path)
-    assert sorted(again.read) == sorted(index % 30 for index in range(16, 40))
+    assert sorted(again.read) == sorted(index % 30 for index in range(32, 40))
     assert records_of(tmp_path) == records_of(workdir) and not kept.exists()
     # A part whose file is gone is none.
     (tmp_path / "copy" / "tokens.parts" / "00000" / "00000.array_record").unlink()
     monkeypatch.setattr(token_cache, "open_source", lambda config: other)
     write_token_cache(RECIPE, tmp_path / "copy")
-    assert len(other.read) == 40 and records_of(tmp_path / "copy") == records_of(workdir)
+    assert len(other.read) == 16 + 8 and records_of(tmp_path / "copy") == records_of(workdir)
+
+
+def test_parts_outlive_a_join_that_fails(workdir, tmp_path, model, small_parts, monkeypatch):
+    save_tokenizer(tmp_path, model)
+
+    def interrupted(*arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "write_json", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+            records.join_records(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(token_cache, "join_records", interrupted)
+        write_token_cache(RECIPE, tmp_path)
+    assert len(list((tmp_path / "tokens.parts").glob("*/00000.array_record"))) == 3
+    assert not (tmp_path / "tokens").exists()
+    again, longer = Broken(open_source(RECIPE.data)), Broken(open_source(change(RECIPE, data={"videos": 31}).data))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    monkeypatch.setattr(token_cache, "open_source", lambda config: again)
+    write_token_cache(RECIPE, tmp_path)
+    assert not again.read and records_of(tmp_path) == records_of(workdir)
+    monkeypatch.setattr(token_cache, "open_source", lambda config: longer)
+    write_token_cache(RECIPE, tmp_path / "copy")
+    assert len(longer.read) == 40, "of another source they don't belong to it"
+
+
+def test_what_is_no_token_cache_is_not_replaced(tmp_path, model):
+    save_tokenizer(tmp_path, model)
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there already and holds no records"):
+        write_token_cache(RECIPE, tmp_path)
+    assert (tmp_path / "tokens" / "mine.txt").read_text() == "mine" and not (tmp_path / "text.model").exists()
 
 
 def test_parts_of_other_settings_are_made_again(workdir, tmp_path, model, small_parts, monkeypatch):
@@ -254,7 +287,7 @@ def test_failures_of_all_parts_are_added_up(tmp_path, model, small_parts, monkey
 
     unusable = {source[index].key for index in (3, 4, 20, 21, 29)}  # 3 and 4 come twice: 7 of 40
     monkeypatch.setattr(token_cache, "cut_stretch", cut)
-    with pytest.raises(UserError, match=r"7 of the first 40 videos cannot be used \(the last: shorter than a window"):
+    with pytest.raises(UserError, match=r"7 of 40 videos cannot be used \(the last: shorter than a window"):
         write_token_cache(change(RECIPE, data={"max_unreadable": 0.15}), tmp_path)
     assert not (tmp_path / "tokens").exists()
     write_token_cache(change(RECIPE, data={"max_unreadable": 0.2}), tmp_path)
@@ -288,10 +321,18 @@ def test_records_of_something_else_are_no_cache(tmp_path):
     "changes,named",
     [
         ({"data": {"size": (24, 24)}}, r"is for size \(16, 16\), data.size is \(24, 24\)"),
-        ({"tokens": {"latent_frames": 2}}, "latent_frames 2 is less than transformer.latent's 3; raise it"),
+        ({"tokens": {"videos": 0}}, "tokens.videos should be 1 or more, got 0"),
+        (
+            {
+                "tokens": {"latent_frames": 1, "coarse_factor": 2},
+                "layouts": {"lengths": (1,), "interpolation": 1.0},
+            },
+            "latent_frames 1 is less than the 3 of a window",
+        ),
+        ({"tokens": {"latent_frames": 2}}, "latent_frames 2 is less than the 3 of a window .*raise it"),
         (
             {"data": {"fps": (0.01,)}},
-            r"40 of the first 40|16 of the first 16 videos cannot be used .*shorter than a wind",
+            r"16 of 16 videos cannot be used .*shorter than a wind",
         ),
     ],
 )

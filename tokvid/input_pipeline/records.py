@@ -8,6 +8,8 @@ import bisect
 import contextlib
 import dataclasses
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,9 +146,7 @@ class RecordWriter:
         self._file: Any = None
 
     def __enter__(self) -> "RecordWriter":
-        replaceable = self.path.is_dir() and ((self.path / "dataset.json").is_file() or not any(self.path.iterdir()))
-        if self.path.exists() and not replaceable:
-            raise UserError(f"{self.path} is there already and holds no records; choose another place for them")
+        check_replaceable(self.path)
         self._block = self._writing()
         self._block.__enter__()
         return self
@@ -187,6 +187,13 @@ class RecordWriter:
             raise UserError(f"cannot write {self.path}: {error}; free some space or choose another place") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """UserError where there is something at `path` that a dataset must not replace: neither one nor an empty folder."""
+    replaceable = path.is_dir() and ((path / "dataset.json").is_file() or not any(path.iterdir()))
+    if path.exists() and not replaceable:
+        raise UserError(f"{path} is there already and holds no records; choose another place for them")
+
+
 def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
     description = {
         "format": FORMAT,
@@ -200,21 +207,23 @@ def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping
 
 
 def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mapping[str, Any]) -> None:
-    """Datasets of one kind as one, in their order, at `path`. Their files are moved, so that they are no more.
+    """Datasets of one kind as one, in their order, at `path`, whole or not at all. They stay as they are.
 
-    UserError where one is missing, damaged or of another kind; nothing is moved then.
+    UserError where one is missing, damaged or of another kind, or `path` is something else.
     """
+    check_replaceable(path)
     sources = [RecordSource(part) for part in parts]
     if other := [source for source in sources if source.kind != kind]:
         raise UserError(f"{other[0].path} holds records of kind {other[0].kind!r}, not {kind!r}")
-    counts: list[int] = []
+    files = [source.path / _file_name(number) for source in sources for number in range(len(source.counts))]
     with atomic(path) as folder:
         folder.mkdir()
-        for source in sources:
-            for number, count in enumerate(source.counts):
-                (source.path / _file_name(number)).rename(folder / _file_name(len(counts)))
-                counts.append(count)
-        _describe(folder, kind, counts, metadata)
+        for number, file in enumerate(files):
+            try:
+                os.link(file, folder / _file_name(number))
+            except OSError:  # a file system without such links, as buckets are
+                shutil.copyfile(file, folder / _file_name(number))
+        _describe(folder, kind, [count for source in sources for count in source.counts], metadata)
 
 
 class RecordSource:

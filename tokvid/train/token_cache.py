@@ -4,9 +4,7 @@ Videos are taken in parts, which are kept until all are there: several processes
 goes on behind the last one.
 """
 
-import collections
 import dataclasses
-import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from tokvid.config import Recipe, to_dict
 from tokvid.distributed import check_same, first, reached, together
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import captions_within, fingerprint, open_source, usable_rates
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, join_records
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.input_pipeline.windows import window_lengths
 from tokvid.progress import progress
@@ -45,21 +43,22 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     all do this together, each with its devices; the records and their order are the same. UserError where the
     tokenizer is missing or not for these videos, stretches are shorter than a window, or too many videos are no use.
     """
+    check_replaceable(workdir / "tokens")
     with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
         tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
         _check(recipe, tokenizer, workdir)
         source = open_source(recipe.data)
         text = write_text_model(recipe, source, workdir)
         metadata = _metadata(recipe, tokenizer, text)
-        check_same(metadata)
-        kept = metadata | {"window": _lengths(recipe), "files": fingerprint(recipe.data.path)}
+        found = {"files": fingerprint(recipe.data.path), "count": len(source), "windows": _lengths(recipe)}
+        check_same(metadata | found)
         parts = [workdir / "tokens.parts" / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-        _write_parts(recipe, tokenizer, source, parts, kept)
+        _write_parts(recipe, tokenizer, source, parts, metadata | found)
     together("tokens")
     if first():
         written = [RecordSource(part) for part in parts]
         failed = recipe.tokens.videos - sum(map(len, written))
-        errors = [source.metadata["last_error"] for source in written if source.metadata["last_error"]]
+        errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
         _refuse(recipe, failed, recipe.tokens.videos, (errors or [""])[-1])
         join_records(parts, workdir / "tokens", "tokens", metadata)
         shutil.rmtree(workdir / "tokens.parts")
@@ -70,9 +69,12 @@ def _check(recipe: Recipe, tokenizer: weights.Loaded, workdir: Path) -> None:
     config, size, tokens = tokenizer.config, recipe.data.size, recipe.tokens
     if size != config.size:
         raise UserError(f"the tokenizer in {workdir} is for size {config.size}, data.size is {size}; make them equal")
-    if tokens.latent_frames < (window := _lengths(recipe)[1]):
+    if tokens.videos < 1:
+        raise UserError(f"tokens.videos should be 1 or more, got {tokens.videos}")
+    if tokens.latent_frames < (longest := _lengths(recipe)[1]):
         raise UserError(
-            f"tokens.latent_frames {tokens.latent_frames} is less than transformer.latent's {window}; raise it"
+            f"tokens.latent_frames {tokens.latent_frames} is less than the {longest} of a window (transformer.latent, "
+            "layouts.lengths); raise it"
         )
     if tokens.coarse_factor < 1:
         raise UserError(f"tokens.coarse_factor should be 1 (no coarse tokens) or more, got {tokens.coarse_factor}")
@@ -101,20 +103,21 @@ def _write_parts(
     mine = range(jax.process_index(), len(parts), jax.process_count())
     missing = [number for number in mine if not _is_there(parts[number], metadata)]
     total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
+    seen = failed = 0
     with progress("tokens", total, "videos", done=total - left, quiet=not first()) as advance:
-        read = _read_ahead(recipe, source, tokenizer.config.temporal_patch, missing)
-        for number, batches in itertools.groupby(read, key=lambda found: found[0]):
+        for number in missing:
             reached(f"in part {number} of the tokens")
-            seen, failed, last_error = 0, 0, ""
             with RecordWriter(parts[number], "tokens", metadata) as writer:
-                for _, found in batches:
+                writer.metadata["last_error"] = ""
+                for found in _read_ahead(recipe, source, tokenizer.config.temporal_patch, _videos(recipe, number)):
                     errors = [result for result in found if isinstance(result, str)]
-                    seen, failed, last_error = seen + len(found), failed + len(errors), (errors or [last_error])[-1]
-                    _refuse(recipe, failed, seen, last_error)
+                    seen, failed = seen + len(found), failed + len(errors)
+                    if errors:
+                        writer.metadata["last_error"] = errors[-1]
+                        _refuse(recipe, failed, seen, errors[-1])
                     for video in _tokenized(recipe, tokenizer, [it for it in found if not isinstance(it, str)]):
                         writer.write(video)
                     advance(len(found))
-                writer.metadata["last_error"] = last_error
 
 
 def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretch]) -> Iterator[StoredVideo]:
@@ -133,7 +136,8 @@ def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretc
 def _lengths(recipe: Recipe) -> tuple[int, int]:
     """Latent frames of the shortest and of the longest window that the transformer is trained on."""
     lengths = window_lengths(recipe.layouts, recipe.transformer)
-    return min(lengths), max(lengths)
+    whole = [recipe.transformer.latent[0]] if recipe.layouts.interpolation else []
+    return min(lengths), max(lengths + whole)
 
 
 def _batch() -> int:
@@ -146,7 +150,7 @@ def _videos(recipe: Recipe, part: int) -> range:
 
 
 def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether an earlier start wrote this part, whole, from the same videos with the same tokenizer."""
+    """Whether an earlier start wrote this part, whole, under the same settings."""
     try:
         found = RecordSource(part).metadata
     except UserError:
@@ -155,11 +159,16 @@ def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
 
 
 def _refuse(recipe: Recipe, failed: int, read: int, last_error: str) -> None:
-    """UserError where too many of the videos that were read are no use. Few, early on, say nothing yet of the share."""
+    """UserError where too many of the videos that were read are no use.
+
+    That is known where they are too many of all. It is believed where they are too many of those read so far, and would
+    be of a part: few, early on, say nothing yet.
+    """
     total, most = recipe.tokens.videos, recipe.data.max_unreadable
-    if (failed > BATCH and failed > most * read) or failed > most * total or failed == total:
+    hopeless = failed > most * read and failed > max(BATCH, most * PART)
+    if hopeless or failed > most * total or failed == total:
         raise UserError(
-            f"{failed} of the first {read} videos cannot be used (the last: {last_error}); mend them, use faster rates "
+            f"{failed} of {read} videos cannot be used (the last: {last_error}); mend them, use faster rates "
             "(data.fps) or a smaller window (transformer.latent, layouts.lengths), or raise data.max_unreadable"
         )
 
@@ -236,12 +245,9 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
 
 
 def _read_ahead(
-    recipe: Recipe, source: VideoSource, temporal_patch: int, parts: Sequence[int]
-) -> Iterator[tuple[int, list[Stretch | str]]]:
-    """The number of a part, and what a batch of its videos gives: a stretch each, or why none.
-
-    They are read by threads while those before are tokenized.
-    """
+    recipe: Recipe, source: VideoSource, temporal_patch: int, videos: range
+) -> Iterator[list[Stretch | str]]:
+    """What each video gives, a batch at a time: a stretch, or why none. Threads read the next one meanwhile."""
 
     def read(index: int) -> Stretch | str:
         rng = np.random.default_rng([recipe.data.seed, index])
@@ -251,14 +257,11 @@ def _read_ahead(
             return str(error)
         return stretch or "shorter than a window at every rate"
 
-    coming: collections.deque[tuple[int, list[Future[Stretch | str]]]] = collections.deque()
+    def batch(pool: ThreadPoolExecutor, start: int) -> list[Future[Stretch | str]]:
+        return [pool.submit(read, index) for index in videos[start : start + _batch()]]
+
     with ThreadPoolExecutor(max(1, recipe.data.threads)) as pool:
-        for part in parts:
-            videos = _videos(recipe, part)
-            for start in range(0, len(videos), _batch()):
-                coming.append((part, [pool.submit(read, index) for index in videos[start : start + _batch()]]))
-                if len(coming) > 1:
-                    number, futures = coming.popleft()
-                    yield number, [future.result() for future in futures]
-        for number, futures in coming:
-            yield number, [future.result() for future in futures]
+        coming = batch(pool, 0)
+        for start in range(0, len(videos), _batch()):
+            now, coming = coming, batch(pool, start + _batch())
+            yield [future.result() for future in now]
