@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling, guide
-from tokvid.transformer.model import sequence_of
+from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch, token_batch
 
 PROMPTS = ("up", "a small red circle moves slowly to the left", "")  # of very unequal length
@@ -62,6 +63,19 @@ def only(batch, index):
 @pytest.fixture(scope="module")
 def together(tiny_models, batch):
     return make(tiny_models, batch)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_scanned_layers_sample_the_same(tiny_models, batch, rows):
+    """They are gone through one after another where rows are drawn."""
+    model = tiny_models.transformer.model
+    config = dataclasses.replace(model.config, scan_layers=True)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    scanned = tiny_models.transformer._replace(graph=graph)
+    method = Sampling(temperature=0, rows=rows)
+    wanted = make(tiny_models, batch, method=method)
+    found = make(tiny_models._replace(transformer=scanned), batch, method=method)
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("rows, known", [(0, 0b1000), (1, 0b1000), (1, 0b0000), (0, 0b1010)])

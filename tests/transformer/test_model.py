@@ -248,7 +248,7 @@ def cached(model):
         return model.logits(hidden), cache
 
     def run(sequence, given, step):
-        cache = model.empty_cache(4, SLOTS)
+        cache = model.empty_cache(4, SLOTS, model.layers())
         logits, cache = part(sequence, cache, 0, given)
         every = [logits]
         for slot in range(given, SLOTS, step):
@@ -319,7 +319,8 @@ def test_bfloat16_is_near_float32(model, run):
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == np.float32
     error = np.abs(logits - wanted)[:, FIRST:]
     assert error.max() < 0.15 * wanted.std() and error.mean() < 0.03 * wanted.std()
-    assert switched(model, dtype="bfloat16").empty_cache(1, 8).key[0].dtype == jnp.bfloat16
+    narrow = switched(model, dtype="bfloat16")
+    assert narrow.empty_cache(1, 8, narrow.layers()).key[0].dtype == jnp.bfloat16
 
 
 def test_sizes_that_do_not_divide_are_a_users_error(random_model):

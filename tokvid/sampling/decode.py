@@ -15,10 +15,10 @@ from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch, tokens_at_once
 
 
-def prefill(model: Transformer, sequence: Sequence, slots: int) -> KVCache:
+def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> KVCache:
     """A cache that holds the first `slots` slots of a sequence and has room for them all."""
-    cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1])
-    return cast(KVCache, model.run(sequence.slots(0, slots), cache, 0)[1])
+    cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1], layers)
+    return cast(KVCache, model.run(sequence.slots(0, slots), cache, 0, layers)[1])
 
 
 def step(
@@ -68,7 +68,9 @@ def generate(
     sequence = sequence_of(model.config, both)
     asked_T = [i for i in range(T) if not known[i]]
     first = sequence.token.shape[1] - len(asked_T) * H * W  # slot to generate
-    layers = model.layers()
+    # Not scanned but one after another, layers find the cache where attention wants it: on TPUs, rows take a quarter of
+    # the memory traffic (docs/pods.md). Single tokens gain nothing, and it takes longer to compile.
+    layers = model.layers(model.config.scan_layers and not method.rows)
     total, begin = count * H * W, model.vocabulary.begin
 
     def logits_of(cache: KVCache, rank: jax.Array, input_BL: jax.Array) -> tuple[jax.Array, KVCache]:
@@ -115,7 +117,7 @@ def generate(
         _, cache = logits_of(cache, rank, now_BL)  # what comes next sees them all
         return cache, jax.lax.dynamic_update_slice_in_dim(made_BL, now_BL, rank, axis=1)
 
-    carry = prefill(model, sequence, first), jnp.zeros((B, len(asked_T) * H * W), jnp.int32)
+    carry = prefill(model, sequence, first, layers), jnp.zeros((B, len(asked_T) * H * W), jnp.int32)
     if width == H * W:
         made_BL = jax.lax.fori_loop(0, count, in_rounds, carry)[1]
     else:

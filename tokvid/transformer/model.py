@@ -43,13 +43,15 @@ class Transformer(nnx.Module):
         hidden, _ = self.run(sequence, None, 0)
         return self.logits(hidden)
 
-    def layers(self) -> Any:
+    def layers(self, scanned: bool | None = None) -> Any:
         """The layers' parameters as `run` goes through them: stacked where they are scanned, else a list.
 
-        Called outside of a loop of steps and given to `run`, they aren't cut apart anew at every step.
+        `scanned` as in the config, unless said. Called outside of a loop of steps and given to `run`, they aren't cut
+        apart anew at every step.
         """
         layers = nnx.split(self.blocks)[1]
-        return layers if self.config.scan_layers else _unstack(layers, self.config.layers)
+        scanned = self.config.scan_layers if scanned is None else scanned
+        return layers if scanned else _unstack(layers, self.config.layers)
 
     def run(
         self, sequence: Sequence, cache: KVCache | None, slot: int | jax.Array, layers: Any = None
@@ -84,11 +86,11 @@ class Transformer(nnx.Module):
 
         body = rematerialised(layer, c.remat if cache is None else "none")  # with a cache there is no backward pass
         carry = (x_BLD, None if cache is None else (cache.key, cache.value))
-        if c.scan_layers:
-            carry, _ = jax.lax.scan(body, carry, (layers, jnp.arange(c.layers)))
-        else:
+        if isinstance(layers, list):
             for number, params in enumerate(layers):
                 carry, _ = body(carry, (params, number))
+        else:
+            carry, _ = jax.lax.scan(body, carry, (layers, jnp.arange(c.layers)))
         x_BLD, past = carry
         return x_BLD[:, :asked], None if past is None else KVCache(past[0], past[1], seen_BS)
 
@@ -99,10 +101,10 @@ class Transformer(nnx.Module):
         logits_BLV = jnp.einsum("bld,dv->blv", hidden, head_DV, preferred_element_type=jnp.float32)
         return constrain(logits_BLV, "batch", "length", "vocabulary")
 
-    def empty_cache(self, batch: int, slots: int) -> KVCache:
-        """A cache for sequences of at most `slots` slots."""
-        c = self.config
-        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype, c.scan_layers)
+    def empty_cache(self, batch: int, slots: int, layers: Any) -> KVCache:
+        """A cache for sequences of at most `slots` slots, as `run` needs it for these `layers()`."""
+        c, stacked = self.config, not isinstance(layers, list)
+        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype, stacked)
 
     def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
         # Whole rows are gathered from the table's parts, not parts of rows that XLA would then have to replicate.
