@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from tokvid.errors import UserError, did_you_mean, suggestion
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": what the device multiplies fastest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TokenizerConfig:
     temporal_weight: float = 0.0  # L1 between differences of consecutive frames
     ssim_weight: float = 0.0
     perceptual_weight: float = 0.0  # distance of a network's features; `train_tokenizer.perceptual` is its file
-    dtype: Dtype = "float32"  # of attention and MLP; parameters, norms, softmax and what lies between stay float32
+    dtype: Dtype = "auto"  # of attention and MLP; parameters, norms, softmax and the residual stream stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
 
@@ -105,7 +105,7 @@ class TransformerConfig:
     ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
     seconds: bool = True  # positions in seconds; else latent frames are only numbered (to compare with)
     rate_token: bool = True  # whether the rate is told (to compare with)
-    dtype: Dtype = "float32"
+    dtype: Dtype = "auto"  # of attention, MLP and head, as the tokenizer's
     z_loss: float = 1e-4
     scan_layers: bool = False
     remat: str = "none"
@@ -144,7 +144,7 @@ class TrainConfig:
     batch: int = 32  # of all devices and processes together
     accumulate: int = 1  # parts of a batch whose gradients are added up, one after another: less memory, the same loss
     optimizer: str = "adamw"  # or "muon", or "adafactor": second moments by rows and columns, no first ones
-    moments: Dtype = "float32"  # how the optimizer keeps its moments
+    moments: Literal["float32", "bfloat16"] = "float32"  # how the optimizer keeps its moments
     learning_rate: float = 1e-3
     adversary_learning_rate: float = 0.0  # of discriminators, always by AdamW; must be set to train with them
     warmup: int = 200

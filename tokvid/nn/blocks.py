@@ -4,7 +4,6 @@ Parameters name their logical axes (`logical=("embed", "heads", ...)`); `shardin
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,8 @@ from flax import nnx
 from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.attention import Blocks, attend
 from tokvid.nn.position import Rotation, rotate
-from tokvid.sharding import constrain, parts, platform
+from tokvid.nn.products import compute_dtype, project
+from tokvid.sharding import constrain
 
 # What backpropagation keeps of a layer; the rest is computed again.
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -36,18 +36,6 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, logical: tuple[s
     """A float32 parameter, truncated normal with standard deviation gain/√fan_in."""
     init = jax.nn.initializers.truncated_normal(gain * fan_in**-0.5)
     return nnx.Param(init(rngs.params(), shape, jnp.float32), logical=logical)
-
-
-def project(x: jax.Array, kernel: jax.Array, axes: int = 1, out: Any = None) -> jax.Array:
-    """Contracts the last `axes` axes of x with the first `axes` of kernel, in x's type; the result is of type `out`."""
-    kernel, out = kernel.astype(x.dtype), out or x.dtype
-    if platform() != "cpu" or parts("length") > 1:
-        return jnp.tensordot(x, kernel, axes, preferred_element_type=out)
-    # XLA's CPU backend is 1.7 times as fast at the gradients of plain matrices; elsewhere flattening would merge axes
-    # that are sharded differently.
-    leading, trailing, inner = x.shape[: x.ndim - axes], kernel.shape[axes:], math.prod(kernel.shape[:axes])
-    made = jnp.matmul(x.reshape(-1, inner), kernel.reshape(inner, -1), preferred_element_type=out)
-    return made.reshape(*leading, *trailing)
 
 
 class RMSNorm(nnx.Module):
@@ -112,10 +100,10 @@ class Attention(nnx.Module):
 
     def project(self, x_BLD: jax.Array, turn: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, L, N, E), keys and values (B, L, K, E), normed and rotated."""
-        query = self.query_norm(constrain(project(x_BLD, self.query[...]), *self.axes, "heads", None))
-        key = self.key_norm(constrain(project(x_BLD, self.key[...]), *self.axes, "kv_heads", None))
-        value = constrain(project(x_BLD, self.value[...]), *self.axes, "kv_heads", None)
-        return rotate(query, turn), rotate(key, turn), value
+        query, key, value = project(x_BLD, self.query[...], self.key[...], self.value[...])
+        query = self.query_norm(constrain(query, *self.axes, "heads", None))
+        key = self.key_norm(constrain(key, *self.axes, "kv_heads", None))
+        return rotate(query, turn), rotate(key, turn), constrain(value, *self.axes, "kv_heads", None)
 
     def mix(self, query_BLNE, key_BSKE, value_BSKE, blocks: Blocks | None) -> jax.Array:
         """Attention's output, projected back: (B, L, D)."""
@@ -134,7 +122,8 @@ class SwiGLU(nnx.Module):
         self.axes = shape.axes
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        gate_BLF, up_BLF = (constrain(project(x_BLD, to[...]), *self.axes, "mlp") for to in (self.gate, self.up))
+        made = project(x_BLD, self.gate[...], self.up[...])
+        gate_BLF, up_BLF = (constrain(x, *self.axes, "mlp") for x in made)
         return project(jax.nn.silu(gate_BLF) * up_BLF, self.down[...], out=jnp.float32)
 
 
@@ -150,9 +139,10 @@ class Block(nnx.Module):
         self, x_BLD, turn: Rotation, blocks: Blocks | None, remember=lambda key, value: (key, value)
     ) -> jax.Array:
         x_BLD = constrain(x_BLD, *self.axes, None)
-        query, key, value = self.attention.project(self.attention_norm(x_BLD).astype(self.dtype), turn)
+        dtype = compute_dtype(self.dtype)
+        query, key, value = self.attention.project(self.attention_norm(x_BLD).astype(dtype), turn)
         keys, values = remember(key, value)
         x_BLD += constrain(self.attention.mix(query, keys, values, blocks).astype(x_BLD.dtype), *self.axes, None)
         return x_BLD + constrain(
-            self.mlp(self.mlp_norm(x_BLD).astype(self.dtype)).astype(x_BLD.dtype), *self.axes, None
+            self.mlp(self.mlp_norm(x_BLD).astype(dtype)).astype(x_BLD.dtype), *self.axes, None
         )

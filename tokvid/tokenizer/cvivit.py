@@ -19,6 +19,7 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.attention import NEVER, Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
 from tokvid.nn.position import rotation
+from tokvid.nn.products import compute_dtype
 from tokvid.sharding import constrain
 from tokvid.tokenizer.quantizers import QUANTIZERS, Quantized
 from tokvid.types import LatentShape
@@ -124,8 +125,9 @@ class CViViT(nnx.Module):
     def empty_cache(self, part: str, batch: int, rows: int, columns: int) -> Cache:
         """The cache at the start of a stream through the "encoder" or the "decoder": its size never grows."""
         c, order = self.config, getattr(self.config, part)
+        dtype = compute_dtype(c.dtype)
         past = (batch * rows * columns, c.time_window - 1, c.heads, c.width // c.heads)
-        layers = [jnp.zeros(past, c.dtype) for kind in order if kind == "time" for _ in ("key", "value")]
+        layers = [jnp.zeros(past, dtype) for kind in order if kind == "time" for _ in ("key", "value")]
         return Cache(tuple(layers), jnp.full((c.time_window - 1,), NEVER, jnp.int32), jnp.zeros((), jnp.int32))
 
     def _run(self, blocks, order, x_BTHWD, cache: Cache | None) -> tuple[jax.Array, Cache | None]:

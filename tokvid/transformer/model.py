@@ -12,6 +12,7 @@ from tokvid.nn.attention import Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write_blocks, write_layer
 from tokvid.nn.position import fourier_features, rotation
+from tokvid.nn.products import compute_dtype, project
 from tokvid.sharding import constrain, parts, platform
 from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
 from tokvid.types import TokenBatch
@@ -96,15 +97,13 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """float32 logits over video codes."""
-        hidden = self.norm(hidden_BLD)
-        head_DV = self.head[...].astype(hidden.dtype)
-        logits_BLV = jnp.einsum("bld,dv->blv", hidden, head_DV, preferred_element_type=jnp.float32)
-        return constrain(logits_BLV, "batch", "length", "vocabulary")
+        hidden = self.norm(hidden_BLD).astype(compute_dtype(self.config.dtype))
+        return constrain(project(hidden, self.head[...], out=jnp.float32), "batch", "length", "vocabulary")
 
     def empty_cache(self, batch: int, slots: int, layers: Any) -> KVCache:
         """A cache for sequences of at most `slots` slots, as `run` needs it for these `layers()`."""
         c, stacked = self.config, not isinstance(layers, list)
-        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, c.dtype, stacked)
+        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, compute_dtype(c.dtype), stacked)
 
     def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
         # Whole rows are gathered from the table's parts, not parts of rows that XLA would then have to replicate.
@@ -118,7 +117,7 @@ class Transformer(nnx.Module):
         for layer, number in ((self.rate, rates), (self.step, sequence.step)):
             octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
             x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
-        return constrain(x_BLD.astype(self.config.dtype), "batch", "length", None)
+        return constrain(x_BLD, "batch", "length", None)
 
 
 def sequence_of(config: TransformerConfig, batch: TokenBatch) -> Sequence:

@@ -1,0 +1,103 @@
+"""Matrix products of activations with parameters, and the type that they are computed in.
+
+`compute_dtype` resolves dtype="auto". On CPUs with 16-bit units XLA is fast only where two 16-bit operands give a
+float32 result, so products there have a backward pass of their own; docs/speed.md has the measurements.
+"""
+
+import functools
+import itertools
+import logging
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from tokvid.sharding import current_mesh, parts, platform
+
+CPU_UNITS = ("amx_bf16", "avx512_bf16")  # what /proc/cpuinfo calls a processor's bfloat16 multipliers
+FEW = 256  # rows of activations, as in a step of decoding, for which joining kernels costs more than it saves
+MOST_ROWS = 64  # stretches that a weight's gradient is summed over
+
+
+def compute_dtype(asked: str) -> str:
+    """The type to compute in: as asked, and for "auto" bfloat16 where the device traced for multiplies it faster."""
+    if asked != "auto":
+        return asked
+    chosen = "bfloat16" if platform() != "cpu" or _cpu_has_units() else "float32"
+    _log_choice(chosen, platform())
+    return chosen
+
+
+@functools.cache
+def _cpu_has_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:  # not Linux
+        return False
+    return any(unit in flags.split() for unit in CPU_UNITS)
+
+
+@functools.cache  # so that the log says it once
+def _log_choice(dtype: str, platform: str) -> None:
+    units = "" if platform != "cpu" else f", this processor has {'' if _cpu_has_units() else 'no '}bfloat16 multipliers"
+    logging.getLogger(__name__).info("computing in %s (dtype auto on %s%s)", dtype, platform, units)
+
+
+def project(x: jax.Array, *kernels: jax.Array, axes: int = 1, out: jax.typing.DTypeLike | None = None):
+    """Contracts the last `axes` axes of x with the first `axes` of each kernel, in x's type.
+
+    Returns one array for each kernel (alone where there is one), of type `out`, by default x's.
+    """
+    out = out or x.dtype
+    made: list[jax.Array]
+    if platform() != "cpu" or parts("length") > 1:
+        made = [jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=out) for kernel in kernels]
+        return made[0] if len(kernels) == 1 else made
+    # Flattened: XLA's CPU backend is 1.7 times as fast at the gradients of plain matrices. Elsewhere this would merge
+    # axes that are sharded differently.
+    inner = math.prod(x.shape[x.ndim - axes :])
+    x_ND, leading = x.reshape(-1, inner), x.shape[: x.ndim - axes]
+    flat = [kernel.reshape(inner, -1) for kernel in kernels]
+    if len(x_ND) < FEW:
+        made_NF = [_product(x_ND, kernel_DF) for kernel_DF in flat]
+    else:
+        ends = list(itertools.accumulate(kernel_DF.shape[1] for kernel_DF in flat[:-1]))
+        made_NF = jnp.split(_product(x_ND, jnp.concatenate(flat, axis=1)), ends, axis=1)
+    made = [x.astype(out).reshape(*leading, *kernel.shape[axes:]) for x, kernel in zip(made_NF, kernels, strict=True)]
+    return made[0] if len(kernels) == 1 else made
+
+
+def _product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+    """x @ kernel in x's type, as float32."""
+    if x_ND.dtype == jnp.bfloat16 and current_mesh() is None:
+        return _narrow_product(x_ND, kernel_DF)
+    return jnp.matmul(x_ND, kernel_DF.astype(x_ND.dtype), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _narrow_product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+    """bfloat16 (N, D) @ float32 (D, F), multiplied in bfloat16 → float32."""
+    return jnp.matmul(x_ND, kernel_DF.astype(x_ND.dtype), preferred_element_type=jnp.float32)
+
+
+def _forward(x_ND: jax.Array, kernel_DF: jax.Array):
+    narrow_DF = kernel_DF.astype(x_ND.dtype)
+    return jnp.matmul(x_ND, narrow_DF, preferred_element_type=jnp.float32), (x_ND, narrow_DF)
+
+
+def _backward(kept, pull_NF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # JAX's own rule would multiply the float32 cotangent with a 16-bit operand: six times as slow.
+    x_ND, narrow_DF = kept
+    pull_NF = pull_NF.astype(x_ND.dtype)
+    to_x_ND = jax.lax.dot_general(pull_NF, narrow_DF, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    # Contracted over two axes: over one, XLA transposes x first, or leaves the fast path.
+    rows = math.gcd(len(x_ND), MOST_ROWS)
+    x_RND, pull_RNF = x_ND.reshape(rows, -1, x_ND.shape[1]), pull_NF.reshape(rows, -1, pull_NF.shape[1])
+    to_kernel_DF = jax.lax.dot_general(
+        x_RND, pull_RNF, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return to_x_ND.astype(x_ND.dtype), to_kernel_DF
+
+
+_narrow_product.defvjp(_forward, _backward)
