@@ -36,6 +36,7 @@ from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import latent_shape
+from tokvid.tokenizer.quantizers import codes_of
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
@@ -89,7 +90,7 @@ def machine(runs: int, quick: bool) -> list[Row]:
 def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
     """Encoding as for the token cache, decoding as for a story."""
     tokenizer, rng = models.tokenizer, np.random.default_rng(0)
-    c, batch, latent_frames = tokenizer.config, 4 if quick else 16, 16
+    c, codes, batch, latent_frames = tokenizer.config, codes_of(tokenizer.config), 4 if quick else 16, 16
     frames = 1 + (latent_frames - 1) * c.temporal_patch
     _, rows, columns = latent_shape(c, frames, *c.size)
     video = rng.integers(256, size=(batch, frames, *c.size, 3), dtype=np.uint8)
@@ -97,7 +98,9 @@ def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
     flops = batch * tokenizer_flops(c, "encoder", latent_frames, latent_frames)
     found = [Row(f"tokenizer, encode {batch} clips", "frames", batch * frames, seconds, flops)]
     for batch in (1, 8):
-        tokens = rng.integers(np.prod(c.levels), size=(batch, latent_frames, rows, columns), dtype=np.int32)
+        tokens = rng.integers(
+            codes.vocabulary, size=(batch, latent_frames, rows, columns, codes.per_token), dtype=np.int32
+        )
         seconds = median_seconds(
             lambda tokens=tokens: StreamDecoder(tokenizer, len(tokens), rows, columns).feed(tokens), runs
         )
@@ -146,7 +149,7 @@ STEPS = {"tokenizer": tokenizer_step_row, "transformer": transformer_step_row}
 def random_windows(c: TransformerConfig, batch: int, known: int, rng: np.random.Generator) -> TokenBatch:
     """Random windows."""
     return token_batch(
-        tokens=rng.integers(c.vocabulary, size=(batch, *c.latent), dtype=np.int32),
+        tokens=rng.integers(c.vocabulary, size=(batch, *c.latent, c.subcodes), dtype=np.int32),
         start=np.full(batch, 5 * bool(known), np.int32),
         fps=np.full(batch, 8, np.float32),
         text=rng.integers(c.text_vocabulary, size=(batch, c.text_length), dtype=np.int32),

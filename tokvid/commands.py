@@ -153,8 +153,8 @@ def loop(options: argparse.Namespace) -> None:
 
     models = load_models(options.weights)
     told = _with_options(Story((Segment(options.prompt),)), options)
-    tokens_THW = encode_opening(models, stream_frames(options.video, fps=told.fps, size=models.size))
-    made, new = edits.loop(models, told, tokens_THW)
+    tokens_THWQ = encode_opening(models, stream_frames(options.video, fps=told.fps, size=models.size))
+    made, new = edits.loop(models, told, tokens_THWQ)
     write(iter([made]), [options.out], told.fps, len(made), models.size, scale=options.scale, sheet=options.sheet)
     print(f"{options.out}: {len(made)} frames at {told.fps:g} fps, the last {new} of them new")
 
@@ -167,6 +167,7 @@ def reconstruct(options: argparse.Namespace) -> None:
     from tokvid.metrics.video import psnr, ssim
     from tokvid.sampling.stream import StreamDecoder, StreamEncoder
     from tokvid.tokenizer.cvivit import latent_shape
+    from tokvid.tokenizer.quantizers import codes_of
 
     tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
     size = tuple(options.size or tokenizer.config.size)
@@ -182,9 +183,9 @@ def reconstruct(options: argparse.Namespace) -> None:
     def through(truth_HWC: np.ndarray) -> Iterator[np.ndarray]:
         """The frames that come out when this one goes in."""
         nonlocal tokens
-        ids_BTHW = encoder.feed(truth_HWC[None, None])
-        tokens += ids_BTHW.size
-        for made_HWC in decoder.feed(ids_BTHW)[0][: len(waiting)]:  # others only filled up the last latent frame
+        ids_BTHWQ = encoder.feed(truth_HWC[None, None])
+        tokens += ids_BTHWQ[..., 0].size
+        for made_HWC in decoder.feed(ids_BTHWQ)[0][: len(waiting)]:  # others only filled up the last latent frame
             truth_1HWC, made_1HWC = waiting.pop(0)[None], made_HWC[None]
             psnrs.append(min(psnr(truth_1HWC, made_1HWC), 100.0))
             if min(size) >= LEAST_FOR_SSIM:
@@ -210,7 +211,7 @@ def reconstruct(options: argparse.Namespace) -> None:
         "ssim": round(float(np.mean(ssims)), 5) if ssims else None,
         "frames": len(psnrs),
         "tokens": tokens,
-        "bits_per_pixel": round(tokens * math.log2(tokenizer.model.quantizer.vocabulary) / pixels, 6),
+        "bits_per_pixel": round(tokens * codes_of(tokenizer.config).bits / pixels, 6),
         "size": list(size),
         "out": str(options.out),
     }

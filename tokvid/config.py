@@ -48,6 +48,7 @@ class TokenizerConfig:
 
     size: tuple[int, int] = (64, 64)  # the pixels it was trained on (height, width)
     patch: int = 8  # pixels, square
+    fold: int = 1  # rows and columns of patches that share a token: `fold`² codes become its sub-codes
     temporal_patch: int = 2  # frames
     width: int = 256
     heads: int = 4
@@ -57,8 +58,9 @@ class TokenizerConfig:
     time_window: int = 2  # latent frames that a layer of temporal attention sees, itself included
     tile: int = 0  # latent rows and columns mixed at once by spatial attention; 0: as many as `size` has
     quantizer: str = "vq"  # a key of tokenizer.quantizers.QUANTIZERS
-    levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the vocabulary
-    codes: int = 8192  # the vocabulary of VQ and LFQ
+    groups: int = 1  # sub-codes that a patch is quantized to, each with channels of its own
+    levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels of a sub-code; their product is its vocabulary
+    codes: int = 8192  # the vocabulary of VQ and LFQ, of a sub-code
     code_width: int = 32  # channels of VQ's codes
     commitment_weight: float = 0.25  # how much latents are pulled to their codes (VQ, LFQ)
     entropy_weight: float = 0.1  # how much LFQ is to be sure of each code and to use all of them
@@ -92,7 +94,8 @@ class AdversaryConfig:
 class TransformerConfig:
     """The one trunk (DESIGN section 4)."""
 
-    vocabulary: int = 8192  # video codes; must equal the tokenizer's
+    vocabulary: int = 8192  # codes of a sub-code; must equal the tokenizer's
+    subcodes: int = 1  # of a token; must equal the tokenizer's
     text_vocabulary: int = 512
     text_length: int = 32  # text tokens; longer prompts are cut, with a warning
     latent: tuple[int, int, int] = (6, 8, 8)  # latent frames, rows, columns of one window
@@ -107,6 +110,9 @@ class TransformerConfig:
     rate_token: bool = True  # whether the rate is told (to compare with)
     dtype: Dtype = "auto"  # of attention, MLP and head, as the tokenizer's
     z_loss: float = 1e-4
+    head: Literal["autoregressive", "independent"] = "autoregressive"  # how a token's sub-codes depend on one another
+    head_width: int = 192  # of what predicts one sub-code after another; a single one takes a matrix alone
+    head_layers: int = 2
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
@@ -148,7 +154,9 @@ class TrainConfig:
     learning_rate: float = 1e-3
     adversary_learning_rate: float = 0.0  # of discriminators, always by AdamW; must be set to train with them
     warmup: int = 200
-    final_learning_rate: float = 0.05  # as a share of the peak, at the end of the cosine
+    schedule: Literal["cosine", "stable"] = "cosine"  # "stable": constant until the last `decay` of the steps
+    decay: float = 0.2  # share of the steps in which "stable" falls; more steps may so be added while it is constant
+    final_learning_rate: float = 0.05  # as a share of the peak, at the end
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip_norm: float = 1.0

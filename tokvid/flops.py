@@ -30,7 +30,15 @@ def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: in
     """Of so many slots of one sequence, each attending to `seen`; logits for `predicted` of them."""
     block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, seen)
     places = 2 * c.width * (48 + 16)
-    return slots * (c.layers * block + places) + predicted * 2 * c.width * c.vocabulary
+    return slots * (c.layers * block + places) + predicted * head_flops(c)
+
+
+def head_flops(c: TransformerConfig) -> float:
+    """Of predicting the sub-codes of one token."""
+    if c.subcodes == 1:
+        return 2 * c.width * c.vocabulary
+    layer = 6 * c.head_width * (8 * c.head_width // 3 // 8 * 8)
+    return c.subcodes * (2 * c.width * c.head_width + c.head_layers * layer + 2 * c.head_width * c.vocabulary)
 
 
 def window_slots(c: TransformerConfig, coarse: int = 0, frames: int | None = None) -> int:

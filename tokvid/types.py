@@ -1,10 +1,12 @@
 """What the rooms hand to one another, and the dimension letters that every tensor's name carries.
 
 Letters: B batch, T frames or latent frames, H W rows and columns (pixels or latent grid), C channels, L flat tokens,
-S cache length, D model width, N heads, K key/value heads, E head width, F mlp width, V vocabulary.
+S cache length, Q sub-codes of a token, D model width, N heads, K key/value heads, E head width, F mlp width,
+V vocabulary.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -50,6 +52,21 @@ class VideoSource(Protocol):
     def __getitem__(self, index: int, /) -> VideoItem: ...
 
 
+class Codes(NamedTuple):
+    """What a token is: so many sub-codes, each one of `vocabulary` codes.
+
+    A token of one sub-code is what most systems call a code; several hold more bits than one softmax can have classes.
+    """
+
+    vocabulary: int
+    per_token: int = 1
+
+    @property
+    def bits(self) -> float:
+        """Of a token."""
+        return self.per_token * math.log2(self.vocabulary)
+
+
 class VideoBatch(NamedTuple):
     """Clips for the tokenizer.
 
@@ -66,13 +83,13 @@ class VideoBatch(NamedTuple):
 class TokenBatch(NamedTuple):
     """What the tokenizer and the transformer meet in.
 
-    tokens int32 (B, T, H, W) video codes of one window; start int32 (B,) the window's first latent frame, 0 where the
-    video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T) which latent frames are given
-    (none: text to video); step int32 (B,) how many tokens are generated at once (`tokens_at_once`); drawn bool
-    (B, T, H, W) where a step is a whole latent frame, which of its tokens stand already.
+    tokens int32 (B, T, H, W, Q) video codes of one window, Q sub-codes a token; start int32 (B,) the window's first
+    latent frame, 0 where the video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T) which
+    latent frames are given (none: text to video); step int32 (B,) how many tokens are generated at once
+    (`tokens_at_once`); drawn bool (B, T, H, W) where a step is a whole latent frame, which of its tokens stand already.
 
-    coarse int32 (B, T', H, W) the same video at a lower rate, padded with -1, T' 0 where nothing is interpolated; its
-    coarse_start (B,) and coarse_fps (B,) as above.
+    coarse int32 (B, T', H, W, Q) the same video at a lower rate, padded with -1, T' 0 where nothing is interpolated;
+    its coarse_start (B,) and coarse_fps (B,) as above.
     """
 
     tokens: AnyArray
@@ -98,7 +115,7 @@ def token_batch(
     coarse_fps: AnyArray | None = None,
 ) -> TokenBatch:
     """A `TokenBatch` generated token by token: nothing known and nothing coarse unless said."""
-    B, T, H, W = tokens.shape
+    B, T, H, W, Q = tokens.shape
     return TokenBatch(
         tokens=tokens,
         start=start,
@@ -107,7 +124,7 @@ def token_batch(
         known=np.zeros((B, T), bool) if known is None else known,
         step=np.ones(B, np.int32),
         drawn=np.zeros((B, T, H, W), bool),
-        coarse=np.zeros((B, 0, H, W), np.int32) if coarse is None else coarse,
+        coarse=np.zeros((B, 0, H, W, Q), np.int32) if coarse is None else coarse,
         coarse_start=np.zeros(B, np.int32) if coarse_start is None else coarse_start,
         coarse_fps=np.ones(B, np.float32) if coarse_fps is None else coarse_fps,
     )

@@ -107,9 +107,18 @@ def load(folder: str | Path, kind: str) -> Loaded:
     return Loaded(config, graph, placed(params), about)
 
 
+# What parameters were called in weights of earlier versions.
+RENAMED = {
+    "head": "head.kernel",
+    "quantizer.codes": "quantizer.quantizer.codes",
+    "quantizer.share": "quantizer.quantizer.share",
+}
+
+
 def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> tuple[nnx.GraphDef, nnx.State]:
     """A model of that config and its parameters, from tensors by name. UserError names one that doesn't fit."""
     graph, leaves = shapes(kind, config)
+    tensors = {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}
     for name, leaf in leaves.items():
         if name not in tensors or tensors[name].shape != leaf.shape:
             found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
@@ -153,7 +162,12 @@ def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
 def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """16 hex digits of all that decides which codes a video gets."""
     without = ("size", "tile", "decoder", "dtype", "remat", "attention")
-    config = {name: value for name, value in config.items() if name not in without and not name.endswith("_weight")}
+    added = {"fold": 1, "groups": 1}  # by later versions; at these values they disown no older tokens
+    config = {
+        name: value
+        for name, value in config.items()
+        if name not in without and not name.endswith("_weight") and added.get(name) != value
+    }
     parts = ("embed_", "encoder", "to_latent", "quantizer")
     encoder = {name: tensor for name, tensor in sorted(tensors.items()) if name.startswith(parts)}
     return _fingerprint(config, safetensors.numpy.save(encoder))

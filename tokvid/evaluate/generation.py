@@ -32,7 +32,6 @@ def generate_batch(
     Returns uint8 (B, T, H, W, 3).
     """
     batch, length = len(seeds_B), models.transformer.config.text_length
-    _, rows, columns = models.transformer.config.latent
     guidance_B = np.full(batch, settings.guidance, np.float32)
     prompts, start = [], 0.0
     for seconds, texts in parts:
@@ -47,7 +46,7 @@ def generate_batch(
         latent_frames_for(frames, models.tokenizer.config.temporal_patch),
         keep=settings.keep,
         method=settings.sampling,
-        given_BTHW=np.zeros((batch, 0, rows, columns), np.int32),
+        given_BTHWQ=models.no_tokens(batch),
         reencode=settings.scheme == "re-encoding",
     )
     return np.concatenate(list(made), axis=1)[:, :frames]

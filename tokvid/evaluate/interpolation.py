@@ -74,7 +74,7 @@ def evaluate_interpolation(
                 1 + (tokens.shape[1] - 1) * factor,
                 keep=settings.keep,
                 method=settings.sampling,
-                given_BTHW=tokens[:, :1],
+                given_BTHWQ=tokens[:, :1],
                 coarse=(slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1]))),
             )
             clips = {

@@ -17,6 +17,7 @@ from tokvid.media import contact_sheet
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
 from tokvid.progress import progress
+from tokvid.tokenizer.quantizers import codes_of
 from tokvid.types import Caption
 from tokvid.weights import Loaded
 
@@ -42,7 +43,7 @@ def evaluate_reconstruction(
     scores: dict[str, list[float]] = collections.defaultdict(list)
     seen: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     shown: list[np.ndarray] = []
-    counts_V = np.zeros(tokenizer.model.quantizer.vocabulary, np.int64)
+    counts_V = np.zeros(codes_of(tokenizer.config).vocabulary, np.int64)
     batch = min(BATCH, samples)
     with progress("evaluate reconstruction", samples, "clips") as advance:
         while truths := list(itertools.islice(clips, batch)):
@@ -51,10 +52,10 @@ def evaluate_reconstruction(
             shuffled = filled[:, rng.permutation(data.frames)]
             for name, videos in (("real", filled), ("made", made), ("shuffled", shuffled)):
                 seen[name].append(features.extract(videos)[: len(truths)])
-            for truth_THWC, made_THWC, ids_THW in zip(truths, made, ids, strict=False):
+            for truth_THWC, made_THWC, ids_THWQ in zip(truths, made, ids, strict=False):
                 for name, value in _compare(truth_THWC, made_THWC).items():
                     scores[name].append(value)
-                counts_V += np.bincount(ids_THW.ravel(), minlength=len(counts_V))
+                counts_V += np.bincount(ids_THWQ.ravel(), minlength=len(counts_V))
                 if len(shown) < 2 * SHOWN:
                     shown += [truth_THWC, made_THWC]
             advance(len(truths))

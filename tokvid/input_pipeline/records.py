@@ -38,7 +38,7 @@ MOST_BYTES = 1 << 30  # of one encoded video
 class StoredVideo:
     """One record, a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the kind.
 
-    `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W)
+    `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W, Q)
     in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized. Tokens may come with
     `coarse` ones of the same seconds, from every `coarse_factor`-th frame.
     """
@@ -359,7 +359,7 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
             raise TypeError("video is not bytes")
         return StoredVideo(key, float(seconds), told, video=values["video"], fit=fit)
     shape, dtype, content, fps = tuple(values["shape"]), values["dtype"], values[kind], values["fps"]
-    if len(shape) != (4 if kind == "frames" else 3):
+    if len(shape) != 4:
         raise ValueError(f"shape {shape} has {len(shape)} dimensions")
     _within("number of frames", shape[0], 1, MOST_FRAMES)
     _within("height", shape[1], 1, MOST_PIXELS_A_SIDE)

@@ -79,11 +79,11 @@ def cut_window(
     them at least; known ones may show the caption before. Known parts that end right where a caption begins
     teach to follow a new prompt, so they are drawn more often than chance would (`AT_SWITCH`).
     """
-    tokens_THW = video.tokens
-    if tokens_THW is None:
+    tokens_THWQ = video.tokens
+    if tokens_THWQ is None:
         raise UserError(f"{video.key} holds no tokens; make a token cache of the videos first")
-    shown_T = captions_in_force(video.captions, len(tokens_THW), video.fps, temporal_patch)
-    start_N, known_N = _placements(task, len(tokens_THW), frames)
+    shown_T = captions_in_force(video.captions, len(tokens_THWQ), video.fps, temporal_patch)
+    start_N, known_N = _placements(task, len(tokens_THWQ), frames)
     first_N = start_N + known_N  # to be generated
     ends_T = np.searchsorted(shown_T, shown_T, side="right")  # where each latent frame's caption gives way
     told_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
@@ -103,15 +103,15 @@ def cut_window(
     if task == "infilling":
         known_T = rng.permutation(np.arange(frames) < rng.integers(1, frames))
     first = start + int(known_N[chosen])
-    nothing = np.zeros((0, *tokens_THW.shape[1:]), np.int32)
-    window = Window(tokens_THW[start : start + frames], start, known_T, video.captions[shown_T[first]].text, nothing)
+    nothing = np.zeros((0, *tokens_THWQ.shape[1:]), np.int32)
+    window = Window(tokens_THWQ[start : start + frames], start, known_T, video.captions[shown_T[first]].text, nothing)
     if task != "interpolation" or video.coarse is None:
         return window
     coarse_start, count = coarse_span(first, frames, video.coarse_factor)
-    coarse_THW = np.full((count, *tokens_THW.shape[1:]), -1, np.int32)
-    there_THW = video.coarse[coarse_start : coarse_start + count]
-    coarse_THW[: len(there_THW)] = there_THW
-    return window._replace(coarse=coarse_THW, coarse_start=coarse_start)
+    coarse_THWQ = np.full((count, *tokens_THWQ.shape[1:]), -1, np.int32)
+    there_THWQ = video.coarse[coarse_start : coarse_start + count]
+    coarse_THWQ[: len(there_THWQ)] = there_THWQ
+    return window._replace(coarse=coarse_THWQ, coarse_start=coarse_start)
 
 
 def coarse_span(first: int, frames: int, factor: int) -> tuple[int, int]:
@@ -281,14 +281,15 @@ class WindowSampler:
         )
 
     def _sample(self, video: StoredVideo, window: Window, rng: np.random.Generator) -> TokenBatch:
-        tokens_THW = window.tokens.astype(np.int32)
-        if tokens_THW.shape[1:] != tuple(self.transformer.latent[1:]):
+        tokens_THWQ = window.tokens.astype(np.int32)
+        T, H, W, Q = tokens_THWQ.shape
+        if (*self.transformer.latent[1:], self.transformer.subcodes) != (H, W, Q):
             raise UserError(
-                f"{video.key} has {tokens_THW.shape[1]}x{tokens_THW.shape[2]} tokens a latent frame, the "
-                f"transformer's latent is {self.transformer.latent}; use one tokenizer and size for both"
+                f"{video.key} has {H}x{W} tokens of {Q} sub-codes a latent frame, the transformer has latent "
+                f"{self.transformer.latent} and subcodes {self.transformer.subcodes}; use one tokenizer and size"
             )
         # An id out of range would be clamped on the device and train on noise.
-        least, most = tokens_THW.min(), max(tokens_THW.max(), window.coarse.max(initial=0))
+        least, most = tokens_THWQ.min(), max(tokens_THWQ.max(), window.coarse.max(initial=0))
         if not 0 <= least <= most < self.transformer.vocabulary:
             raise UserError(
                 f"{video.key} has tokens {least} to {most}, the transformer's "
@@ -296,15 +297,15 @@ class WindowSampler:
             )
         dropped = rng.random() < self.layouts.text_dropout
         step = self.steps[rng.integers(len(self.steps))]
-        in_rounds = step == tokens_THW[0].size
+        in_rounds = step == H * W
         return TokenBatch(
-            tokens=tokens_THW,
+            tokens=tokens_THWQ,
             start=np.asarray(window.start, np.int32),
             fps=np.asarray(video.fps, np.float32),
             text=self.encode("" if dropped else window.text),
             known=window.known,
             step=np.asarray(step, np.int32),
-            drawn=_drawn(window.known, tokens_THW.shape, rng) if in_rounds else np.zeros(tokens_THW.shape, bool),
+            drawn=_drawn(window.known, (T, H, W), rng) if in_rounds else np.zeros((T, H, W), bool),
             coarse=window.coarse,
             coarse_start=np.asarray(window.coarse_start, np.int32),
             coarse_fps=np.asarray(video.fps / self.factor, np.float32),

@@ -143,6 +143,4 @@ class Block(nnx.Module):
         query, key, value = self.attention.project(self.attention_norm(x_BLD).astype(dtype), turn)
         keys, values = remember(key, value)
         x_BLD += constrain(self.attention.mix(query, keys, values, blocks).astype(x_BLD.dtype), *self.axes, None)
-        return x_BLD + constrain(
-            self.mlp(self.mlp_norm(x_BLD).astype(dtype)).astype(x_BLD.dtype), *self.axes, None
-        )
+        return x_BLD + constrain(self.mlp(self.mlp_norm(x_BLD).astype(dtype)).astype(x_BLD.dtype), *self.axes, None)

@@ -128,7 +128,7 @@ def decoding_mesh(config: TransformerConfig, found: Topology) -> Mesh:
 def windows(config: TransformerConfig, batch: int) -> TokenBatch:
     """A batch of windows, empty: programs are compiled for its shapes."""
     return token_batch(
-        tokens=np.zeros((batch, *config.latent), np.int32),
+        tokens=np.zeros((batch, *config.latent, config.subcodes), np.int32),
         start=np.zeros(batch, np.int32),
         fps=np.ones(batch, np.float32),
         text=np.zeros((batch, config.text_length), np.int32),

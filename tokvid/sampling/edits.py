@@ -30,22 +30,22 @@ def interpolate(
         for _ in range(-(count - 1) % models.tokenizer.config.temporal_patch):
             yield frame_HWC
 
-    tokens_THW = encode_opening(models, whole())
+    tokens_THWQ = encode_opening(models, whole())
     made = videos(
         models,
         prompts_of(told, models),
         rates,
-        1 + (len(tokens_THW) - 1) * factor,
+        1 + (len(tokens_THWQ) - 1) * factor,
         keep=told.keep,
         method=told.sampling,
-        given_BTHW=tokens_THW[None, :1],
-        coarse=(told.fps, (tokens_THW[None, i : i + 1] for i in range(len(tokens_THW)))),
+        given_BTHWQ=tokens_THWQ[None, :1],
+        coarse=(told.fps, (tokens_THWQ[None, i : i + 1] for i in range(len(tokens_THWQ)))),
     )
     total = 1 + (count - 1) * factor
     return total, first_frames(total, made)
 
 
-def loop(models: Models, told: Story, tokens_THW: np.ndarray) -> tuple[np.ndarray, int]:
+def loop(models: Models, told: Story, tokens_THWQ: np.ndarray) -> tuple[np.ndarray, int]:
     """A video's tokens → its frames, uint8 (T, H, W, 3), then new ones that lead back to its beginning; how many those.
 
     The window knows the video's end and, behind what is generated, its beginning. The first frame, whose latent frame
@@ -56,18 +56,18 @@ def loop(models: Models, told: Story, tokens_THW: np.ndarray) -> tuple[np.ndarra
         raise UserError("these weights were not trained to lead to something given; train some with layouts.infilling")
     window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
     known = min(told.keep, (window - 1) // 2)
-    if len(tokens_THW) < 1 + known or window - 2 * known < 1:
+    if len(tokens_THWQ) < 1 + known or window - 2 * known < 1:
         raise UserError(
             f"a loop needs a video of {frames_of(1 + known, patch)} frames or more and a window of 3 latent frames, "
-            f"got {frames_of(len(tokens_THW), patch)} frames and {window}"
+            f"got {frames_of(len(tokens_THWQ), patch)} frames and {window}"
         )
-    beginning_THW = tokens_THW[1 : 1 + known]
+    beginning_THWQ = tokens_THWQ[1 : 1 + known]
     rolling = RollingWindow(models, 1, told.fps, keep=known, method=told.sampling)
-    rolling.given(tokens_THW[None])
+    rolling.given(tokens_THWQ[None])
     (prompt,) = prompts_of(told, models)
     new = window - 2 * known
     along_T = np.linspace(prompt.guidance_B[0], prompt.last_guidance_B[0], new)
-    made_THW = rolling.extend(prompt, along_T[None], until_BTHW=beginning_THW[None])[0]
-    decoder = StreamDecoder(models.tokenizer, 1, *tokens_THW.shape[1:])
-    video_THWC = decoder.feed(np.concatenate([tokens_THW, made_THW])[None])[0]
+    made_THWQ = rolling.extend(prompt, along_T[None], until_BTHWQ=beginning_THWQ[None])[0]
+    decoder = StreamDecoder(models.tokenizer, 1, *tokens_THWQ.shape[1:3])
+    video_THWC = decoder.feed(np.concatenate([tokens_THWQ, made_THWQ])[None])[0]
     return video_THWC[1:], new * patch

@@ -35,7 +35,7 @@ class Kept(Protocol):
 
     def read(self, latent_frames: int) -> Iterator[np.ndarray]: ...
 
-    def add(self, tokens_THW: np.ndarray) -> None: ...
+    def add(self, tokens_THWQ: np.ndarray) -> None: ...
 
 
 class Step(NamedTuple):
@@ -124,7 +124,7 @@ def videos(
     *,
     keep: int,
     method: Sampling,
-    given_BTHW: np.ndarray,
+    given_BTHWQ: np.ndarray,
     kept: Callable[[float], Kept | None] = lambda fps: None,
     coarse: tuple[float, Iterator[np.ndarray]] | None = None,
     reencode: bool = False,
@@ -133,20 +133,20 @@ def videos(
 
     They have `latent_frames` at the last of `rates`. What is `given` of them begins every level, so it is nothing, one
     picture, or at the only rate; without it, the first level's first latent frame begins the others. `coarse` is a
-    video to interpolate: its rate, and its latent frames (B, T, H, W) in turn. `kept(fps)` says where a level keeps
+    video to interpolate: its rate, and its latent frames (B, T, H, W, Q) in turn. `kept(fps)` says where a level keeps
     its tokens. With `reencode`, windows begin with encoded pixels.
     """
     check_rows(models, method)
-    batch = len(given_BTHW)
+    batch = len(given_BTHWQ)
     counts = [latent_frames]
     for slow, fast in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
         counts.insert(0, 1 + -(-(counts[0] - 1) // round(fast / slow)))
     for fps, count in zip(rates, counts, strict=True):
         below = None if coarse is None else Coarse(*coarse)
         window = RollingWindow(models, batch, fps, keep=keep, method=method, coarse=below)
-        if below is not None and not given_BTHW.shape[1]:
-            given_BTHW = below.take(0, 1)  # the first latent frame is one frame, the same at every rate
-        tokens = _level(models, window, prompts, count, keep, given_BTHW, kept(fps))
+        if below is not None and not given_BTHWQ.shape[1]:
+            given_BTHWQ = below.take(0, 1)  # the first latent frame is one frame, the same at every rate
+        tokens = _level(models, window, prompts, count, keep, given_BTHWQ, kept(fps))
         coarse = (fps, tokens)
     _, rows, columns = models.transformer.config.latent
     decoder = (
@@ -154,10 +154,10 @@ def videos(
         if reencode
         else StreamDecoder(models.tokenizer, batch, rows, columns)
     )
-    for tokens_BTHW in tokens:
-        yield decoder.feed(tokens_BTHW)
+    for tokens_BTHWQ in tokens:
+        yield decoder.feed(tokens_BTHWQ)
         if isinstance(decoder, ReencodingDecoder):
-            window.restart(decoder.known_BTHW)
+            window.restart(decoder.known_BTHWQ)
 
 
 def _level(
@@ -166,25 +166,25 @@ def _level(
     prompts: Sequence[Prompt],
     latent_frames: int,
     keep: int,
-    given_BTHW: np.ndarray,
+    given_BTHWQ: np.ndarray,
     kept: Kept | None,
 ) -> Iterator[np.ndarray]:
-    """Latent frames (B, T, H, W) at one rate: those given, those kept, and then window after window new ones."""
-    given = given_BTHW.shape[1]
+    """Latent frames (B, T, H, W, Q) at one rate: those given, those kept, and then window after window new ones."""
+    given = given_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]
     steps = steps_of(models, starts, window.fps, latent_frames, keep=keep, given=given)
-    window.given(given_BTHW)
+    window.given(given_BTHWQ)
     for index in range(given):
-        yield given_BTHW[:, index : index + 1]
+        yield given_BTHWQ[:, index : index + 1]
     # Only whole windows, so that those that follow fall as they would have.
     there = given + (kept.latent_frames if kept else 0)
     done = [step for step in steps if step.end <= there]
     if kept:
         reading = kept.read(done[-1].end - given if done else 0)
         for step in done:
-            tokens_BTHW = np.concatenate([next(reading) for _ in range(step.end - step.first)])[None]
-            window.given(tokens_BTHW)
-            yield tokens_BTHW
+            tokens_BTHWQ = np.concatenate([next(reading) for _ in range(step.end - step.first)])[None]
+            window.given(tokens_BTHWQ)
+            yield tokens_BTHWQ
         for _ in reading:  # what comes after them is dropped
             pass
     firsts, ends = {step.segment: step.first for step in reversed(steps)}, {step.segment: step.end for step in steps}
@@ -194,7 +194,7 @@ def _level(
         along_T = (np.arange(step.first, step.end) - first) / max(1, end - 1 - first)
         scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
         guidance_BT = scales[0][:, None] + np.outer(scales[1] - scales[0], along_T)
-        made_BTHW = window.extend(prompt, guidance_BT)
+        made_BTHWQ = window.extend(prompt, guidance_BT)
         if kept:
-            kept.add(made_BTHW[0])
-        yield made_BTHW
+            kept.add(made_BTHWQ[0])
+        yield made_BTHWQ

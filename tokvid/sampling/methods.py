@@ -78,18 +78,17 @@ def draw(keys_B: jax.Array, logits_BLV: Float[Array, "b l v"], method: Sampling)
 
 def surest(
     keys_B: jax.Array,
-    logits_BLV: Float[Array, "b l v"],
-    drawn_BL: Int[Array, "b l"],
+    likelihood_BL: Float[Array, "b l"],
     stands_BL: Bool[Array, "b l"],
     done: jax.Array,
     method: Sampling,
 ) -> Bool[Array, "b l"]:
     """Which of the tokens drawn stand after a round, those that did among them; `done` is the share of rounds done.
 
-    The likelier a token, the sooner it stands, up to Gumbel noise; how many do follows a cosine (MaskGIT, section 3.2).
+    The likelier a token (in nats), the sooner it stands, up to Gumbel noise; how many do follows a cosine (MaskGIT,
+    section 3.2).
     """
-    count = drawn_BL.shape[1]
-    likelihood_BL = jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), drawn_BL[..., None], axis=-1)[..., 0]
+    count = likelihood_BL.shape[1]
     noise_BL = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, 1), (count,)))(keys_B)
     sureness_BL = likelihood_BL + method.choice_temperature * (1 - done) * noise_BL
     place_BL = jnp.argsort(jnp.argsort(-jnp.where(stands_BL, jnp.inf, sureness_BL), axis=1), axis=1)

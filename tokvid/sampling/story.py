@@ -6,6 +6,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,16 +181,15 @@ def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt
 def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """The frames of a story, uint8 (T, H, W, 3), a few at a time, in memory that doesn't grow with its length.
 
-    `opening`: tokens (T', H', W') of an image, which becomes the story's first frame, or of a video at the story's
+    `opening`: tokens (T', H', W', Q) of an image, which becomes the story's first frame, or of a video at the story's
     rate, whose frames come before the story; that is told at one level. Tokens are kept in the file `partial`, and
     those of lower levels beside it, as they are made: when it is there already and belongs to the same story and
     weights, what it holds is decoded, not generated again. `forget` removes them when the video is safe.
     """
-    _, rows, columns = models.transformer.config.latent
-    given_THW = np.zeros((0, rows, columns), np.int32) if opening is None else opening
-    patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, given_THW)
-    before = frames_given(len(given_THW), patch)
-    rates = rates_of(models, story.fps, story.scheme) if len(given_THW) < 2 else [story.fps]
+    given_THWQ = models.no_tokens(1)[0] if opening is None else opening
+    patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, given_THWQ)
+    before = frames_given(len(given_THWQ), patch)
+    rates = rates_of(models, story.fps, story.scheme) if len(given_THWQ) < 2 else [story.fps]
     with contextlib.ExitStack() as stack:
 
         def kept(fps: float) -> _Partial:
@@ -203,7 +203,7 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
             latent_frames_for(before + story.frames, patch),
             keep=story.keep,
             method=story.sampling,
-            given_BTHW=given_THW[None],
+            given_BTHWQ=given_THWQ[None],
             kept=kept,
             reencode=story.scheme == "re-encoding",
         )
@@ -224,25 +224,25 @@ def forget(partial: Path) -> None:
 
 
 def encode_opening(models: Models, frames: Iterator[np.ndarray]) -> np.ndarray:
-    """Frames uint8 (H, W, 3) of the models' size → tokens (T', H', W'); a last latent frame not full is left out."""
+    """Frames uint8 (H, W, 3) of the models' size → tokens (T', H', W', Q); a last latent frame not full is left out."""
     encoder = StreamEncoder(models.tokenizer, 1, models.size)
     return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
 
 
-def _identity(models: Models, story: Story, given_THW: np.ndarray) -> str:
+def _identity(models: Models, story: Story, given_THWQ: np.ndarray) -> str:
     """What decides every token of a story, as 16 hex digits."""
     text = json.dumps(dataclasses.asdict(story), sort_keys=True) + models.mark
-    return hashlib.sha256(text.encode() + given_THW.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(text.encode() + given_THWQ.tobytes()).hexdigest()[:16]
 
 
 class _Partial:
     """The tokens of a story so far, in a file: a line that says whose they are, then int32 latent frames."""
 
     def __init__(self, path: Path, identity: str, models: Models):
-        _, *self._grid = models.transformer.config.latent
+        self._shape = models.no_tokens(1).shape[2:]
         self._path, self._vocabulary = path, models.transformer.config.vocabulary
         self._line = f"tokvid story {identity}\n".encode()
-        self._bytes = 4 * self._grid[0] * self._grid[1]
+        self._bytes = 4 * math.prod(self._shape)
         self.latent_frames = 0  # whole ones that were there
 
     def __enter__(self) -> "_Partial":
@@ -264,19 +264,19 @@ class _Partial:
         self._file.close()
 
     def read(self, latent_frames: int) -> Iterator[np.ndarray]:
-        """The first so many that were kept, one at a time (1, H, W); what comes after them is dropped."""
+        """The first so many that were kept, one at a time (1, H, W, Q); what comes after them is dropped."""
         self._file.seek(len(self._line))
         for _ in range(latent_frames):
-            tokens_THW = np.frombuffer(self._file.read(self._bytes), "<i4").reshape(1, *self._grid)
-            if not 0 <= tokens_THW.min() <= tokens_THW.max() < self._vocabulary:
+            tokens_THWQ = np.frombuffer(self._file.read(self._bytes), "<i4").reshape(1, *self._shape)
+            if not 0 <= tokens_THWQ.min() <= tokens_THWQ.max() < self._vocabulary:
                 raise UserError(f"{self._path} is damaged; remove it, and the story begins anew")
-            yield tokens_THW.astype(np.int32)
+            yield tokens_THWQ.astype(np.int32)
         self._file.truncate(self._file.tell())
 
-    def add(self, tokens_THW: np.ndarray) -> None:
+    def add(self, tokens_THWQ: np.ndarray) -> None:
         """Keeps more latent frames."""
         try:
-            self._file.write(tokens_THW.astype("<i4").tobytes())
+            self._file.write(tokens_THWQ.astype("<i4").tobytes())
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}; free some space, then run again") from error

@@ -17,7 +17,8 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import coarse_span
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
-from tokvid.tokenizer.cvivit import Cache, latent_shape
+from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side
+from tokvid.tokenizer.quantizers import codes_of
 from tokvid.types import token_batch
 
 MOST_PATCHES = 8192  # of a latent frame: attention among them takes a gigabyte or two
@@ -33,8 +34,13 @@ class Models(NamedTuple):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels of what they make."""
-        patch, (_, rows, columns) = self.tokenizer.config.patch, self.transformer.config.latent
-        return rows * patch, columns * patch
+        side, (_, rows, columns) = token_side(self.tokenizer.config), self.transformer.config.latent
+        return rows * side, columns * side
+
+    def no_tokens(self, batch: int) -> np.ndarray:
+        """No latent frames of theirs: (B, 0, H, W, Q)."""
+        config = self.transformer.config
+        return np.zeros((batch, 0, *config.latent[1:], config.subcodes), np.int32)
 
     @property
     def mark(self) -> str:
@@ -68,9 +74,9 @@ def _encode(graph, params, video_BTHWC: jax.Array, cache: Cache, first: bool) ->
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first"))
-def _decode(graph, params, ids_BTHW: jax.Array, cache: Cache, first: bool) -> tuple[jax.Array, Cache | None]:
+def _decode(graph, params, ids_BTHWQ: jax.Array, cache: Cache, first: bool) -> tuple[jax.Array, Cache | None]:
     model = nnx.merge(graph, params)
-    video_BTHWC, cache = model.decode_step(model.quantizer.decode_ids(ids_BTHW), cache, first)
+    video_BTHWC, cache = model.decode_step(model.latents(ids_BTHWQ), cache, first)
     return jnp.clip(jnp.round((video_BTHWC + 1) * 127.5), 0, 255).astype(jnp.uint8), cache
 
 
@@ -86,27 +92,29 @@ class StreamEncoder:
     def __init__(self, tokenizer: weights.Loaded, batch: int, size: tuple[int, int]):
         """`size`: height and width of the frames, multiples of the patch and not too large, else UserError."""
         _, rows, columns = latent_shape(tokenizer.config, 1, *size)
-        if rows * columns > MOST_PATCHES:  # each attends to all others
+        if (patches := rows * columns * tokenizer.config.fold**2) > MOST_PATCHES:  # each attends to all others
             raise UserError(
-                f"frames of {size[0]}x{size[1]} pixels have {rows * columns} patches, at most {MOST_PATCHES} are "
+                f"frames of {size[0]}x{size[1]} pixels have {patches} patches, at most {MOST_PATCHES} are "
                 "allowed; use a smaller size"
             )
         self._tokenizer, self._pending = tokenizer, np.zeros((batch, 0, *size, 3), np.uint8)
-        self._first = True
+        self._first, self._none = (
+            True,
+            np.zeros((batch, 0, rows, columns, codes_of(tokenizer.config).per_token), np.int32),
+        )
         self._cache = tokenizer.model.empty_cache("encoder", batch, rows, columns)
 
     def feed(self, video_BTHWC: np.ndarray) -> np.ndarray:
-        """uint8 frames, any number → tokens int32 (B, T', H', W') of the latent frames they complete, maybe none."""
+        """uint8 frames, any number → tokens int32 (B, T', H', W', Q) of the latent frames they complete, maybe none."""
         self._pending = np.concatenate([self._pending, video_BTHWC], axis=1)
-        out = []
+        out = [self._none]
         while self._pending.shape[1] >= (need := 1 if self._first else self._tokenizer.config.temporal_patch):
             now, self._pending = self._pending[:, :need], self._pending[:, need:]
             tokenizer = self._tokenizer
             ids, self._cache = _encode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
             self._first = False
             out.append(np.asarray(ids))
-        rows, columns = (extent // self._tokenizer.config.patch for extent in video_BTHWC.shape[2:4])
-        return np.concatenate([np.zeros((len(video_BTHWC), 0, rows, columns), np.int32), *out], axis=1)
+        return np.concatenate(out, axis=1)
 
 
 class StreamDecoder:
@@ -116,13 +124,13 @@ class StreamDecoder:
         self._tokenizer, self._first = tokenizer, True
         self._cache = tokenizer.model.empty_cache("decoder", batch, rows, columns)
 
-    def feed(self, tokens_BTHW: np.ndarray) -> np.ndarray:
+    def feed(self, tokens_BTHWQ: np.ndarray) -> np.ndarray:
         """Tokens of the next latent frames, maybe none → their frames, uint8 (B, T, H, W, 3)."""
-        B, _, rows, columns = tokens_BTHW.shape
-        patch = self._tokenizer.config.patch
-        out = [np.zeros((B, 0, rows * patch, columns * patch, 3), np.uint8)]
-        for index in range(tokens_BTHW.shape[1]):  # one at a time: one compiled shape, whatever comes
-            now, tokenizer = tokens_BTHW[:, index : index + 1], self._tokenizer
+        B, _, rows, columns, _ = tokens_BTHWQ.shape
+        side = token_side(self._tokenizer.config)
+        out = [np.zeros((B, 0, rows * side, columns * side, 3), np.uint8)]
+        for index in range(tokens_BTHWQ.shape[1]):  # one at a time: one compiled shape, whatever comes
+            now, tokenizer = tokens_BTHWQ[:, index : index + 1], self._tokenizer
             video, self._cache = _decode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
             self._first = False
             out.append(np.asarray(video))
@@ -130,24 +138,24 @@ class StreamDecoder:
 
 
 class ReencodingDecoder:
-    """As `StreamDecoder`, but every call's frames begin a clip of their own, behind `known_BTHW`.
+    """As `StreamDecoder`, but every call's frames begin a clip of their own, behind `known_BTHWQ`.
 
     Those are the last frames of the call before, encoded: what Phenaki goes on from, whose tokens know no mid-video.
     """
 
     def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int, keep: int):
         self._tokenizer, self._batch, self._keep = tokenizer, batch, keep
-        self.known_BTHW = np.zeros((batch, 0, rows, columns), np.int32)
+        self.known_BTHWQ = np.zeros((batch, 0, rows, columns, codes_of(tokenizer.config).per_token), np.int32)
 
-    def feed(self, tokens_BTHW: np.ndarray) -> np.ndarray:
-        """Tokens that stand behind `known_BTHW` → their frames, uint8 (B, T, H, W, 3)."""
-        patch, (rows, columns) = self._tokenizer.config.temporal_patch, tokens_BTHW.shape[2:]
-        clip_BTHW = np.concatenate([self.known_BTHW, tokens_BTHW], axis=1)
-        video = StreamDecoder(self._tokenizer, self._batch, rows, columns).feed(clip_BTHW)
-        latent_frames = min(self._keep, clip_BTHW.shape[1])
+    def feed(self, tokens_BTHWQ: np.ndarray) -> np.ndarray:
+        """Tokens that stand behind `known_BTHWQ` → their frames, uint8 (B, T, H, W, 3)."""
+        patch, (rows, columns) = self._tokenizer.config.temporal_patch, tokens_BTHWQ.shape[2:4]
+        clip_BTHWQ = np.concatenate([self.known_BTHWQ, tokens_BTHWQ], axis=1)
+        video = StreamDecoder(self._tokenizer, self._batch, rows, columns).feed(clip_BTHWQ)
+        latent_frames = min(self._keep, clip_BTHWQ.shape[1])
         last = video[:, -frames_of(latent_frames, patch) :]
-        before = frames_of(self.known_BTHW.shape[1], patch)
-        self.known_BTHW = StreamEncoder(self._tokenizer, self._batch, last.shape[2:4]).feed(last)
+        before = frames_of(self.known_BTHWQ.shape[1], patch)
+        self.known_BTHWQ = StreamEncoder(self._tokenizer, self._batch, last.shape[2:4]).feed(last)
         return video[:, before:]
 
 
@@ -171,20 +179,20 @@ class Coarse:
 
     def __init__(self, fps: float, tokens: Iterator[np.ndarray]):
         self.fps, self._tokens = fps, tokens
-        self._first, self._last_BTHW = 0, next(tokens)
+        self._first, self._last_BTHWQ = 0, next(tokens)
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """Latent frames from number `first` on, (B, count, H, W), -1 behind its end; those before are forgotten."""
-        while self._first + self._last_BTHW.shape[1] < first + count:
-            more_BTHW = next(self._tokens, None)
-            if more_BTHW is None:
+        """Latent frames from number `first` on, (B, count, H, W, Q), -1 behind its end; those before are forgotten."""
+        while self._first + self._last_BTHWQ.shape[1] < first + count:
+            more_BTHWQ = next(self._tokens, None)
+            if more_BTHWQ is None:
                 break
-            self._last_BTHW = np.concatenate([self._last_BTHW, more_BTHW], axis=1)
-        self._last_BTHW = self._last_BTHW[:, first - self._first :]
+            self._last_BTHWQ = np.concatenate([self._last_BTHWQ, more_BTHWQ], axis=1)
+        self._last_BTHWQ = self._last_BTHWQ[:, first - self._first :]
         self._first = first
-        there_BTHW = self._last_BTHW[:, :count]
-        missing = count - there_BTHW.shape[1]
-        return np.pad(there_BTHW, ((0, 0), (0, missing), (0, 0), (0, 0)), constant_values=-1)
+        there_BTHWQ = self._last_BTHWQ[:, :count]
+        missing = count - there_BTHWQ.shape[1]
+        return np.pad(there_BTHWQ, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=-1)
 
 
 class RollingWindow:
@@ -204,7 +212,7 @@ class RollingWindow:
         method: Sampling = Sampling(),
         coarse: Coarse | None = None,
     ):
-        frames, self._rows, self._columns = models.transformer.config.latent
+        frames = models.transformer.config.latent[0]
         if not 1 <= keep < frames:
             raise UserError(f"keep should be 1 to {frames - 1} latent frames (the window has {frames}), got {keep}")
         if not 0 < fps <= 240:
@@ -214,41 +222,41 @@ class RollingWindow:
         self.fps, self._batch = fps, batch
         self.latent_frames = 0  # how many there are by now
         self._first = 0  # the number of the first one within its clip
-        self._last = np.zeros((batch, 0, self._rows, self._columns), np.int32)
+        self._last = models.no_tokens(batch)
 
-    def given(self, tokens_BTHW: np.ndarray) -> None:
+    def given(self, tokens_BTHWQ: np.ndarray) -> None:
         """Takes latent frames as they are: an image's, a video's, or those of a story that was interrupted."""
-        self.latent_frames += tokens_BTHW.shape[1]
-        self._last = np.concatenate([self._last, tokens_BTHW], axis=1)[:, -self._keep :]
+        self.latent_frames += tokens_BTHWQ.shape[1]
+        self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self._keep :]
         self._first = self.latent_frames - self._last.shape[1]
 
-    def restart(self, tokens_BTHW: np.ndarray) -> None:
+    def restart(self, tokens_BTHWQ: np.ndarray) -> None:
         """What is known are these latent frames from now on, which begin a clip."""
-        self._last, self._first = tokens_BTHW, 0
+        self._last, self._first = tokens_BTHWQ, 0
 
-    def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHW: np.ndarray | None = None) -> np.ndarray:
-        """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W).
+    def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None = None) -> np.ndarray:
+        """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W, Q).
 
         What comes after them may be known, too: then they lead there (and what is known fills the window).
         """
         if self._method.rows and not self.latent_frames and self._knows_serial:
             # All others follow from a video's first latent frame, so that one is worth the time.
-            first_BTHW = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._method, rows=0))
+            first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._method, rows=0))
             if guidance_BT.shape[1] == 1:
-                return first_BTHW
-            return np.concatenate([first_BTHW, self.extend(prompt, guidance_BT[:, 1:], until_BTHW)], axis=1)
-        return self._generate(prompt, guidance_BT, until_BTHW, self._method)
+                return first_BTHWQ
+            return np.concatenate([first_BTHWQ, self.extend(prompt, guidance_BT[:, 1:], until_BTHWQ)], axis=1)
+        return self._generate(prompt, guidance_BT, until_BTHWQ, self._method)
 
     def _generate(
-        self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHW: np.ndarray | None, method: Sampling
+        self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None, method: Sampling
     ) -> np.ndarray:
         transformer, batch = self._models.transformer, self._batch
         window, known, count = transformer.config.latent[0], self._last.shape[1], guidance_BT.shape[1]
-        tokens = np.zeros((batch, window, self._rows, self._columns), np.int32)
+        tokens = np.zeros((batch, window, *self._last.shape[2:]), np.int32)
         tokens[:, :known] = self._last
         given_T = np.arange(window) < known
-        if until_BTHW is not None:
-            tokens[:, known + count :], given_T[known + count :] = until_BTHW, True
+        if until_BTHWQ is not None:
+            tokens[:, known + count :], given_T[known + count :] = until_BTHWQ, True
         fps_B = np.full(batch, self.fps, np.float32)
         request = token_batch(tokens, np.full(batch, self._first, np.int32), fps_B, prompt.text_BL)
         if self._coarse is not None:

@@ -21,7 +21,7 @@ from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
 from tokvid.nn.position import rotation
 from tokvid.nn.products import compute_dtype
 from tokvid.sharding import constrain
-from tokvid.tokenizer.quantizers import QUANTIZERS, Quantized
+from tokvid.tokenizer.quantizers import Quantized, make_quantizer
 from tokvid.types import LatentShape
 
 
@@ -34,31 +34,40 @@ class Cache(NamedTuple):
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> LatentShape:
-    """T' = 1 + (T-1)/temporal_patch, H' = H/patch, W' = W/patch. UserError where one doesn't divide."""
-    step, patch = config.temporal_patch, config.patch
+    """T' = 1 + (T-1)/temporal_patch, H' = H/(patch·fold), W' likewise. UserError where one doesn't divide."""
+    step, patch = config.temporal_patch, token_side(config)
     if frames < 1 or (frames - 1) % step:
         lower = max(1, frames - (frames - 1) % step)
         raise UserError(f"{frames} frames don't fit a temporal patch of {step}: use {lower} or {lower + step} frames")
     for name, pixels in (("height", height), ("width", width)):
         if pixels < patch or pixels % patch:
             lower = max(patch, pixels // patch * patch)
-            raise UserError(f"{name} {pixels} is no multiple of the patch {patch}: use {lower} or {lower + patch}")
+            nearest = f"use {lower} or {lower + patch}"
+            raise UserError(f"{name} {pixels} is no multiple of a token's {patch} pixels: {nearest}")
     return LatentShape(1 + (frames - 1) // step, height // patch, width // patch)
 
 
+def token_side(config: TokenizerConfig) -> int:
+    """How many pixels high and wide a token is."""
+    return config.patch * config.fold
+
+
 class CViViT(nnx.Module):
-    """The tokenizer. Videos are float (B, T, H, W, 3) in [-1, 1]; tokens int32 (B, T', H', W')."""
+    """The tokenizer. Videos are float (B, T, H, W, 3) in [-1, 1]; tokens int32 (B, T', H', W', Q).
+
+    Latents are (B, T', H/patch, W/patch, C); a token holds the codes of `fold` times `fold` of them.
+    """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
-        if config.quantizer not in QUANTIZERS:
-            raise UserError(did_you_mean(config.quantizer, QUANTIZERS, "quantizer"))
         for kind in config.encoder + config.decoder:
             if kind not in ("space", "time"):
                 raise UserError(did_you_mean(kind, ("space", "time"), "layer kind"))
         if config.time_window < 1:
             raise UserError(f"time_window {config.time_window} is too small: it counts the present, so use 1 or more")
         self.config = config
-        self.quantizer = QUANTIZERS[config.quantizer](config, rngs)
+        if config.fold < 1:
+            raise UserError(f"fold should be 1 (a token for each patch) or more, got {config.fold}")
+        self.quantizer = make_quantizer(config, rngs)
         pixels, width = 3 * config.patch**2, config.width
         self.embed_first = Linear(pixels, width, (None, "embed"), rngs=rngs)
         self.embed_rest = Linear(pixels * config.temporal_patch, width, (None, "embed"), rngs=rngs)
@@ -77,13 +86,17 @@ class CViViT(nnx.Module):
         return nnx.List([Block(shape, rngs=rngs) for _ in order])
 
     def encode(self, video_BTHWC: Float[Array, "b t h w 3"]) -> Quantized:
-        """The whole video at once: latents (B, T', H', W', C), ids (B, T', H', W'), the quantizer's losses."""
+        """The whole video at once: latents, tokens (`ids`), the quantizer's losses."""
         latent_shape(self.config, *video_BTHWC.shape[1:4])
         return self.encode_step(video_BTHWC)[0]
 
-    def decode(self, ids_BTHW: Int[Array, "b t h w"]) -> Float[Array, "b t h w 3"]:
+    def decode(self, ids_BTHWQ: Int[Array, "b t h w q"]) -> Float[Array, "b t h w 3"]:
         """Tokens of a video from its first frame on → its pixels, at once."""
-        return self.decode_step(self.quantizer.decode_ids(ids_BTHW))[0]
+        return self.decode_step(self.latents(ids_BTHWQ))[0]
+
+    def latents(self, ids_BTHWQ: Int[Array, "b t h w q"]) -> jax.Array:
+        """What the decoder sees of tokens."""
+        return self.quantizer.decode_ids(_unfolded(ids_BTHWQ, self.config.fold))
 
     def reconstruct(self, video_BTHWC: Float[Array, "b t h w 3"]) -> tuple[jax.Array, Quantized]:
         """The video as the decoder gives it back, differentiable, and what the quantizer said."""
@@ -106,7 +119,9 @@ class CViViT(nnx.Module):
             parts.append(self.embed_rest(_patches(video_BTHWC[:, split:], pt, p)))
         x_BTHWD = constrain(jnp.concatenate(parts, axis=1), "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.encoder, self.config.encoder, x_BTHWD, cache)
-        return self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD))), cache
+        quantized = self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD)))
+        ids, inputs = (_folded(x, self.config.fold) for x in (quantized.ids, quantized.inputs))
+        return quantized._replace(ids=ids, inputs=inputs), cache
 
     def decode_step(
         self, latents_BTHWC: jax.Array, cache: Cache | None = None, first: bool = True
@@ -123,16 +138,20 @@ class CViViT(nnx.Module):
         return jnp.concatenate(parts, axis=1), cache
 
     def empty_cache(self, part: str, batch: int, rows: int, columns: int) -> Cache:
-        """The cache at the start of a stream through the "encoder" or the "decoder": its size never grows."""
+        """The cache at the start of a stream of so many rows and columns of tokens through the "encoder" or "decoder".
+
+        Its size never grows.
+        """
         c, order = self.config, getattr(self.config, part)
         dtype = compute_dtype(c.dtype)
-        past = (batch * rows * columns, c.time_window - 1, c.heads, c.width // c.heads)
+        past = (batch * rows * columns * c.fold**2, c.time_window - 1, c.heads, c.width // c.heads)
         layers = [jnp.zeros(past, dtype) for kind in order if kind == "time" for _ in ("key", "value")]
         return Cache(tuple(layers), jnp.full((c.time_window - 1,), NEVER, jnp.int32), jnp.zeros((), jnp.int32))
 
     def _run(self, blocks, order, x_BTHWD, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         B, T, H, W, D = x_BTHWD.shape
-        most = (self.config.tile,) * 2 if self.config.tile else latent_shape(self.config, 1, *self.config.size)[1:]
+        c = self.config
+        most = (c.tile,) * 2 if c.tile else (c.size[0] // c.patch, c.size[1] // c.patch)
         tiles = Tiles(H, W, *most)
         rows, columns = jnp.meshgrid(jnp.arange(tiles.rows.shape[1]), jnp.arange(tiles.columns.shape[1]), indexing="ij")
         head = self.config.width // self.config.heads
@@ -206,6 +225,20 @@ def _cover(length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     starts_S = np.rint(np.linspace(0, length - size, count)).astype(int)
     nearest_L = np.argmin(np.abs(np.arange(length) - (starts_S[:, None] + (size - 1) / 2)), axis=0)
     return starts_S[:, None] + np.arange(size), nearest_L * size + np.arange(length) - starts_S[nearest_L]
+
+
+def _folded(x_BTHWG: jax.Array, fold: int) -> jax.Array:
+    """Of codes, or what belongs to each: patches (B, T, H·fold, W·fold, G, …) → tokens (B, T, H, W, fold·fold·G, …)."""
+    (B, T, H, W, G), rest = x_BTHWG.shape[:5], x_BTHWG.shape[5:]
+    x = x_BTHWG.reshape(B, T, H // fold, fold, W // fold, fold, G, *rest).swapaxes(3, 4)
+    return x.reshape(B, T, H // fold, W // fold, fold * fold * G, *rest)
+
+
+def _unfolded(ids_BTHWQ: jax.Array, fold: int) -> jax.Array:
+    """The inverse of `_folded`."""
+    B, T, H, W, Q = ids_BTHWQ.shape
+    ids = ids_BTHWQ.reshape(B, T, H, W, fold, fold, Q // fold**2).swapaxes(3, 4)
+    return ids.reshape(B, T, H * fold, W * fold, Q // fold**2)
 
 
 def _patches(video_BTHWC: jax.Array, pt: int, p: int) -> jax.Array:

@@ -1,7 +1,8 @@
 """Quantizers: latents to codes and back. To add one: a class with this interface and an entry in QUANTIZERS.
 
 Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantized`; `decode_ids(ids)` inverts the ids;
-`learn(z, ids, key)` moves, after a training step's `quantize`, whatever no gradient moves, and gives metrics.
+`learn(z, ids, key)` moves, after a training step's `quantize`, whatever no gradient moves, and gives metrics. `Grouped`
+makes several sub-codes of a latent with any of them.
 """
 
 import math
@@ -14,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from tokvid.config import TokenizerConfig
-from tokvid.errors import UserError
+from tokvid.errors import UserError, did_you_mean
+from tokvid.types import Codes
 
 CHUNK = 4096  # codes that are compared with at once: no array grows with batch × codebook
 GROUP = 8  # bits of LFQ whose joint distribution is averaged over the batch
@@ -177,6 +179,29 @@ class LFQ:
         return {}
 
 
+class Grouped(nnx.Module):
+    """`count` sub-codes: each group of channels is quantized on its own, all by the same quantizer (product codes)."""
+
+    def __init__(self, quantizer: Any, count: int):
+        if count < 1:
+            raise UserError(f"groups should be 1 or more, got {count}")
+        self.quantizer, self.count = quantizer, count
+        self.width, self.vocabulary = count * quantizer.width, quantizer.vocabulary
+
+    def quantize(self, z: jax.Array) -> Quantized:
+        """z (..., C) → latents (..., C), and ids (..., count)."""
+        found = self.quantizer.quantize(z.reshape(*z.shape[:-1], self.count, -1))
+        return found._replace(latents=found.latents.reshape(z.shape))
+
+    def decode_ids(self, ids: jax.Array) -> jax.Array:
+        """ids (..., count) → latents (..., C)."""
+        return self.quantizer.decode_ids(ids).reshape(*ids.shape[:-1], self.width)
+
+    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """As the quantizer does, from all groups."""
+        return self.quantizer.learn(z, ids, key)
+
+
 QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
     "fsq": lambda config, rngs: FSQ(config.levels),
     "vq": lambda config, rngs: VQ(config.codes, config.code_width, config.commitment_weight, rngs=rngs),
@@ -184,9 +209,17 @@ QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
 }
 
 
-def vocabulary(config: TokenizerConfig) -> int:
-    """How many codes a tokenizer of this config has."""
-    return math.prod(config.levels) if config.quantizer == "fsq" else config.codes
+def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Grouped:
+    """Of a tokenizer. UserError where there is none of that name."""
+    if config.quantizer not in QUANTIZERS:
+        raise UserError(did_you_mean(config.quantizer, QUANTIZERS, "quantizer"))
+    return Grouped(QUANTIZERS[config.quantizer](config, rngs), config.groups)
+
+
+def codes_of(config: TokenizerConfig) -> Codes:
+    """What the tokens of a tokenizer are."""
+    vocabulary = math.prod(config.levels) if config.quantizer == "fsq" else config.codes
+    return Codes(vocabulary, config.groups * config.fold**2)
 
 
 def nearest(z: jax.Array, codes_KC: jax.Array) -> jax.Array:

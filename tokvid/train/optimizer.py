@@ -1,4 +1,4 @@
-"""Muon, AdamW or Adafactor with warm-up and cosine decay, clipped; weight decay on matrices only."""
+"""Muon, AdamW or Adafactor with warm-up and decay, clipped; weight decay on matrices only."""
 
 from typing import Any
 
@@ -24,15 +24,23 @@ _MATRICES = {
 
 
 def learning_rate(config: TrainConfig, peak: float | None = None) -> optax.Schedule:
-    """Step → learning rate: linear warm-up, then a cosine down to `final_learning_rate` of the peak."""
+    """Step → learning rate: linear warm-up, then the `schedule` down to `final_learning_rate` of the peak."""
     peak = config.learning_rate if peak is None else peak
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=peak,
-        warmup_steps=min(config.warmup, max(1, config.steps // 2)),
-        decay_steps=max(config.steps, 2),
-        end_value=config.final_learning_rate * peak,
-    )
+    steps, warmup = max(config.steps, 2), min(config.warmup, max(1, config.steps // 2))
+    end = config.final_learning_rate * peak
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end)
+    if not 0 <= config.decay <= 1:
+        raise UserError(
+            f"decay should be 0 to 1, the share of the steps that the learning rate falls, got {config.decay}"
+        )
+    decay = max(1, min(steps - warmup, round(config.decay * steps)))
+    parts = [
+        optax.linear_schedule(0.0, peak, warmup),
+        optax.constant_schedule(peak),
+        optax.linear_schedule(peak, end, decay),
+    ]
+    return optax.join_schedules(parts, [warmup, steps - decay])
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:

@@ -26,6 +26,7 @@ from tokvid.input_pipeline.windows import window_lengths
 from tokvid.progress import progress
 from tokvid.sharding import make_mesh, running_on
 from tokvid.tokenizer.cvivit import latent_shape
+from tokvid.tokenizer.quantizers import codes_of
 from tokvid.train.tokenizer_step import describe_data, encode_ids
 from tokvid.types import Caption, VideoItem, VideoSource
 
@@ -85,7 +86,8 @@ def _metadata(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel) -> dic
     return {
         "tokenizer": tokenizer.about.get("codes", tokenizer.about["fingerprint"]),
         "text_model": text.fingerprint,
-        "vocabulary": tokenizer.model.quantizer.vocabulary,
+        "vocabulary": codes_of(tokenizer.config).vocabulary,
+        "subcodes": codes_of(tokenizer.config).per_token,
         "text_vocabulary": text.vocabulary,
         "grid": [grid.rows, grid.columns],
         "temporal_patch": tokenizer.config.temporal_patch,
@@ -128,9 +130,9 @@ def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretc
     if factor > 1:  # of the same frames, so that both show the same
         slower = [video_THWC[::factor] for video_THWC in videos]
         coarse = _encode(tokenizer, slower, 1 + (longest - 1) // factor)
-    for (video_THWC, fps, captions, key), ids_THW, coarse_THW in zip(stretches, fine, coarse, strict=True):
-        made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THW, fps=fps)
-        yield dataclasses.replace(made, coarse=coarse_THW, coarse_factor=factor)
+    for (video_THWC, fps, captions, key), ids_THWQ, coarse_THWQ in zip(stretches, fine, coarse, strict=True):
+        made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THWQ, fps=fps)
+        yield dataclasses.replace(made, coarse=coarse_THWQ, coarse_factor=factor)
 
 
 def _lengths(recipe: Recipe) -> tuple[int, int]:
@@ -186,8 +188,8 @@ def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -
         whole = video_THWC[: 1 + (latents - 1) * patch]
         video_BTHWC[i, : len(whole)], video_BTHWC[i, len(whole) :] = whole, whole[-1]
         counts.append(latents)
-    ids_BTHW = np.asarray(encode_ids(tokenizer.graph, tokenizer.params, video_BTHWC))
-    return [ids_BTHW[i, :count] for i, count in enumerate(counts)]
+    ids_BTHWQ = np.asarray(encode_ids(tokenizer.graph, tokenizer.params, video_BTHWC))
+    return [ids_BTHWQ[i, :count] for i, count in enumerate(counts)]
 
 
 def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:

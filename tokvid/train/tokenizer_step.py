@@ -24,7 +24,7 @@ from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
 from tokvid.tokenizer.perceptual import Perceptual
-from tokvid.tokenizer.quantizers import vocabulary
+from tokvid.tokenizer.quantizers import codes_of
 from tokvid.train.state import Metrics
 from tokvid.types import VideoBatch
 
@@ -129,14 +129,14 @@ class TokenizerTask:
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""
-        codes, data = vocabulary(self.config), self.recipe.data
+        codes, data = codes_of(self.config), self.recipe.data
         tokens = self.recipe.train_tokenizer.batch * math.prod(latent_shape(self.config, data.frames, *data.size))
-        used = metrics.get("codes_used", 1.0) * codes
-        if used >= max(2.0, 0.01 * min(codes, tokens)):
+        used = metrics.get("codes_used", 1.0) * codes.vocabulary
+        if used >= max(2.0, 0.01 * min(codes.vocabulary, tokens * codes.per_token)):
             return ""
         return (
-            f"batches use only {used:.1f} of {codes} codes: the codebook has collapsed, its tokens will say little. "
-            "Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer codes"
+            f"batches use only {used:.1f} of {codes.vocabulary} codes: the codebook has collapsed, its tokens will "
+            "say little. Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer codes"
         )
 
     def samples(self, players: Players, directory: Path, step: int) -> None:
@@ -199,7 +199,7 @@ def _usage(ids: jax.Array, vocabulary: int) -> Metrics:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def encode_ids(graph: nnx.GraphDef, variables: nnx.State, video_BTHWC: jax.Array) -> jax.Array:
-    """uint8 videos → their tokens, int32 (B, T', H', W')."""
+    """uint8 videos → their tokens, int32 (B, T', H', W', Q)."""
     return nnx.merge(graph, variables).encode(to_signed(video_BTHWC)).ids
 
 

@@ -1,5 +1,6 @@
 """Training the transformer on the token cache: what it minimises, what it sees."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class TransformerTask:
         config, cache, about, text = self.config, self.cache, self.about, self.text
         for field, wanted, found in (
             ("vocabulary", about["vocabulary"], config.vocabulary),
+            ("subcodes", about["subcodes"], config.subcodes),
             ("rows and columns of latent", about["grid"], list(config.latent[1:])),
             ("temporal_patch", about["temporal_patch"], config.temporal_patch),
         ):
@@ -61,18 +63,16 @@ class TransformerTask:
         return Transformer(self.config, rngs=rngs)
 
     def loss(self, model: Transformer, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of the generated video tokens, plus z-loss (PaLM, section 5)."""
+        """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
         sequence = sequence_of(self.config, batch)
         hidden, _ = model.run(sequence, None, 0)
-        video = batch.tokens[0].size  # the last slots; text, rate and coarse clip are never predicted
-        logits_BLV = model.logits(hidden[:, -video:])
-        target_BL, weight_BL = sequence.target[:, -video:], sequence.generated[:, -video:].astype(jnp.float32)
-        normaliser_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
-        chosen_BL = jnp.take_along_axis(logits_BLV, target_BL[..., None], axis=-1)[..., 0]
+        video = math.prod(batch.tokens.shape[1:4])  # the last slots; text, rate and coarse clip are never predicted
+        scores = model.head.scores(model.norm(hidden[:, -video:]), sequence.target[:, -video:])
+        weight_BL = sequence.generated[:, -video:].astype(jnp.float32)
         count = jnp.maximum(weight_BL.sum(), 1.0)
-        cross_entropy = jnp.sum(weight_BL * (normaliser_BL - chosen_BL)) / count
-        z = self.config.z_loss * jnp.sum(weight_BL * jnp.square(normaliser_BL)) / count
-        right = jnp.sum(weight_BL * (chosen_BL >= jnp.max(logits_BLV, axis=-1))) / count
+        cross_entropy = -jnp.sum(weight_BL * scores.log_likelihood) / count
+        z = self.config.z_loss * jnp.sum(weight_BL * scores.normaliser) / count
+        right = jnp.sum(weight_BL * scores.right) / count
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
 
     def weight(self, batch: TokenBatch) -> jax.Array:

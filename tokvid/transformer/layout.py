@@ -22,7 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokvid.nn.attention import NEVER
-from tokvid.types import AnyArray
+from tokvid.types import AnyArray, Codes
+
+NOTHING = -1  # a row of no table: adds nothing to a slot's input
 
 
 class Text(NamedTuple):
@@ -38,13 +40,13 @@ class Rate(NamedTuple):
 
 
 class Video(NamedTuple):
-    """Latent frames at one rate: ids (B, T, H, W), -1 where there is nothing, each shown at `seconds_BT`.
+    """Latent frames at one rate: ids (B, T, H, W, Q), -1 where there is nothing, each shown at `seconds_BT`.
 
     Those in `known_BT` are given, the others generated, `step_B` tokens at once: 1, some rows, or a whole latent frame,
     of which `drawn_BTHW` stand already.
     """
 
-    ids_BTHW: AnyArray
+    ids_BTHWQ: AnyArray
     seconds_BT: AnyArray
     known_BT: AnyArray
     step_B: AnyArray
@@ -52,43 +54,55 @@ class Video(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """One table of input tokens: video codes, then BEGIN and RATE, then text pieces."""
+    """One table of input tokens: video codes, each sub-code's after the other's, then BEGIN and RATE, then text pieces.
 
-    video: int
+    A slot's input is the sum of its rows: one for each sub-code of a video token, else a single one.
+    """
+
+    codes: Codes
     text: int
 
     @property
     def begin(self) -> int:
-        return self.video
+        return self.codes.per_token * self.codes.vocabulary
 
     @property
     def rate(self) -> int:
-        return self.video + 1
+        return self.begin + 1
 
     @property
     def first_text(self) -> int:
-        return self.video + 2
+        return self.begin + 2
 
     @property
     def size(self) -> int:
-        return self.video + 2 + self.text
+        return self.first_text + self.text
+
+    def of_video(self, ids_Q: AnyArray) -> jax.Array:
+        """Sub-codes (..., Q) → their rows."""
+        return jnp.asarray(ids_Q) + self.codes.vocabulary * jnp.arange(self.codes.per_token)
+
+    def alone(self, row: AnyArray) -> jax.Array:
+        """A row each (...) → (..., Q): nothing beside it."""
+        row = jnp.asarray(row, jnp.int32)[..., None]
+        return jnp.pad(row, [(0, 0)] * (row.ndim - 1) + [(0, self.codes.per_token - 1)], constant_values=NOTHING)
 
 
 class Sequence(NamedTuple):
-    """Slots of a batch, all (B, L), position (B, L, 3): what the trunk reads, and what it is asked.
+    """Slots of a batch, all (B, L), position (B, L, 3), token and target (B, L, Q): what the trunk reads and is asked.
 
-    `token` the input's row in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `step` how
+    `token` the input's rows in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `step` how
     many tokens are generated together with this one, 0 where it is known; `target` the video code to predict where
     `generated`.
     """
 
-    token: Int[Array, "b l"]
+    token: Int[Array, "b l q"]
     fps: Float[Array, "b l"]
     order: Int[Array, "b l"]
     step: Int[Array, "b l"]
     position: Float[Array, "b l 3"]
     block: Int[Array, "b l"]
-    target: Int[Array, "b l"]
+    target: Int[Array, "b l q"]
     generated: Bool[Array, "b l"]
 
     def slots(self, start: int | jax.Array, count: int) -> "Sequence":
@@ -136,13 +150,13 @@ def _text(text: Text, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
     (B, L), real = ids.shape, ids >= 0
     zero = jnp.zeros((B, L), jnp.int32)
     return Sequence(
-        token=jnp.where(real, ids + vocabulary.first_text, 0).astype(jnp.int32),
+        token=vocabulary.alone(jnp.where(real, ids + vocabulary.first_text, 0)),
         fps=jnp.zeros((B, L), jnp.float32),
         order=jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L)),
         step=zero,
         position=jnp.zeros((B, L, 3), jnp.float32),
         block=jnp.where(real, block, NEVER).astype(jnp.int32),
-        target=zero,
+        target=jnp.zeros((B, L, vocabulary.codes.per_token), jnp.int32),
         generated=zero.astype(bool),
     ), block + 1
 
@@ -151,41 +165,44 @@ def _rate(rate: Rate, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
     fps = rate.fps_B[:, None].astype(jnp.float32)
     zero = jnp.zeros(fps.shape, jnp.int32)
     return Sequence(
-        token=zero + vocabulary.rate,
+        token=vocabulary.alone(zero + vocabulary.rate),
         fps=fps,
         order=zero - 1,
         step=zero,
         position=jnp.zeros((*fps.shape, 3), jnp.float32),
         block=zero + block,
-        target=zero,
+        target=jnp.zeros((*fps.shape, vocabulary.codes.per_token), jnp.int32),
         generated=zero.astype(bool),
     ), block + 1
 
 
 def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
-    B, T, H, W = video.ids_BTHW.shape
+    B, T, H, W, _ = video.ids_BTHWQ.shape
     # Known latent frames first: whichever they are, what is generated is the end of the sequence.
     frame_BT = jnp.argsort(~video.known_BT, axis=1, stable=True)
 
     def in_order(x_BTHW: AnyArray) -> jax.Array:
-        return jnp.take_along_axis(jnp.asarray(x_BTHW), frame_BT[..., None, None], axis=1).reshape(B, T * H * W)
+        of = frame_BT.reshape(B, T, *[1] * (x_BTHW.ndim - 2))
+        return jnp.take_along_axis(jnp.asarray(x_BTHW), of, axis=1).reshape(B, T * H * W, *x_BTHW.shape[4:])
 
-    ids, slot_L, step_B1 = in_order(video.ids_BTHW), jnp.arange(T * H * W), jnp.asarray(video.step_B)[:, None]
+    ids, slot_L, step_B1 = in_order(video.ids_BTHWQ), jnp.arange(T * H * W), jnp.asarray(video.step_B)[:, None]
     rank = slot_L - H * W * video.known_BT.sum(axis=1, keepdims=True)  # among what is generated; below 0: known
     # The first row of a video has no row above it, so rows wait until it is drawn token by token.
     lead_B1 = jnp.where((step_B1 > 1) & (step_B1 < H * W) & ~video.known_BT.any(axis=1, keepdims=True), W, 0)
     step = jnp.where(rank < lead_B1, 1, step_B1)
     number = jnp.where(rank < lead_B1, rank, lead_B1 + (rank - lead_B1) // step_B1)  # of the step
-    before = jnp.take_along_axis(ids, jnp.maximum(slot_L - step, 0), axis=1)
+    rows = vocabulary.of_video(jnp.maximum(ids, 0))
+    before = jnp.take_along_axis(rows, jnp.maximum(slot_L - step, 0)[..., None], axis=1)
     drawn = in_order(video.drawn_BTHW) & (step_B1 == H * W)
-    asked = jnp.where((rank >= step) & (step_B1 < H * W), before, vocabulary.begin)
-    known, there = rank < 0, ids >= 0
+    begin = vocabulary.alone(jnp.full(rank.shape, vocabulary.begin))
+    asked = jnp.where(((rank >= step) & (step_B1 < H * W))[..., None], before, begin)
+    known, there = rank < 0, ids[..., 0] >= 0
     seconds = jnp.repeat(jnp.take_along_axis(jnp.asarray(video.seconds_BT), frame_BT, axis=1), H * W, axis=1)
     place = jnp.broadcast_to(jnp.stack([slot_L // W % H, slot_L % W], axis=-1), (B, T * H * W, 2))
     return Sequence(
-        token=jnp.where(known | drawn, jnp.maximum(ids, 0), asked).astype(jnp.int32),
-        fps=jnp.zeros(ids.shape, jnp.float32),
-        order=jnp.full(ids.shape, -1, jnp.int32),
+        token=jnp.where((known | drawn)[..., None], rows, asked).astype(jnp.int32),
+        fps=jnp.zeros(rank.shape, jnp.float32),
+        order=jnp.full(rank.shape, -1, jnp.int32),
         step=jnp.where(known, 0, step).astype(jnp.int32),
         position=jnp.concatenate([seconds[..., None], place], axis=-1).astype(jnp.float32),
         block=jnp.where(there, jnp.where(known, block, block + 1 + number), NEVER).astype(jnp.int32),

@@ -12,20 +12,21 @@ from tokvid.nn.attention import Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write_blocks, write_layer
 from tokvid.nn.position import fourier_features, rotation
-from tokvid.nn.products import compute_dtype, project
+from tokvid.nn.products import compute_dtype
 from tokvid.sharding import constrain, parts, platform
-from tokvid.transformer.layout import Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
-from tokvid.types import TokenBatch
+from tokvid.transformer.head import make_head
+from tokvid.transformer.layout import NOTHING, Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
+from tokvid.types import Codes, TokenBatch
 
 OCTAVES = 8  # Fourier features per axis
 
 
 class Transformer(nnx.Module):
-    """Sequences of slots → logits over video codes."""
+    """Sequences of slots → hidden states, from which `head` predicts each slot's video token."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.vocabulary = Vocabulary(config.vocabulary, config.text_vocabulary)
+        self.vocabulary = Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary)
         D = config.width
         self.embedding = weight(rngs, (self.vocabulary.size, D), 1, ("vocabulary", "embed"), gain=0.5)
         self.text_order = weight(rngs, (config.text_length, D), 1, (None, "embed"), gain=0.5)
@@ -37,12 +38,12 @@ class Transformer(nnx.Module):
         stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
         self.blocks = stack(jax.random.split(rngs.params(), config.layers))
         self.norm = RMSNorm(D)
-        self.head = weight(rngs, (D, config.vocabulary), D, ("embed", "vocabulary"))
+        self.head = make_head(config, rngs=rngs)
 
     def __call__(self, sequence: Sequence) -> jax.Array:
-        """The whole sequence at once: float32 logits (B, L, V) of every slot's own token."""
+        """The whole sequence at once: hidden states (B, L, D), normed, of every slot, for `head`."""
         hidden, _ = self.run(sequence, None, 0)
-        return self.logits(hidden)
+        return self.norm(hidden)
 
     def layers(self, scanned: bool | None = None) -> Any:
         """The layers' parameters as `run` goes through them: stacked where they are scanned, else a list.
@@ -95,11 +96,6 @@ class Transformer(nnx.Module):
         x_BLD, past = carry
         return x_BLD[:, :asked], None if past is None else KVCache(past[0], past[1], seen_BS)
 
-    def logits(self, hidden_BLD: jax.Array) -> jax.Array:
-        """float32 logits over video codes."""
-        hidden = self.norm(hidden_BLD).astype(compute_dtype(self.config.dtype))
-        return constrain(project(hidden, self.head[...], out=jnp.float32), "batch", "length", "vocabulary")
-
     def empty_cache(self, batch: int, slots: int, layers: Any) -> KVCache:
         """A cache for sequences of at most `slots` slots, as `run` needs it for these `layers()`."""
         c, stacked = self.config, not isinstance(layers, list)
@@ -108,7 +104,10 @@ class Transformer(nnx.Module):
     def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
         # Whole rows are gathered from the table's parts, not parts of rows that XLA would then have to replicate.
         table = constrain(self.embedding[...], "vocabulary", None)
-        x_BLD = constrain(table[sequence.token], "batch", "length", None)
+        rows_BLQD = table[jnp.maximum(sequence.token, 0)]
+        if self.vocabulary.codes.per_token > 1:
+            rows_BLQD = jnp.where(sequence.token[..., None] == NOTHING, 0, rows_BLQD)
+        x_BLD = constrain(rows_BLQD.sum(axis=2), "batch", "length", None)
         order = constrain(self.text_order[...], None, None)[jnp.maximum(sequence.order, 0)]
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
@@ -126,14 +125,14 @@ def sequence_of(config: TransformerConfig, batch: TokenBatch) -> Sequence:
         raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
     segments: list[Text | Rate | Video] = [Text(batch.text)]
     if batch.coarse.shape[1]:
-        all_known = jnp.ones(batch.coarse.shape[:2], bool)
+        all_known, none_drawn = jnp.ones(batch.coarse.shape[:2], bool), jnp.zeros(batch.coarse.shape[:4], bool)
         segments += [
             Rate(batch.coarse_fps),
-            Video(batch.coarse, _seconds(config, batch, coarse=True), all_known, batch.step, batch.coarse < 0),
+            Video(batch.coarse, _seconds(config, batch, coarse=True), all_known, batch.step, none_drawn),
         ]
     clip = Video(batch.tokens, _seconds(config, batch), batch.known, batch.step, batch.drawn)
     segments += [Rate(batch.fps), clip]
-    return build(segments, Vocabulary(config.vocabulary, config.text_vocabulary))
+    return build(segments, Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary))
 
 
 def _seconds(config: TransformerConfig, batch: TokenBatch, coarse: bool = False) -> jax.Array:

@@ -1,0 +1,93 @@
+"""Robot arms at 64×64, from clips of DROID (Khazatsky et al. 2024): the weights shipped in `data/robots/`.
+
+    python scripts/droid.py DROID --out runs/robots/clips
+    tokvid data folder runs/robots/clips --out runs/robots/data --size 64 64 --fps 8
+    tokvid train tokenizer configs/robots.py --workdir runs/robots
+    tokvid tokenize configs/robots.py --workdir runs/robots
+    tokvid train transformer configs/robots.py --workdir runs/robots
+    tokvid evaluate reconstruction --weights runs/robots --samples 96 --json runs/robots/reconstruction.json
+
+`held_out` is what scripts/droid.py says: whole recording days. A patch of 4 pixels and 2 frames has 18 bits, and four
+of them share a token of 8 sub-codes, so the transformer sees 64 tokens a latent frame.
+"""
+
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+
+size = (64, 64)
+
+recipe = Recipe(
+    data=DataConfig(
+        source="records",
+        path="runs/robots/data",
+        held_out=96,
+        size=size,
+        frames=9,
+        fps=(2.0, 4.0, 8.0),
+        flip=0.5,
+        threads=1,
+    ),
+    tokenizer=TokenizerConfig(
+        size=size,
+        patch=4,
+        fold=2,
+        width=192,
+        heads=6,
+        mlp=512,
+        encoder=("space", "time"),
+        decoder=("space", "time") * 2,
+        time_window=2,  # two layers then see 3 latent frames: fewer than a clip's 5, so that streams are nothing new
+        quantizer="fsq",
+        groups=2,
+        levels=(8, 8, 8),
+    ),
+    train_tokenizer=TrainConfig(
+        steps=6000,
+        batch=4,
+        optimizer="muon",
+        learning_rate=3e-3,
+        schedule="stable",
+        decay=0.25,
+        weight_decay=0.01,
+        ema=0.998,
+        log_every=50,
+        save_every=200,
+        sample_every=1000,
+    ),
+    tokens=TokensConfig(videos=8000, latent_frames=9, coarse_factor=2),
+    transformer=TransformerConfig(
+        vocabulary=512,
+        subcodes=8,
+        text_vocabulary=2048,
+        text_length=24,
+        latent=(4, 8, 8),
+        width=256,
+        layers=6,
+        heads=8,
+        kv_heads=8,
+        mlp=704,
+        head_width=192,
+        head_layers=2,
+    ),
+    layouts=LayoutConfig(text_to_video=0.2, image_to_video=0.4, continuation=0.25, interpolation=0.15),
+    train_transformer=TrainConfig(
+        steps=4000,
+        batch=8,
+        optimizer="muon",
+        learning_rate=3e-3,
+        schedule="stable",
+        decay=0.25,
+        warmup=100,
+        ema=0.998,
+        log_every=50,
+        save_every=200,
+        sample_every=1000,
+    ),
+)
