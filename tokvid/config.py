@@ -129,6 +129,9 @@ class LayoutConfig:
     interpolation: float = 0.0  # from the same clip at a lower rate; needs tokens.coarse_factor
     text_dropout: float = 0.1  # share of samples that lose their text, for guidance
     rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these a sample; 0: token by token, all: in rounds
+    corruption: float = (
+        0.0  # share of a clip's input tokens that are another video's in training, up to this at its end
+    )
     lengths: tuple[int, ...] = (0,)  # latent frames of windows, one of these a batch; 1: images, 0: transformer.latent
 
 

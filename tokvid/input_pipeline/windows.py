@@ -226,8 +226,9 @@ class WindowSampler:
         weights = np.array([getattr(layouts, task) for task in TASKS], np.float64)
         if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
             raise UserError(f"layouts {dataclasses.asdict(layouts)}: weights should be 0 or more, one of them above 0")
-        if not 0 <= layouts.text_dropout <= 1:
-            raise UserError(f"text_dropout {layouts.text_dropout} should be 0 to 1")
+        for name in ("text_dropout", "corruption"):
+            if not 0 <= (share := getattr(layouts, name)) <= 1:
+                raise UserError(f"layouts.{name} should be 0 to 1, got {share}")
         if not layouts.rows:
             raise UserError("layouts.rows is empty; give 0 (token by token), or how many rows are drawn at once")
         self.lengths = window_lengths(layouts, transformer)

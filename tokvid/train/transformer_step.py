@@ -16,6 +16,7 @@ from tokvid.flops import TRAINING, window_flops, windows_in_a_row
 from tokvid.input_pipeline.datasets import fingerprint
 from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import TASKS, coarse_span, token_batches, window_lengths
+from tokvid.transformer.layout import corrupted
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch
 
@@ -65,8 +66,10 @@ class TransformerTask:
     def loss(self, model: Transformer, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
         sequence = sequence_of(self.config, batch)
-        hidden, _ = model.run(sequence, None, 0)
         video = math.prod(batch.tokens.shape[1:4])  # the last slots; text, rate and coarse clip are never predicted
+        if most := self.recipe.layouts.corruption:
+            sequence = corrupted(sequence, video, most, model.vocabulary, key)
+        hidden, _ = model.run(sequence, None, 0)
         scores = model.head.scores(model.norm(hidden[:, -video:]), sequence.target[:, -video:])
         weight_BL = sequence.generated[:, -video:].astype(jnp.float32)
         count = jnp.maximum(weight_BL.sum(), 1.0)

@@ -140,6 +140,23 @@ def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary) -> Sequen
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
 
 
+def corrupted(sequence: Sequence, video: int, most: float, vocabulary: Vocabulary, key: jax.Array) -> Sequence:
+    """With some input tokens of the last `video` slots replaced by those that another sample of the batch has there.
+
+    What is sampled goes on from tokens of its own making, which are worse than those it was trained on; a model that
+    has seen wrong ones doesn't let errors grow (Infinity, section 3.3). The share rises from 0 at the clip's beginning
+    to a random number of at most `most`, each sample's own, at its end. Targets stay.
+    """
+    token_BLQ = sequence.token[:, -video:]
+    share_key, slot_key = jax.random.split(key)
+    share_B1 = jax.random.uniform(share_key, (len(token_BLQ), 1), maxval=most)
+    drawn_BL = jax.random.uniform(slot_key, token_BLQ.shape[:2]) < share_B1 * jnp.linspace(0, 1, video)
+    others_BLQ = jnp.roll(token_BLQ, 1, axis=0)
+    both_BL = (token_BLQ[..., 0] < vocabulary.begin) & (others_BLQ[..., 0] < vocabulary.begin)
+    replaced_BLQ = jnp.where((drawn_BL & both_BL)[..., None], others_BLQ, token_BLQ)
+    return sequence._replace(token=jnp.concatenate([sequence.token[:, :-video], replaced_BLQ], axis=1))
+
+
 def latent_seconds(latent_T: jax.Array, fps: jax.Array, temporal_patch: int) -> jax.Array:
     """When a latent frame's last frame is shown: latent frame j ends at frame j·temporal_patch, frame 0 at 0 s."""
     return latent_T * temporal_patch / fps

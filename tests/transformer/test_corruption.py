@@ -1,0 +1,55 @@
+"""Corrupted context: which input tokens are replaced, by what, and how many."""
+
+import jax
+import numpy as np
+import pytest
+
+from tokvid.config import TransformerConfig
+from tokvid.transformer.layout import Vocabulary, corrupted
+from tokvid.transformer.model import sequence_of
+from tokvid.types import Codes, token_batch
+
+CONFIG = TransformerConfig(vocabulary=100, subcodes=2, text_vocabulary=20, text_length=2, latent=(4, 8, 8))
+VIDEO, FIRST = 4 * 8 * 8, 3  # video slots, and where they begin
+
+
+@pytest.fixture(scope="module")
+def sequence():
+    """Sample i holds the sub-codes 10·i and 10·i + 1 everywhere."""
+    tokens = np.zeros((8, *CONFIG.latent, 2), np.int32) + 10 * np.arange(8)[:, None, None, None, None] + np.arange(2)
+    known = np.broadcast_to(np.arange(4) < 1, (8, 4))
+    text = np.tile(np.int32([[3, -1]]), (8, 1))
+    batch = token_batch(tokens, np.zeros(8, np.int32), np.full(8, 4, np.float32), text, known)
+    return jax.tree.map(np.asarray, sequence_of(CONFIG, batch))
+
+
+def corrupt(sequence, most, seed=0):
+    vocabulary = Vocabulary(Codes(100, 2), 20)
+    made = jax.jit(lambda s: corrupted(s, VIDEO, most, vocabulary, jax.random.key(seed)))(sequence)
+    return jax.tree.map(np.asarray, made)
+
+
+def test_nothing_but_input_tokens_of_the_clip_changes(sequence):
+    made = corrupt(sequence, 1.0)
+    for name, field in made._asdict().items():
+        if name != "token":
+            np.testing.assert_array_equal(field, getattr(sequence, name), err_msg=name)
+    np.testing.assert_array_equal(made.token[:, :FIRST], sequence.token[:, :FIRST])
+    # BEGIN, the input of the first slot to generate, is no video token: it stays.
+    np.testing.assert_array_equal(made.token[:, FIRST + 64], sequence.token[:, FIRST + 64])
+
+
+def test_whole_tokens_are_replaced_by_another_samples_at_the_same_slot(sequence):
+    made, others = corrupt(sequence, 1.0).token, np.roll(sequence.token, 1, axis=0)
+    replaced = (made != sequence.token).any(axis=-1)
+    assert replaced.any()
+    np.testing.assert_array_equal(made[replaced], others[replaced])
+
+
+def test_the_share_rises_along_the_clip_up_to_a_random_one_of_each_sample(sequence):
+    replaced = np.mean([corrupt(sequence, 0.6, seed).token != sequence.token for seed in range(40)], axis=0)[..., 0]
+    share_L = replaced[:, FIRST:].mean(axis=0)
+    assert share_L[:64].mean() < 0.06 < 0.2 < share_L[-64:].mean() < 0.34  # mean share 0.3 at the end
+    one = (corrupt(sequence, 0.6).token != sequence.token)[:, -64:, 0].mean(axis=1)
+    assert one.std() > 0.08  # not the same in all samples
+    np.testing.assert_array_equal(corrupt(sequence, 0.0).token, sequence.token)
