@@ -165,7 +165,9 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema: float = 0.999
     log_every: int = 20
-    save_every: int = 500
+    save_every: int = 500  # steps
+    save_minutes: float = 10.0  # a checkpoint also when so many minutes have passed since the last; 0: never
+    profile: int = 0  # steps to trace, from the third on, into profile/: open it with XProf or Perfetto
     sample_every: int = 1000
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run

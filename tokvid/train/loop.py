@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from tokvid.config import TrainConfig, to_dict
-from tokvid.distributed import block_of, check_same, first, to_first
+from tokvid.distributed import block_of, check_same, first, to_first, told_by_first
 from tokvid.progress import progress
 from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
+from tokvid.train.profiler import Profiler
 from tokvid.train.state import Task, abstract_state, init_state, make_step, start_from
 from tokvid.train.watchdog import Watchdog
 
@@ -58,11 +60,21 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
             with (
                 progress(task.name, config.steps, "steps", done=step, quiet=not first()) as advance,
                 MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
+                Profiler(folder / "profile", config.profile) as profiler,
             ):
+                saved_at = time.monotonic()
 
                 def save() -> None:
+                    nonlocal saved_at
                     log.flush()  # first, so that no line of a step that is saved can be lost
                     checkpoints.save(step, state, {"batches": batches.get_state(), "metrics": log.window})
+                    saved_at = time.monotonic()
+
+                def overdue() -> bool:
+                    # One process's clock decides for all, and they ask it only now and then.
+                    if not config.save_minutes or (jax.process_count() > 1 and not due(step, config.log_every)):
+                        return False
+                    return bool(told_by_first(time.monotonic() - saved_at > 60 * config.save_minutes))
 
                 def sample() -> None:
                     if (variables := to_first((state.ema, state.buffers))) is not None:
@@ -73,7 +85,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                     step += 1
                     log.add(step, metrics)
                     watchdog.beat(step)
-                    if due(step, config.save_every):
+                    profiler.stepped(step - begun)
+                    if due(step, config.save_every) or overdue():
                         save()
                     if due(step, config.sample_every):
                         sample()

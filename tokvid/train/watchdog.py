@@ -1,17 +1,45 @@
-"""A step that hangs ends the job and says where: a read that blocks, a collective whose peer has gone."""
+"""A step that hangs ends the job and says where: a read that blocks, a collective whose peer has gone.
 
+Time is counted in looks, not read from a clock: a job that was stopped (Ctrl-Z) for longer than the limit goes on when
+it is continued.
+"""
+
+import contextlib
 import faulthandler
 import os
+import subprocess
 import sys
 import threading
-import time
 
 import jax
 
 from tokvid.distributed import reached
 
-FIRST = 10  # times as long may it take until the first step is compiled
+FIRST = 10  # the first step, which compiles, gets so many times the limit
 CODE = 3  # the process's exit code
+
+# A thread can't watch for a thread that never gives the interpreter's lock back, so another process does: it hears
+# from the first at each look how long to be patient, and aborts it, with every thread's stack, when it hears nothing.
+MONITOR = """
+import os, select, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+job, look, patience, silent = int(sys.argv[1]), float(sys.argv[2]), float("inf"), 0.0
+def stopped():
+    try:
+        with open(f"/proc/{job}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+while silent <= patience + 2 * look:
+    if select.select([0], [], [], look)[0]:
+        heard = os.read(0, 4096).split()
+        if not heard:
+            sys.exit()
+        patience, silent = float(heard[-1]), 0.0
+    elif not stopped():
+        silent += look
+os.kill(job, signal.SIGABRT)
+"""
 
 
 class Watchdog:
@@ -22,26 +50,34 @@ class Watchdog:
 
     def __init__(self, limit: float):
         self.step: int | None = None
-        self._limit, self._patience, self._last = limit, limit * FIRST, time.monotonic()
+        self._limit, self._patience, self._waited = limit, limit * FIRST, 0.0
+        self._look = min(1.0, limit / 5)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._monitor: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Watchdog":
         if self._limit:
+            if not faulthandler.is_enabled():
+                faulthandler.enable(file=2)
+            arguments = [sys.executable, "-I", "-S", "-c", MONITOR, str(os.getpid()), str(self._look)]
+            self._monitor = subprocess.Popen(arguments, stdin=subprocess.PIPE)
             self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._over.set()
-        if self._limit:
+        if self._monitor is not None and self._monitor.stdin is not None:
             self._thread.join()
-            faulthandler.cancel_dump_traceback_later()
+            with contextlib.suppress(BrokenPipeError):
+                self._monitor.stdin.close()
+            self._monitor.wait()
         if error is not None and jax.process_count() > 1:
             error.add_note(self._where)
 
     def beat(self, step: int) -> None:
         """`step` steps have been begun, and all is well."""
-        self.step, self._patience, self._last = step, self._limit, time.monotonic()
+        self.step, self._patience, self._waited = step, self._limit, 0.0
         reached(self._where)
 
     @property
@@ -49,14 +85,14 @@ class Watchdog:
         return "before the first step" if self.step is None else f"after step {self.step}"
 
     def _watch(self) -> None:
-        look = min(1.0, self._limit / 5)
-        while not self._over.wait(look):
-            # Should another thread hold the interpreter's lock, so that this one can't run: C code does the same.
-            faulthandler.dump_traceback_later(self._patience + 2 * look, exit=True, file=2)
-            waited = time.monotonic() - self._last
-            if waited > self._patience:
+        assert self._monitor is not None and self._monitor.stdin is not None
+        while not self._over.wait(self._look):
+            with contextlib.suppress(BrokenPipeError):  # somebody ended it
+                os.write(self._monitor.stdin.fileno(), f"{self._patience} ".encode())
+            self._waited += self._look
+            if self._waited > self._patience:
                 print(
-                    f"tokvid: process {jax.process_index()} of {jax.process_count()} has hung for {waited:.0f} s "
+                    f"tokvid: process {jax.process_index()} of {jax.process_count()} has hung for {self._waited:.0f} s "
                     f"{self._where}; this is where each thread stands",
                     file=sys.stderr,
                     flush=True,

@@ -1,0 +1,62 @@
+"""A job that hangs is ended, in Python or outside of it; one that was only stopped goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+JOB = """
+import ctypes, sys, time
+from tokvid.train.watchdog import Watchdog
+
+with Watchdog(1.0) as watchdog:
+    print("begun", flush=True)
+    for step in range(1, 9):
+        time.sleep(0.2)
+        watchdog.beat(step)
+    {hang}
+print("done", flush=True)
+"""
+
+
+def start(hang="pass"):
+    job = subprocess.Popen(
+        [sys.executable, "-c", JOB.format(hang=hang)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert job.stdout.readline() == "begun\n"
+    return job
+
+
+@pytest.mark.parametrize(
+    ("hang", "code", "said"),
+    [
+        ("time.sleep(60)", 3, "has hung for 1 s after step 8; this is where each thread stands"),
+        (
+            "ctypes.PyDLL(None).sleep(60)",
+            -signal.SIGABRT,
+            "Fatal Python error: Aborted",
+        ),  # holds the interpreter's lock
+    ],
+)
+def test_a_job_that_hangs_is_ended_and_says_where(hang, code, said):
+    job = start(hang)
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == code and said in errors and "in <module>" in errors
+
+
+def test_a_job_stopped_for_longer_than_the_limit_goes_on():
+    job = start()
+    os.kill(job.pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(job.pid, signal.SIGCONT)
+    out, errors = job.communicate(timeout=30)
+    assert (job.returncode, out) == (0, "done\n"), errors
+
+
+def test_an_error_leaves_nothing_behind():
+    job = start("raise ValueError('mine')")
+    _, errors = job.communicate(timeout=30)  # returns only when nothing holds the pipes any more
+    assert job.returncode == 1 and "ValueError: mine" in errors
