@@ -13,7 +13,6 @@ is the median of several runs after the first, which compiles.
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ from flax import nnx
 
 from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
+from tokvid.files import Outputs, write_json
 from tokvid.flops import tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.sampling.decode import generate
@@ -241,10 +241,11 @@ def all_rows(recipe: Recipe, models: Models, runs: int, quick: bool) -> list[Row
 
 
 def main() -> None:
+    outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=ROOT / "data")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "shapes.py")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=outputs.file(), help="write the figures there, too")
     parser.epilog = "Any field of the recipe can be changed: --train_transformer.batch 2, --transformer.layers 2, …"
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
     parser.add_argument("--step", choices=STEPS, help="only the training step of the recipe's model")
@@ -272,9 +273,9 @@ def main() -> None:
         "rows": [values(row, limits) for row in rows],
     }
     print(f"{figures['device']}, {figures['cores']} cores; medians of {runs} runs\n")
-    print(table(figures["rows"]))
+    print(table(figures["rows"]), flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":
