@@ -13,11 +13,11 @@ from typing import NoReturn
 
 from tokvid import __version__
 from tokvid.errors import Terminated, UserError, suggestion
-from tokvid.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs
+from tokvid.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, shipped
 from tokvid.urls import URL, is_url
 
 OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
-SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
+SHIPPED = shipped()
 LONGEST_LINE = 2000  # characters of an error
 
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="tokvid",
         description="Text to video with discrete tokens: train it, tell long stories with it, measure it.",
-        epilog="`tokvid COMMAND --help` tells more. The weights in data/ are used unless --weights names others.",
+        epilog="`tokvid COMMAND --help` tells more. The shipped weights are used unless --weights names others.",
     )
     top.add_argument("--version", action="version", version=f"tokvid {__version__}")
     outputs = Outputs()
@@ -168,7 +168,9 @@ def _given(text: str) -> URL | Path:
 
 
 def _weights(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--weights", type=_given, default=SHIPPED, help="weights folder or workdir (default: data/)")
+    command.add_argument(
+        "--weights", type=_given, default=SHIPPED, help="a folder of weights (default: the shipped ones)"
+    )
     command.add_argument(
         "--mesh",
         type=int,

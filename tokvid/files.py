@@ -21,6 +21,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SHEET_SUFFIXES = (".png",)
 
 
+def shipped() -> Path:
+    """The folder of the shipped weights and stories: `data/` in a checkout, a part of the package where it's a copy."""
+    package = Path(__file__).resolve().parent
+    return inside if (inside := package / "data").is_dir() else package.parent / "data"
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path (same folder, same suffix) to write a file or folder to; renamed to `path` on success.
