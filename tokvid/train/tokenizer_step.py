@@ -157,7 +157,7 @@ class TokenizerTask:
             "tokenizer": computed(self.config),
             "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
             "text_model": self.text.fingerprint if self.text else None,
-            "data": describe_data(self.recipe.data) | {"files": fingerprint(self.recipe.data.path)},
+            "data": describe_data(self.recipe.data) | {"files": fingerprint(self.recipe.data)},
         }
 
 
