@@ -36,6 +36,7 @@ from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import latent_shape
+from tokvid.tokenizer.quantizers import channels, vocabulary
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
@@ -94,14 +95,14 @@ def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
     _, rows, columns = latent_shape(c, frames, *c.size)
     video = rng.integers(256, size=(batch, frames, *c.size, 3), dtype=np.uint8)
     seconds = median_seconds(lambda: encode_ids(tokenizer.graph, tokenizer.params, video), runs)
-    flops = batch * tokenizer_flops(c, "encoder", latent_frames, latent_frames)
+    flops = batch * tokenizer_flops(c, "encoder", latent_frames, latent_frames, channels(c))
     found = [Row(f"tokenizer, encode {batch} clips", "frames", batch * frames, seconds, flops)]
     for batch in (1, 8):
-        tokens = rng.integers(np.prod(c.levels), size=(batch, latent_frames, rows, columns), dtype=np.int32)
+        tokens = rng.integers(vocabulary(c), size=(batch, latent_frames, rows, columns), dtype=np.int32)
         seconds = median_seconds(
             lambda tokens=tokens: StreamDecoder(tokenizer, len(tokens), rows, columns).feed(tokens), runs
         )
-        flops = batch * tokenizer_flops(c, "decoder", latent_frames, c.time_window)
+        flops = batch * tokenizer_flops(c, "decoder", latent_frames, c.time_window, channels(c))
         found.append(Row(f"tokenizer, decode {batch} streams", "frames", batch * frames, seconds, flops))
     return found
 

@@ -4,6 +4,7 @@ Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantize
 `learn(z, ids, key)` moves, after a training step's `quantize`, whatever no gradient moves, and gives metrics.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -184,9 +185,22 @@ QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
 }
 
 
+def channels(config: TokenizerConfig) -> int:
+    """How many channels the latents of a tokenizer of this config have."""
+    return _sizes(config)[0]
+
+
 def vocabulary(config: TokenizerConfig) -> int:
-    """How many codes a tokenizer of this config has."""
-    return math.prod(config.levels) if config.quantizer == "fsq" else config.codes
+    """How many codes it has."""
+    return _sizes(config)[1]
+
+
+@functools.cache
+def _sizes(config: TokenizerConfig) -> tuple[int, int]:
+    """Of its quantizer, whose codebook isn't made for it."""
+    made = []
+    jax.eval_shape(lambda: made.append(QUANTIZERS[config.quantizer](config, nnx.Rngs(0))))
+    return made[0].width, made[0].vocabulary
 
 
 def nearest(z: jax.Array, codes_KC: jax.Array) -> jax.Array:
