@@ -520,6 +520,9 @@ def _prepare_tfds(options: argparse.Namespace) -> None:
     else:
         builder = builders.ClipFolder(folder=options.file, max_unreadable=options.max_unreadable, **where)
     builder.download_and_prepare()
+    for name, split in builder.info.splits.items():
+        if split.num_examples:  # the last one is read back
+            builders.open_prepared(builder.data_path, name)[split.num_examples - 1]
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())
     print(f"{builder.data_path}: {counts}")
 

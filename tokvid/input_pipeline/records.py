@@ -7,6 +7,7 @@ and says what is in them. Nothing in it is a path or is run.
 import bisect
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -162,7 +163,7 @@ class RecordWriter:
                 yield
             finally:
                 self._close_file()
-            _describe(self._folder, self.kind, self._counts, self.metadata)
+            _complete(self._folder, self.path, self.kind, self._counts, self.metadata)
 
     def write(self, video: StoredVideo) -> None:
         """Adds one record. UserError when it is of another kind, or could not be read again."""
@@ -195,7 +196,8 @@ def check_replaceable(path: Path) -> None:
     check_replaced(path)
 
 
-def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
+def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
+    """Describes the records in `folder`, and opens all of their files before the folder may stand at `path`."""
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -205,6 +207,12 @@ def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping
         "metadata": dict(metadata),
     }
     write_json(folder / "dataset.json", description)
+    try:
+        source = RecordSource(folder)
+        for end in itertools.accumulate(source.counts):
+            source[end - 1]
+    except UserError as error:
+        raise UserError(f"cannot write {path}: what was written cannot be read back: {error}") from error
 
 
 def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mapping[str, Any]) -> None:
@@ -224,7 +232,7 @@ def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mappin
                 os.link(file, folder / _file_name(number))
             except OSError:  # a file system without such links, as buckets are
                 shutil.copyfile(file, folder / _file_name(number))
-        _describe(folder, kind, [count for source in sources for count in source.counts], metadata)
+        _complete(folder, path, kind, [count for source in sources for count in source.counts], metadata)
 
 
 class RecordSource:
