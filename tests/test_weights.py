@@ -120,7 +120,7 @@ def test_weights_from_before_a_field_was_added_still_load(tokenizer, tmp_path, m
 def test_weights_that_do_not_fit_their_config_are_refused_by_name(tokenizer, saved, change, said):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     other = dataclasses.replace(TOKENIZER, **{name: tuple(v) if name == "encoder" else v for name, v in change.items()})
-    with pytest.raises(UserError, match="^nothing was written to ") as error:  # for they could never be loaded
+    with pytest.raises(UserError, match=r"^nothing was written to ") as error:  # for they could never be loaded
         weights.save(saved, "tokenizer", other, tokenizer)
     assert said in str(error.value) and {path.name: path.read_bytes() for path in saved.iterdir()} == before
     config = json.loads(before["config.json"])["config"] | change
