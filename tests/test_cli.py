@@ -489,6 +489,7 @@ def test_any_prompt_makes_a_video(tokvid, tiny_weights, tmp_path, prompt):
 
 
 def test_arguments_that_are_not_utf8(tokvid, refused, tiny_weights, tmp_path):
+    assert "TFDS can't write to 'a\\udcff'" in refused("data", "shapes", "--tfds", "--out", "a\udcff")
     assert "not valid UTF-8" in refused("generate", "--prompt", "a\udcff", "--weights", tiny_weights)
     assert "\\udcff" in refused("inspect", "a\udcff")
     assert "\\udcff" in refused("story", "a\udcff.yaml", "--weights", tiny_weights)

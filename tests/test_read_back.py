@@ -27,7 +27,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("lost", [1, 100, 1000])
+@pytest.mark.parametrize("lost", [1, 1000])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_what_lost_its_end_is_not_kept(tiny_weights, tmp_path, monkeypatch, writer, lost):
     source, place = tmp_path / "source", tmp_path / "place"

@@ -504,6 +504,8 @@ def _prepare_tfds(options: argparse.Namespace) -> None:
 
     if options.out is None:
         raise UserError("--tfds needs --out, the folder to write to")
+    if not str(options.out.absolute()).isprintable():
+        raise UserError(f"TFDS can't write to {str(options.out)!a}: a path for it is of letters that can be printed")
     if options.kind != "shapes" and (options.size is not None or options.fps is not None):
         raise UserError(f"--size and --fps don't go with {options.kind} --tfds, which stores the videos as they are")
     where: dict[str, Any] = {"data_dir": str(options.out)}
