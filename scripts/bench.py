@@ -13,7 +13,6 @@ is the median of several runs after the first, which compiles.
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ from flax import nnx
 
 from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
+from tokvid.files import Outputs, write_json
 from tokvid.flops import tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.sampling.decode import generate
@@ -36,7 +36,7 @@ from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import latent_shape
-from tokvid.tokenizer.quantizers import codes_of
+from tokvid.tokenizer.quantizers import channels, codes_of
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
@@ -95,7 +95,7 @@ def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
     _, rows, columns = latent_shape(c, frames, *c.size)
     video = rng.integers(256, size=(batch, frames, *c.size, 3), dtype=np.uint8)
     seconds = median_seconds(lambda: encode_ids(tokenizer.graph, tokenizer.params, video), runs)
-    flops = batch * tokenizer_flops(c, "encoder", latent_frames, latent_frames)
+    flops = batch * tokenizer_flops(c, "encoder", latent_frames, latent_frames, channels(c))
     found = [Row(f"tokenizer, encode {batch} clips", "frames", batch * frames, seconds, flops)]
     for batch in (1, 8):
         tokens = rng.integers(
@@ -104,7 +104,7 @@ def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
         seconds = median_seconds(
             lambda tokens=tokens: StreamDecoder(tokenizer, len(tokens), rows, columns).feed(tokens), runs
         )
-        flops = batch * tokenizer_flops(c, "decoder", latent_frames, c.time_window)
+        flops = batch * tokenizer_flops(c, "decoder", latent_frames, c.time_window, channels(c))
         found.append(Row(f"tokenizer, decode {batch} streams", "frames", batch * frames, seconds, flops))
     return found
 
@@ -244,10 +244,11 @@ def all_rows(recipe: Recipe, models: Models, runs: int, quick: bool) -> list[Row
 
 
 def main() -> None:
+    outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=ROOT / "data")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "shapes.py")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=outputs.file(), help="write the figures there, too")
     parser.epilog = "Any field of the recipe can be changed: --train_transformer.batch 2, --transformer.layers 2, …"
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
     parser.add_argument("--step", choices=STEPS, help="only the training step of the recipe's model")
@@ -275,9 +276,9 @@ def main() -> None:
         "rows": [values(row, limits) for row in rows],
     }
     print(f"{figures['device']}, {figures['cores']} cores; medians of {runs} runs\n")
-    print(table(figures["rows"]))
+    print(table(figures["rows"]), flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from tokvid.errors import UserError
 from tokvid.evaluate.generation import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
-from tokvid.files import write_json
+from tokvid.files import Outputs, write_json
 from tokvid.sampling.methods import GUIDANCE, Sampling
 from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
 
@@ -78,11 +78,12 @@ def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
+    outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path, help=".png")
+    parser.add_argument("--json", type=outputs.file())
+    parser.add_argument("--figure", type=outputs.file(".png"), help=".png")
     options = parser.parse_args()
     models, found = load_models(options.weights), {}
     for name, method in rungs(models).items():

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tokvid.files import Outputs, write_json
+
 PART = 10.0  # seconds of a prompt
 WINDOW = 2.0  # seconds that are read at once
 FPS = 8.0
@@ -115,12 +117,13 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
 
 
 def main() -> None:
+    outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
     parser.add_argument("--seconds", type=float, nargs="+", default=[120.0, 600.0])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--rows", type=int, default=0, help="drawn at once (0: token by token)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=outputs.file())
     parser.add_argument("--tell", help=argparse.SUPPRESS)  # a scheme: in a process of its own
     options = parser.parse_args()
     if options.tell:
@@ -137,7 +140,7 @@ def main() -> None:
             figures = found[f"{scheme}, {seconds:g} s"] = json.loads(done.stdout)
             print(f"{scheme}, {seconds:g} s: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
             if options.json:
-                options.json.write_text(json.dumps(found, indent=2) + "\n")
+                write_json(options.json, found)
 
 
 if __name__ == "__main__":

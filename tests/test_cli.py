@@ -202,13 +202,15 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes_module, "evaluate_shapes", shapes)  # which is tested in test_evaluate.py
     asked = []
 
-    def interpolated(models, data, samples, factor, seed, settings, sheet):
-        asked.append((data.source, samples, factor, settings.sampling.rows, str(sheet)))
+    def interpolated(models, data, samples, factor, seed, settings, show):
+        asked.append((data.source, samples, factor, settings.sampling.rows))
+        show([np.zeros((2, 16, 16, 3), np.uint8)], captions=["black"])
         return {"psnr": 20.0}
 
     monkeypatch.setattr(interpolation_module, "evaluate_interpolation", interpolated)
     arguments = ("--samples", 5, "--factor", 4, "--rows", 1, "--sheet", "s.png", "--weights", tiny_weights)
-    assert tokvid("evaluate", "interpolation", *arguments)[0] == 0 and asked == [("shapes", 5, 4, 1, "s.png")]
+    assert tokvid("evaluate", "interpolation", *arguments)[0] == 0 and asked == [("shapes", 5, 4, 1)]
+    assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "black"
     arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
     assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0
     assert json.loads((tmp_path / "e.json").read_text()) == {"size": [16, 16], "asked": [4, 0, 3.0, 5, [3.0, 6.0]]}
@@ -487,6 +489,7 @@ def test_any_prompt_makes_a_video(tokvid, tiny_weights, tmp_path, prompt):
 
 
 def test_arguments_that_are_not_utf8(tokvid, refused, tiny_weights, tmp_path):
+    assert "TFDS can't write to 'a\\udcff'" in refused("data", "shapes", "--tfds", "--out", "a\udcff")
     assert "not valid UTF-8" in refused("generate", "--prompt", "a\udcff", "--weights", tiny_weights)
     assert "\\udcff" in refused("inspect", "a\udcff")
     assert "\\udcff" in refused("story", "a\udcff.yaml", "--weights", tiny_weights)
@@ -525,10 +528,156 @@ def test_a_full_disk(tokvid, tiny_weights, movie, tmp_path):
         ):
             code, out, err = tokvid(*words)
             lines = [line for line in err.splitlines() if line.startswith("tokvid:")]
-            assert (code, out, len(lines)) == (2, "", 1) and "cannot write" in lines[0], (words, err)
+            assert (code, len(lines)) == (2, 1) and "cannot write" in lines[0], (words, err)
+            assert "psnr " in out if words[0] == "reconstruct" else out == ""  # what was measured is told
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.gif.tokens", ".clip.mp4.tokens", "in.mp4", "in.png"]
+
+
+WRITTEN = {
+    ("demo",): ["--out folder"],
+    ("story", "--prompt", "a"): ["--out mp4", "--out gif", "--sheet png"],
+    ("generate", "--prompt", "a"): ["--out mp4", "--sheet png"],
+    ("extend", "in.mp4"): ["--out mp4", "--sheet png"],
+    ("interpolate", "in.mp4"): ["--out mp4", "--sheet png"],
+    ("loop", "in.mp4"): ["--out mp4", "--sheet png"],
+    ("reconstruct", "in.mp4"): ["--out mp4", "--out png"],
+    ("train", "tokenizer", "recipe.py"): ["--workdir folder"],
+    ("tokenize", "recipe.py"): ["--workdir folder"],
+    ("plan", "recipe.py", "--topology", "v5p:2x2x1"): ["--json json", "--hlo folder"],
+    ("evaluate", "shapes"): ["--json json", "--markdown md"],
+    ("evaluate", "reconstruction"): ["--json json", "--markdown md", "--sheet png"],
+    ("evaluate", "interpolation"): ["--json json", "--markdown md", "--sheet png"],
+    ("data", "shapes"): ["--out folder"],
+    ("data", "mnist", "digits.npz"): ["--out folder"],
+    ("data", "folder", "clips"): ["--out folder"],
+    ("export", "model"): ["--out safetensors"],
+    ("import", "model.safetensors"): ["--out folder"],
+}
+CASES = [(words, *written.split()) for words, options in WRITTEN.items() for written in options]
+
+
+def test_every_output_is_in_the_table():
+    """Of each command, all arguments that are checked as outputs, and all that are called as outputs are."""
+
+    def options(parser, words=()):
+        for action in parser._actions:
+            if action.choices and action.dest in ("command", "kind"):
+                for name, inner in action.choices.items():
+                    yield from options(inner, (*words, name))
+            elif "Outputs." in getattr(action.type, "__qualname__", "") or (
+                action.dest in ("out", "sheet", "json", "markdown", "hlo", "workdir") and action.nargs != 0
+            ):
+                yield words, action.option_strings[0]
+
+    table = {(words[: 1 + (words[0] == "data")], option) for words, option, _ in CASES}
+    assert set(options(cli.parser())) == table
+
+
+@pytest.mark.parametrize("words, option, kind", CASES, ids=lambda value: "-".join(value).replace("--", ""))
+def test_an_output_that_cannot_be_is_refused_before_the_work(refused, tmp_path, words, option, kind):
+    """Nothing that these commands are to read is there: they would say so if they had begun."""
+    (tmp_path / "file").write_text("keep")
+    (tmp_path / "folder.d").mkdir()
+    (tmp_path / "folder.d" / "kept").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    suffix = "" if kind == "folder" else f".{kind}"
+    places = {
+        f"/proc/none/x{suffix}": "cannot write /proc/none/x",
+        f"file/x{suffix}": "cannot write file/x",
+        f"file/x/y{suffix}": "cannot write file/x/y",
+        f"loop/x{suffix}": "cannot write loop/x",
+        f"{'x' * 300}{suffix}": "File name too long",
+        f"new/{'x' * 300}/y{suffix}": "File name too long",
+        f"gs://bucket/x{suffix}": "is a URL; write to a file system",
+    }
+    if kind == "folder":
+        places |= {"file": "it is there and no folder", "pipe": "it is there and no folder"}
+    else:
+        for name in ("folder.d", "pipe"):
+            (tmp_path / name).rename(tmp_path / f"{name}{suffix}")
+        places |= {f"folder.d{suffix}": "it is a folder", f"pipe{suffix}": "no ordinary file"}
+    if kind in ("mp4", "gif", "png"):
+        places["x.jpg"] = places["x"] = places["mp4"] = "its name should end in ."
+    needed = () if words[0] in ("train", "tokenize", "plan", "data", "export", "import") else ("--weights", "nowhere")
+    for place, said in places.items():
+        line = refused(*words, *needed, option, place)
+        assert f"argument {option}: " in line and said in line, line
+
+
+def test_no_two_outputs_share_a_place(refused, tmp_path):
+    (tmp_path / "same").symlink_to(".")
+    for one, other in (("e.txt", "e.txt"), ("e.txt", "./x/../e.txt"), ("same/e.txt", "e.txt")):
+        line = refused("evaluate", "shapes", "--json", one, "--markdown", other)
+        assert f"argument --markdown: {other} is named for another output, too" in line
+    assert "another output" in refused("reconstruct", "a", "--out", "a.png", "--out", "a.png")
+
+
+def test_a_dataset_is_refused_where_it_could_not_be_put(refused, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == "disk")
+    assert "something is mounted there; name a folder in it" in refused("data", "shapes", "--out", "disk")
+
+
+def test_a_sheet_of_shapes_is_refused(refused):
+    assert "--sheet doesn't go with shapes" in refused("evaluate", "shapes", "--sheet", "a.png")
+
+
+@pytest.mark.parametrize("lost", ["--json", "--markdown", "--sheet"])
+def test_figures_are_told_whatever_becomes_of_their_files(tokvid, tiny_weights, tmp_path, monkeypatch, lost):
+    """The disk fills up while it measures: the other files are there, and the figures on the screen."""
+    files = {"--json": "e.json", "--markdown": "e.md", "--sheet": "e.png"}
+    replace = os.replace
+
+    def full(old, new):
+        if str(new).endswith(files[lost]):
+            raise OSError(28, "No space left on device")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    words = [word for pair in files.items() for word in pair]
+    code, out, err = tokvid("evaluate", "reconstruction", "--samples", 4, "--weights", tiny_weights, *words)
+    assert (
+        code == 2
+        and "psnr " in out
+        and err.endswith(
+            f"tokvid: cannot write {files[lost]}: No space left on device; free some space or choose another place\n"
+        )
+    )
+    others = {name for option, name in files.items() if option != lost}
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_a_plan_is_told_whatever_becomes_of_its_files(tokvid, tmp_path, monkeypatch):
+    """Programs' texts are kept until the figures are printed: compiling them took minutes."""
+    from tokvid.plan import report
+
+    def plan(recipe, where, mesh, *, keep, **how):
+        (tmp_path / "texts").write_text("in the way now")
+        keep("training", "HloModule training")
+        return {"fits": True}
+
+    monkeypatch.setattr(report, "plan", plan)
+    monkeypatch.setattr(report, "lines", lambda config, result: ["a pod", "fits"])
+    (tmp_path / "recipe.py").write_text("from tokvid.config import Recipe\nrecipe = Recipe()\n")
+    words = ("plan", "recipe.py", "--topology", "v5p:2x2x1", "--json", "p.json", "--hlo", "texts")
+    code, out, err = tokvid(*words)
+    assert (code, out) == (2, "a pod\nfits\n") and "cannot write texts/training.hlo" in err
+    assert json.loads((tmp_path / "p.json").read_text()) == {"config": "recipe.py", "fits": True}
+
+
+def test_files_are_written_though_nobody_reads_the_figures(tiny_weights, tmp_path):
+    """`tokvid evaluate … | head -0`"""
+    words = ["evaluate", "reconstruction", "--samples", "4", "--weights", str(tiny_weights), "--json", "e.json"]
+    command = [sys.executable, "-m", "tokvid", *words]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, timeout=200)
+    os.close(write)
+    assert done.returncode == 141 and b"Traceback" not in done.stderr
+    assert json.loads((tmp_path / "e.json").read_text())["samples"] == 4
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

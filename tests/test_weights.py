@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -109,11 +110,39 @@ def test_weights_from_before_a_field_was_added_still_load(tokenizer, tmp_path, m
     assert weights.load(tmp_path, "tokenizer").config == TOKENIZER
 
 
-def test_weights_that_do_not_fit_their_config_are_refused_by_name(tokenizer, tmp_path):
-    weights.save(tmp_path, "tokenizer", dataclasses.replace(TOKENIZER, heads=1), tokenizer)
-    assert f"{FIRST} should have shape (8, 1, 8), found shape (8, 2, 4)" in refused(tmp_path)
-    weights.save(tmp_path, "tokenizer", dataclasses.replace(TOKENIZER, encoder=("time",) * 2), tokenizer)
-    assert "encoder.1.attention.key should have shape (8, 2, 4), found nothing" in refused(tmp_path)
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"heads": 1}, f"{FIRST} should have shape (8, 1, 8), found shape (8, 2, 4)"),
+        ({"encoder": ["time"] * 2}, "encoder.1.attention.key should have shape (8, 2, 4), found nothing"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused_by_name(tokenizer, saved, change, said):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    other = dataclasses.replace(TOKENIZER, **{name: tuple(v) if name == "encoder" else v for name, v in change.items()})
+    with pytest.raises(UserError, match=r"^nothing was written to ") as error:  # for they could never be loaded
+        weights.save(saved, "tokenizer", other, tokenizer)
+    assert said in str(error.value) and {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    config = json.loads(before["config.json"])["config"] | change
+    mark = weights._fingerprint(config, before["weights.safetensors"])
+    edit(saved, lambda values: values.update(config=config, fingerprint=mark))
+    assert said in refused(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+def test_both_files_are_written_or_none(tokenizer, saved, monkeypatch, name):
+    before, write = {path.name: path.read_bytes() for path in saved.iterdir()}, Path.open
+
+    def full(self, *arguments, **options):
+        if self.suffix == Path(name).suffix and "w" in str(arguments or options.get("mode")):
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        weights.save(saved, "tokenizer", TOKENIZER, jax.tree.map(lambda leaf: leaf * 0, tokenizer))
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 7e4])  # float16 ends at 65504

@@ -13,10 +13,11 @@ from typing import NoReturn
 
 from tokvid import __version__
 from tokvid.errors import Terminated, UserError, suggestion
+from tokvid.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, shipped
 from tokvid.urls import URL, is_url
 
 OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
-SHIPPED = Path(__file__).resolve().parent.parent / "data"  # the weights and the story of the repository
+SHIPPED = shipped()
 LONGEST_LINE = 2000  # characters of an error
 
 
@@ -32,13 +33,14 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="tokvid",
         description="Text to video with discrete tokens: train it, tell long stories with it, measure it.",
-        epilog="`tokvid COMMAND --help` tells more. The weights in data/ are used unless --weights names others.",
+        epilog="`tokvid COMMAND --help` tells more. The shipped weights are used unless --weights names others.",
     )
     top.add_argument("--version", action="version", version=f"tokvid {__version__}")
+    outputs = Outputs()
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the shipped story from the shipped weights")
-    demo.add_argument("--out", type=_written, default=Path("demo"), help="folder for the video, a sheet and a report")
+    demo.add_argument("--out", type=outputs.folder, default="demo", help="folder for the video, a sheet and a report")
     _weights(demo)
 
     story = commands.add_parser("story", help="a long video from a sequence of prompts")
@@ -46,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     story.add_argument("--prompt", action="append", default=[], help="one segment; repeat for the next ones")
     story.add_argument("--seconds", type=float, help="of each --prompt (default 4)")
     story.add_argument("--image", type=_given, help="the picture that the story begins with")
-    _making(story, "story.mp4")
+    _making(story, outputs, "story.mp4")
 
     generate = commands.add_parser("generate", help="one clip from one prompt")
     generate.add_argument("--prompt", required=True, help="may be empty: no text")
@@ -54,28 +56,31 @@ def parser() -> argparse.ArgumentParser:
     given = generate.add_mutually_exclusive_group()
     given.add_argument("--image", type=_given, help="the picture to begin with")
     given.add_argument("--video", type=_given, help="the video to go on from; its frames come first")
-    _making(generate, "clip.mp4")
+    _making(generate, outputs, "clip.mp4")
 
     extend = commands.add_parser("extend", help="go on from a video")
     extend.add_argument("video", type=_given, metavar="IN", help="its frames come first")
     extend.add_argument("--prompt", default="", help="what is to happen (default: no text)")
     extend.add_argument("--seconds", type=float, default=2.0, help="how much is new")
-    _making(extend, "extended.mp4")
+    _making(extend, outputs, "extended.mp4")
 
     interpolate = commands.add_parser("interpolate", help="more frames between those of a video")
     interpolate.add_argument("video", type=_given, metavar="IN")
     interpolate.add_argument("--factor", type=int, default=2, help="how many times as many, 2, 4, 8, … (default 2)")
     interpolate.add_argument("--prompt", default="", help="what it shows (default: no text)")
-    _making(interpolate, "interpolated.mp4", fps="frames taken a second (default: the video's own)")
+    _making(interpolate, outputs, "interpolated.mp4", fps="frames taken a second (default: the video's own)")
 
     loop = commands.add_parser("loop", help="new frames from a video's end back to its beginning")
     loop.add_argument("video", type=_given, metavar="IN")
     loop.add_argument("--prompt", default="", help="what it shows (default: no text)")
-    _making(loop, "loop.mp4")
+    _making(loop, outputs, "loop.mp4")
 
     reconstruct = commands.add_parser("reconstruct", help="a video through the tokenizer and back")
     reconstruct.add_argument("file", type=_given, metavar="IN")
-    reconstruct.add_argument("--out", type=_written, required=True, help=".mp4 or .gif (.png for an image)")
+    suffixes = (*VIDEO_SUFFIXES, ".png")
+    reconstruct.add_argument(
+        "--out", type=outputs.file(*suffixes), required=True, help=".mp4 or .gif (.png for an image)"
+    )
     reconstruct.add_argument("--fps", type=float, help="frames taken a second (default: the video's own)")
     reconstruct.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the tokenizer's")
     reconstruct.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
@@ -84,11 +89,11 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model; again with the same --workdir: resume")
     train.add_argument("model", choices=("tokenizer", "transformer"))
-    _recipe(train)
+    _recipe(train, outputs)
     _several(train)
 
     tokenize = commands.add_parser("tokenize", help="the token cache that the transformer is trained on")
-    _recipe(tokenize)
+    _recipe(tokenize, outputs)
     _several(tokenize)
 
     plan = commands.add_parser("plan", help="whether a recipe fits a TPU pod, and how fast it can be there; needs none")
@@ -100,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--only", choices=("training", "decoding"), help="one of the two programs, in half the time")
     plan.add_argument("--rows", type=int, default=0, help="rows drawn at once in decoding; 0 token by token (default)")
-    plan.add_argument("--json", type=_written, metavar="FILE", help="write the figures there")
-    plan.add_argument("--hlo", type=_written, metavar="FOLDER", help="write the compiled programs' text there")
+    plan.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures there")
+    plan.add_argument("--hlo", type=outputs.folder, metavar="FOLDER", help="write the compiled programs' text there")
     plan.epilog = f"Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments. {plan.epilog}"
 
     evaluate = commands.add_parser("evaluate", help="figures of what the weights are worth")
@@ -116,9 +121,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--features", default="random-convolutions", help="reconstruction: what distances look at; a name or a .py file"
     )
-    evaluate.add_argument("--sheet", type=_written, metavar="PNG", help="draw some clips there (not of shapes)")
-    evaluate.add_argument("--json", type=_written, metavar="FILE", help="write the figures there")
-    evaluate.add_argument("--markdown", type=_written, metavar="FILE", help="write them as a table there")
+    sheet = "draw some clips there (not of shapes)"
+    evaluate.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), metavar="PNG", help=sheet)
+    evaluate.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures there")
+    evaluate.add_argument("--markdown", type=outputs.file(), metavar="FILE", help="write them as a table there")
     _weights(evaluate)
 
     data = commands.add_parser("data", help="write a dataset")
@@ -137,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--check", action="store_true", help="decode every frame of every file before taking it")
     for kind in (shapes, mnist, folder):
         looks = "; without it, the clips are only looked at" if kind is folder else ""
-        kind.add_argument("--out", type=_written, required=not looks, help=f"the dataset's folder{looks}")
+        kind.add_argument("--out", type=outputs.folder, required=not looks, help=f"the dataset's folder{looks}")
         kind.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="store frames of this size")
         kind.add_argument("--fps", type=float, help="store frames at this rate")
         kind.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
@@ -145,11 +151,11 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="weights as one file for other programs, PyTorch's way")
     export.add_argument("file", type=_given, metavar="MODEL", help="a folder: data/tokenizer, runs/mine/transformer")
-    export.add_argument("--out", type=_written, required=True, help=".safetensors")
+    export.add_argument("--out", type=outputs.file(), required=True, help=".safetensors")
 
     bring = commands.add_parser("import", help="such a file as weights again")
     bring.add_argument("file", type=_given, metavar="FILE.safetensors")
-    bring.add_argument("--out", type=_written, required=True, help="the folder; tokenizer/ or transformer/ in it")
+    bring.add_argument("--out", type=outputs.folder, required=True, help="the folder; tokenizer/ or transformer/ in it")
 
     inspect = commands.add_parser("inspect", help="what a checkpoint, weights, token cache or dataset is")
     inspect.add_argument("path", type=_given)
@@ -161,15 +167,10 @@ def _given(text: str) -> URL | Path:
     return URL(text) if is_url(text) else Path(text)
 
 
-def _written(text: str) -> Path:
-    """What is written."""
-    if is_url(text):
-        raise argparse.ArgumentTypeError(f"{text} is a URL; write to a file system, maybe a mounted bucket")
-    return Path(text)
-
-
 def _weights(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--weights", type=_given, default=SHIPPED, help="weights folder or workdir (default: data/)")
+    command.add_argument(
+        "--weights", type=_given, default=SHIPPED, help="a folder of weights (default: the shipped ones)"
+    )
     command.add_argument(
         "--mesh",
         type=int,
@@ -179,9 +180,11 @@ def _weights(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _making(command: argparse.ArgumentParser, out: str, fps: str = "frames a second (default 8)") -> None:
-    command.add_argument("--out", type=_written, default=Path(out), help=f".mp4 or .gif (default {out})")
-    command.add_argument("--sheet", type=_written, help="also a contact sheet, .png")
+def _making(
+    command: argparse.ArgumentParser, outputs: Outputs, out: str, fps: str = "frames a second (default 8)"
+) -> None:
+    command.add_argument("--out", type=outputs.file(*VIDEO_SUFFIXES), default=out, help=f".mp4 or .gif (default {out})")
+    command.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), help="also a contact sheet, .png")
     command.add_argument("--fps", type=float, help=fps)
     command.add_argument("--seed", type=int)
     command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is plainly (default 3)")
@@ -207,9 +210,9 @@ def _sampling(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _recipe(command: argparse.ArgumentParser) -> None:
+def _recipe(command: argparse.ArgumentParser, outputs: Outputs) -> None:
     _config(command)
-    command.add_argument("--workdir", type=_written, required=True)
+    command.add_argument("--workdir", type=outputs.folder, required=True)
 
 
 def _config(command: argparse.ArgumentParser) -> None:

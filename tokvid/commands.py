@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import logging.handlers
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.files import atomic, write_json
+from tokvid.files import check_output, write_json, write_text
 from tokvid.urls import URL, local
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEMO_STORY = "demo/story.yaml"  # within the shipped folder
+DEMO_FILES = ("story.mp4", "story.gif", "sheet.png", "report.json")
 LEAST_FOR_SSIM = 11  # pixels
 
 
@@ -55,10 +57,12 @@ def demo(options: argparse.Namespace) -> None:
     from tokvid.sampling.story import load_story
     from tokvid.sampling.stream import load_models
 
+    out: Path = options.out
+    for name in DEMO_FILES:
+        check_output(out / name)
     began = time.monotonic()
     told, models = load_story(SHIPPED / DEMO_STORY), load_models(options.weights)
     loaded = time.monotonic()
-    out: Path = options.out
     frames: list[np.ndarray] = []
     film(models, told, [out / "story.mp4", out / "story.gif"], sheet=out / "sheet.png", watch=frames.append)
     made = time.monotonic()
@@ -80,7 +84,7 @@ def demo(options: argparse.Namespace) -> None:
     }
     write_json(out / "report.json", report)
     print(f"{told.seconds:g} s of video from {len(told.segments)} prompts in {made - began:.0f} s:")
-    for name in ("story.mp4", "story.gif", "sheet.png", "report.json"):
+    for name in DEMO_FILES:
         print(f"  {out / name}")
 
 
@@ -178,7 +182,7 @@ def reconstruct(options: argparse.Namespace) -> None:
     psnrs: list[float] = []
     ssims: list[float] = []
     waiting: list[np.ndarray] = []
-    tokens = 0
+    tokens, measured = 0, False
 
     def through(truth_HWC: np.ndarray) -> Iterator[np.ndarray]:
         """The frames that come out when this one goes in."""
@@ -199,23 +203,34 @@ def reconstruct(options: argparse.Namespace) -> None:
         while waiting:
             yield from through(waiting[-1])
 
-    if options.out.suffix.lower() == ".png":
-        write_image(options.out, next(made()))
-    else:
+    def write() -> None:
+        nonlocal measured
+        if options.out.suffix.lower() == ".png":
+            image_HWC = next(made())
+            measured = True
+            write_image(options.out, image_HWC)
+            return
         with VideoWriter(options.out, fps) as writer:
             for made_HWC in made():
                 writer.write(made_HWC)
-    pixels = len(psnrs) * size[0] * size[1]
-    figures = {
-        "psnr": round(float(np.mean(psnrs)), 4),
-        "ssim": round(float(np.mean(ssims)), 5) if ssims else None,
-        "frames": len(psnrs),
-        "tokens": tokens,
-        "bits_per_pixel": round(tokens * codes_of(tokenizer.config).bits / pixels, 6),
-        "size": list(size),
-        "out": str(options.out),
-    }
-    print(json.dumps(figures) if options.json else _table(figures))
+            measured = True
+
+    def say() -> None:
+        if not measured:  # it failed before the end
+            return
+        pixels = len(psnrs) * size[0] * size[1]
+        figures = {
+            "psnr": round(float(np.mean(psnrs)), 4),
+            "ssim": round(float(np.mean(ssims)), 5) if ssims else None,
+            "frames": len(psnrs),
+            "tokens": tokens,
+            "bits_per_pixel": round(tokens * codes_of(tokenizer.config).bits / pixels, 6),
+            "size": list(size),
+            "out": str(options.out),
+        }
+        _print(json.dumps(figures) if options.json else _table(figures))
+
+    _in_any_case(write, say)
 
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
@@ -266,11 +281,17 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.plan import report
 
     recipe, mesh = load_recipe(options.config, rest), options.mesh and tuple(options.mesh)
-    how = {"slices": options.slices, "only": options.only, "rows": options.rows, "keep": options.hlo}
+    steps: list[Callable[[], object]] = []
+
+    def keep(name: str, text: str) -> None:
+        if options.hlo is not None:
+            steps.append(lambda: write_text(options.hlo / f"{name}.hlo", text))
+
+    how = {"slices": options.slices, "only": options.only, "rows": options.rows, "keep": keep}
     result = report.plan(recipe, options.topology, mesh, **how)
     if options.json is not None:
-        write_json(options.json, {"config": str(options.config), **result})
-    print("\n".join(report.lines(options.config, result)))
+        steps.append(lambda: write_json(options.json, {"config": str(options.config), **result}))
+    _in_any_case(lambda: _print("\n".join(report.lines(options.config, result))), *steps)
     if not result["fits"]:
         raise SystemExit(1)
 
@@ -283,13 +304,24 @@ def evaluate(options: argparse.Namespace) -> None:
     from tokvid.evaluate.interpolation import evaluate_interpolation
     from tokvid.evaluate.reconstruction import evaluate_reconstruction
     from tokvid.evaluate.shapes import evaluate_shapes
+    from tokvid.media import contact_sheet
     from tokvid.metrics.features import load_features
     from tokvid.sampling.methods import Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
 
+    if options.sheet is not None and options.what == "shapes":
+        raise UserError(
+            "--sheet doesn't go with shapes: the figures there are read from generated clips, none is shown"
+        )
     check_seed(options.seed)
     check_guidance(options.guidance)
     settings = Settings(options.guidance, scheme=options.scheme, sampling=_sampled(Sampling(), options))
+    steps: list[Callable[[], object]] = []
+
+    def show(rows: list[np.ndarray], **how: Any) -> None:
+        if options.sheet is not None:
+            steps.append(functools.partial(contact_sheet, options.sheet, rows, **how))
+
     if options.what == "shapes":
         models = load_models(options.weights)
         figures = evaluate_shapes(models, options.samples, options.seed, settings, options.fps)
@@ -302,22 +334,21 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.what == "interpolation":
             models = load_models(options.weights)
             figures = evaluate_interpolation(
-                models, data, options.samples, options.factor, options.seed, settings, options.sheet
+                models, data, options.samples, options.factor, options.seed, settings, show
             )
         else:
             features = load_features(options.features)
-            figures = evaluate_reconstruction(tokenizer, data, options.samples, options.seed, features, options.sheet)
+            figures = evaluate_reconstruction(tokenizer, data, options.samples, options.seed, features, show)
     if options.json is not None:
-        write_json(options.json, figures)
+        steps.append(lambda: write_json(options.json, figures))
     if options.markdown is not None:
-        with atomic(options.markdown) as temporary:
-            temporary.write_text(_markdown(figures))
-    print(_table(figures))
+        steps.append(lambda: write_text(options.markdown, _markdown(figures)))
+    _in_any_case(lambda: _print(_table(figures)), *steps)
 
 
 def data(options: argparse.Namespace) -> None:
     """Writes a dataset as records, or prepares it with TFDS; a folder without --out is only looked at."""
-    from tokvid.input_pipeline.records import RecordWriter, stored
+    from tokvid.input_pipeline.records import RecordWriter, check_replaceable, stored
     from tokvid.progress import progress
 
     if options.size is not None and min(options.size) < 1:
@@ -329,6 +360,8 @@ def data(options: argparse.Namespace) -> None:
     if options.tfds:
         _prepare_tfds(options)
         return
+    if options.out is not None:
+        check_replaceable(options.out)
     source: Any
     if options.kind == "shapes":
         from tokvid.input_pipeline.shapes import ShapesDataset
@@ -472,6 +505,8 @@ def _prepare_tfds(options: argparse.Namespace) -> None:
 
     if options.out is None:
         raise UserError("--tfds needs --out, the folder to write to")
+    if not str(options.out.absolute()).isprintable():
+        raise UserError(f"TFDS can't write to {str(options.out)!a}: a path for it is of letters that can be printed")
     if options.kind != "shapes" and (options.size is not None or options.fps is not None):
         raise UserError(f"--size and --fps don't go with {options.kind} --tfds, which stores the videos as they are")
     where: dict[str, Any] = {"data_dir": str(options.out)}
@@ -488,8 +523,27 @@ def _prepare_tfds(options: argparse.Namespace) -> None:
     else:
         builder = builders.ClipFolder(folder=options.file, max_unreadable=options.max_unreadable, **where)
     builder.download_and_prepare()
+    for name, split in builder.info.splits.items():
+        if split.num_examples:  # the last one is read back
+            builders.open_prepared(builder.data_path, name)[split.num_examples - 1]
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())
     print(f"{builder.data_path}: {counts}")
+
+
+def _in_any_case(*steps: Callable[[], object]) -> None:
+    """All of them, then the first error: what took minutes to measure isn't lost to a full disk or a closed pipe."""
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except (UserError, OSError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # so that an error is raised here
 
 
 @contextlib.contextmanager

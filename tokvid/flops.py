@@ -16,20 +16,25 @@ def block_flops(width: int, heads: int, kv_heads: int, mlp: int, seen: int) -> f
     return 2 * width * (2 * width + 2 * width * kv_heads // heads) + 4 * seen * width + 6 * width * mlp
 
 
-def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, seen: int) -> float:
-    """Of encoding or decoding one clip of so many latent frames, whose time layers each compare with `seen`."""
+def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, seen: int, channels: int) -> float:
+    """Of encoding or decoding one clip of so many latent frames, whose time layers each compare with `seen`.
+
+    `channels` are those of the quantizer's latents. What it compares with its codes, without backpropagation, isn't
+    counted.
+    """
     patches = (c.size[0] // c.patch) * (c.size[1] // c.patch)
     blocks = (
         block_flops(c.width, c.heads, c.heads, c.mlp, patches if kind == "space" else seen) for kind in getattr(c, part)
     )
-    pixels = 2 * c.width * 3 * c.patch**2 * c.temporal_patch
-    return latent_frames * patches * (sum(blocks) + pixels + 2 * c.width * len(c.levels))
+    frames = 1 + (latent_frames - 1) * c.temporal_patch
+    pixels = frames * patches * 2 * c.width * 3 * c.patch**2
+    return pixels + latent_frames * patches * (sum(blocks) + 2 * c.width * channels)
 
 
 def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: int) -> float:
     """Of so many slots of one sequence, each attending to `seen`; logits for `predicted` of them."""
     block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, seen)
-    places = 2 * c.width * (48 + 16)
+    places = 2 * c.width * (48 + 16 + 16)  # second, row and column; rate; step
     return slots * (c.layers * block + places) + predicted * head_flops(c)
 
 

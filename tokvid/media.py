@@ -25,10 +25,8 @@ from av.video.reformatter import (
 )
 
 from tokvid.errors import UserError
-from tokvid.files import atomic
+from tokvid.files import IMAGE_SUFFIXES, SHEET_SUFFIXES, VIDEO_SUFFIXES, atomic, check_output, check_suffix
 
-VIDEO_SUFFIXES = (".mp4", ".gif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 GIF_FPS = 50  # viewers slow down a GIF that has shorter delays
 GAP = 4  # pixels between the parts of a contact sheet
 CELL = 128  # a contact sheet's frames are scaled up to at least about this many pixels
@@ -46,13 +44,6 @@ FONTS = (
     "Arial Unicode.ttf",
     "DejaVuSans.ttf",
 )
-
-
-def _suffix(path: str | Path, allowed: tuple[str, ...], what: str) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in allowed:
-        raise UserError(f"cannot write {what} to {path}: its name should end in {' or '.join(allowed)}")
-    return suffix
 
 
 def _frame(image_HWC: np.ndarray) -> np.ndarray:
@@ -75,7 +66,8 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, fps: float | fractions.Fraction, size: tuple[int, int] | None = None):
         self.path = Path(path)
-        self.suffix = _suffix(path, VIDEO_SUFFIXES, "a video")
+        check_suffix(path, *VIDEO_SUFFIXES)
+        self.suffix = self.path.suffix.lower()
         highest = GIF_FPS if self.suffix == ".gif" else 1000
         if not 0 < fps <= highest:
             raise UserError(f"cannot write {path} at {fps} fps: allowed for {self.suffix} are above 0 to {highest}")
@@ -88,11 +80,9 @@ class VideoWriter:
         self._scaler = VideoReformatter()
 
     def __enter__(self) -> "VideoWriter":
-        if self.path.is_dir():
-            raise UserError(f"cannot write {self.path}: it is a folder; give a file's name")
+        check_output(self.path)
         with contextlib.ExitStack() as stack:
             self._temporary = stack.enter_context(atomic(self.path))
-            self._temporary.touch()  # a folder that can't be written to should say so before hours of work
             stack.callback(self._close)
             self._stack = stack.pop_all()
         return self
@@ -178,11 +168,9 @@ def write_image(path: str | Path, image_HWC: np.ndarray) -> None:
 
 
 def _save(path: str | Path, image: PIL.Image.Image, texts: dict[str, str] | None = None) -> None:
-    suffix = _suffix(path, IMAGE_SUFFIXES, "an image")
-    if Path(path).is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give a file's name")
+    check_output(path, *IMAGE_SUFFIXES)
     with atomic(path) as temporary:
-        if suffix == ".png":
+        if Path(path).suffix.lower() == ".png":
             info = PIL.PngImagePlugin.PngInfo()
             for key, text in (texts or {}).items():
                 info.add_itxt(key, text)
@@ -208,7 +196,8 @@ def contact_sheet(
         UserError: no rows, another suffix or a place that can't be written to.
         ValueError: videos of another shape or type, or not a caption for each.
     """
-    if _suffix(path, (".png",), "a contact sheet") and not len(rows):
+    check_suffix(path, *SHEET_SUFFIXES)
+    if not len(rows):
         raise UserError(f"cannot write {path}: there are no videos; give at least one")
     if columns < 1 or (captions is not None and len(captions) != len(rows)):
         raise ValueError(f"{len(rows)} rows need as many captions and at least 1 column, got {captions}, {columns}")

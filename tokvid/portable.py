@@ -7,6 +7,7 @@ the config travels in the file's metadata. Nothing is rounded: there and back gi
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -32,6 +33,7 @@ def export(folder: Path, out: Path) -> int:
     )
     with atomic(out) as temporary:
         temporary.write_bytes(safetensors.numpy.save(tensors, metadata={KEY: json.dumps(about)}))
+        _read(temporary)  # what couldn't be brought in again isn't given away
     return len(tensors)
 
 
@@ -40,6 +42,14 @@ def bring_in(path: Path, folder: Path) -> str:
 
     UserError where the file is damaged, says no config, or a tensor (named) is missing or of another shape.
     """
+    about, kind, config, tensors = _read(path)
+    params = weights.fill(kind, config, tensors, path)[1]
+    weights.save(folder / kind, kind, config, params, **about)
+    return kind
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
+    """What else the file says of the model, its kind, its config, and our variables by name."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -70,8 +80,7 @@ def bring_in(path: Path, folder: Path) -> str:
         inward[name] = flat.reshape(leaf.shape)
     for ours in ("format", "fingerprint", "codes"):
         about.pop(ours, None)
-    weights.save(folder / kind, kind, config, weights.fill(kind, config, inward, path)[1], **about)
-    return kind
+    return about, kind, config, inward
 
 
 def _outward(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

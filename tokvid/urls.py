@@ -41,7 +41,7 @@ def local(path: str | Path) -> Path:
         mark = hashlib.sha256(str((str(path), about)).encode()).hexdigest()[:16]
         copy = _folder() / mark / Path(root).name
         if not copy.exists():
-            _fetch(files, root, sorted(found), copy)
+            _fetch(files, root, {name: found[name].get("size") for name in sorted(found)}, copy)
     except UserError:
         raise
     except Exception as error:  # every kind of store has errors of its own
@@ -53,17 +53,19 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokvid" / "fetched"
 
 
-def _fetch(files: Any, root: str, names: list[str], copy: Path) -> None:
+def _fetch(files: Any, root: str, sizes: dict[str, int | None], copy: Path) -> None:
     """All of it or nothing. Of several processes that fetch the same, the first one's copy stays."""
     from tokvid.progress import progress
 
     temporary = copy.parent.with_name(f".{uuid.uuid4().hex[:8]}")
     try:
-        with progress(f"fetching {copy.name}", len(names), "files") as advance:
-            for name in names:
+        with progress(f"fetching {copy.name}", len(sizes), "files") as advance:
+            for name in sizes:
                 to = temporary / copy.name / name[len(root) :].lstrip("/")
                 to.parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(name, str(to))
+                if (size := sizes[name]) not in (None, to.stat().st_size):
+                    raise UserError(f"{name} has {size} bytes, {to.stat().st_size} of them came; try again")
                 advance()
         try:
             temporary.rename(copy.parent)

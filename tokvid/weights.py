@@ -18,7 +18,7 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
-from tokvid.files import atomic, read_json, write_json
+from tokvid.files import atomic, read_json, to_json
 from tokvid.sharding import placed
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer
@@ -46,7 +46,8 @@ class Loaded(NamedTuple):
 def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about: Any) -> str:
     """Writes weights and config; returns their fingerprint: 16 hex digits of what the model computes with.
 
-    UserError, with nothing written, for values beyond float16's 65504.
+    They are read back before they take the place of others. UserError, with nothing written, for values beyond
+    float16's 65504, and where they can't be.
     """
     folder = Path(folder)
     tensors = {".".join(map(str, path)): _half(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
@@ -55,12 +56,16 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
             raise UserError(f"{name} has values that float16 cannot hold, so nothing was written to {folder}")
     data = safetensors.numpy.save(dict(sorted(tensors.items())))
     mark = _fingerprint(to_dict(config), data)
-    with atomic(folder / "weights.safetensors") as temporary:
-        temporary.write_bytes(data)
     values = {"format": FORMAT, "kind": kind, "fingerprint": mark, "config": to_dict(config), **about}
     if kind == "tokenizer":
         values["codes"] = _codes(to_dict(config), tensors)
-    write_json(folder / "config.json", values)
+    with atomic(folder / "config.json") as config_path, atomic(folder / "weights.safetensors") as weights_path:
+        weights_path.write_bytes(data)
+        config_path.write_text(to_json(values), encoding="utf-8")
+        try:
+            _read(_described(config_path, kind), kind, config_path, weights_path)
+        except UserError as error:
+            raise UserError(f"nothing was written to {folder}, for it couldn't be read back: {error}") from error
     return mark
 
 
@@ -80,19 +85,29 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name another --weights")
-    about = read_json(folder / "config.json", f"{kind} config")
+    return _described(folder / "config.json", kind)
+
+
+def _described(path: Path, kind: str) -> dict[str, Any]:
+    about = read_json(path, f"{kind} config")
     if about.get("kind") != kind or about.get("format") != FORMAT:
         found = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
-        raise UserError(f"{folder}/config.json has {found}; this program reads kind {kind!r}, format {FORMAT}")
+        raise UserError(f"{path} has {found}; this program reads kind {kind!r}, format {FORMAT}")
     return about
 
 
 def load(folder: str | Path, kind: str) -> Loaded:
     """The model in `folder`. UserError where a file is missing, damaged, or a leaf (named) doesn't fit its config."""
     folder = Path(folder)
-    about = describe(folder, kind)
-    config: Any = from_dict(KINDS[kind][0], about.get("config", {}), f"{folder}/config.json")
-    path = folder / "weights.safetensors"
+    about, path = describe(folder, kind), folder / "weights.safetensors"
+    config, tensors = _read(about, kind, folder / "config.json", path)
+    graph, params = fill(kind, config, tensors, path)
+    return Loaded(config, graph, placed(params), about)
+
+
+def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+    """The config, and tensors by name that fit it. UserError as for `load`."""
+    config: Any = from_dict(KINDS[kind][0], about.get("config", {}), str(config_path))
     try:
         data = path.read_bytes()
         tensors = safetensors.numpy.load(data)
@@ -103,8 +118,9 @@ def load(folder: str | Path, kind: str) -> Loaded:
     # Of the config as it was written: a field that a later version adds must not disown the weights of earlier ones.
     if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
-    graph, params = fill(kind, config, tensors, path)
-    return Loaded(config, graph, placed(params), about)
+    tensors = _renamed(tensors)
+    _check(shapes(kind, config)[1], tensors, path)
+    return config, tensors
 
 
 # What parameters were called in weights of earlier versions.
@@ -115,19 +131,27 @@ RENAMED = {
 }
 
 
+def _renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}
+
+
 def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> tuple[nnx.GraphDef, nnx.State]:
     """A model of that config and its parameters, from tensors by name. UserError names one that doesn't fit."""
     graph, leaves = shapes(kind, config)
-    tensors = {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}
+    tensors = _renamed(tensors)
+    _check(leaves, tensors, path)
+    return graph, nnx.from_flat_state(
+        [(_path(name), leaf.replace(jnp.asarray(tensors[name], leaf.dtype))) for name, leaf in leaves.items()]
+    )
+
+
+def _check(leaves: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
     for name, leaf in leaves.items():
         if name not in tensors or tensors[name].shape != leaf.shape:
             found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
             raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {found}")
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {name} has values that are not finite; train it again")
-    return graph, nnx.from_flat_state(
-        [(_path(name), leaf.replace(jnp.asarray(tensors[name], leaf.dtype))) for name, leaf in leaves.items()]
-    )
 
 
 def shapes(kind: str, config: Any) -> tuple[nnx.GraphDef, dict[str, Any]]:

@@ -38,7 +38,7 @@ from phenaki_pytorch import CViViT as PhenakiCViViT
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 from tokvid.evaluate.generation import through
-from tokvid.files import write_json
+from tokvid.files import Outputs, write_json
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.metrics.video import psnr, ssim
 from tokvid.progress import progress
@@ -238,10 +238,11 @@ def _phenaki_work(options: argparse.Namespace, video: np.ndarray) -> dict[str, C
 
 
 def main() -> None:
+    outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("quality", "speed"))
     parser.add_argument("--data", type=Path, help="what `tokvid data folder` wrote (quality); 40 videos are kept out")
-    parser.add_argument("--json", type=Path, required=True, help="where the figures are written")
+    parser.add_argument("--json", type=outputs.file(), required=True, help="where the figures are written")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument(
@@ -262,8 +263,8 @@ def main() -> None:
     options.layers = options.layers or (2 if small else 4)
     torch.set_num_threads(os.cpu_count() or 1)
     figures = quality(options) if small else speed(options)
+    print(json.dumps(figures, indent=2), flush=True)
     write_json(options.json, figures)
-    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 from tokvid.evaluate.reconstruction import evaluate_reconstruction
-from tokvid.files import atomic, read_json, write_json
+from tokvid.files import Outputs, read_json, write_json, write_text
 from tokvid.metrics.features import load_features
 from tokvid.train.loop import train
 from tokvid.train.tokenizer_step import TokenizerTask
@@ -72,7 +72,7 @@ def row(options: argparse.Namespace, quantizer: str, order: str) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="what `tokvid data folder` wrote; 40 are kept out")
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser.add_argument("--out", type=Outputs().folder, required=True, help="a folder")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--size", type=int, default=64)
     options = parser.parse_args()
@@ -83,9 +83,8 @@ def main() -> None:
             found = row(options, quantizer, order)
             shown = order.replace("|", "\\|")
             lines.append(f"| {quantizer} | {shown} | {' | '.join(f'{found[name]:.4g}' for name in names)} |")
-            with atomic(options.out / "table.md") as temporary:
-                temporary.write_text("\n".join(lines) + "\n")
             print(lines[-1], flush=True)
+            write_text(options.out / "table.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

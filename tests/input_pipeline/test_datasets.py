@@ -66,7 +66,7 @@ def made(monkeypatch):
     """Puts a Made source behind the door, under the name "made"."""
 
     def put(*args):
-        monkeypatch.setitem(datasets.SOURCES, "made", lambda config, split: Made(*args))
+        monkeypatch.setitem(datasets.SOURCES, "made", datasets.Source(lambda config, split: Made(*args)))
         return dataclasses.replace(SHAPES, source="made")
 
     return put
@@ -279,25 +279,74 @@ def test_a_video_without_captions_is_a_clip_without_text(made, monkeypatch):
     assert batch.text.tolist() == [[-1] * 3] * 2
 
 
-def test_other_data_has_another_fingerprint(tmp_path):
-    """Of clips by their captions, of records by their files, of one file by its size; nothing without a path."""
+def lay_out(source, path):
+    """Data of that source at `path`; its files that count, and whether any other below it would."""
+    path.mkdir()
+    if source == "mnist":
+        for name, shape in (("train-images-idx3-ubyte", (10, 28, 28)), ("train-labels-idx1-ubyte", (10,))):
+            head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+            (path / name).write_bytes(head + bytes(np.arange(np.prod(shape)) % 10))
+        return sorted(path.iterdir()), False
+    if source == "folder":
+        for number in range(3):
+            PIL.Image.new("RGB", (16, 16), (number, 0, 0)).save(path / f"{number}.png")
+        (path / "broken.png").write_bytes(b"no picture")
+        lines = [f'{{"file": "{name}.png", "caption": "a"}}\n' for name in (0, 1, 2, "broken")]
+        (path / "captions.jsonl").write_text("".join(lines))
+        return sorted(path.iterdir()), False
+    if source == "records":
+        path.rmdir()
+        with RecordWriter(path, "frames") as writer:
+            writer.write(stored(ShapesDataset(1, 0)[0], fps=2, size=(8, 8)))
+        return sorted(path.iterdir()), False
+    (path / "1.0.0").mkdir()  # any other: all that is there counts
+    for name in ("shard-0.tar", "1.0.0/shard-1.tar"):
+        (path / name).write_bytes(bytes(20_000))
+    return sorted(file for file in path.rglob("*") if file.is_file()), True
 
-    def change(path, text):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
 
-    clips, records, digits = tmp_path / "clips", tmp_path / "records", tmp_path / "digits.npz"
-    for first, second, place in (
-        (clips / "captions.jsonl", "other words", clips),
-        (records / "00000.array_record", "more of it", records),
-        (digits, "more of it", digits),
-    ):
-        change(first, "first words")
-        before = fingerprint(place)
-        assert len(before) == 16 and before == fingerprint(str(place))
-        change(clips / "a.mp4", "pixels")  # isn't looked at
-        assert fingerprint(place) == before
-        change(first, second)
-        assert fingerprint(place) != before
-    assert fingerprint("") == ""
+@pytest.mark.parametrize("source", sorted(datasets.SOURCES))
+def test_changed_data_has_another_fingerprint(tmp_path, source):
+    """Every file that a source reads counts: one that is added or lost, or has other bytes in the same size."""
+    path = tmp_path / "data"
+    files, all_count = lay_out(source, path)
+    config = DataConfig(source=source, path=str(path))
+    before = fingerprint(config)
+    assert len(before) == 16
+    for file in files:
+        content, seen = file.read_bytes(), {before}
+        for place in (0, len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            try:
+                seen.add(fingerprint(config))
+            except UserError:  # it isn't data any more
+                seen.add(str(place))
+        file.write_bytes(content)  # only the time is another one now
+        assert len(seen) == 4 and fingerprint(config) == before, file
+    (path / "another").touch()
+    assert (fingerprint(config) != before) == all_count
+    (path / "another").unlink()
+    path.rename(tmp_path / "moved")
+    assert fingerprint(dataclasses.replace(config, path=str(tmp_path / "moved"))) == before
+
+
+def test_images_beside_the_clips_count(tmp_path):
+    lay_out("folder", tmp_path / "images")
+    config = dataclasses.replace(SHAPES, images=1, images_path=str(tmp_path / "images"))
+    assert fingerprint(SHAPES) == fingerprint(dataclasses.replace(config, images=0)) == ""
+    before = fingerprint(config)
+    PIL.Image.new("RGB", (16, 16), "white").save(tmp_path / "images" / "0.png")
+    assert before != fingerprint(config) != ""
+
+
+def test_a_clip_that_is_added_or_lost_is_noticed(tmp_path):
+    files, _ = lay_out("folder", tmp_path / "clips")
+    config = DataConfig(source="folder", path=str(tmp_path / "clips"), max_unreadable=0.5)
+    marks = {fingerprint(config)}
+    files[0].write_bytes(files[1].read_bytes())
+    marks.add(fingerprint(config))
+    (tmp_path / "clips" / "new.png").write_bytes(files[0].read_bytes())
+    captions = tmp_path / "clips" / "captions.jsonl"
+    captions.write_text(captions.read_text() + '{"file": "new.png", "caption": "new"}\n')
+    marks.add(fingerprint(config))
+    assert len(marks) == 3

@@ -14,11 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tokvid.errors import UserError
 from tokvid.files import to_json
-from tokvid.train.checkpoints import Checkpoints, _seal
+from tokvid.train.checkpoints import Checkpoints, _leaves, _read_back, _seal
 
 AGREE = {"model": {"width": 4, "levels": (8, 5)}, "data": {"source": "shapes"}}
 
@@ -91,6 +92,86 @@ def spoil_the_record(step_folder):
 
 def spoil_the_record_as_json(step_folder):
     (step_folder / "commit.json").write_text('{"format": 3, "files": {}, "agree": 3}')
+
+
+ODD = ["run[1]", "[!a]", "a*b", "**", "?", "back\\slash", "{a,b}", "gs:", "~", "%41", "line\nend", "圆 🦊", "a\udcff"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    """Other programs take such names for patterns, URLs or not at all; siblings that a pattern means stay apart."""
+    (tmp_path / "axb").mkdir()
+    with open_at(tmp_path / name) as checkpoints:
+        checkpoints.save(1, state_of(1), {"next": 1})
+    assert newest(tmp_path / name) == 1
+    (tmp_path / name).rename(tmp_path / "moved")
+    assert newest(tmp_path / "moved") == 1 and not any((tmp_path / "axb").iterdir())
+
+
+def test_a_folder_is_refused_where_no_path_to_it_is_literal(tmp_path, monkeypatch):
+    (tmp_path / "tmp[1]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp[1]"))
+    for _ in range(2):  # and the lock went with the first
+        with pytest.raises(UserError, match=r"^checkpoints can be kept neither in .*run\[1\].* use another --workdir$"):
+            open_at(tmp_path / "run[1]")
+
+
+@pytest.mark.parametrize(
+    "lost, said",
+    [
+        ("state/manifest.ocdbt", "does not exist"),
+        ("state/_METADATA", "_METADATA"),
+        ("state/**/d/*", "."),
+        ("data/metadata", "metadata"),
+    ],
+)
+def test_only_what_can_be_restored_is_committed(tmp_path, monkeypatch, lost, said):
+    """Whatever a save leaves out without an error, it is noticed before the step counts."""
+    with open_at(tmp_path) as checkpoints:
+        done = checkpoints._manager.wait_until_finished
+
+        def loses_a_file():
+            done()
+            for path in (tmp_path / "checkpoints" / "1").glob(lost):
+                path.unlink()
+
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", loses_a_file)
+        checkpoints.save(1, state_of(1), {"next": 1})
+        with pytest.raises(UserError, match=f"^saving a checkpoint to .* failed: .*{said}.*; free some space"):
+            checkpoints.wait()
+    assert committed(tmp_path) == [] and newest(tmp_path) is None
+
+
+def test_a_commit_says_what_was_saved(tmp_path):
+    leaves, step = _leaves(state_of(1)), tmp_path / "checkpoints" / "1"
+    with open_at(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(1), {"next": 1})
+    for values in (False, True):
+        _read_back(step, leaves, {"next": 1}, values)
+    for other, data, said in (
+        (leaves | {"kernel": ["bfloat16", [4, 4]]}, {"next": 1}, r"kernel .*float32\[4, 4\], not bfloat16\[4, 4\]"),
+        (leaves | {"more": ["int32", []]}, {"next": 1}, r"more reads back as missing, not int32"),
+        (leaves, {"next": 2}, "the place in the data reads back as another one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            _read_back(step, other, data, values=False)
+
+
+def test_values_are_read_back_some_at_a_time(tmp_path, monkeypatch):
+    """A state needn't fit into memory once more, and all of its values are read."""
+    with open_at(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(1), {"next": 1})
+    read, restore = [], ocp.PyTreeCheckpointHandler.restore
+
+    def seen(self, step, args):
+        found = restore(self, step, args=args)
+        read.append([leaf.shape for leaf in jax.tree.leaves(found) if leaf is not ...])
+        return found
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", seen)
+    monkeypatch.setattr("tokvid.train.checkpoints.READ_BACK", 40)
+    _read_back(tmp_path / "checkpoints" / "1", _leaves(state_of(1)), {"next": 1}, values=True)
+    assert len(read) > 1 and sorted(shape for shapes in read for shape in shapes) == [(), (4,), (4, 4)]
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, remove_a_file, spoil_the_record, spoil_the_record_as_json])

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, Settings, mean, through
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
-from tokvid.media import contact_sheet
 from tokvid.metrics.attributes import read_attributes, wrap
 from tokvid.metrics.video import psnr
 from tokvid.progress import progress
@@ -30,15 +29,15 @@ def evaluate_interpolation(
     factor: int,
     seed: int,
     settings: Settings = Settings(),
-    sheet: Path | None = None,
+    show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
     """Clips of which the model sees every `factor`-th frame, and the captions: how near are the others to the truth?
 
     PSNR (dB) of the frames in between, beside blending their neighbours linearly, repeating the one before, and the
     truth through the tokenizer, which is the most there is to reach; and the same of the half of the clips that moves
     most, for where nothing moves, blending is perfect. `jitter` is the variance of an object's displacement from frame
-    to frame, in pixels², where one is seen in all of them (Moving Shapes). The rate is the data's highest; `sheet` is a
-    picture of the first clips. UserError where there are fewer than 4 such clips.
+    to frame, in pixels², where one is seen in all of them (Moving Shapes). The rate is the data's highest; `show` gets
+    the first clips, as what `contact_sheet` takes. UserError where there are fewer than 4 such clips.
     """
     if samples < 4:
         raise UserError(f"need 4 or more samples, got {samples}")
@@ -96,9 +95,8 @@ def evaluate_interpolation(
             advance(len(found))
     if len(scores["psnr"]) < 4:
         raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {max(data.fps):g} fps; need 4")
-    if sheet is not None:
-        captions = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
-        contact_sheet(sheet, shown, captions=captions, columns=frames)
+    captions = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
+    show(shown, captions=captions, columns=frames)
     names = [f"{name}psnr" for name in clips]
     moving = np.argsort(scores["repeat_psnr"])[: len(scores["psnr"]) // 2]
     return {

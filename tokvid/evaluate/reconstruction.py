@@ -3,8 +3,7 @@
 import collections
 import itertools
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, through
 from tokvid.input_pipeline.datasets import captions_within, open_source, usable_rates
-from tokvid.media import contact_sheet
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
 from tokvid.progress import progress
@@ -26,13 +24,19 @@ SHOWN = 6  # clips on a sheet
 
 
 def evaluate_reconstruction(
-    tokenizer: Loaded, data: DataConfig, samples: int, seed: int, features: Features, sheet: Path | None = None
+    tokenizer: Loaded,
+    data: DataConfig,
+    samples: int,
+    seed: int,
+    features: Features,
+    show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
     """Held-out clips through the tokenizer, beside repeating their first frame.
 
     PSNR (dB), SSIM, L1 and error of the changes between frames (grey levels), share of the truth's fine detail, bits
     per pixel, codes used. Distances of the sets of clips by `features`; to compare with, those of one half of the truth
-    from the other, and of the truth from itself with its frames out of order. `sheet` is a picture of the first clips.
+    from the other, and of the truth from itself with its frames out of order. `show` gets the first clips, as what
+    `contact_sheet` takes.
     Where the data holds nothing out (and is not procedural), training videos are used and `split` says so.
     """
     if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
@@ -62,8 +66,7 @@ def evaluate_reconstruction(
     found = len(scores["psnr"])
     if found < 4:
         raise UserError(f"only {found} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
-    if sheet is not None:
-        contact_sheet(sheet, shown, captions=["truth", "made"] * (len(shown) // 2))
+    show(shown, captions=["truth", "made"] * (len(shown) // 2))
     share_V = counts_V[counts_V > 0] / counts_V.sum()
     return {
         **{name: float(np.mean(values)) for name, values in scores.items() if name != "detail_of_truth"},

@@ -10,8 +10,10 @@ import hashlib
 import json
 import logging
 import math
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +33,8 @@ SPLITS: tuple[Split, ...] = ("train", "held_out")
 MOST_TRIES = 100  # videos tried for one sample before giving up
 FEWEST_SHUFFLED = 256  # indices in an epoch
 CAPTIONS = ("captions.jsonl", "captions.csv")
+MARKED = 4096  # bytes at the beginning, the middle and the end of a file that tell it from others of its size
+READERS = 16  # threads that read them
 FEWEST_READS = 50  # reads before which a share of unreadable videos says nothing
 
 
@@ -69,12 +73,43 @@ def _tfds(config: DataConfig, split: Split) -> VideoSource:
     return open_prepared(config.path, split, fit=config.fit)
 
 
-SOURCES: dict[str, Callable[[DataConfig, Split], VideoSource]] = {
-    "shapes": _shapes,  # procedural; held out: compositions never trained on
-    "mnist": _mnist,  # path: the digits' file; held out: the published test split
-    "folder": _folder,  # path: a folder of clips with captions
-    "records": _records,  # path: what records.RecordWriter wrote
-    "tfds": _tfds,  # path: what a builder of builders.py prepared, which decided what is held out
+def _all_files(path: Path) -> Iterable[Path]:
+    return [path] if path.is_file() else path.rglob("*")
+
+
+def _digit_files(path: Path) -> Iterable[Path]:
+    from tokvid.input_pipeline.mnist import digit_files
+
+    return digit_files(path)
+
+
+def _clip_files(path: Path) -> Iterable[Path]:
+    """The captions, and each file that they name, whether it can be read or not."""
+    from tokvid.input_pipeline.clips import FolderSource
+
+    source = FolderSource(path, max_unreadable=1.0)
+    captions = [path / name for name in CAPTIONS if (path / name).is_file()]
+    return [*captions[:1], *(item.path for item in source.items), *(file for file, _ in source.unreadable)]
+
+
+def _record_files(path: Path) -> Iterable[Path]:
+    return [path / "dataset.json", *path.glob("*.array_record")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A kind of dataset: how a split of it is opened, and which files at its path decide what is in it."""
+
+    open: Callable[[DataConfig, Split], VideoSource]
+    files: Callable[[Path], Iterable[Path]] = _all_files
+
+
+SOURCES: dict[str, Source] = {
+    "shapes": Source(_shapes),  # procedural; held out: compositions never trained on
+    "mnist": Source(_mnist, _digit_files),  # path: the digits' file; held out: the published test split
+    "folder": Source(_folder, _clip_files),  # path: a folder of clips with captions
+    "records": Source(_records, _record_files),  # path: what records.RecordWriter wrote
+    "tfds": Source(_tfds),  # path: what a builder of builders.py prepared, which decided what is held out
 }
 
 
@@ -84,13 +119,18 @@ def open_source(config: DataConfig, split: str = "train") -> VideoSource:
     Procedural sources hold out what they define; of stored ones, the last `config.held_out` videos are held
     out. UserError for an unknown source or split, and when the split is empty.
     """
-    if config.source not in SOURCES:
-        raise UserError(did_you_mean(config.source, SOURCES, "data source"))
+    source = _source_of(config)
     if split not in SPLITS:
         raise UserError(did_you_mean(split, SPLITS, "split"))
     if is_url(config.path):
         config = dataclasses.replace(config, path=str(local(config.path)))
-    return SOURCES[config.source](config, "held_out" if split == "held_out" else "train")
+    return source.open(config, "held_out" if split == "held_out" else "train")
+
+
+def _source_of(config: DataConfig) -> Source:
+    if config.source not in SOURCES:
+        raise UserError(did_you_mean(config.source, SOURCES, "data source"))
+    return SOURCES[config.source]
 
 
 class _Part:
@@ -120,20 +160,32 @@ def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
     return _Part(source, 0, border) if split == "train" else _Part(source, border, len(source))
 
 
-def fingerprint(path: str | Path) -> str:
-    """16 hex digits that tell other data at `path` from that of before; nothing where there is no path.
+def fingerprint(config: DataConfig) -> str:
+    """16 hex digits that tell other data from that of before; nothing where no files are read.
 
-    By names and sizes of record files, of a single file, or of the captions beside clips and what they say: nothing
-    large is read.
+    By the names and sizes of the files that the source names, of those in `images_path`, and by the beginning, the
+    middle and the end of each: nothing large is read.
     """
-    if not path:
-        return ""
-    path = local(path)
-    captions = [path / name for name in CAPTIONS if (path / name).is_file()]
-    files = [path] if path.is_file() else captions or sorted(path.rglob("*.array_record*"))
-    told = [[str(file.relative_to(path)), file.stat().st_size] for file in files if file.is_file()]
-    texts = b"".join(file.read_bytes() for file in captions)
-    return hashlib.sha256(json.dumps(told).encode() + texts).hexdigest()[:16]
+    places = [(local(config.path), _source_of(config).files)] if config.path else []
+    places += [(Path(config.images_path), _all_files)] if config.images and config.images_path else []
+    files = [(path, file) for path, named in places for file in sorted(named(path)) if not file.is_dir()]
+    with ThreadPoolExecutor(READERS) as pool:
+        marks = list(pool.map(_mark, (file for _, file in files)))
+    told = [[os.path.relpath(file, path), *mark] for (path, file), mark in zip(files, marks, strict=True)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if config.path or told else ""
+
+
+def _mark(path: Path) -> tuple[int, str]:
+    """A file's size, and the SHA-256 of its beginning, middle and end; -1 where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            size, parts = os.fstat(file.fileno()).st_size, []
+            for start in (0, max(0, (size - MARKED) // 2), max(0, size - MARKED)):
+                file.seek(start)
+                parts.append(file.read(MARKED))
+    except OSError:
+        return -1, ""
+    return size, hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[float]:

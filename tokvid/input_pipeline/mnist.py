@@ -29,6 +29,7 @@ VIDEOS = {"train": 10_000, "test": 2_000}
 TRAINED_AXIS = {digit: "vertical" if digit % 2 else "horizontal" for digit in range(10)}
 WORDS = {"vertical": ("up", "down"), "horizontal": ("left", "right")}
 MOST_BYTES = 1 << 30  # of a digits file, unpacked
+WHAT = "give an .npz file with images and labels, or MNIST's idx files (train-images-idx3-ubyte[.gz], …)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +123,9 @@ class MovingMnist:
 
 def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 28, 28) and labels uint8 (N,), 0 to 9, of the files that `MovingMnist` describes."""
-    path = Path(path)
-    what = "give an .npz file with images and labels, or MNIST's idx files (train-images-idx3-ubyte[.gz], …)"
-    if not path.exists() or not str(path).strip() or path == Path():
-        raise UserError(f"no digits at {str(path)!r}; {what}")
+    path, *others = digit_files(path)
     try:
-        if path.is_dir():
-            path = _only([file for file in sorted(path.glob("*images*idx3*")) if file.is_file()], path, what)
-        if zipfile.is_zipfile(path):
-            images, labels = _read_npz(path)
-        else:
-            images, labels = _read_idx(path, 3), _read_idx(_labels_beside(path), 1)
+        images, labels = (_read_idx(path, 3), _read_idx(others[0], 1)) if others else _read_npz(path)
     except UserError:
         raise
     except (
@@ -144,7 +137,7 @@ def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         zipfile.BadZipFile,
         NotImplementedError,
     ) as error:
-        raise UserError(f"cannot read digits from {path}: {error}; {what}") from error
+        raise UserError(f"cannot read digits from {path}: {error}; {WHAT}") from error
     sound = images.dtype == np.uint8 and images.shape[1:] == (DIGIT, DIGIT) and labels.shape == images.shape[:1]
     if not (sound and len(images) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() <= 9):
         raise UserError(
@@ -154,10 +147,23 @@ def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels.astype(np.uint8)
 
 
-def _only(found: list[Path], folder: Path, what: str) -> Path:
+def digit_files(path: str | Path) -> list[Path]:
+    """The .npz file, or the idx files of images and labels, that `read_digits` reads; UserError where there is none."""
+    path = Path(path)
+    if not path.exists() or not str(path).strip() or path == Path():
+        raise UserError(f"no digits at {str(path)!r}; {WHAT}")
+    try:
+        if path.is_dir():
+            path = _only([file for file in sorted(path.glob("*images*idx3*")) if file.is_file()], path)
+        return [path] if zipfile.is_zipfile(path) else [path, _labels_beside(path)]
+    except OSError as error:
+        raise UserError(f"cannot read digits from {path}: {error}; {WHAT}") from error
+
+
+def _only(found: list[Path], folder: Path) -> Path:
     training = [file for file in found if "train" in file.name] or found
     if not training:
-        raise UserError(f"no digits in {folder}; {what}")
+        raise UserError(f"no digits in {folder}; {WHAT}")
     return training[0]
 
 

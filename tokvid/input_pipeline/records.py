@@ -7,6 +7,7 @@ and says what is in them. Nothing in it is a path or is run.
 import bisect
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.files import atomic, read_json, write_json
+from tokvid.files import atomic, check_replaced, read_json, write_json
 from tokvid.types import Caption, VideoItem
 
 if TYPE_CHECKING:
@@ -162,14 +163,14 @@ class RecordWriter:
                 yield
             finally:
                 self._close_file()
-            _describe(self._folder, self.kind, self._counts, self.metadata)
+            _complete(self._folder, self.path, self.kind, self._counts, self.metadata)
 
     def write(self, video: StoredVideo) -> None:
         """Adds one record. UserError when it is of another kind, or could not be read again."""
         data = _pack(video, self.kind)
         if not self._counts or self._counts[-1] >= self.per_file:
             self._close_file()
-            name = str(self._folder / _file_name(len(self._counts)))
+            name = os.fsencode(self._folder / _file_name(len(self._counts)))  # which may be no UTF-8
             self._file = self._guarded(lambda: array_record_module.ArrayRecordWriter(name, "group_size:1,zstd:3"))
             self._counts.append(0)
         self._guarded(lambda: self._file.write(data))
@@ -188,13 +189,15 @@ class RecordWriter:
 
 
 def check_replaceable(path: Path) -> None:
-    """UserError where there is something at `path` that a dataset must not replace: neither one nor an empty folder."""
+    """UserError where no dataset can be put at `path`, or what is there is neither one nor an empty folder."""
     replaceable = path.is_dir() and ((path / "dataset.json").is_file() or not any(path.iterdir()))
     if path.exists() and not replaceable:
         raise UserError(f"{path} is there already and holds no records; choose another place for them")
+    check_replaced(path)
 
 
-def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
+def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
+    """Describes the records in `folder`, and opens all of their files before the folder may stand at `path`."""
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -204,6 +207,12 @@ def _describe(folder: Path, kind: Kind, counts: Sequence[int], metadata: Mapping
         "metadata": dict(metadata),
     }
     write_json(folder / "dataset.json", description)
+    try:
+        source = RecordSource(folder)
+        for end in itertools.accumulate(source.counts):
+            source[end - 1]
+    except UserError as error:
+        raise UserError(f"cannot write {path}: what was written cannot be read back: {error}") from error
 
 
 def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mapping[str, Any]) -> None:
@@ -223,7 +232,7 @@ def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mappin
                 os.link(file, folder / _file_name(number))
             except OSError:  # a file system without such links, as buckets are
                 shutil.copyfile(file, folder / _file_name(number))
-        _describe(folder, kind, [count for source in sources for count in source.counts], metadata)
+        _complete(folder, path, kind, [count for source in sources for count in source.counts], metadata)
 
 
 class RecordSource:
@@ -285,7 +294,7 @@ def _open(path: Path, count: int) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is missing; copy the dataset again, all of its files")
     try:
-        reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        reader = array_record_module.ArrayRecordReader(os.fsencode(path), "readahead_buffer_size:0,max_parallelism:0")
         found = reader.num_records() if reader.ok() else 0
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from error

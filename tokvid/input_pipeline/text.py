@@ -68,7 +68,7 @@ def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int 
         raise UserError(f"cannot train a text model from {len(texts)} captions: {error}") from error
     with atomic(path) as temporary:
         temporary.write_bytes(model_bytes.getvalue())
-    model = TextModel(model_bytes.getvalue())
+        model = TextModel.load(temporary)  # what can't be read takes the place of nothing
     if model.vocabulary < vocabulary:
         log.warning("the captions give only %d text ids, not %d; going on with these", model.vocabulary, vocabulary)
     return model

@@ -9,12 +9,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from tokvid.config import Recipe
-from tokvid.files import atomic
 from tokvid.flops import transformer_flops, window_slots
 from tokvid.plan.aot import (
     VIDEOS,
     DoesNotFit,
-    Program,
     Topology,
     decoding_mesh,
     decoding_program,
@@ -38,12 +36,12 @@ def plan(
     slices: int = 1,
     only: str | None = None,
     rows: int = 0,
-    keep: Path | None = None,
+    keep: Callable[[str, str], object] = lambda name, text: None,
 ) -> dict[str, Any]:
     """What a training of the recipe's transformer on so many slices of topology `where` comes to, as JSON values.
 
-    `only` "training" or "decoding" is half the work; decoding draws so many `rows` at once, as sampling does; `keep` is
-    a folder for the text of the compiled programs. `fits` says whether they fit, `reason` why not. UserError where
+    `only` "training" or "decoding" is half the work; decoding draws so many `rows` at once, as sampling does; `keep`
+    gets each compiled program's name and text. `fits` says whether they fit, `reason` why not. UserError where
     mesh, batch and topology don't go together.
     """
     found = topology(where, slices)
@@ -68,9 +66,10 @@ def plan(
     return result | {"fits": not reasons, "reason": "; ".join(reasons)}
 
 
-def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Path | None) -> dict[str, Any]:
+def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Callable[[str, str], object]) -> dict[str, Any]:
     config, slots = recipe.train_transformer, window_slots(recipe.transformer)
-    program = _kept(training_program(recipe, mesh), "training", keep)
+    program = training_program(recipe, mesh)
+    keep("training", program.text)
     result = judge(program, found, mesh, config.batch * TransformerTask(recipe).flops())
     steps = DAY / result["seconds"]["at least"]
     return result | {
@@ -81,12 +80,13 @@ def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Path | None) ->
     }
 
 
-def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Path | None) -> dict[str, Any]:
+def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Callable[[str, str], object]) -> dict[str, Any]:
     config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, found)
     videos, slots = VIDEOS * mesh.shape["data"], window_slots(config)
     tokens, width = math.prod(config.latent), config.latent[2]
     at_once = tokens_at_once(rows, config.latent)
-    program = _kept(decoding_program(config, mesh, Sampling(rows=rows)), "decoding", keep)
+    program = decoding_program(config, mesh, Sampling(rows=rows))
+    keep("decoding", program.text)
     # How often the loops run whose length is an argument (how much is drawn): rows wait for a video's first one.
     lead = width if 1 < at_once < math.prod(config.latent[1:]) else 0
     trips = (*([lead] if lead else []), (tokens - lead) // at_once)
@@ -100,13 +100,6 @@ def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Path | None) -> 
         "tokens a day": windows * videos * tokens,
         "videos a day": windows * videos,
     }
-
-
-def _kept(program: Program, name: str, folder: Path | None) -> Program:
-    if folder is not None:
-        with atomic(folder / f"{name}.hlo") as temporary:
-            temporary.write_text(program.text)
-    return program
 
 
 def _too_large(name: str, memory: dict[str, float]) -> list[str]:

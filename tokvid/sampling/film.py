@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tokvid.errors import UserError
+from tokvid.files import SHEET_SUFFIXES, check_output
 from tokvid.media import VideoWriter, contact_sheet
 from tokvid.progress import progress
 from tokvid.sampling.story import Story, forget, frames_given, tell
@@ -36,7 +37,8 @@ def film(
     interruption, the same call goes on from there. UserError where something cannot be written; KeyboardInterrupt says
     how to resume.
     """
-    _check_sheet(sheet)
+    if sheet is not None:
+        check_output(sheet, *SHEET_SUFFIXES)
     before = frames_given(0 if opening is None else len(opening), models.tokenizer.config.temporal_patch)
     total, done = before + story.frames, 0
     partial = outs[0].with_name(f".{outs[0].name}.tokens")
@@ -74,7 +76,8 @@ def write(
 
     Pixels are enlarged `scale` times (0: until they are watchable); a `sheet` shows some of the frames.
     """
-    _check_sheet(sheet)
+    if sheet is not None:
+        check_output(sheet, *SHEET_SUFFIXES)
     scale = scale or math.ceil(WATCHABLE / min(size))
     if not 1 <= scale <= 64:
         raise UserError(f"scale should be 1 to 64, got {scale}")
@@ -98,12 +101,6 @@ def write(
     if sheet is not None:
         parts = [np.stack(rows[i : i + COLUMNS]) for i in range(0, len(rows), COLUMNS)]
         contact_sheet(sheet, parts, columns=COLUMNS)
-
-
-def _check_sheet(sheet: Path | None) -> None:
-    """Before the work, not after it."""
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UserError(f"cannot write a contact sheet to {sheet}: its name should end in .png")
 
 
 class _Summary:

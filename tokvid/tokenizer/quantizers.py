@@ -5,6 +5,7 @@ Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantize
 makes several sub-codes of a latent with any of them.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -218,8 +219,20 @@ def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Grouped:
 
 def codes_of(config: TokenizerConfig) -> Codes:
     """What the tokens of a tokenizer are."""
-    vocabulary = math.prod(config.levels) if config.quantizer == "fsq" else config.codes
-    return Codes(vocabulary, config.groups * config.fold**2)
+    return Codes(_sizes(config)[1], config.groups * config.fold**2)
+
+
+def channels(config: TokenizerConfig) -> int:
+    """How many channels the latents of a tokenizer of this config have."""
+    return config.groups * _sizes(config)[0]
+
+
+@functools.cache
+def _sizes(config: TokenizerConfig) -> tuple[int, int]:
+    """Channels and codes of a sub-code, asked of the quantizer, whose codebook isn't made for it."""
+    made = []
+    jax.eval_shape(lambda: made.append(QUANTIZERS[config.quantizer](config, nnx.Rngs(0))))
+    return made[0].width, made[0].vocabulary
 
 
 def nearest(z: jax.Array, codes_KC: jax.Array) -> jax.Array:

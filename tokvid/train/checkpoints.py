@@ -1,8 +1,9 @@
 """Checkpoints that count only once they are proved whole.
 
 orbax writes state and data iterator asynchronously; a thread then writes `commit.json` last, with the SHA-256 of every
-file and of itself. A step without its commit record never counts as saved; one whose files don't match it is set aside
-and named. Of several processes each writes its part of the arrays; the first one commits, examines and removes.
+file and of itself, once it has read the step back. A step without its commit record never counts as saved; one whose
+files don't match it is set aside and named. Of several processes each writes its part of the arrays; the first one
+commits, examines and removes.
 """
 
 import contextlib
@@ -10,17 +11,20 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from tokvid.distributed import first, together, told_by_first
@@ -30,6 +34,7 @@ from tokvid.files import to_json, write_json
 log = logging.getLogger(__name__)
 FORMAT = 3
 HASHING = 4  # threads
+READ_BACK = 1 << 28  # bytes at once
 NONE = -1  # no step
 ADVICE = "free some space or choose another --workdir, then run again: training goes on from the last checkpoint"
 
@@ -46,7 +51,10 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved: int | None = None  # the step that is saved last or restored
-        self._lock = _locked(self.folder) if first() else contextlib.nullcontext()
+        self._read_back = False  # whether a save of this run has been, values and all
+        self._held = contextlib.ExitStack()
+        if first():
+            self._held.enter_context(_locked(self.folder))
         logging.getLogger("absl").addFilter(_without_traceback)
         try:
             for step in self._steps() if first() else ():
@@ -54,12 +62,16 @@ class Checkpoints:
                     log.warning("checkpoint %d in %s was never finished: removed", step, self.folder)
                     shutil.rmtree(self._path(step))
             together("checkpoints")  # nobody looks at them before
+            self._literal = self._held.enter_context(_literal(self.folder))
             # One at least stays while the next is written, for orbax removes old ones before ours is committed.
             options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(self._literal, options=options)
         except OSError as error:
             self._release()
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
+        except BaseException:
+            self._release()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -90,7 +102,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
         self._saved = step
-        self._thread = threading.Thread(target=self._commit, args=(step, _leaves(state)), name=f"commit {step}")
+        self._thread = threading.Thread(target=self._commit, args=(step, _leaves(state), data), name=f"commit {step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -145,10 +157,12 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self.folder} is whole ({named}); use another --workdir to start anew")
         return NONE
 
-    def _commit(self, step: int, leaves: Mapping[str, Any]) -> None:
+    def _commit(self, step: int, leaves: Mapping[str, Any], data: Any) -> None:
         try:
             self._manager.wait_until_finished()  # of all processes
             if first():
+                _read_back(self._literal / str(step), leaves, data, values=not self._read_back)
+                self._read_back = True
                 record = {"format": FORMAT, "step": step, "finite": True, "agree": self.agree, "leaves": leaves}
                 record |= {"files": _hashes(self._path(step))}
                 write_json(self._record(step), record | {"sha256": _seal(record)})
@@ -174,7 +188,7 @@ class Checkpoints:
 
     def _release(self) -> None:
         logging.getLogger("absl").removeFilter(_without_traceback)
-        self._lock.__exit__(None, None, None)
+        self._held.close()
 
     def _failed(self, error: BaseException) -> UserError:
         why = _first_line(error.__cause__ or error)
@@ -260,6 +274,48 @@ def _locked(folder: Path) -> IO[str]:
     except OSError as error:
         log.warning("%s cannot be locked (%s): take care that no other job trains there", folder, error.strerror)
     return lock
+
+
+@contextlib.contextmanager
+def _literal(folder: Path) -> Iterator[Path]:
+    """A path of `folder` that orbax and TensorStore can't take for a pattern or a URL: where need be, a link to it.
+
+    They do without a word: with `[` in the path, orbax doesn't find what it wrote and leaves its files unmerged.
+    """
+    if _is_literal(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="tokvid-") as name:
+        if not _is_literal(Path(name)):
+            raise UserError(f"checkpoints can be kept neither in {folder} nor by way of {name}: use another --workdir")
+        link = Path(name) / "checkpoints"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _is_literal(path: Path) -> bool:
+    return re.fullmatch(r"[\w ./-]*", str(path)) is not None
+
+
+def _read_back(step: Path, leaves: Mapping[str, Any], data: Any, values: bool) -> None:
+    """ValueError, or what orbax raises, where the step can't be restored: arrays lack or are other ones, or `data` is.
+
+    With `values` all numbers are read, too, READ_BACK bytes at a time.
+    """
+    if ocp.JsonCheckpointHandler().restore(step / "data") != data:
+        raise ValueError("the place in the data reads back as another one")
+    arrays = ocp.PyTreeCheckpointHandler()
+    found, tree = jax.tree.flatten(arrays.metadata(step / "state").tree)
+    told = {leaf.name.removesuffix(".value"): [str(leaf.dtype), list(leaf.shape)] for leaf in found}
+    if told != leaves:
+        wrong = next(name for name in [*leaves, *told] if told.get(name) != leaves.get(name))
+        raise ValueError(f"{wrong} reads back as {_kind(told.get(wrong))}, not {_kind(leaves.get(wrong))}")
+    ends = np.cumsum([np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in found]) // READ_BACK
+    for part in np.unique(ends) if values else ():
+        chosen = [leaf if end == part else ocp.PLACEHOLDER for leaf, end in zip(found, ends, strict=True)]
+        some = jax.tree.unflatten(tree, chosen)
+        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), some)
+        arrays.restore(step / "state", args=ocp.args.PyTreeRestore(item=some, restore_args=as_numpy))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -51,7 +51,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
         source = open_source(recipe.data)
         text = write_text_model(recipe, source, workdir)
         metadata = _metadata(recipe, tokenizer, text)
-        found = {"files": fingerprint(recipe.data.path), "count": len(source), "windows": _lengths(recipe)}
+        found = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
         check_same(metadata | found)
         parts = [workdir / "tokens.parts" / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
         _write_parts(recipe, tokenizer, source, parts, metadata | found)

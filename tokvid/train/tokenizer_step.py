@@ -24,7 +24,7 @@ from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
 from tokvid.tokenizer.perceptual import Perceptual
-from tokvid.tokenizer.quantizers import codes_of
+from tokvid.tokenizer.quantizers import channels, codes_of
 from tokvid.train.state import Metrics
 from tokvid.types import VideoBatch
 
@@ -119,7 +119,8 @@ class TokenizerTask:
         data, c = self.recipe.data, self.config
         frames = latent_shape(c, data.frames, *data.size).frames
         parts = ("encoder", "decoder")
-        clip, image = (sum(tokenizer_flops(c, part, many, many) for part in parts) for many in (frames, 1))
+        width = channels(c)
+        clip, image = (sum(tokenizer_flops(c, part, many, many, width) for part in parts) for many in (frames, 1))
         return TRAINING * (clip + data.images * image)
 
     def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
@@ -157,7 +158,7 @@ class TokenizerTask:
             "tokenizer": computed(self.config),
             "adversary": to_dict(self.recipe.adversary) if self.recipe.adversary.weight else None,
             "text_model": self.text.fingerprint if self.text else None,
-            "data": describe_data(self.recipe.data) | {"files": fingerprint(self.recipe.data.path)},
+            "data": describe_data(self.recipe.data) | {"files": fingerprint(self.recipe.data)},
         }
 
 

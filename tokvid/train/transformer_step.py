@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import Recipe, computed, to_dict
+from tokvid.config import DataConfig, Recipe, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, window_flops, windows_in_a_row
 from tokvid.input_pipeline.datasets import fingerprint
@@ -125,5 +125,5 @@ class TransformerTask:
             "tokenizer": self.about["tokenizer"],
             "text_model": self.about["text_model"],
             "data": self.about["data"],
-            "tokens": self.about["tokens"] | {"files": fingerprint(self.cache)},
+            "tokens": self.about["tokens"] | {"files": fingerprint(DataConfig(source="records", path=str(self.cache)))},
         }
