@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.evaluate.generation import Settings
+from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.files import Outputs, write_json
 from tokvid.sampling.methods import GUIDANCE, Sampling

@@ -48,7 +48,9 @@ def test_transformer(subcodes):
         vocabulary=32, text_vocabulary=300, text_length=9, latent=(2, 3, 5), width=16, layers=1, heads=2, kv_heads=2,
         mlp=8, subcodes=subcodes, head_width=24,
     )  # fmt: skip
-    batch = token_batch(np.zeros((1, 2, 3, 5, subcodes), np.int32), *np.zeros((2, 1), np.float32), np.zeros((1, 9), np.int32))
+    batch = token_batch(
+        np.zeros((1, 2, 3, 5, subcodes), np.int32), *np.zeros((2, 1), np.float32), np.zeros((1, 9), np.int32)
+    )
 
     def scores(model, batch):
         sequence = sequence_of(config, batch)

@@ -110,16 +110,23 @@ def parser() -> argparse.ArgumentParser:
     plan.epilog = f"Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments. {plan.epilog}"
 
     evaluate = commands.add_parser("evaluate", help="figures of what the weights are worth")
-    evaluate.add_argument("what", choices=("shapes", "reconstruction", "interpolation"))
+    evaluate.add_argument("what", choices=("shapes", "reconstruction", "interpolation", "generation"))
     evaluate.add_argument("--samples", type=int, default=128)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--guidance", type=float, default=3.0)
     _sampling(evaluate)
-    evaluate.add_argument("--fps", type=float, nargs="+", default=[], help="shapes: rates (default: those trained on)")
+    evaluate.add_argument(
+        "--fps",
+        type=float,
+        nargs="+",
+        default=[],
+        help="shapes: rates (default: those trained on); generation: one rate",
+    )
+    evaluate.add_argument("--seconds", type=float, default=3.0, help="generation: length of the clips (default 3)")
     evaluate.add_argument("--factor", type=int, default=2, help="interpolation: how many frames of one (default 2)")
     evaluate.add_argument("--data", type=_given, help="clips: a dataset folder (default: the data trained on)")
     evaluate.add_argument(
-        "--features", default="random-convolutions", help="reconstruction: what distances look at; a name or a .py file"
+        "--features", default="random-convolutions", help="what distances look at; a name or a .py file"
     )
     sheet = "draw some clips there (not of shapes)"
     evaluate.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), metavar="PNG", help=sheet)

@@ -300,7 +300,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """Figures of the weights, printed and written."""
     from tokvid import weights
     from tokvid.config import DataConfig, from_dict
-    from tokvid.evaluate.generation import Settings
+    from tokvid.evaluate.batches import Settings
+    from tokvid.evaluate.generation import Request, evaluate_generation
     from tokvid.evaluate.interpolation import evaluate_interpolation
     from tokvid.evaluate.reconstruction import evaluate_reconstruction
     from tokvid.evaluate.shapes import evaluate_shapes
@@ -331,7 +332,11 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.data is not None:
             source = "records" if (options.data / "dataset.json").is_file() else "folder"
             data = dataclasses.replace(data, source=source, path=str(options.data), held_out=0)
-        if options.what == "interpolation":
+        if options.what == "generation":
+            models, fps = load_models(options.weights), options.fps[0] if options.fps else sorted(data.fps)[-1]
+            request = Request(options.samples, options.seconds, fps, options.seed)
+            figures = evaluate_generation(models, data, request, load_features(options.features), settings, show)
+        elif options.what == "interpolation":
             models = load_models(options.weights)
             figures = evaluate_interpolation(
                 models, data, options.samples, options.factor, options.seed, settings, show
@@ -479,7 +484,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
     from flax import nnx
 
     from tokvid import weights
-    from tokvid.evaluate.generation import Settings, generate_batch
+    from tokvid.evaluate.batches import Settings, generate_batch
     from tokvid.input_pipeline.records import RecordSource
     from tokvid.media import contact_sheet, write_video
     from tokvid.sampling.stream import Models, frames_of

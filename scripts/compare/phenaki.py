@@ -37,7 +37,7 @@ from phenaki_pytorch import CViViT as PhenakiCViViT
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
-from tokvid.evaluate.generation import through
+from tokvid.evaluate.batches import through
 from tokvid.files import Outputs, write_json
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.metrics.video import psnr, ssim

@@ -1,66 +1,213 @@
-"""Videos made in batches, for measuring them."""
+"""Generated videos beside real ones, on the held-out part of any dataset: `tokvid evaluate generation`."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokvid.sampling.levels import Scheme, rates_of, videos
-from tokvid.sampling.methods import GUIDANCE, Sampling
-from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, latent_frames_for
-from tokvid.weights import Loaded
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean
+from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks
+from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
+from tokvid.metrics.features import Features
+from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
+from tokvid.progress import progress
+from tokvid.sampling.levels import rates_of, videos
+from tokvid.sampling.stream import Models, Prompt, StreamEncoder, frames_of, latent_frames_for
 
-BATCH = 32
-EVALUATION_SEED = 1_000_003  # far from any training seed
+MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # how many latent frames of a clip are given
+TRAINING_CLIPS = 256  # among which the nearest is looked for
+
+
+class Clips(NamedTuple):
+    """Real clips (B, T, H, W, 3), their captions, and their tokens."""
+
+    truth: np.ndarray
+    captions: list[str]
+    tokens: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How the evaluated videos are sampled."""
+class Request:
+    """What is asked of the models: clips of `seconds` at `fps`, for how many held-out captions."""
 
-    guidance: float = GUIDANCE
-    keep: int = 2
-    scheme: Scheme | None = None
-    sampling: Sampling = Sampling()
+    samples: int
+    seconds: float
+    fps: float
+    seed: int
+
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+        return 1 + round(self.seconds * self.fps)
 
 
-def generate_batch(
-    models: Models, fps: float, parts: Sequence[tuple[float, Sequence[str]]], seeds_B: np.ndarray, settings: Settings
-) -> np.ndarray:
-    """Many videos at once, alike in rate and lengths. Each part: its seconds, and a prompt for each video.
+def evaluate_generation(
+    models: Models,
+    data: DataConfig,
+    request: Request,
+    features: Features,
+    settings: Settings = Settings(),
+    show: Callable[..., object] = lambda rows, **how: None,
+) -> dict[str, Any]:
+    """Videos generated from the captions of held-out clips, beside these clips.
 
-    Returns uint8 (B, T, H, W, 3).
+    For each of MODES: Fréchet and kernel distances by `features` (beside those of one half of the truth from the
+    other); for each second PSNR and SSIM against the true clip, and the distance of features from its, beside repeating
+    the last frame given; the energy of motion over the truth's; diversity, how much two seeds differ over how much two
+    true clips do; copying, the distance to the nearest training clip over the same of the truth (near 0: copied).
+    Once: bits per pixel of the true clips, and how often the true caption makes its clip likelier than the captions of
+    others do. `show` gets the first clips, as what `contact_sheet` takes. UserError where there are fewer than 4 clips.
     """
-    batch, length = len(seeds_B), models.transformer.config.text_length
-    guidance_B = np.full(batch, settings.guidance, np.float32)
-    prompts, start = [], 0.0
-    for seconds, texts in parts:
-        text_BL = np.stack([models.text.encode(text, length) for text in texts])
-        prompts.append(Prompt(start, text_BL, np.full_like(text_BL, -1), seeds_B, guidance_B, guidance_B))
-        start += seconds
-    frames = round(start * fps)
+    if request.samples < 4 or min(data.size) < LEAST_FOR_SSIM or request.frames < 2:
+        raise UserError(
+            f"need 4 or more samples of 2 or more frames of {LEAST_FOR_SSIM} pixels or more, got {request.samples} of "
+            f"{request.frames} frames of {data.size}"
+        )
+    rng = np.random.default_rng([EVALUATION_SEED, request.seed])
+    wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
+    training = [clip_THWC for clip_THWC, _ in some_clips(wanted, "train", TRAINING_CLIPS, rng)]
+    modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
+    seen: dict[str, list[np.ndarray]] = collections.defaultdict(list)  # features by what they are of
+    scores: dict[str, list[float]] = collections.defaultdict(list)
+    rows: list[tuple[np.ndarray, str]] = []
+    with progress("evaluate generation", request.samples, "clips") as advance:
+        for number, clips in enumerate(_batches(models, wanted, request.samples, rng)):
+            better_B, nats_B = caption_ranks(models, clips.tokens, request.fps, clips.captions, 0, rng)
+            scores["retrieved"] += (better_B == 0).tolist()
+            scores["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
+            seen["truth"].append(features.extract(clips.truth))
+            made = {}
+            for name, known in modes.items():
+                seeds = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(2 * len(nats_B))
+                made[name], again = (
+                    _made(models, clips, known, request.fps, settings, half) for half in np.split(seeds, 2)
+                )
+                seen[name].append(features.extract(made[name]))
+                seen[f"{name} again"].append(features.extract(again))
+                given = _given(models, known)
+                if given:
+                    seen[f"{name} repeated"].append(features.extract(_repeated(clips.truth, given)))
+                for truth_THWC, made_THWC in zip(clips.truth, made[name], strict=True):
+                    _compare(scores, name, truth_THWC, made_THWC, given, request.fps)
+            for index, caption in enumerate(clips.captions[: SHOWN - len(rows) // (1 + len(modes))]):
+                rows.append((clips.truth[index], f"truth: {caption}"))
+                rows += [(made[name][index], name.replace("_", " ")) for name in modes]
+            advance(len(nats_B))
+    if len(scores["retrieved"]) < 4:
+        raise UserError(
+            f"only {len(scores['retrieved'])} videos have {request.frames} frames at {request.fps:g} fps and one "
+            "caption; 4 are needed: use a shorter --seconds, or other --data"
+        )
+    show([video for video, _ in rows], captions=[caption for _, caption in rows])
+    sets = {name: np.concatenate(parts) for name, parts in seen.items()}
+    training_ND = features.extract(np.stack(training)) if training else None
+    halves = np.array_split(sets["truth"], 2)
+    return {
+        **{name: _figures(scores, sets, name, training_ND) for name in modes},
+        "frechet_real_halves": frechet_distance(*halves),
+        "kernel_real_halves": kernel_distance(*halves),
+        "bits_per_pixel": mean(scores["bits_per_pixel"]),
+        "caption_retrieval": mean(scores["retrieved"]),
+        "caption_retrieval_chance": 1 / CANDIDATES,
+        "features": f"{features.name} {features.mark}",
+        "split": split_of(data),
+        **dataclasses.asdict(request),
+        "samples": len(scores["retrieved"]),
+        "weights": models.mark,
+    }
+
+
+def _given(models: Models, latent_frames: int) -> int:
+    """How many frames so many latent frames are."""
+    return frames_of(latent_frames, models.tokenizer.config.temporal_patch)
+
+
+def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Generator) -> Iterator[Clips]:
+    """Held-out clips with one caption each."""
+    every = some_clips(data, split_of(data), 4 * samples, rng)
+    told_once = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
+    pairs = itertools.islice(told_once, samples)
+    while some := list(itertools.islice(pairs, BATCH)):
+        truth = np.stack([clip_THWC for clip_THWC, _ in some])
+        spare = -(truth.shape[1] - 1) % models.tokenizer.config.temporal_patch
+        padded = np.concatenate([truth, np.repeat(truth[:, -1:], spare, axis=1)], axis=1)
+        yield Clips(
+            truth, [text for _, text in some], StreamEncoder(models.tokenizer, len(some), data.size).feed(padded)
+        )
+
+
+def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray) -> np.ndarray:
+    """Videos of the clips' captions that begin with their first `known` latent frames."""
+    count, frames = clips.truth.shape[:2]
+    text_BL = np.stack([models.text.encode(text, models.transformer.config.text_length) for text in clips.captions])
+    scale_B = np.full(count, settings.guidance, np.float32)
     made = videos(
         models,
-        prompts,
-        rates_of(models, fps, settings.scheme),
+        [Prompt(0.0, text_BL, np.full_like(text_BL, -1), seeds_B, scale_B, scale_B)],
+        rates_of(models, fps, settings.scheme) if known < 2 else [fps],
         latent_frames_for(frames, models.tokenizer.config.temporal_patch),
         keep=settings.keep,
         method=settings.sampling,
-        given_BTHWQ=models.no_tokens(batch),
-        reencode=settings.scheme == "re-encoding",
+        given_BTHWQ=clips.tokens[:, :known],
     )
     return np.concatenate(list(made), axis=1)[:, :frames]
 
 
-def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clips encoded and decoded, and their tokens. The last latent frame is filled up with the last frame."""
-    B, T, height, width, _ = video_BTHWC.shape
-    spare = -(T - 1) % tokenizer.config.temporal_patch
-    padded = np.concatenate([video_BTHWC, np.repeat(video_BTHWC[:, -1:], spare, axis=1)], axis=1)
-    ids = StreamEncoder(tokenizer, B, (height, width)).feed(padded)
-    return StreamDecoder(tokenizer, B, ids.shape[2], ids.shape[3]).feed(ids)[:, :T], ids
+def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:
+    """The truth with every frame after the `given` first ones replaced by the last of these."""
+    return truth_BTHWC[:, np.minimum(np.arange(truth_BTHWC.shape[1]), given - 1)]
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """JSON has no NaN: of nothing, there is no mean."""
-    return float(np.mean(values)) if values else None
+def _compare(
+    scores: dict[str, list[float]], name: str, truth_THWC: np.ndarray, made_THWC: np.ndarray, given: int, fps: float
+) -> None:
+    """Adds the figures of one clip whose first `given` frames were given."""
+    others = {"": made_THWC}
+    if given:
+        others["repeat_"] = _repeated(truth_THWC[None], given)[0]
+    for second in range(int(np.ceil((len(truth_THWC) - given) / fps))):
+        part = slice(given + round(second * fps), given + round((second + 1) * fps))
+        for kind, video_THWC in others.items():
+            scores[f"{name} {kind}psnr_{second + 1}s"].append(min(psnr(truth_THWC[part], video_THWC[part]), 100.0))
+            scores[f"{name} {kind}ssim_{second + 1}s"].append(ssim(truth_THWC[part], video_THWC[part]))
+    for kind, video_THWC in (("made", made_THWC), ("true", truth_THWC)):
+        change = np.abs(np.diff(video_THWC.astype(np.float32), axis=0)).mean()
+        scores[f"{name} motion {kind}"].append(float(change))
+
+
+def _figures(
+    scores: dict[str, list[float]], sets: dict[str, np.ndarray], name: str, training_ND: np.ndarray | None
+) -> dict[str, float | None]:
+    """Of one mode. Single videos are compared by features in units of the truth's standard deviations."""
+    truth_ND, made_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
+
+    def apart(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean(np.square((a_ND - b_ND) / scale_D), axis=-1))
+
+    motion = [sum(scores[f"{name} motion {kind}"]) for kind in ("made", "true")]
+    figures = {
+        "frechet": frechet_distance(truth_ND, made_ND),
+        "kernel": kernel_distance(truth_ND, made_ND),
+        "distance": float(apart(truth_ND, made_ND).mean()),
+        "motion": motion[0] / max(motion[1], 1e-9),
+        "diversity": float(
+            apart(made_ND, sets[f"{name} again"]).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
+        ),
+        **{
+            key.removeprefix(f"{name} "): mean(values)
+            for key, values in scores.items()
+            if key.startswith(name) and "motion" not in key
+        },
+    }
+    if (repeated_ND := sets.get(f"{name} repeated")) is not None:
+        figures["repeat_frechet"] = frechet_distance(truth_ND, repeated_ND)
+        figures["repeat_distance"] = float(apart(truth_ND, repeated_ND).mean())
+    if training_ND is not None:
+        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (made_ND, truth_ND)]
+        figures["copying"] = float(nearest[0] / nearest[1])
+    return figures

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
-from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, Settings, mean, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, through
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
 from tokvid.metrics.attributes import read_attributes, wrap
 from tokvid.metrics.video import psnr

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
-from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, through
 from tokvid.input_pipeline.datasets import captions_within, open_source, usable_rates
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.evaluate.generation import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, through
 from tokvid.input_pipeline.shapes import LANGUAGES, ShapesDataset, ShapesStory, language_of, render
 from tokvid.metrics.attributes import ShapeReading, read_attributes, score
 from tokvid.metrics.video import seam_ratio

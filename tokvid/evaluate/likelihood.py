@@ -1,0 +1,73 @@
+"""Exact likelihood of real videos, which an autoregressive model has: bits per pixel, and which caption fits best."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokvid.nn.attention import NEVER
+from tokvid.sampling.stream import Models, window_ends
+from tokvid.transformer.model import sequence_of
+from tokvid.types import TokenBatch, token_batch
+
+CANDIDATES = 16  # captions among which the true one is to be found
+
+
+def log_likelihood(
+    models: Models, tokens_BTHWQ: np.ndarray, fps: float, captions: Sequence[str], known: int = 0, keep: int = 2
+) -> np.ndarray:
+    """Nats (B,) of each video's tokens behind the first `known` latent frames, under its caption, token by token.
+
+    Long videos go through window after window, as they are sampled: each after the last `keep` latent frames before it.
+    """
+    config = models.transformer.config
+    batch, end = tokens_BTHWQ.shape[:2]
+    text_BL = np.stack([models.text.encode(caption, config.text_length) for caption in captions])
+    total_B, first = np.zeros(batch), known
+    for last in window_ends(known, end, config.latent[0], keep):
+        start = first - min(keep, first)
+        window = np.full((batch, config.latent[0], *tokens_BTHWQ.shape[2:]), -1, np.int32)
+        window[:, : last - start] = tokens_BTHWQ[:, start:last]
+        given_T = np.arange(config.latent[0]) < first - start
+        request = token_batch(
+            window,
+            np.full(batch, start, np.int32),
+            np.full(batch, fps, np.float32),
+            text_BL,
+            np.broadcast_to(given_T, (batch, len(given_T))),
+        )
+        total_B += np.asarray(_window(models.transformer.graph, models.transformer.params, request), np.float64)
+        first = last
+    return total_B
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _window(graph: nnx.GraphDef, params: nnx.State, batch: TokenBatch) -> jax.Array:
+    """Nats (B,) of the generated tokens of windows; there are none where tokens are -1."""
+    model = nnx.merge(graph, params)
+    sequence, video = sequence_of(model.config, batch), batch.tokens[0, ..., 0].size
+    scores = model.head.scores(model(sequence)[:, -video:], sequence.target[:, -video:])
+    asked_BL = sequence.generated[:, -video:] & (sequence.block[:, -video:] != NEVER)
+    return jnp.sum(jnp.where(asked_BL, scores.log_likelihood, 0), axis=1)
+
+
+def caption_ranks(
+    models: Models, tokens_BTHWQ: np.ndarray, fps: float, captions: Sequence[str], known: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each video: how many of CANDIDATES - 1 other captions make it likelier than its own, and nats under its own.
+
+    The others are drawn from the captions given that differ from its own; where there are fewer, all of them.
+    """
+    own_B = log_likelihood(models, tokens_BTHWQ, fps, captions, known)
+    others = [sorted({other for other in captions if other != caption}) for caption in captions]
+    drawn = [rng.permutation(each)[: CANDIDATES - 1].tolist() for each in others]
+    better_B = np.zeros(len(captions), int)
+    for number in range(max(map(len, drawn), default=0)):
+        instead = [
+            each[number] if number < len(each) else caption for each, caption in zip(drawn, captions, strict=True)
+        ]
+        better_B += log_likelihood(models, tokens_BTHWQ, fps, instead, known) > own_B
+    return better_B, own_B
