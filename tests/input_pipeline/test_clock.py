@@ -121,10 +121,11 @@ def test_stamps_that_are_repeated(tmp_path):
     assert not probe(tmp_path / "v.mkv").warnings
 
 
-def test_what_an_avi_leaves_out_takes_time(tmp_path):
+@pytest.mark.parametrize("codec,options", [("mpeg4", {"bf": "0"}), ("mpeg4", {"bf": "2"}), ("libx264", B_FRAMES)])
+def test_what_an_avi_leaves_out_takes_time(tmp_path, codec, options):
     """Between frames that are further apart than its rate, an AVI has empty chunks."""
     places = [*range(16), *range(16, 80, 2)]
-    mux(tmp_path / "v.avi", places, "mpeg4", {"bf": "0", "g": "12"}, base=8)
+    mux(tmp_path / "v.avi", places, codec, {"g": "12", **options}, base=8)
     assert numbers(stream_frames(tmp_path / "v.avi")) == EVERY
     shown = [int(np.searchsorted(places, i, side="right")) - 1 for i in range(79)]
     assert numbers(stream_frames(tmp_path / "v.avi", fps=8)) == shown
@@ -254,6 +255,8 @@ def test_times_of_steady_rates():
     assert steady_times([0, 0.12, 0.24, 0.36], 0.01, 4) == [0, 0.125, 0.25, 0.375]  # half of the rate
     assert steady_times([0, 0.11, 0.6, 0.8, 0.87], 0.01, 8) is None
     assert steady_rate([0, 0.12, 1.0, 1.13], 0.01, 3.5) == 8
+    assert steady_rate([i / 29.97 for i in range(8)], 0.001, 29.97) == 29.97
+    assert steady_rate([0, 0.03, 0.07, 0.1, 0.13], 0.01, 30.3, rounded=True) == 30
     assert steady_rate([i / 24 for i in range(12)] + [0.5 + i / 4 for i in range(12)], 0.001, 6.86) == 24
     assert steady_rate([i * 1.001 / 30 for i in range(40)], 0.001, 30 / 1.001) == 30 / 1.001
     assert steady_rate([0, 0.0413, 0.1177, 0.1431, 0.2009], 0.001, 20) == pytest.approx(1 / 0.0254)

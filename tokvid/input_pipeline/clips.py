@@ -93,7 +93,9 @@ def probe(source: Source, *, full: bool = False) -> VideoInfo:
     fps = count / look.end if look.end > 0 else look.declared
     if look.declared and abs(fps / look.declared - 1) < 0.02:  # the exact fraction, once it is seen to be true
         fps = look.declared
-    rate = steady_rate(look.starts, max(video.tick, 1e-3), fps) if count > 1 else fps
+    rate = fps
+    if count > 1 and fps > 0:
+        rate = steady_rate(look.starts, video.unit or max(video.tick, 1e-3), fps, video.unit is not None)
     return VideoInfo(width, height, fps, look.end, count, tuple(look.warnings), rate)
 
 

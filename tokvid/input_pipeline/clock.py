@@ -100,13 +100,9 @@ class Clock:
             stamp = (self._last if self._last is not None else self.end) + self.usual
         else:
             stamp = self._waiting[number][0]
-            if (
-                not self.counted
-                and self.depth
-                and not self.reordered
-                and stamp > min(s for s, _ in self._waiting.values())
-            ):
-                self.counted, self._due = True, sorted(s for s, _ in self._waiting.values())
+            if self.depth and not (self.counted or self.reordered):
+                self._due = sorted(waiting for waiting, _ in self._waiting.values())
+                self.counted = stamp > self._due[0]
             stamp, lost = self._next(frame) if self.counted else self._own(stamp)
             self.skipped -= number in self._leads
             self._waiting.pop(number, None)
@@ -187,18 +183,20 @@ def steady_times(starts: Sequence[float], unit: float, fps: float) -> list[float
     return None
 
 
-def steady_rate(starts: Sequence[float], unit: float, mean: float) -> float:
+def steady_rate(starts: Sequence[float], unit: float, mean: float, rounded: bool = False) -> float:
     """A rate at which frames that start at these seconds are all shown, each at its time: frames a second.
 
     The `mean` rate, or a whole one, or one of television's, if a frame of it begins wherever one of these does (to
     within `unit` seconds). If there is none, a rate as high as the frames come close together, but for a few of them.
+    Where durations are `rounded`, the mean is too, and a whole rate near it is taken first.
     """
     places = np.asarray(starts) - starts[0]
     gaps = np.sort(np.diff(places))
     close = float(1 / max(gaps[int(OF_A_KIND * len(gaps))], 1 / HIGHEST))
     whole = [float(n) for n in range(1, 1 + round(min(2 * close, HIGHEST)))]
     near = [rate for rate in whole if abs(rate / mean - 1) < 0.015]
-    for rate in [*near, mean, *whole, *(rate * 1000 / 1001 for rate in whole)]:
+    likely = [*near, mean] if rounded else [mean]
+    for rate in [*likely, *whole, *(rate * 1000 / 1001 for rate in whole)]:
         frames = np.rint(places * rate)
         if (np.abs(places - frames / rate) <= 1.001 * unit).all() and (np.diff(frames) > 0).all():
             return rate

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ CODECS = "h264,hevc,libdav1d,av1,vp8,vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,a
 SOUND = "aac,mp3float,mp3,opus,vorbis,flac,ac3,eac3,pcm_s16le"
 ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif", "apng")  # every packet is one frame that is shown
 ROUNDED = {"gif": 1e-2, "apng": 1e-3}  # seconds to which these round how long a frame lasts
+PACKED = rb"DivX\d+(b|Build)\d+p"  # in the headers of MPEG-4 with two frames in a packet
 NEAR_A_JOIN = 4  # packets: FFmpeg marks one of the last before a join of recordings as damaged
 IMAGES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}  # first bytes: Pillow's name
 KINDS = "mp4, mov, mkv, webm, avi, ts, flv, gif, png, jpg, bmp, webp"
@@ -226,8 +228,8 @@ class VideoFile:
             depth=context.reorder_depth,
             whole=context.name in ONE_TO_ONE,
         )
-        # In AVI, a packet that holds two MPEG-4 frames is followed by an empty one, which not all writers count.
-        self.clock.even = self.clock.avi and context.name == "mpeg4" and context.reorder_depth > 0
+        # Where a packet holds two frames, an empty one follows, and not all programs give that a place of its own.
+        self.clock.even = self.clock.avi and bool(re.search(PACKED, context.extradata or b""))
         self._packets = self._demux()
         self._number = 0  # of the packet that came last
         self.reach, self.read = 0.0, 0  # how far the packets of all streams reach, in seconds and in bytes

@@ -37,7 +37,8 @@ class WebP:
 
     def __init__(self, source: Source, fps: float | None = None):
         self.source, self.name, self.fps = source, name_of(source), fps
-        self.tick, self.epsilon = UNIT, UNIT / 2
+        self.tick = self.unit = UNIT
+        self.epsilon = UNIT / 2
         try:
             self.image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=("WEBP",))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
