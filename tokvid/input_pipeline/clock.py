@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-REFERENCES = (1, 2)  # frame types I and P: all packets before theirs are shown before them
+B_FRAME = 3  # FFmpeg's number for the type
 JUMP = 10.0  # seconds: a longer gap in a transport stream is where two recordings were joined, as FFmpeg has it too
 HIGHEST = 240  # frames a second that are looked for
 OF_A_KIND = 0.05  # of the distances between frames may be shorter than those of the rate that keeps them
@@ -100,7 +100,8 @@ class Clock:
             stamp = (self._last if self._last is not None else self.end) + self.usual
         else:
             stamp = self._waiting[number][0]
-            if self.depth and not (self.counted or self.reordered):
+            # Only a B-frame comes out before one that went in earlier; before any other, one was lost.
+            if self.depth and frame.pict_type == B_FRAME and not (self.counted or self.reordered):
                 self._due = sorted(waiting for waiting, _ in self._waiting.values())
                 self.counted = stamp > self._due[0]
             stamp, lost = self._next(frame) if self.counted else self._own(stamp)
@@ -120,10 +121,14 @@ class Clock:
 
     def _next(self, frame: Any) -> tuple[int, int | None]:
         lost = None
-        if frame.key_frame or (not self.whole and int(frame.pict_type) in REFERENCES):
-            for number in [number for number in self._waiting if number < frame.pts]:
+        if frame.pict_type != B_FRAME:  # all packets before its own are shown before it
+            before = [number for number in self._waiting if number < frame.pts]
+            cut = before == list(range(1, 1 + len(before)))  # these refer to frames before the file's first
+            for number in before:
                 stamp, whole = self._waiting.pop(number)
-                if whole:
+                if whole and cut:
+                    self.skipped += 1
+                elif whole:
                     lost = stamp
                 elif stamp in self._due:  # an empty frame: the one before it stays
                     self._due.remove(stamp)
