@@ -59,6 +59,18 @@ def test_the_file_says_what_its_colours_mean(tmp_path):
         )
 
 
+def test_a_still_in_a_gif_may_last_longer_than_a_frame_can(tmp_path):
+    video = moving(2)
+    write_video(tmp_path / "v.gif", [*video[:1].repeat(1400, 0), video[1]], 1)
+    assert probe(tmp_path / "v.gif").seconds == pytest.approx(1401)
+    shown = list(stream_frames(tmp_path / "v.gif", fps=0.01))
+    assert len(shown) == 15 and all((frame == shown[0]).all() for frame in shown[:14])
+    last = list(stream_frames(tmp_path / "v.gif"))[-1]
+    assert psnr(video[1:], last[None]) > 33
+    write_video(tmp_path / "slow.gif", video, 100 / 65535)
+    assert probe(tmp_path / "slow.gif").seconds == pytest.approx(1310, abs=1)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_failure_leaves_what_was_there(tmp_path, suffix):
     path = tmp_path / f"v{suffix}"
@@ -87,6 +99,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").write_text("")
     cases = [("v.avi", 8, ".mp4 or .gif"), ("v", 8, ".mp4 or .gif"), ("v.mp4", 0, "fps"), ("v.gif", 60, "50")]
+    cases += [("v.gif", 0.0015, r"allowed for \.gif are 0\.00153 to 50"), ("v.mp4", 0.0009, r"are 0\.000999 to 1000")]
     cases += [
         ("v.mp4", float("nan"), "fps"),
         ("folder.mp4", 8, "is a folder"),

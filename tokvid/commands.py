@@ -138,10 +138,10 @@ def interpolate(options: argparse.Namespace) -> None:
     from tokvid.sampling.story import Segment, Story
     from tokvid.sampling.stream import load_models
 
-    fps = (probe(options.video).fps or 1.0) if options.fps is None else options.fps
+    fps = (probe(options.video).rate or 1.0) if options.fps is None else options.fps
     models = load_models(options.weights)
     told = _with_options(Story((Segment(options.prompt),), fps), options)
-    frames = stream_frames(options.video, fps=options.fps, size=models.size)
+    frames = stream_frames(options.video, fps=fps, size=models.size)
     count, made = edits.interpolate(models, told, frames, options.factor)
     write(made, [options.out], fps * options.factor, count, models.size, scale=options.scale, sheet=options.sheet)
     print(f"{options.out}: {count} frames at {fps * options.factor:g} fps")
@@ -177,8 +177,8 @@ def reconstruct(options: argparse.Namespace) -> None:
     size = tuple(options.size or tokenizer.config.size)
     _, rows, columns = latent_shape(tokenizer.config, 1, *size)
     encoder, decoder = StreamEncoder(tokenizer, 1, size), StreamDecoder(tokenizer, 1, rows, columns)
-    fps = probe(options.file).fps or 1.0 if options.fps is None else options.fps  # an image has no rate
-    frames = stream_frames(options.file, fps=options.fps, size=size, fit=options.fit)
+    fps = probe(options.file).rate or 1.0 if options.fps is None else options.fps  # an image has no rate
+    frames = stream_frames(options.file, fps=fps, size=size, fit=options.fit)
     psnrs: list[float] = []
     ssims: list[float] = []
     waiting: list[np.ndarray] = []

@@ -27,7 +27,10 @@ from av.video.reformatter import (
 from tokvid.errors import UserError
 from tokvid.files import IMAGE_SUFFIXES, SHEET_SUFFIXES, VIDEO_SUFFIXES, atomic, check_output, check_suffix
 
-GIF_FPS = 50  # viewers slow down a GIF that has shorter delays
+LONGEST_DELAY = 65535  # of a GIF's frame, in hundredths of a second
+# Frames a second: .mp4 is written at fractions with a denominator of at most 1001; viewers slow down a GIF that has
+# shorter delays.
+RATES = {".mp4": (1 / 1001, 1000), ".gif": (100 / LONGEST_DELAY, 50)}
 GAP = 4  # pixels between the parts of a contact sheet
 CELL = 128  # a contact sheet's frames are scaled up to at least about this many pixels
 
@@ -68,10 +71,12 @@ class VideoWriter:
         self.path = Path(path)
         check_suffix(path, *VIDEO_SUFFIXES)
         self.suffix = self.path.suffix.lower()
-        highest = GIF_FPS if self.suffix == ".gif" else 1000
-        if not 0 < fps <= highest:
-            raise UserError(f"cannot write {path} at {fps} fps: allowed for {self.suffix} are above 0 to {highest}")
-        self.fps = fractions.Fraction(fps).limit_denominator(1001) or fractions.Fraction(1, 1001)
+        lowest, highest = RATES[self.suffix]
+        if not lowest <= fps <= highest:
+            raise UserError(
+                f"cannot write {path} at {fps} fps: allowed for {self.suffix} are {lowest:.3g} to {highest}"
+            )
+        self.fps = fractions.Fraction(fps).limit_denominator(1001)
         self.size = tuple(size) if size is not None else None
         self.frames = 0
         self._gif: list[PIL.Image.Image] = []
@@ -143,8 +148,8 @@ class VideoWriter:
         # ms).
         ends = [round(100 * (i + 1) / self.fps) for i in range(self.frames)]
         delays = [10 * (end - begin) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-        first, *rest = self._gif
-        first.save(self._temporary, "GIF", save_all=True, append_images=rest, duration=delays, loop=0)
+        images, delays = _lasting(self._gif, delays)
+        images[0].save(self._temporary, "GIF", save_all=True, append_images=images[1:], duration=delays, loop=0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -153,6 +158,24 @@ class VideoWriter:
             if error is not None:
                 raise error
             self._finish()
+
+
+def _lasting(images: list[PIL.Image.Image], delays: list[int]) -> tuple[list[PIL.Image.Image], list[int]]:
+    """A GIF's frames, equal ones joined as Pillow joins them, but for no longer than a GIF can say: after that comes
+    a frame that changes nothing. Delays are milliseconds."""
+    shown, lasting = [images[0]], [delays[0]]
+    for before, image, delay in zip(images, images[1:], delays[1:], strict=False):
+        if before.convert("RGB").tobytes() != image.convert("RGB").tobytes():
+            shown.append(image)
+            lasting.append(delay)
+        elif lasting[-1] + delay <= 10 * LONGEST_DELAY:
+            lasting[-1] += delay
+        else:
+            clear = PIL.Image.new("P", image.size)
+            clear.info["transparency"] = 0
+            shown.append(image if "transparency" in shown[-1].info else clear)
+            lasting.append(delay)
+    return shown, lasting
 
 
 def write_video(path: str | Path, video_THWC: Iterable[np.ndarray], fps: float | fractions.Fraction) -> None:

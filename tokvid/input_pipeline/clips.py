@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tokvid.errors import UserError
+from tokvid.input_pipeline.clock import steady_rate
 from tokvid.input_pipeline.video_file import (
     MAX_CLIP_BYTES,
     MAX_SECONDS,
@@ -26,12 +27,14 @@ from tokvid.input_pipeline.video_file import (
     Fitter,
     Source,
     VideoFile,
-    is_image,
+    image_kind,
+    is_still,
     name_of,
     open_image,
     reason,
     shown_size,
 )
+from tokvid.input_pipeline.webp import WebP
 from tokvid.types import Caption
 
 __all__ = [
@@ -55,7 +58,8 @@ class VideoInfo:
     """What a video shows: size after rotation and in square pixels, mean frames a second, length in seconds.
 
     A still image has one frame, 0 fps and 0 seconds. `frames` counts what is in the file, not what its header
-    declares. `warnings` says what is wrong with a file that can be used in part.
+    declares. `rate` is one at which `stream_frames` gives all frames, each at its time: `fps` unless it varies.
+    `warnings` says what is wrong with a file that can be used in part.
     """
 
     width: int
@@ -64,6 +68,11 @@ class VideoInfo:
     seconds: float
     frames: int
     warnings: tuple[str, ...] = ()
+    rate: float = 0.0
+
+
+def _open(source: Source, fps: float | None = None) -> VideoFile | WebP:
+    return (WebP if image_kind(source) == "WEBP" else VideoFile)(source, fps)
 
 
 def probe(source: Source, *, full: bool = False) -> VideoInfo:
@@ -74,28 +83,20 @@ def probe(source: Source, *, full: bool = False) -> VideoInfo:
             file that is damaged or cut off later gives the length that is good, and a warning; damage inside
             of packets is found by `full` only.
     """
-    if is_image(source):
+    if is_still(source):
         frame = open_image(source)
         return VideoInfo(frame.width, frame.height, 0.0, 0.0, 1)
-    warning, end, count = "", None, 1
-    with VideoFile(source) as video:
-        frames = video.from_start()
-        _, first = next(frames)
-        height, width = shown_size(first, video.stream.sample_aspect_ratio)
-        try:
-            for _ in frames if full else video.packets():
-                count += 1
-            warning = video.shortfall()
-        except Damage as damage:
-            end = damage.time
-            warning = f"damaged at {end:.2f} s ({damage.reason}); only what is before can be used"
-        seconds = video.time(video.end) if end is None else end
-        count = count if full else max(video.shown, 1)
-        declared = float(video.stream.average_rate or video.stream.guessed_rate or 0)
-        fps = count / seconds if seconds > 0 else declared
-        if declared and abs(fps / declared - 1) < 0.02:  # the exact fraction, once it is seen to be true
-            fps = declared
-        return VideoInfo(width, height, fps, seconds, count, (warning,) if warning else ())
+    with _open(source) as video:
+        look = video.look(full)
+    height, width = shown_size(look.frame, video.aspect)
+    count = len(look.starts)
+    fps = count / look.end if look.end > 0 else look.declared
+    if look.declared and abs(fps / look.declared - 1) < 0.02:  # the exact fraction, once it is seen to be true
+        fps = look.declared
+    rate = fps
+    if count > 1 and fps > 0:
+        rate = steady_rate(look.starts, video.unit or max(video.tick, 1e-3), fps, video.unit is not None)
+    return VideoInfo(width, height, fps, look.end, count, tuple(look.warnings), rate)
 
 
 def _check_rate(fps: float) -> None:
@@ -125,15 +126,15 @@ def read_clip(
         )
     times = [start + i / fps for i in range(frames)]
     clip_THWC = np.empty((frames, *size, 3), np.uint8)
-    if is_image(source):
+    if is_still(source):
         if times[-1] > 0:
             raise UserError(
                 f"{name_of(source)} is a still image, asked for {frames} frames from {start:.2f} s; ask for 1 at 0 s"
             )
         clip_THWC[0] = Fitter(size, fit)(open_image(source))
         return clip_THWC
-    with VideoFile(source) as video:
-        fitter = Fitter(size, fit, video.stream.sample_aspect_ratio)
+    with _open(source, fps) as video:
+        fitter = Fitter(size, fit, video.aspect)
         shown, done = None, 0
 
         def show_until(time: float) -> int:
@@ -147,12 +148,12 @@ def read_clip(
 
         end = 0.0
         try:
-            for time, frame in video.from_time(start):
+            for now in video.from_time(start):
                 if shown is not None:
-                    done = show_until(time)
+                    done = show_until(now.begin)
                 if done == frames:
                     return clip_THWC
-                shown, end = frame, time + (frame.duration or video.frame_ticks()) * video.tick
+                shown, end = now.frame, now.end
         except Damage as damage:
             done = show_until(damage.time) if shown is not None else done
             if done < frames:
@@ -181,11 +182,11 @@ def stream_frames(
     """
     if fps is not None:
         _check_rate(fps)
-    if is_image(source):
+    if is_still(source):
         yield Fitter(size, fit)(open_image(source))
         return
-    with VideoFile(source) as video:
-        fitter = Fitter(size, fit, video.stream.sample_aspect_ratio)
+    with _open(source, fps) as video:
+        fitter = Fitter(size, fit, video.aspect)
         shown, end, done = None, 0.0, 0
 
         def until(time: float) -> Iterator[np.ndarray]:
@@ -200,14 +201,14 @@ def stream_frames(
                 yield image_HWC
 
         try:
-            for time, frame in video.from_start():
+            for now in video.from_start():
                 if fps is None:
-                    yield fitter(frame)
+                    yield fitter(now.frame)
                 else:
-                    yield from until(time)
-                shown, end = frame, time + (frame.duration or video.frame_ticks()) * video.tick
-            if video.shortfall():
-                log.warning("%s: %s", video.name, video.shortfall())
+                    yield from until(now.begin)
+                shown, end = now.frame, now.end
+            for fault in video.faults():
+                log.warning("%s: %s", video.name, fault)
         except Damage as damage:
             end = damage.time
             log.warning("%s", video.damaged(damage))

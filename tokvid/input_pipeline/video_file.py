@@ -8,9 +8,12 @@ tell all damage: a flipped bit may decode to another picture. Of 160 mutated H.2
 """
 
 import contextlib
+import dataclasses
+import functools
 import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +24,7 @@ import PIL.ImageOps
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from tokvid.errors import UserError, did_you_mean
+from tokvid.input_pipeline.clock import Clock, steady_times
 
 Source = str | Path | bytes
 Fit = Literal["crop", "letterbox"]
@@ -32,12 +36,15 @@ MAX_SECONDS = 24 * 3600.0
 MAX_CLIP_BYTES = 8 * 2**30  # of what `read_clip` returns
 
 # FFmpeg's names of what may be opened. Sound is never decoded, but looked at to tell the streams apart.
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,flv,gif"
-CODECS = "h264,hevc,libdav1d,av1,vp8,vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,prores,ffv1"
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,flv,gif,apng"
+CODECS = "h264,hevc,libdav1d,av1,vp8,vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,apng,prores,ffv1"
 SOUND = "aac,mp3float,mp3,opus,vorbis,flac,ac3,eac3,pcm_s16le"
-ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif")  # every packet is one frame that is shown
+ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif", "apng")  # every packet is one frame that is shown
+ROUNDED = {"gif": 1e-2, "apng": 1e-3}  # seconds to which these round how long a frame lasts
+PACKED = rb"DivX\d+(b|Build)\d+p"  # in the headers of MPEG-4 with two frames in a packet
+NEAR_A_JOIN = 4  # packets: FFmpeg marks one of the last before a join of recordings as damaged
 IMAGES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}  # first bytes: Pillow's name
-KINDS = "mp4, mov, mkv, webm, avi, ts, flv, gif, png, jpg, bmp"
+KINDS = "mp4, mov, mkv, webm, avi, ts, flv, gif, png, jpg, bmp, webp"
 
 OPTIONS = {
     "protocol_whitelist": "file",  # no network, and no `concat` of other files
@@ -63,14 +70,17 @@ class Damage(Exception):
         self.time, self.reason = time, reason
 
 
+def damaged(name: str, damage: Damage) -> DamagedVideo:
+    """What to tell who asked for what is damaged."""
+    return DamagedVideo(
+        f"{name} is damaged at {max(damage.time, 0):.2f} s ({damage.reason}); "
+        "use what is before, copy it again or remove it"
+    )
+
+
 def reason(error: Exception) -> str:
     """What an exception says, on one line."""
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-
-
-def _ticks(of: Any) -> int | None:
-    """When a packet or frame is shown, or decoded if the container knows no more."""
-    return of.pts if of.pts is not None else of.dts
 
 
 def name_of(source: Source) -> str:
@@ -78,7 +88,7 @@ def name_of(source: Source) -> str:
     return f"the video of {len(source)} bytes" if isinstance(source, bytes) else " ".join(str(source).split("\n"))
 
 
-def _head(source: Source) -> bytes:
+def head_of(source: Source) -> bytes:
     """The first bytes of a regular file that isn't too large; UserError otherwise. (A pipe would block.)"""
     name = name_of(source)
     if isinstance(source, bytes):
@@ -103,6 +113,10 @@ def _head(source: Source) -> bytes:
     return head
 
 
+def _file(source: Source) -> Any:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
 def _tail(source: Source) -> bytes:
     if isinstance(source, bytes):
         return source[-64:]
@@ -111,14 +125,64 @@ def _tail(source: Source) -> bytes:
         return file.read()
 
 
-class VideoFile:
-    """An open video: packets, and frames up to the first damage. Times are seconds since the first frame."""
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A frame, for Fitter, and from when to when it is shown, in seconds since the first frame."""
 
-    def __init__(self, source: Source):
-        self.name = name_of(source)
+    begin: float
+    end: float
+    frame: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What is in a video: its first frame, when all start, when the last ends, the rate declared, what is wrong."""
+
+    frame: Any
+    starts: list[float]
+    end: float
+    declared: float
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a video says when all of it was looked at: whether a seek leads where reading from the start does, and when
+    its frames start, in seconds and with the end of the last, where those times are rounded much."""
+
+    seekable: bool
+    starts: tuple[float, ...] = ()
+
+
+def survey(opener: Callable[[Source], Any], source: Source) -> Survey:
+    """Looks at all of a video that `opener` opens; once for every file."""
+    if isinstance(source, bytes):
+        return _survey(opener, source)
+    status = os.stat(source)
+    return _survey_once(opener, str(source), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _survey_once(opener: Callable[[Source], Any], path: str, changed: int, size: int) -> Survey:
+    return _survey(opener, path)
+
+
+def _survey(opener: Callable[[Source], Any], source: Source) -> Survey:
+    with opener(source) as video:
+        return video.survey()
+
+
+class VideoFile:
+    """An open video: packets, and frames up to the first damage. Times are seconds since the first frame.
+
+    With `fps`, times that the container has rounded to its hundredths are what they were at that rate.
+    """
+
+    def __init__(self, source: Source, fps: float | None = None):
+        self.source, self.name, self.fps = source, name_of(source), fps
         # A GIF has neither an index nor lengths that would show that its end, and half of a frame, is
         # missing.
-        self.cut = _head(source).startswith(b"GIF8") and b";" not in _tail(source).rstrip(b"\0")[-1:]
+        self.cut = head_of(source).startswith(b"GIF8") and b";" not in _tail(source).rstrip(b"\0")[-1:]
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
         try:
             self.container = av.open(file, options=OPTIONS, metadata_errors="replace")
@@ -155,15 +219,29 @@ class VideoFile:
             )
         context.thread_count = 1  # so that damage shows at its own packet; many files are read at once instead
         self.tick = float(self.stream.time_base or 0) or 1 / 90_000
-        self.first: int | None = None  # time stamp of the first frame, in ticks
-        # A time asked for may be rounded differently from how the container rounded (Matroska: milliseconds).
-        self.epsilon = min(self.tick / 2 + 1e-6, 1e-3)
-        self.count, self.shown, self.end = (
-            0,
-            0,
-            0,
-        )  # packets, those shown, and the tick when the last one ends
+        self.first: int | None = None  # stamp of the first frame, in ticks
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self.clock = Clock(
+            self.tick,
+            1 / (float(rate) * self.tick) if rate else 1,
+            kind=self.container.format.name,
+            depth=context.reorder_depth,
+            whole=context.name in ONE_TO_ONE,
+        )
+        # Where a packet holds two frames, an empty one follows, and not all programs give that a place of its own.
+        self.clock.even = self.clock.avi and bool(re.search(PACKED, context.extradata or b""))
         self._packets = self._demux()
+        self._number = 0  # of the packet that came last
+        self.reach, self.read = 0.0, 0  # how far the packets of all streams reach, in seconds and in bytes
+        # A time asked for may be rounded differently from how the container rounded (Matroska: milliseconds).
+        self.unit = ROUNDED.get(self.container.format.name)
+        self.epsilon = self.unit / 2 if self.unit else min(self.tick / 2 + 1e-6, 1e-3)
+        self._steady: list[float] | None = None
+
+    @property
+    def aspect(self) -> Any:
+        """Width of a pixel by its height."""
+        return self.stream.sample_aspect_ratio
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -179,106 +257,132 @@ class VideoFile:
         """Seconds since the first frame."""
         return (ticks - (self.first or 0)) * self.tick
 
-    def frame_ticks(self) -> float:
-        """The usual distance of two frames in ticks, as the container says it."""
-        rate = self.stream.average_rate or self.stream.guessed_rate
-        return 1 / (float(rate) * self.tick) if rate else 0.0
+    def _of_all_streams(self) -> Iterator[Any]:
+        """The packets of the picture; of the others it is noted how far they reach, for the sound may be longer."""
+        for packet in self.container.demux(*self.container.streams):
+            ticks = packet.pts if packet.pts is not None else packet.dts
+            if packet.size and ticks is not None:
+                start = (self.container.start_time or 0) / av.time_base
+                end = float((ticks + (packet.duration or 0)) * packet.time_base) - start
+                self.reach = max(self.reach, end)
+            self.read = max(self.read, (packet.pos or 0) + packet.size)
+            if packet.stream_index == self.stream.index:
+                yield packet
 
     def _raw_packets(self) -> Iterator[Any]:
         """All that the container gives, less the last packet of a file that is cut off."""
-        packets = self.container.demux(self.stream)
+        packets = self._of_all_streams()
         if not self.cut:
             yield from packets
         last = None
         for packet in packets:
             if last is not None:
                 if not packet.size:
-                    raise Damage(self.time(_ticks(last) or 0), "the file is cut off")
+                    raise Damage(self.time(self.clock.stamp(last)), "the file is cut off")
                 yield last
             last = packet
 
+    def _sound_packets(self) -> Iterator[Any]:
+        """Packets up to one that is marked as damaged. Where recordings were joined, one shortly before may be so."""
+        held: list[Any] = []
+        for packet in self._raw_packets():
+            if packet.size and held and self.clock.joins_at(packet):
+                yield from held
+                held = []
+            if held or packet.is_corrupt:
+                held.append(packet)
+                if len(held) > NEAR_A_JOIN or not packet.size:
+                    break
+            else:
+                yield packet
+        if held:
+            raise Damage(self.time(self.clock.stamp(held[0])), "a frame is cut off")
+
     def _demux(self) -> Iterator[Any]:
-        """Packets that belong to frames, then an empty one that drains the decoder."""
+        """Packets that belong to frames, each with its number in place of its stamp, then an empty one that drains
+        the decoder."""
+        clock, sought = self.clock, self.clock.sought
         try:
-            for packet in self._raw_packets():
-                ticks = _ticks(packet)
-                if packet.size and ticks is not None:
-                    if packet.has_sidedata("encryption_info"):
-                        raise UserError(f"{self.name} is encrypted; give a decrypted copy or remove it")
-                    self.first = ticks if self.first is None else self.first
-                    if packet.is_corrupt:
-                        raise Damage(self.time(ticks), "a frame is cut off")
-                    if self.count >= MAX_PACKETS or self.time(ticks) > MAX_SECONDS:
-                        raise Damage(self.time(ticks), f"over {MAX_PACKETS} frames or {MAX_SECONDS:.0f} seconds")
-                    self.count += 1
-                    if not packet.is_discard:
-                        self.shown += 1
-                        self.end = max(self.end, ticks + int(packet.duration or self.frame_ticks()))
-                if packet.size or ticks is None:
+            for packet in self._sound_packets():
+                if not packet.size:
+                    clock.leading = False
                     yield packet
+                    continue
+                if packet.has_sidedata("encryption_info"):
+                    raise UserError(f"{self.name} is encrypted; give a decrypted copy or remove it")
+                self._number, ticks = clock.enter(packet)
+                self.first = ticks if self.first is None else self.first
+                if clock.entered > MAX_PACKETS or self.time(ticks) > MAX_SECONDS:
+                    raise Damage(self.time(ticks), f"over {MAX_PACKETS} frames or {MAX_SECONDS:.0f} seconds")
+                if clock.leading and (sought or clock.joins):
+                    continue  # the decoder still has other frames, to which these don't refer
+                packet.pts = self._number
+                yield packet
         except (av.FFmpegError, OSError) as error:
-            raise Damage(self.time(self.end), reason(error)) from error
+            raise Damage(self.time(clock.end), reason(error)) from error
+
+    def survey(self) -> Survey:
+        """Reads all packets of a file that was just opened."""
+        with contextlib.suppress(Damage):
+            for _ in self._packets:
+                pass
+        starts = [*sorted(self.clock.starts), self.clock.end] if self.unit else []
+        return Survey(self.clock.seekable, tuple(self.time(start) for start in starts))
 
     def packets(self) -> Iterator[Any]:
         """The packets not yet read, undecoded."""
         return self._packets
 
-    def frames(self) -> Iterator[tuple[float, Any]]:
-        """(seconds, frame) from here on, in order of time, until the end or Damage."""
-        context = self.stream.codec_context
-        waiting: set[int] = set()  # time stamps of packets that went in and didn't come out yet
-        keyframe: int | None = None
-        shown = False
+    def frames(self) -> Iterator[Shown]:
+        """The frames from here on, in order of time, until the end or Damage."""
+        context, clock = self.stream.codec_context, self.clock
         damage: Damage | None = None
+        shown: Shown | None = None
         while damage is None:
             decoded: list[Any] = []
-            leading = False
             try:
                 packet = next(self._packets, None)
                 if packet is None:
                     break
-                ticks = _ticks(packet)
-                if keyframe is None and packet.is_keyframe:
-                    keyframe = ticks
-                # After a seek, or where a recording was cut, some frames refer to before the first keyframe:
-                # skipped.
-                leading = packet.size > 0 and (keyframe is None or (ticks is not None and ticks < keyframe))
-                known = context.name in ONE_TO_ONE and packet.size and packet.pts is not None
-                if known and not (leading or packet.is_discard):
-                    waiting.add(packet.pts)
                 decoded = packet.decode()
             except Damage as found:
                 damage = found
             except av.EOFError:
                 break
             except av.FFmpegError as error:
-                if leading:
+                if clock.leading:
                     continue
-                damage = Damage(self.time(self.end if ticks is None else ticks), reason(error))
-            if damage is not None:
+                damage = Damage(self.time(clock.due(self._number)), reason(error))
+            if damage is not None and not clock.counted:  # where frames are counted, one that is lost moves the others
                 with contextlib.suppress(av.FFmpegError):
                     decoded = context.decode(None)  # what the decoder still holds from before the damage
             for frame in decoded:
-                ticks = _ticks(frame)
-                if ticks is None:
-                    damage = damage or Damage(self.time(self.end), "a frame has no time stamp")
-                    break
-                lost = [t for t in waiting if t < ticks] if shown else []
-                if lost or frame.is_corrupt:
-                    loss = Damage(self.time(min([*lost, ticks])), "a frame cannot be decoded")
+                ticks, lost = clock.leave(frame)
+                if lost is not None or frame.is_corrupt:
+                    loss = Damage(self.time(min(ticks, ticks if lost is None else lost)), "a frame cannot be decoded")
                     damage = loss if damage is None or loss.time < damage.time else damage
                 if damage is not None and self.time(ticks) >= damage.time:
                     break
-                waiting = {t for t in waiting if t > ticks}
-                shown = True
-                yield self.time(ticks), frame
-        if damage is None and waiting and shown:
-            damage = Damage(self.time(min(waiting)), "a frame cannot be decoded")
+                shown = self._shown(frame, ticks)
+                yield shown
+        lost = clock.missing() if shown is not None else None
+        if lost is not None and (damage is None or self.time(lost) < damage.time):
+            damage = Damage(self.time(lost), "a frame cannot be decoded")
         if damage is not None:
             raise damage
 
-    def from_start(self) -> Iterator[tuple[float, Any]]:
+    def _shown(self, frame: Any, ticks: int) -> Shown:
+        if frame.format.name != "rgb24" and self.container.format.name == "apng":
+            white = on_white(PIL.Image.fromarray(frame.to_ndarray(format="rgba")))
+            white.pts, white.duration, frame = frame.pts, frame.duration, white
+        if self._steady is not None and frame.pts + 1 < len(self._steady):
+            return Shown(self._steady[frame.pts], self._steady[frame.pts + 1], frame)
+        return Shown(self.time(ticks), self.time(ticks + int(frame.duration or self.clock.usual)), frame)
+
+    def from_start(self) -> Iterator[Shown]:
         """`frames` of the whole file, with the clock set to the first one; UserError when there is none."""
+        if self.unit and self.fps is not None:
+            self._steady = steady_times(survey(VideoFile, self.source).starts, self.unit, self.fps)
         frames = self.frames()
         try:
             first = next(frames, None)
@@ -288,21 +392,22 @@ class VideoFile:
             ) from damage
         if first is None:
             raise UserError(
-                f"{self.name} has no frames ({self.stream.frames} declared, {self.count} found); "
+                f"{self.name} has no frames ({self.stream.frames} declared, {self.clock.entered} found); "
                 "it may be only a header: copy it again or remove it"
             )
-        self.first = _ticks(first[1])
-        yield 0.0, first[1]
+        begin = round(first.begin / self.tick) + (self.first or 0)
+        self.first = begin
+        yield Shown(0.0, first.end - first.begin, first.frame)
         yield from frames
 
-    def from_time(self, time: float) -> Iterator[tuple[float, Any]]:
+    def from_time(self, time: float) -> Iterator[Shown]:
         """`frames` from the keyframe before `time` (or an earlier frame)."""
         frames = self.from_start()
         first = next(frames)
         # Most short clips have one keyframe: going on is faster than seeking back to it.
         entries = self.stream.index_entries
         near = len(entries) > 0 and entries.search_timestamp(self._at(time)) <= 0
-        if near or time <= 1.0:
+        if near or time <= 1.0 or self.unit or not survey(VideoFile, self.source).seekable:
             yield first
             yield from frames
             return
@@ -316,33 +421,89 @@ class VideoFile:
             landed = None
             with contextlib.suppress(av.FFmpegError, Damage):
                 self.container.seek(self._at(max(time - back, 0.0)), stream=self.stream)
+                self.clock.again()
                 self._packets = self._demux()
                 frames = self.frames()
                 landed = next(frames, None)
-            if landed is not None and landed[0] <= time + self.epsilon:
+            if landed is not None and landed.begin <= time + self.epsilon:
                 yield landed
-                yield from frames
+                yield from self._while_known(frames)
                 return
-        raise Damage(time, "no frame can be decoded there")
+        yield from self._anew()
+
+    def _anew(self) -> Iterator[Shown]:
+        with VideoFile(self.source) as whole:
+            yield from whole.from_start()
+
+    def _while_known(self, frames: Iterator[Shown]) -> Iterator[Shown]:
+        """Frames after a seek; if they have to be counted after all, those from the start instead."""
+        for shown in frames:
+            if self.clock.counted:
+                yield from self._anew()
+                return
+            yield shown
 
     def _at(self, time: float) -> int:
         return (self.first or 0) + int(time / self.tick)
 
-    def shortfall(self) -> str:
-        """After all packets: how the file is shorter than its index or header says; empty if it isn't."""
+    def look(self, full: bool) -> Look:
+        """What is in a file that was just opened: all packets are read; with `full`, all frames decoded."""
+        frames = self.from_start()
+        first, end, warnings, shown = next(frames), None, [], 1
+        try:
+            for _ in frames if full else self.packets():
+                shown += 1
+            warnings = self.faults()
+        except Damage as damage:
+            end = damage.time
+            warnings = [f"damaged at {end:.2f} s ({damage.reason}); only what is before can be used"]
+        starts = self.clock.line()
+        if full:
+            starts = starts[:shown]
+        end = self.time(self.clock.end) if end is None else end
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return Look(first.frame, [self.time(start) for start in starts] or [0.0], end, float(rate or 0), warnings)
+
+    def faults(self) -> list[str]:
+        """After all packets: what a file that can be read to its end lacks all the same."""
+        said = []
+        if (skipped := self.clock.skipped) and not self.clock.sought:
+            said.append(f"{skipped} frames cannot be decoded: they refer to frames that were cut off before them")
         indexed = len(self.stream.index_entries)
-        if self.count < indexed:
-            return f"cut off: {indexed} frames in its index, {self.count} found"
         declared = (self.container.duration or 0) / av.time_base
-        if self.time(self.end) < declared - max(1.0, 0.1 * declared):
-            return f"cut off: {declared:.2f} s declared, {self.time(self.end):.2f} s found"
-        return ""
+        start = (self.container.start_time or 0) / av.time_base
+        if self.container.format.name.startswith("matroska") and 0 < start < declared:
+            declared -= start  # some programs write when it ends, others how long it is
+        rest = self._unread()
+        if self.clock.entered < indexed:
+            said.append(f"cut off: {indexed} frames in its index, {self.clock.entered} found")
+        elif self.reach < declared - max(1.0, 0.1 * declared):
+            said.append(f"cut off: {declared:.2f} s declared, {self.reach:.2f} s found")
+        elif rest > max(1024, 0.01 * self.read):
+            said.append(f"its last {rest} bytes cannot be read; if files were joined, give them one by one")
+        return said
+
+    def _unread(self) -> int:
+        """Bytes of a second file behind this one, in the containers whose readers stop there."""
+        size = len(self.source) if isinstance(self.source, bytes) else os.path.getsize(self.source)
+        if self.container.format.name == "flv":
+            return size - self.read
+        if not self.container.format.name.startswith("mov"):
+            return 0
+        place = 0
+        with io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb") as file:
+            while len(head := file.read(16)) == 16:  # boxes: their length, 4 letters, or 1 and a longer length
+                if head[4:8] == b"ftyp" and place > 0:
+                    return size - place
+                length = int.from_bytes(head[:4])
+                length = int.from_bytes(head[8:16]) if length == 1 else length
+                if length < 8:
+                    break
+                place = file.seek(place + length)
+        return 0
 
     def damaged(self, damage: Damage) -> DamagedVideo:
-        return DamagedVideo(
-            f"{self.name} is damaged at {max(damage.time, 0):.2f} s ({damage.reason}); "
-            "use what is before, copy it again or remove it"
-        )
+        return damaged(self.name, damage)
 
 
 def _turn(frame: Any) -> tuple[bool, bool, bool]:
@@ -403,26 +564,43 @@ class Fitter:
         return out_HWC
 
 
-def is_image(source: Source) -> bool:
-    """Whether it begins as a still image does; UserError when it can't be read."""
-    return _head(source).startswith(tuple(IMAGES))
+def image_kind(source: Source) -> str | None:
+    """Pillow's name for what begins as an image does; None for another file; UserError when it can't be read."""
+    head = head_of(source)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((kind for magic, kind in IMAGES.items() if head.startswith(magic)), None)
+
+
+def is_still(source: Source) -> bool:
+    """Whether it is an image, and no animation; UserError when it can't be read."""
+    kind = image_kind(source)
+    if kind in ("PNG", "WEBP"):
+        # What cannot be opened here is told by who reads it as a still.
+        with contextlib.suppress(Exception), PIL.Image.open(_file(source), formats=(kind,)) as image:
+            return not getattr(image, "is_animated", False)
+    return kind is not None
+
+
+def on_white(image: Any) -> Any:
+    """An image of Pillow's, upright and without transparency, as a frame for Fitter."""
+    upright = PIL.ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright)
+    return av.VideoFrame.from_ndarray(np.asarray(upright.convert("RGB")), format="rgb24")
 
 
 def open_image(source: Source) -> Any:
     """A still image, upright and without transparency (on white), as a frame for Fitter."""
-    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with PIL.Image.open(file, formats=tuple(IMAGES.values())) as image:
+        with PIL.Image.open(_file(source), formats=(*IMAGES.values(), "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"{name_of(source)} has {image.width}x{image.height} pixels, allowed are {MAX_PIXELS}; "
                     "scale it down"
                 )
-            upright = PIL.ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright)
-            return av.VideoFrame.from_ndarray(np.asarray(upright.convert("RGB")), format="rgb24")
+            return on_white(image)
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
