@@ -46,10 +46,10 @@ def _mnist(config: DataConfig, split: Split) -> VideoSource:
     return MovingMnist(config.path, "train" if split == "train" else "test", config.seed)
 
 
-def _folder(config: DataConfig, split: Split) -> VideoSource:
+def _folder(config: DataConfig, split: Split, *, captioned: bool = True) -> VideoSource:
     from tokvid.input_pipeline.clips import FolderSource
 
-    source = FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable)
+    source = FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable, captioned=captioned)
     return _part(source, config, split)
 
 
@@ -243,7 +243,8 @@ class ImageAdder:
 
     def __init__(self, clips: ClipCutter, source: VideoSource, config: DataConfig):
         if config.images_path:
-            source = _folder(dataclasses.replace(config, path=config.images_path, held_out=0), "train")
+            images = dataclasses.replace(config, path=config.images_path, held_out=0)
+            source = _folder(images, "train", captioned=False)
         self.clips, self.source, self.count = clips, source, config.images
         self.images = ClipCutter(source, dataclasses.replace(config, frames=1))
 

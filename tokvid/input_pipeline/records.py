@@ -321,7 +321,10 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
         if video.coarse is not None:
             coarse = np.ascontiguousarray(video.coarse).astype(array.dtype)
             values |= {"coarse": coarse.tobytes(), "coarse_factor": video.coarse_factor}
-    data = msgpack.packb(values)
+    try:
+        data = msgpack.packb(values)
+    except (ValueError, OverflowError) as error:  # a text with lone surrogates, more bytes than a map may have
+        raise UserError(f"{video.key!r:.200} cannot be written as a record: {error}") from error
     _unpack(data, kind, "crop", video.key)  # what can't be read again isn't written
     return data
 
