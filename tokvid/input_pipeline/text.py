@@ -150,7 +150,7 @@ class TextModel:
 
 
 def checked(text: str, what: str = "the prompt") -> str:
-    """`text` itself. UserError, which calls it `what`, where it is none or holds what no UTF-8 can (lone surrogates)."""
+    """`text` itself. UserError, which calls it `what`, where it is none or no UTF-8 can hold it (lone surrogates)."""
     if not isinstance(text, str):
         raise UserError(f"{what} should be text, got {type(text).__name__} {text!r:.60}")
     try:
