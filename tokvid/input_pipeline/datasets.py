@@ -50,17 +50,19 @@ def _folder(config: DataConfig, split: Split, *, captioned: bool = True) -> Vide
     from tokvid.input_pipeline.clips import FolderSource
 
     source = FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable, captioned=captioned)
-    return _part(source, config, split)
+    return part_of(source, config, split)
 
 
 def _records(config: DataConfig, split: Split) -> VideoSource:
     from tokvid.input_pipeline.records import RecordSource
 
     source = RecordSource(config.path, fit=config.fit)
+    if source.fit != config.fit:
+        log.warning("%s is to be read with fit %s, as it was written, not %s", config.path, source.fit, config.fit)
     stored = source.metadata.get("size")
     if stored and tuple(stored) != config.size:
         log.warning("%s holds frames of %dx%d, resized to %dx%d as they are read", config.path, *stored, *config.size)
-    return _part(source, config, split)
+    return part_of(source, config, split)
 
 
 def _tfds(config: DataConfig, split: Split) -> VideoSource:
@@ -108,7 +110,8 @@ class _Part:
         return self.source[self.first + index]
 
 
-def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
+def part_of(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
+    """The videos of a stored source that are in `split`; UserError where there are none."""
     if not 0 <= config.held_out < len(source):
         raise UserError(
             f"data.held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train "

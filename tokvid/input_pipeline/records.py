@@ -229,8 +229,8 @@ def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mappin
 class RecordSource:
     """A dataset folder, read in any order and by any number of threads; a `VideoSource`.
 
-    `kind`, `metadata` and the count are as written. UserError for a folder of something else, one that
-    another version wrote, and files that are damaged or missing.
+    `kind`, `metadata` and the count are as written; a `fit` among the metadata is taken instead of the one given.
+    UserError for a folder of something else, one that another version wrote, and files that are damaged or missing.
     """
 
     def __init__(self, path: str | Path, *, fit: "Fit" = "crop"):
@@ -257,6 +257,9 @@ class RecordSource:
         self.kind: Kind = kind
         self.metadata: dict[str, Any] = metadata
         self.counts: list[int] = counts  # of each file
+        if (wanted := metadata.get("fit", fit)) not in ("crop", "letterbox"):
+            raise UserError(f"{self.path / 'dataset.json'}: {did_you_mean(wanted, ('crop', 'letterbox'), 'fit')}")
+        self.fit = wanted  # of videos whose writer said how they are to fit, so
         self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         self._files = [_open(self.path / _file_name(i), count) for i, count in enumerate(counts)]
 

@@ -408,8 +408,8 @@ def is_image(source: Source) -> bool:
     return _head(source).startswith(tuple(IMAGES))
 
 
-# Pillow tells the transparent grey or colour of a PNG in the file's own numbers; in the 8 bits that it makes of these, it
-# is so many times as much.
+# Pillow tells the transparent grey or colour of a PNG in the file's own numbers; in the 8 bits that it makes of these,
+# it is so many times as much.
 TRANSPARENT = {"1": 255, "L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 
 
