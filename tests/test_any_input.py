@@ -27,7 +27,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import FolderSource, probe, read_clip, stream_frames
 from tokvid.input_pipeline.records import RecordWriter, stored
 from tokvid.sampling import film, stream
-from tokvid.sampling.story import load_story, prompts_of
+from tokvid.sampling.story import forget, load_story, prompts_of, tell
 
 EXAMPLES = int(os.environ.get("TOKVID_EXAMPLES", "200"))
 often = settings(
@@ -39,6 +39,7 @@ often = settings(
 )
 pytestmark = pytest.mark.timeout(0 if EXAMPLES > 200 else 300)
 
+LONGEST = 16  # frames that are made
 LETTERS = st.text(st.characters(codec=None) | st.sampled_from(',;\t"\\\n\r\0\ufeff\ud83d\u200b'), max_size=8)
 FILES = [
     "a.png",
@@ -225,13 +226,17 @@ scribbles = st.lists(st.sampled_from(PIECES) | LETTERS, max_size=12).map(
 
 @given(data=stories.map(as_yaml) | told.map(as_yaml) | scribbles | st.binary(max_size=40))
 @often
-def test_stories(tmp_path_factory, tiny_models, data):
+def test_stories(tmp_path_factory, tiny_models, without_models, data):
     path = tmp_path_factory.getbasetemp() / "story.yaml"
     path.write_bytes(data)
     story = trial(lambda: load_story(path))
     if story is not None:
         assert story.frames >= 1 and story.spans[-1][1] == story.frames
         assert len(prompts_of(story, tiny_models)) == len(story.segments)
+        partial = path.with_name("partial")
+        if story.frames <= LONGEST and (parts := trial(lambda: list(tell(tiny_models, story, partial)))) is not None:
+            assert sum(map(len, parts)) == story.frames
+        forget(partial)
 
 
 # Options
@@ -309,7 +314,6 @@ COMMANDS = {
     ("data", "folder", "clips"): {"--max-unreadable": NUMBERS, "--check": None, **WRITTEN},
     ("inspect",): {},
 }
-LONGEST = 16  # frames
 
 
 @st.composite
@@ -421,7 +425,14 @@ def originals(tmp_path_factory):
         file = io.BytesIO()
         (PIL.Image.new("I;16", (9, 9), 500) if mode == "I;16" else images[1].convert(mode)).save(file, "PNG")
         files.append(file.getvalue())
-    return files
+    return Files(files)
+
+
+class Files(list):
+    """What a failing test prints shortly."""
+
+    def __repr__(self):
+        return f"{len(self)} files"
 
 
 @st.composite

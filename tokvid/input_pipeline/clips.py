@@ -86,9 +86,9 @@ def probe(source: Source, *, full: bool = False) -> VideoInfo:
                 count += 1
             warning = video.shortfall()
         except Damage as damage:
-            end = damage.time
+            end = max(damage.time, 0.0)
             warning = f"damaged at {end:.2f} s ({damage.reason}); only what is before can be used"
-        seconds = video.time(video.end) if end is None else end
+        seconds = max(video.time(video.end), 0.0) if end is None else end
         count = count if full else max(video.shown, 1)
         declared = float(video.stream.average_rate or video.stream.guessed_rate or 0)
         fps = count / seconds if seconds > 0 else declared
