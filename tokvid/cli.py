@@ -158,13 +158,19 @@ def parser() -> argparse.ArgumentParser:
 
 def _given(text: str) -> URL | Path:
     """What is read; a URL stays one until the command runs and fetches it."""
-    return URL(text) if is_url(text) else Path(text)
+    return URL(text) if is_url(text) else _path(text)
 
 
 def _written(text: str) -> Path:
     """What is written."""
     if is_url(text):
         raise argparse.ArgumentTypeError(f"{text} is a URL; write to a file system, maybe a mounted bucket")
+    return _path(text)
+
+
+def _path(text: str) -> Path:
+    if not text:  # which would be the folder that one is in
+        raise argparse.ArgumentTypeError("it is empty; give a path")
     return Path(text)
 
 

@@ -43,7 +43,7 @@ def film(
     earlier = [] if before is None else [before]
     given += sum(map(len, earlier))
     total, done = given + story.frames, 0
-    partial = outs[0].with_name(f".{outs[0].name}.tokens")
+    partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise where there is none
     summary = _Summary(story, given)
 
     def see(frame_HWC: np.ndarray) -> None:
