@@ -102,8 +102,9 @@ def test_other_slips_are_named(folder, text, said):
         ("3" * 5000, "line 1: "),
         ('{"file": "a.png", "caption": "\\ud83d"}', "line 1: the caption is not valid UTF-8 at character 0"),
         ('{"file": "\\udc00.png", "caption": "x"}', "line 1: the file is not valid UTF-8 at character 0"),
-        ('{"file": "/a.png", "caption": "x"}', "line 1: '/a.png' is outside of the folder"),
-        ('{"file": "sub\\\\..\\\\..\\\\a.png", "caption": "x"}', "is outside of the folder"),
+        ('{"file": "/a.png", "caption": "x"}', "line 1: '/a.png' is an absolute path; name files as seen from"),
+        ('{"file": "sub\\\\..\\\\..\\\\a.png", "caption": "x"}', r"goes up by '\.\.'; name files as seen from"),
+        ('{"file": "C:\\\\a.png", "caption": "x"}', "is an absolute path"),
     ],
 )
 def test_bad_lines_of_json(folder, line, said):

@@ -28,7 +28,6 @@ MOST_TOLD = 5  # bad lines
 class Line:
     """One line of a captions file: the file it names, as the disk calls it if it is there, and the text."""
 
-    number: int
     file: str
     caption: str
 
@@ -46,7 +45,7 @@ def read_captions(folder: Path) -> list[Line]:
     try:
         for number, row in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
             try:
-                line = _line(number, row, finder)
+                line = _line(row, finder)
                 if (first := first_line.setdefault(os.path.realpath(finder.root / line.file), number)) != number:
                     raise _BadLine(
                         f"{line.file!r:.200} again, first on line {first}; a clip has one caption, join them"
@@ -203,7 +202,7 @@ def _quoting(error: csv.Error) -> str:
     return said
 
 
-def _line(number: int, row: Any, finder: "_Finder") -> Line:
+def _line(row: Any, finder: "_Finder") -> Line:
     if isinstance(row, str):
         raise _BadLine(row)
     if not isinstance(row, dict):
@@ -220,7 +219,7 @@ def _line(number: int, row: Any, finder: "_Finder") -> Line:
     caption = row["caption"].strip()
     if len(caption.encode()) > LONGEST_CAPTION:
         raise _BadLine(f"the caption has {len(caption.encode())} bytes, at most {LONGEST_CAPTION} are allowed")
-    return Line(number, finder.find(row["file"]), caption)
+    return Line(finder.find(row["file"]), caption)
 
 
 class _Finder:
@@ -241,7 +240,8 @@ class _Finder:
         try:
             for path in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
                 if Path(path).is_absolute() or ".." in Path(path).parts:
-                    raise _BadLine(f"{name!r:.200} is outside of the folder; name files as seen from it, inside of it")
+                    what = "is an absolute path" if Path(path).is_absolute() else "goes up by '..'"
+                    raise _BadLine(f"{name!r:.200} {what}; name files as seen from the folder, inside of it")
                 found = path if _is_there(self.root / path) else self._composed(path)
                 if not Path(os.path.realpath(self.root / (found or path))).is_relative_to(self.root):
                     raise _BadLine(f"{name!r:.200} links to outside of the folder; copy the file into it")
@@ -250,7 +250,7 @@ class _Finder:
         except OSError as error:
             raise _BadLine(f"{name!r:.60} is not a file name ({error.strerror})") from error
         if PureWindowsPath(name).root:
-            raise _BadLine(f"{name!r:.200} is outside of the folder; name files as seen from it, inside of it")
+            raise _BadLine(f"{name!r:.200} is an absolute path; name files as seen from the folder, inside of it")
         return os.path.normpath(name)
 
     def _composed(self, name: str) -> str | None:
