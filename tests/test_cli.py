@@ -141,7 +141,8 @@ def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights,
     info = probe(tmp_path / "interpolated.mp4")
     assert (info.frames, info.fps) == (37, 40.0) and PIL.Image.open(tmp_path / "s.png").width > 100
     code, out, err = tokvid("loop", "in.mp4", "--weights", "w", "--fps", 10, "--rows", 2, "--rounds", 3)
-    assert (code, out) == (0, "loop.mp4: 12 frames at 10 fps, the last 4 of them new\n"), err
+    said = "loop.mp4: 12 frames at 10 fps, the last 4 of them new; left out: in.mp4's first 2 frames\n"
+    assert (code, out) == (0, said), err
     assert probe(tmp_path / "loop.mp4").frames == 12
 
 
@@ -150,13 +151,17 @@ def test_a_clip_and_going_on_from_a_video(tokvid, tiny_weights, movie, tmp_path)
     assert (code, out) == (0, "clip.mp4: 8 frames at 8 fps\n") and probe(tmp_path / "clip.mp4").frames == 8
     arguments = ("--prompt", "", "--seconds", 1.1, "--weights", tiny_weights, "--video", "in.mp4", "--out", "on.mp4")
     code, out, _ = tokvid("generate", *arguments)
-    # One second at 8 fps: 8 frames, of which 7 fill latent frames.
-    assert (code, out) == (0, "on.mp4: 7 frames of in.mp4, then 9 new ones at 8 fps\n")
-    assert probe(tmp_path / "on.mp4").frames == 16
+    # One second at 8 fps: 8 frames, of which the last 7 fill latent frames.
+    assert (code, out) == (0, "on.mp4: 8 frames of in.mp4, then 9 new ones at 8 fps\n")
+    assert probe(tmp_path / "on.mp4").frames == 17
+    write_video(tmp_path / "one.mp4", np.zeros((1, 40, 60, 3), np.uint8), 8)
+    code, out, _ = tokvid("extend", "one.mp4", "--seconds", 1, "--weights", tiny_weights, "--out", "on.mp4")
+    assert (code, out) == (0, "on.mp4: 1 frames of one.mp4, then 8 new ones at 8 fps\n")
+    assert probe(tmp_path / "on.mp4").frames == 9
 
 
 @pytest.mark.parametrize(
-    "source, out, frames", [("in.mp4", "a.mp4", 10), ("in.mp4", "a.png", 1), ("in.png", "b.png", 1)]
+    "source, out, frames", [("in.mp4", "a.mp4", 10), ("in.png", "a.png", 1), ("in.png", "b.mp4", 1)]
 )
 def test_reconstruct(tokvid, tiny_weights, movie, tmp_path, source, out, frames):
     code, text, err = tokvid("reconstruct", source, "--out", out, "--weights", tiny_weights, "--json")
@@ -165,8 +170,8 @@ def test_reconstruct(tokvid, tiny_weights, movie, tmp_path, source, out, frames)
     latent_frames = 6 if frames == 10 else 1
     assert figures["tokens"] == 4 * latent_frames and 3 < figures["psnr"] < 30 and -1 < figures["ssim"] < 1
     assert abs(figures["bits_per_pixel"] - 4 * latent_frames * np.log2(30) / (frames * 256)) < 1e-6
-    info = probe(tmp_path / out)
-    assert (info.width, info.height, info.frames, info.fps) == (16, 16, frames, 10.0 if out == "a.mp4" else 0.0)
+    info, rate = probe(tmp_path / out), {"a.mp4": 10.0, "a.png": 0.0, "b.mp4": 1.0}[out]
+    assert (info.width, info.height, info.frames, info.fps) == (16, 16, frames, rate)
 
 
 def test_a_varying_rate_keeps_its_times(tokvid, tiny_weights, tmp_path):
@@ -254,9 +259,11 @@ def test_datasets_and_what_inspect_says_of_them(tokvid, tiny_weights, movie, tmp
     code, out, err = tokvid("data", "folder", "clips", "--max-unreadable", 0.5)
     assert (code, out) == (0, "clips: 1 videos can be used, 1 cannot\n") and re.fullmatch("tokvid: skipped: .*\n", err)
     assert tokvid("data", "folder", "clips", "--max-unreadable", 0.5, "--out", "bytes")[1] == "bytes: 1 videos\n"
+    assert tokvid("data", "folder", "clips", "--max-unreadable", 0.5, "--fit", "letterbox", "--out", "fitted")[0] == 0
+    assert RecordSource("fitted")[0].fit == "letterbox" and RecordSource("bytes")[0].fit == "crop"
     assert RecordSource("bytes")[0].video == (tmp_path / "in.mp4").read_bytes()
     options = ("--max-unreadable", 0.5, "--size", 8, 8, "--fps", 5, "--out", "frames")
-    assert tokvid("data", "folder", "clips", *options)[0] == 0
+    assert tokvid("data", "folder", "clips", *options)[1] == "frames: 1 videos, frames of 8x8 at 5 fps\n"
     assert RecordSource("frames")[0].frames.shape == (5, 8, 8, 3)
 
     for path, words in {
@@ -280,7 +287,25 @@ def test_a_dataset_for_tfds(tokvid, movie, tmp_path):
     shutil.copytree(tmp_path, tmp_path / "clips", ignore=lambda *_: ["shapes"])
     (tmp_path / "clips" / "captions.csv").write_text("file,caption\nin.mp4,noise\n")
     code, out, _ = tokvid("data", "folder", "clips", "--tfds", "--out", "prepared")
-    assert code == 0 and "train 1" in out
+    assert code == 0 and "train 1" in out and "prepared before" not in out
+    code, out, _ = tokvid("data", "folder", "clips", "--tfds", "--out", "prepared")
+    assert code == 0 and "train 1 (prepared before; remove it to prepare it anew)" in out
+
+
+def test_a_dataset_for_tfds_is_checked(tokvid, tmp_path):
+    """What only decoding finds is said, as it is where records are written."""
+    pytest.importorskip("tensorflow_datasets")
+    (tmp_path / "clips").mkdir()
+    noise_THWC = np.random.default_rng(0).integers(256, size=(40, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "clips" / "a.mp4", noise_THWC, 8)
+    data = bytearray((tmp_path / "clips" / "a.mp4").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20_000] = bytes(20_000)
+    (tmp_path / "clips" / "a.mp4").write_bytes(data)
+    (tmp_path / "clips" / "captions.csv").write_text("file,caption\na.mp4,noise\n")
+    for options in ((), ("--tfds",)):
+        code, _, err = tokvid("data", "folder", "clips", "--check", "--out", f"d{len(options)}", *options)
+        assert code == 0 and "a.mp4: damaged at " in err
 
 
 def test_moving_mnist(tokvid, tmp_path, monkeypatch):
@@ -420,6 +445,9 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --image recipe.py", "recipe.py"),
         ("generate --prompt a --video recipe.py", "recipe.py"),
         ("generate --prompt a --out a.avi", "should end in .mp4 or .gif"),
+        ("generate --prompt a --out .", "should end in .mp4 or .gif"),
+        ("generate --prompt a --out=", "argument --out: it is empty; give a path"),
+        ("generate --prompt a --image=", "argument --image: it is empty; give a path"),
         ("generate --prompt a --out /proc/none/a.mp4", "cannot write /proc/none/a.mp4"),
         ("generate --prompt a --out recipe.py/a.mp4", "cannot write"),
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
@@ -468,7 +496,38 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("data folder . --out d", "no captions.jsonl"),
         ("data folder . --max-unreadable 2", "max_unreadable"),
         ("data folder . --tfds", "--tfds needs --out"),
-        ("data mnist x --tfds --size 8 8 --out d", "don't go with mnist --tfds"),
+        ("data mnist x --tfds --size 8 8 --out d", "--size doesn't go with mnist --tfds"),
+        # Options that would change nothing.
+        ("data shapes --out d --fit crop", "unrecognized arguments: --fit"),
+        ("data mnist x --out d --fit crop", "unrecognized arguments: --fit"),
+        ("data mnist x --tfds --split test --out d", "--split doesn't go with --tfds"),
+        ("data folder . --tfds --fit letterbox --out d", "--fit doesn't go with folder --tfds"),
+        ("data folder . --tfds --fps 8 --out d", "--fps doesn't go with folder --tfds"),
+        ("data folder . --fit letterbox", "--fit is for what is written; give --out"),
+        ("data folder . --size 8 8", "--size is for what is written; give --out"),
+        ("data folder . --fps 8", "--fps is for what is written; give --out"),
+        ("evaluate shapes --factor 2", "--factor is not for evaluate shapes"),
+        ("evaluate shapes --data .", "--data is not for evaluate shapes"),
+        ("evaluate shapes --sheet a.png", "--sheet is not for evaluate shapes"),
+        ("evaluate shapes --features x", "--features is not for evaluate shapes"),
+        ("evaluate shapes --rounds 3", "--rounds is for drawing all rows at once; give --rows 2"),
+        ("evaluate reconstruction --guidance 3", "--guidance is not for evaluate reconstruction"),
+        ("evaluate reconstruction --fps 8", "--fps is not for evaluate reconstruction"),
+        ("evaluate reconstruction --temperature 0", "--temperature is not for evaluate reconstruction"),
+        ("evaluate interpolation --features x", "--features is not for evaluate interpolation"),
+        ("evaluate interpolation --scheme one-level", "--scheme is not for evaluate interpolation"),
+        ("interpolate in.mp4 --scheme one-level", "unrecognized arguments: --scheme"),
+        ("loop in.mp4 --scheme one-level", "unrecognized arguments: --scheme"),
+        ("extend in.mp4 --scheme hierarchical", "told at one level"),
+        ("generate --prompt a --rounds 4", "--rounds is for drawing all rows at once; give --rows 2"),
+        ("generate --prompt a --guidance 1 --negative b", "--negative has no effect where guidance is 1"),
+        ("generate --prompt a --image in.mp4", "in.mp4 is a video of 10 frames; give a picture"),
+        ("story --prompt a --image in.mp4", "in.mp4 is a video of 10 frames; give a picture"),
+        ("story own.yaml --seed 3", "--seed has no effect: each segment has its own seed"),
+        ("story own.yaml --last-guidance 3", "--last-guidance has no effect"),
+        ("reconstruct in.mp4 --out a.png", "in.mp4 has 10 frames, a.png holds one; write .mp4 or .gif"),
+        ("reconstruct in.png --out a.png --fps 3", "--fps has no meaning for a picture"),
+        ("plan recipe.py --topology v5e:2x2 --only training --rows 1", "--rows is for decoding"),
         ("inspect nowhere", "there is nothing at nowhere"),
         ("inspect .", "is no checkpoint"),
         ("inspect recipe.py", "recipe.py"),
@@ -481,6 +540,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
 )
 def test_mistakes_end_in_one_line(refused, tiny_weights, movie, tmp_path, words, said):
     (tmp_path / "recipe.py").write_text("from tokvid.config import Recipe\nrecipe = Recipe()\n")
+    (tmp_path / "own.yaml").write_text("segments: [{prompt: a, seed: 1, guidance: 2, last_guidance: 3}]")
     words = words.split()
     with_weights = ("story", "generate", "extend", "loop", "interpolate", "reconstruct", "evaluate")
     if words and words[0] in with_weights and "--weights" not in words:

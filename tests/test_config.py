@@ -70,3 +70,12 @@ def test_two_configs_share_a_hash_only_when_every_field_is_equal():
     assert config_hash(config) == config_hash(from_dict(TokenizerConfig, to_dict(TokenizerConfig())))
     changes = ({}, {"width": 128}, {"levels": (8, 5, 5)}, {"l1_weight": 0.5})
     assert len({config_hash(dataclasses.replace(config, **change)) for change in changes}) == 4
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", ["patch", "temporal_patch", "width", "heads", "mlp", "time_window"])
+def test_sizes_of_models_are_positive(name, value):
+    with pytest.raises(UserError, match=f"{name} should be 1 or more, got {value}"):
+        TokenizerConfig(**{name: value})
+    with pytest.raises(UserError, match=r"config: latent should be 1 or more, got \(4, 0, 2\)"):
+        from_dict(TransformerConfig, {"latent": [4, 0, 2]})

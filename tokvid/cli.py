@@ -68,12 +68,14 @@ def parser() -> argparse.ArgumentParser:
     interpolate.add_argument("video", type=_given, metavar="IN")
     interpolate.add_argument("--factor", type=int, default=2, help="how many times as many, 2, 4, 8, … (default 2)")
     interpolate.add_argument("--prompt", default="", help="what it shows (default: no text)")
-    _making(interpolate, outputs, "interpolated.mp4", fps="frames taken a second (default: the video's own)")
+    _making(
+        interpolate, outputs, "interpolated.mp4", fps="frames taken a second (default: the video's own)", scheme=False
+    )
 
     loop = commands.add_parser("loop", help="new frames from a video's end back to its beginning")
     loop.add_argument("video", type=_given, metavar="IN")
     loop.add_argument("--prompt", default="", help="what it shows (default: no text)")
-    _making(loop, outputs, "loop.mp4")
+    _making(loop, outputs, "loop.mp4", scheme=False)
 
     reconstruct = commands.add_parser("reconstruct", help="a video through the tokenizer and back")
     reconstruct.add_argument("file", type=_given, metavar="IN")
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--mesh", type=int, nargs=4, metavar=("D", "F", "T", "C"), help="data, fsdp, tensor, context; -1: what is left"
     )
     plan.add_argument("--only", choices=("training", "decoding"), help="one of the two programs, in half the time")
-    plan.add_argument("--rows", type=int, default=0, help="rows drawn at once in decoding; 0 token by token (default)")
+    plan.add_argument("--rows", type=int, help="rows drawn at once in decoding; 0 token by token (default)")
     plan.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures there")
     plan.add_argument("--hlo", type=outputs.folder, metavar="FOLDER", help="write the compiled programs' text there")
     plan.epilog = f"Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments. {plan.epilog}"
@@ -113,21 +115,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("what", choices=("shapes", "reconstruction", "interpolation", "generation"))
     evaluate.add_argument("--samples", type=int, default=128)
     evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--guidance", type=float, default=3.0)
+    evaluate.add_argument("--guidance", type=float, help="how closely to follow the text (default 3)")
     _sampling(evaluate)
-    evaluate.add_argument(
-        "--fps",
-        type=float,
-        nargs="+",
-        default=[],
-        help="shapes: rates (default: those trained on); generation: one rate",
-    )
-    evaluate.add_argument("--seconds", type=float, default=3.0, help="generation: length of the clips (default 3)")
-    evaluate.add_argument("--factor", type=int, default=2, help="interpolation: how many frames of one (default 2)")
+    fps = "shapes: rates (default: those trained on); generation: one rate (default: the highest trained on)"
+    evaluate.add_argument("--fps", type=float, nargs="+", help=fps)
+    evaluate.add_argument("--seconds", type=float, help="generation: length of the clips (default 3)")
+    evaluate.add_argument("--factor", type=int, help="interpolation: how many frames of one (default 2)")
     evaluate.add_argument("--data", type=_given, help="clips: a dataset folder (default: the data trained on)")
-    evaluate.add_argument(
-        "--features", default="random-convolutions", help="what distances look at; a name or a .py file"
-    )
+    evaluate.add_argument("--features", help="what distances look at; a name or a .py file")
     sheet = "draw some clips there (not of shapes)"
     evaluate.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), metavar="PNG", help=sheet)
     evaluate.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures there")
@@ -142,18 +137,20 @@ def parser() -> argparse.ArgumentParser:
     shapes.add_argument("--held-out", action="store_true", help="only the compositions that training never sees")
     mnist = kinds.add_parser("mnist", help="captioned Moving MNIST from a file of digits")
     mnist.add_argument("file", type=_given, metavar="DIGITS", help=".npz with images and labels, or an idx file")
-    mnist.add_argument("--split", choices=("train", "test"), default="train")
+    mnist.add_argument("--split", choices=("train", "test"), help="default train; with --tfds both")
     mnist.add_argument("--seed", type=int, default=0)
     folder = kinds.add_parser("folder", help="your own clips, with captions.jsonl or captions.csv beside them")
     folder.add_argument("file", type=_given, metavar="FOLDER")
     folder.add_argument("--max-unreadable", type=float, default=0.1, help="stop when a larger share cannot be read")
     folder.add_argument("--check", action="store_true", help="decode every frame of every file before taking it")
+    folder.add_argument("--fit", choices=("crop", "letterbox"), help="how other shapes become --size (default crop)")
     for kind in (shapes, mnist, folder):
         looks = "; without it, the clips are only looked at" if kind is folder else ""
         kind.add_argument("--out", type=outputs.folder, required=not looks, help=f"the dataset's folder{looks}")
-        kind.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="store frames of this size")
-        kind.add_argument("--fps", type=float, help="store frames at this rate")
-        kind.add_argument("--fit", choices=("crop", "letterbox"), default="crop")
+        files = "; with neither, files as they are" if kind is folder else ""
+        size, fps = f"store frames of this size (default 64 64{files})", f"store frames at this rate (default 8{files})"
+        kind.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+        kind.add_argument("--fps", type=float, help=fps)
         kind.add_argument("--tfds", action="store_true", help="as a TFDS dataset (extra `tfds`), not plain records")
 
     export = commands.add_parser("export", help="weights as one file for other programs, PyTorch's way")
@@ -171,7 +168,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _given(text: str) -> URL | Path:
     """What is read; a URL stays one until the command runs and fetches it."""
-    return URL(text) if is_url(text) else Path(text)
+    return URL(text) if is_url(text) else _path(text)
+
+
+def _path(text: str) -> Path:
+    if not text:  # which would be the folder that one is in
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
 
 
 def _weights(command: argparse.ArgumentParser) -> None:
@@ -188,7 +191,11 @@ def _weights(command: argparse.ArgumentParser) -> None:
 
 
 def _making(
-    command: argparse.ArgumentParser, outputs: Outputs, out: str, fps: str = "frames a second (default 8)"
+    command: argparse.ArgumentParser,
+    outputs: Outputs,
+    out: str,
+    fps: str = "frames a second (default 8)",
+    scheme: bool = True,
 ) -> None:
     command.add_argument("--out", type=outputs.file(*VIDEO_SUFFIXES), default=out, help=f".mp4 or .gif (default {out})")
     command.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), help="also a contact sheet, .png")
@@ -197,12 +204,12 @@ def _making(
     command.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is plainly (default 3)")
     command.add_argument("--last-guidance", type=float, help="at each segment's end (default: as at its beginning)")
     command.add_argument("--negative", help="a text to turn away from")
-    _sampling(command)
+    _sampling(command, scheme)
     command.add_argument("--scale", type=int, default=0, help="enlarge pixels so many times (default: to 256 or more)")
     _weights(command)
 
 
-def _sampling(command: argparse.ArgumentParser) -> None:
+def _sampling(command: argparse.ArgumentParser, scheme: bool = True) -> None:
     command.add_argument("--temperature", type=float, help="below 1 surer, 0 always the likeliest (default 0.8)")
     command.add_argument("--top-k", type=int)
     command.add_argument("--top-p", type=float, help="only the likeliest codes, of this share together (default 1)")
@@ -210,11 +217,12 @@ def _sampling(command: argparse.ArgumentParser) -> None:
         "--rows", type=int, help="rows drawn at once; 0 token by token, all of them in rounds (default 0)"
     )
     command.add_argument("--rounds", type=int, help="in which all rows are drawn (default 8)")
-    command.add_argument(
-        "--scheme",
-        choices=("hierarchical", "one-level", "re-encoding"),
-        help="from low rates to high ones (default where weights can), or at once; re-encoding is to compare with",
-    )
+    if scheme:
+        command.add_argument(
+            "--scheme",
+            choices=("hierarchical", "one-level", "re-encoding"),
+            help="from low rates to high ones (default where weights can), or at once; re-encoding is to compare with",
+        )
 
 
 def _recipe(command: argparse.ArgumentParser, outputs: Outputs) -> None:

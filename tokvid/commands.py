@@ -9,7 +9,7 @@ import logging
 import logging.handlers
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,13 @@ log = logging.getLogger(__name__)
 DEMO_STORY = "demo/story.yaml"  # within the shipped folder
 DEMO_FILES = ("story.mp4", "story.gif", "sheet.png", "report.json")
 LEAST_FOR_SSIM = 11  # pixels
+SAMPLING = ("temperature", "top_k", "top_p", "rows", "rounds")
+EVALUATED_WITH = {  # options that some evaluations have no use for
+    "shapes": {"fps", "guidance", "scheme", *SAMPLING},
+    "reconstruction": {"data", "features", "sheet"},
+    "interpolation": {"data", "factor", "sheet", "guidance", *SAMPLING},
+    "generation": {"data", "features", "fps", "seconds", "sheet", "guidance", "scheme", *SAMPLING},
+}
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
@@ -105,23 +112,35 @@ def story(options: argparse.Namespace) -> None:
         raise UserError("--seconds is for --prompt; in a story file each segment has its own seconds")
     told = _with_options(told, options)
     models = load_models(options.weights)
-    opening = _opening(options.image, None, models, told)
+    _check_rounds(told.sampling, models, options)
+    opening = None if options.image is None else _picture(options.image, models)
     film(models, told, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
     print(f"{options.out}: {told.seconds:g} s, {len(told.segments)} prompt{'s' * (len(told.segments) > 1)}")
 
 
 def generate(options: argparse.Namespace) -> None:
     """One prompt, one clip."""
+    from tokvid.input_pipeline.clips import stream_frames
     from tokvid.sampling.film import film
-    from tokvid.sampling.story import Segment, Story
-    from tokvid.sampling.stream import load_models
+    from tokvid.sampling.story import Segment, Story, encode_video
+    from tokvid.sampling.stream import frames_of, load_models
 
     told = _with_options(Story((Segment(options.prompt, options.seconds),)), options)
+    if options.video is not None and told.scheme == "hierarchical":
+        raise UserError("what goes on from a video is told at one level; leave out --scheme hierarchical")
     models = load_models(options.weights)
-    opening = _opening(options.image, options.video, models, told)
-    frames = film(models, told, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
-    given = frames - told.frames
-    parts = f"{given} frames of {options.video}, then {told.frames} new ones" if given else f"{told.frames} frames"
+    _check_rounds(told.sampling, models, options)
+    opening, before, given = None, None, 0
+    if options.image is not None:
+        opening = _picture(options.image, models)
+    if options.video is not None:
+        frames = stream_frames(options.video, fps=told.fps, size=models.size)
+        opening, before = encode_video(models, frames)
+        given = len(before) + frames_of(len(opening), models.tokenizer.config.temporal_patch)
+        if len(opening) == 1:  # which is the story's first frame
+            told = dataclasses.replace(told, segments=(Segment(options.prompt, options.seconds + 1 / told.fps),))
+    total = film(models, told, [options.out], sheet=options.sheet, scale=options.scale, opening=opening, before=before)
+    parts = f"{given} frames of {options.video}, then {total - given} new ones" if given else f"{total} frames"
     print(f"{options.out}: {parts} at {told.fps:g} fps")
 
 
@@ -141,6 +160,7 @@ def interpolate(options: argparse.Namespace) -> None:
     fps = (probe(options.video).rate or 1.0) if options.fps is None else options.fps
     models = load_models(options.weights)
     told = _with_options(Story((Segment(options.prompt),), fps), options)
+    _check_rounds(told.sampling, models, options)
     frames = stream_frames(options.video, fps=fps, size=models.size)
     count, made = edits.interpolate(models, told, frames, options.factor)
     write(made, [options.out], fps * options.factor, count, models.size, scale=options.scale, sheet=options.sheet)
@@ -152,15 +172,20 @@ def loop(options: argparse.Namespace) -> None:
     from tokvid.input_pipeline.clips import stream_frames
     from tokvid.sampling import edits
     from tokvid.sampling.film import write
-    from tokvid.sampling.story import Segment, Story, encode_opening
+    from tokvid.sampling.story import Segment, Story, encode_video
     from tokvid.sampling.stream import load_models
 
     models = load_models(options.weights)
     told = _with_options(Story((Segment(options.prompt),)), options)
-    tokens_THWQ = encode_opening(models, stream_frames(options.video, fps=told.fps, size=models.size))
+    _check_rounds(told.sampling, models, options)
+    tokens_THWQ, before = encode_video(models, stream_frames(options.video, fps=told.fps, size=models.size))
     made, new = edits.loop(models, told, tokens_THWQ)
     write(iter([made]), [options.out], told.fps, len(made), models.size, scale=options.scale, sheet=options.sheet)
-    print(f"{options.out}: {len(made)} frames at {told.fps:g} fps, the last {new} of them new")
+    left_out = 1 + len(before)
+    print(
+        f"{options.out}: {len(made)} frames at {told.fps:g} fps, the last {new} of them new; left out: "
+        f"{options.video}'s first {f'{left_out} frames' if left_out > 1 else 'frame'}"
+    )
 
 
 def reconstruct(options: argparse.Namespace) -> None:
@@ -173,6 +198,10 @@ def reconstruct(options: argparse.Namespace) -> None:
     from tokvid.tokenizer.cvivit import latent_shape
     from tokvid.tokenizer.quantizers import codes_of
 
+    if options.out.suffix.lower() == ".png":
+        if (frames_there := probe(options.file).frames) > 1:
+            raise UserError(f"{options.file} has {frames_there} frames, {options.out} holds one; write .mp4 or .gif")
+        _refuse(options, ["fps"], "has no meaning for a picture; leave it out")
     tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
     size = tuple(options.size or tokenizer.config.size)
     _, rows, columns = latent_shape(tokenizer.config, 1, *size)
@@ -280,6 +309,8 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     from tokvid.config import load_recipe
     from tokvid.plan import report
 
+    if options.only == "training":
+        _refuse(options, ["rows"], "is for decoding; leave out --only training")
     recipe, mesh = load_recipe(options.config, rest), options.mesh and tuple(options.mesh)
     steps: list[Callable[[], object]] = []
 
@@ -287,7 +318,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
         if options.hlo is not None:
             steps.append(lambda: write_text(options.hlo / f"{name}.hlo", text))
 
-    how = {"slices": options.slices, "only": options.only, "rows": options.rows, "keep": keep}
+    how = {"slices": options.slices, "only": options.only, "rows": options.rows or 0, "keep": keep}
     result = report.plan(recipe, options.topology, mesh, **how)
     if options.json is not None:
         steps.append(lambda: write_json(options.json, {"config": str(options.config), **result}))
@@ -307,16 +338,15 @@ def evaluate(options: argparse.Namespace) -> None:
     from tokvid.evaluate.shapes import evaluate_shapes
     from tokvid.media import contact_sheet
     from tokvid.metrics.features import load_features
-    from tokvid.sampling.methods import Sampling, check_guidance, check_seed
+    from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
 
-    if options.sheet is not None and options.what == "shapes":
-        raise UserError(
-            "--sheet doesn't go with shapes: the figures there are read from generated clips, none is shown"
-        )
+    unused = set().union(*EVALUATED_WITH.values()) - EVALUATED_WITH[options.what]
+    _refuse(options, sorted(unused), f"is not for evaluate {options.what}; leave it out")
+    guidance = GUIDANCE if options.guidance is None else options.guidance
     check_seed(options.seed)
-    check_guidance(options.guidance)
-    settings = Settings(options.guidance, scheme=options.scheme, sampling=_sampled(Sampling(), options))
+    check_guidance(guidance)
+    settings = Settings(guidance, scheme=options.scheme, sampling=_sampled(Sampling(), options))
     steps: list[Callable[[], object]] = []
 
     def show(rows: list[np.ndarray], **how: Any) -> None:
@@ -325,7 +355,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
     if options.what == "shapes":
         models = load_models(options.weights)
-        figures = evaluate_shapes(models, options.samples, options.seed, settings, options.fps)
+        _check_rounds(settings.sampling, models, options)
+        figures = evaluate_shapes(models, options.samples, options.seed, settings, options.fps or ())
     else:
         tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
         data = from_dict(DataConfig, tokenizer.about["data"], "the tokenizer's data")
@@ -333,16 +364,17 @@ def evaluate(options: argparse.Namespace) -> None:
             source = "records" if (options.data / "dataset.json").is_file() else "folder"
             data = dataclasses.replace(data, source=source, path=str(options.data), held_out=0)
         if options.what == "generation":
-            models, fps = load_models(options.weights), options.fps[0] if options.fps else sorted(data.fps)[-1]
-            request = Request(options.samples, options.seconds, fps, options.seed)
-            figures = evaluate_generation(models, data, request, load_features(options.features), settings, show)
+            models, fps = load_models(options.weights), max(data.fps) if options.fps is None else options.fps[0]
+            _check_rounds(settings.sampling, models, options)
+            request = Request(options.samples, options.seconds or 3.0, fps, options.seed)
+            features = load_features(options.features or "random-convolutions")
+            figures = evaluate_generation(models, data, request, features, settings, show)
         elif options.what == "interpolation":
-            models = load_models(options.weights)
-            figures = evaluate_interpolation(
-                models, data, options.samples, options.factor, options.seed, settings, show
-            )
+            models, factor = load_models(options.weights), 2 if options.factor is None else options.factor
+            _check_rounds(settings.sampling, models, options)
+            figures = evaluate_interpolation(models, data, options.samples, factor, options.seed, settings, show)
         else:
-            features = load_features(options.features)
+            features = load_features(options.features or "random-convolutions")
             figures = evaluate_reconstruction(tokenizer, data, options.samples, options.seed, features, show)
     if options.json is not None:
         steps.append(lambda: write_json(options.json, figures))
@@ -365,6 +397,9 @@ def data(options: argparse.Namespace) -> None:
     if options.tfds:
         _prepare_tfds(options)
         return
+    as_frames = options.kind != "folder" or options.size is not None or options.fps is not None
+    if options.kind == "folder" and options.out is None:
+        _refuse(options, ["size", "fps", "fit"], "is for what is written; give --out, too")
     if options.out is not None:
         check_replaceable(options.out)
     source: Any
@@ -375,20 +410,23 @@ def data(options: argparse.Namespace) -> None:
     elif options.kind == "mnist":
         from tokvid.input_pipeline.mnist import MovingMnist
 
-        source = MovingMnist(options.file, options.split, options.seed)
+        source = MovingMnist(options.file, options.split or "train", options.seed)
     else:
         from tokvid.input_pipeline.clips import FolderSource
 
         with _warnings_unless_it_fails():
             source = FolderSource(
-                options.file, fit=options.fit, max_unreadable=options.max_unreadable, full=options.check
+                options.file, fit=options.fit or "crop", max_unreadable=options.max_unreadable, full=options.check
             )
         if options.out is None:
             print(f"{options.file}: {len(source)} videos can be used, {len(source.unreadable)} cannot")
             return
-    as_frames = options.kind != "folder" or options.size is not None or options.fps is not None
     size, fps = tuple(options.size or (64, 64)), options.fps or 8.0
-    about = {"source": options.kind, **({"size": size, "fps": fps} if as_frames else {})}
+    about = {"source": options.kind}
+    if as_frames:
+        about |= {"size": size, "fps": fps}
+    elif options.fit is not None:
+        about["fit"] = options.fit  # for whoever reads the files
     skipped = 0
     with (
         RecordWriter(options.out, "frames" if as_frames else "video", about) as writer,
@@ -407,7 +445,8 @@ def data(options: argparse.Namespace) -> None:
             else:
                 writer.write(record)
             advance()
-    print(f"{options.out}: {len(source) - skipped} videos")
+    made_of = f", frames of {size[0]}x{size[1]} at {fps:g} fps" if as_frames and options.kind == "folder" else ""
+    print(f"{options.out}: {len(source) - skipped} videos{made_of}")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -456,27 +495,58 @@ def _with_options(told: "Story", options: argparse.Namespace) -> "Story":
     given = {name: value for name, value in vars(options).items() if value is not None}
     names = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")
     changes = {name: given[name] for name in names if name in given}
-    return dataclasses.replace(told, **changes, sampling=_sampled(told.sampling, options))
+    for name in changes:
+        if all(getattr(segment, name, None) is not None for segment in told.segments):
+            raise UserError(f"{_dashed(name)} has no effect: each segment has its own {name}; change them in the story")
+    told = dataclasses.replace(told, **changes, sampling=_sampled(told.sampling, options))
+    if options.negative and _guidances(told) == {1.0}:
+        raise UserError("--negative has no effect where guidance is 1; raise --guidance, or leave it out")
+    return told
+
+
+def _guidances(told: "Story") -> set[float | None]:
+    """All that hold anywhere in the story."""
+    found = {told.guidance if segment.guidance is None else segment.guidance for segment in told.segments}
+    lasts = {
+        told.last_guidance if segment.last_guidance is None else segment.last_guidance for segment in told.segments
+    }
+    return found | (lasts - {None})
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """UserError where one of these options is given, which would change nothing."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise UserError(f"{_dashed(name)} {why}")
 
 
 def _sampled(sampling: "Sampling", options: argparse.Namespace) -> "Sampling":
     """How tokens are drawn, with what the command line says on top."""
-    names = ("temperature", "top_k", "top_p", "rows", "rounds")
     return dataclasses.replace(
-        sampling, **{name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        sampling, **{name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
     )
 
 
-def _opening(image: Path | None, video: Path | None, models: "Models", told: "Story") -> np.ndarray | None:
-    """Tokens of the picture or the video that a story begins with."""
-    from tokvid.input_pipeline.clips import read_image, stream_frames
+def _check_rounds(sampling: "Sampling", models: "Models", options: argparse.Namespace) -> None:
+    """UserError where rounds are asked for, but rows are not drawn in rounds."""
+    rows = models.transformer.config.latent[1]
+    if options.rounds is not None and sampling.rows != rows:
+        raise UserError(f"--rounds is for drawing all rows at once; give --rows {rows}, too, or leave it out")
+
+
+def _picture(path: Path, models: "Models") -> np.ndarray:
+    """Tokens of the picture that a story begins with."""
+    from tokvid.input_pipeline.clips import probe, read_image
     from tokvid.sampling.story import encode_opening
 
-    if image is not None:
-        return encode_opening(models, iter([read_image(image, models.size)]))
-    if video is not None:
-        return encode_opening(models, stream_frames(video, fps=told.fps, size=models.size))
-    return None
+    if (frames := probe(path).frames) > 1:
+        raise UserError(f"{path} is a video of {frames} frames; give a picture, or go on from it with tokvid extend")
+    return encode_opening(models, iter([read_image(path, models.size)]))
 
 
 def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[..., None]:
@@ -512,8 +582,9 @@ def _prepare_tfds(options: argparse.Namespace) -> None:
         raise UserError("--tfds needs --out, the folder to write to")
     if not str(options.out.absolute()).isprintable():
         raise UserError(f"TFDS can't write to {str(options.out)!a}: a path for it is of letters that can be printed")
-    if options.kind != "shapes" and (options.size is not None or options.fps is not None):
-        raise UserError(f"--size and --fps don't go with {options.kind} --tfds, which stores the videos as they are")
+    if options.kind != "shapes":
+        why = f"doesn't go with {options.kind} --tfds, which stores the videos as they are; leave it out"
+        _refuse(options, ["size", "fps", *(["fit"] if options.kind == "folder" else [])], why)
     where: dict[str, Any] = {"data_dir": str(options.out)}
     builder: Any
     if options.kind == "shapes":
@@ -524,15 +595,19 @@ def _prepare_tfds(options: argparse.Namespace) -> None:
             videos=options.videos, held_out=held_out, seed=options.seed, size=size, fps=options.fps or 8.0, **where
         )
     elif options.kind == "mnist":
+        _refuse(options, ["split"], "doesn't go with --tfds: that has train, and test as held_out")
         builder = builders.CaptionedMovingMnist(digits=options.file, seed=options.seed, **where)
     else:
-        builder = builders.ClipFolder(folder=options.file, max_unreadable=options.max_unreadable, **where)
+        builder = builders.ClipFolder(
+            folder=options.file, max_unreadable=options.max_unreadable, full=options.check, **where
+        )
+    before = Path(builder.data_path).exists()
     builder.download_and_prepare()
     for name, split in builder.info.splits.items():
         if split.num_examples:  # the last one is read back
             builders.open_prepared(builder.data_path, name)[split.num_examples - 1]
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())
-    print(f"{builder.data_path}: {counts}")
+    print(f"{builder.data_path}: {counts}{' (prepared before; remove it to prepare it anew)' * before}")
 
 
 def _in_any_case(*steps: Callable[[], object]) -> None:

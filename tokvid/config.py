@@ -19,6 +19,14 @@ from tokvid.errors import UserError, did_you_mean, suggestion
 Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": what the device multiplies fastest
 
 
+def _at_least(config: Any, least: int, *names: str) -> None:
+    """UserError where one of these fields is a smaller number, or holds one."""
+    for name in names:
+        value = getattr(config, name)
+        if any(number < least for number in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{name} should be {least} or more, got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where videos come from and how clips are cut from them."""
@@ -41,6 +49,9 @@ class DataConfig:
     threads: int = 2  # reading threads
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "images")
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
@@ -55,7 +66,7 @@ class TokenizerConfig:
     mlp: int = 1024
     encoder: tuple[str, ...] = ("space", "time") * 2
     decoder: tuple[str, ...] = ("space", "time") * 3
-    time_window: int = 2  # latent frames that a layer of temporal attention sees, itself included
+    time_window: int = 2  # latent frames that a layer of temporal attention sees, the present one included
     tile: int = 0  # latent rows and columns mixed at once by spatial attention; 0: as many as `size` has
     quantizer: str = "vq"  # a key of tokenizer.quantizers.QUANTIZERS
     groups: int = 1  # sub-codes that a patch is quantized to, each with channels of its own
@@ -72,6 +83,10 @@ class TokenizerConfig:
     dtype: Dtype = "auto"  # of attention and MLP; parameters, norms, softmax and the residual stream stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "size", "patch", "temporal_patch", "width", "heads", "mlp", "time_window", "code_width")
+        _at_least(self, 0, "tile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +131,11 @@ class TransformerConfig:
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "vocabulary", "text_vocabulary", "latent", "temporal_patch")
+        _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
+        _at_least(self, 0, "text_length")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -465,7 +465,9 @@ def test_unreadable_files_are_listed_and_limited(tmp_path, caplog):
     assert [item.key for item in source] == ["0.mp4", "2.mp4", "3.mp4"]
     assert source.unreadable[0][0] == folder / "1.mp4" and "empty" in source.unreadable[0][1]
     assert "1.mp4 is empty" in caplog.text
-    with pytest.raises(UserError, match=r"1 of the 4 videos .* at most 10% may; the first: .*1\.mp4 is empty"):
+    with pytest.raises(
+        UserError, match=r"1 of the 4 videos .* at most 10% may \(max_unreadable\); the first: .*1\.mp4 is empty"
+    ):
         FolderSource(folder)
 
 
@@ -482,7 +484,6 @@ def test_captions_that_are_wrong(tmp_path):
         str(tmp_path / "outside.mp4"),
         "link.mp4",
         "C:\\x.mp4",
-        "missing.mp4",
         "a\0b",
         "x" * 5000,
         "",
@@ -505,7 +506,10 @@ def test_captions_that_are_wrong(tmp_path):
         FolderSource(folder)
     message = str(error.value)
     assert (
-        "line 2: not JSON; line 3: './0.mp4' again, first on line 1; line 4: needs" in message and "line 5" in message
+        "line 2: not JSON (" in message
+        and "line 3: '0.mp4' again, first on line 1; " in message
+        and "line 4: needs" in message
+        and "line 5" in message
     )
     (folder / "captions.jsonl").write_text("\n")
     with pytest.raises(UserError, match="names no videos"):

@@ -11,7 +11,7 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline import datasets
 from tokvid.input_pipeline.datasets import ClipCutter, clip_batches, fingerprint, open_source, usable_rates
-from tokvid.input_pipeline.records import RecordWriter, stored
+from tokvid.input_pipeline.records import RecordWriter, StoredVideo, stored
 from tokvid.input_pipeline.shapes import ShapesDataset
 from tokvid.types import Caption
 
@@ -350,3 +350,15 @@ def test_a_clip_that_is_added_or_lost_is_noticed(tmp_path):
     captions.write_text(captions.read_text() + '{"file": "new.png", "caption": "new"}\n')
     marks.add(fingerprint(config))
     assert len(marks) == 3
+
+
+def test_files_are_fitted_as_their_writer_said(tmp_path, caplog):
+    for fit in ("letterbox", "stretch"):
+        with RecordWriter(tmp_path / fit, "video", {"fit": fit}) as writer:
+            writer.write(StoredVideo("a", 1.0, (Caption(0.0, "x"),), video=b"x"))
+    config = DataConfig(source="records", path=str(tmp_path / "letterbox"))
+    assert (
+        open_source(config)[0].fit == "letterbox" and "with fit letterbox, as it was written, not crop" in caplog.text
+    )
+    with pytest.raises(UserError, match="unknown fit 'stretch'"):
+        open_source(dataclasses.replace(config, path=str(tmp_path / "stretch")))

@@ -256,3 +256,13 @@ def test_a_procedural_video_is_stored_as_frames(tmp_path):
     source = write(tmp_path / "set", [stored(item, fps=4, size=(32, 32))])
     assert source[0].captions == item.captions and source[0].seconds == item.seconds
     np.testing.assert_array_equal(source[0].read(0.5, 4, 3, (32, 32)), item.read(0.5, 4, 3, (32, 32)))
+
+
+def test_texts_that_no_utf8_can_hold_are_refused(tmp_path):
+    video = StoredVideo("a", 1.0, (Caption(0.0, "half \ud83d"),), video=b"x")
+    with (
+        pytest.raises(UserError, match="'a' cannot be written as a record"),
+        RecordWriter(tmp_path / "d", "video") as d,
+    ):
+        d.write(video)
+    assert not (tmp_path / "d").exists()

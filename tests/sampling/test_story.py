@@ -12,7 +12,7 @@ from tokvid.errors import UserError
 from tokvid.sampling import stream
 from tokvid.sampling.levels import rates_of, steps_of
 from tokvid.sampling.methods import Sampling
-from tokvid.sampling.story import Segment, Story, encode_opening, forget, joins, load_story, tell
+from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, forget, joins, load_story, tell
 from tokvid.sampling.stream import RollingWindow, frames_of
 
 PROMPTS = (
@@ -131,6 +131,18 @@ def test_a_video_comes_before_the_story(tiny_models, fake_generate, tmp_path, co
     assert len(frames) == before + STORY.frames
     switch = next(call["first"] for call in fake_generate if call["text"].tolist() == _ids(tiny_models, PROMPTS[1]))
     assert abs((frames_of(switch, 2) - before) / STORY.fps - STORY.starts[1]) <= 1 / STORY.fps
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 21])
+def test_no_frame_of_a_video_to_go_on_from_is_lost(tiny_models, count):
+    video = np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)
+    tokens_THW, before_THWC = encode_video(tiny_models, iter(video))
+    assert len(before_THWC) + frames_of(len(tokens_THW), 2) == count
+    np.testing.assert_array_equal(tokens_THW, encode_opening(tiny_models, iter(video[len(before_THWC) :])))
+    shown = stream.StreamDecoder(tiny_models.tokenizer, 1, 2, 2).feed(
+        encode_opening(tiny_models, iter(video[:1]))[None]
+    )
+    np.testing.assert_array_equal(before_THWC[:1], shown[0, : len(before_THWC)])
 
 
 def _ids(models, prompt):

@@ -93,7 +93,7 @@ def test_a_video_that_does_not_fit_is_a_users_error(whole):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"time_window": 0}, "time_window 0"),
+        ({"time_window": 0}, "time_window should be 1 or more, got 0"),
         ({"heads": 5}, "width 32, heads 5"),
         ({"width": 30, "heads": 2}, "width 30"),  # heads of 15 channels: rotary positions turn pairs
         ({"quantizer": "fsk"}, "did you mean 'fsq'"),

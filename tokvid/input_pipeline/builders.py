@@ -22,6 +22,7 @@ from tokvid.input_pipeline import mnist
 from tokvid.input_pipeline.records import Kind, StoredVideo, from_values, stored
 from tokvid.input_pipeline.shapes import ShapesDataset
 from tokvid.types import VideoSource
+from tokvid.urls import local
 
 try:
     import tensorflow_datasets as tfds
@@ -140,19 +141,28 @@ class ClipFolder(_VideoBuilder):
 
     kind = "video"
 
-    def __init__(self, *, folder: str | Path = "", held_out: int = 0, max_unreadable: float = 0.1, **options: Any):
-        self.folder, self.held_out, self.max_unreadable = folder, held_out, max_unreadable
+    def __init__(
+        self,
+        *,
+        folder: str | Path = "",
+        held_out: int = 0,
+        max_unreadable: float = 0.1,
+        full: bool = False,
+        **options: Any,
+    ):
+        """With `full`, every frame of every file is decoded before it is taken."""
+        self.folder, self.held_out, self.max_unreadable, self.full = folder, held_out, max_unreadable, full
         self.splits = ("train", "held_out") if held_out else ("train",)
         super().__init__({"folder": Path(folder).name, "held_out": held_out}, **options)
 
     def source(self, split: str) -> VideoSource:
         from tokvid.config import DataConfig
-        from tokvid.input_pipeline.datasets import open_source
+        from tokvid.input_pipeline.clips import FolderSource
+        from tokvid.input_pipeline.datasets import part_of
 
-        config = DataConfig(
-            source="folder", path=str(self.folder), held_out=self.held_out, max_unreadable=self.max_unreadable
-        )
-        return open_source(config, split)
+        config = DataConfig(source="folder", path=str(self.folder), held_out=self.held_out)
+        source = FolderSource(local(self.folder), max_unreadable=self.max_unreadable, full=self.full)
+        return part_of(source, config, "held_out" if split == "held_out" else "train")
 
 
 class PreparedSource:

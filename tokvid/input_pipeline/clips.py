@@ -4,19 +4,18 @@ What makes opening a stranger's file safe is in `video_file.py`; this is what th
 """
 
 import concurrent.futures
-import csv
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokvid.errors import UserError
+from tokvid.input_pipeline.captions import check_captioned, missing, read_captions
 from tokvid.input_pipeline.clock import steady_rate
 from tokvid.input_pipeline.video_file import (
     MAX_CLIP_BYTES,
@@ -96,7 +95,7 @@ def probe(source: Source, *, full: bool = False) -> VideoInfo:
     rate = fps
     if count > 1 and fps > 0:
         rate = steady_rate(look.starts, video.unit or max(video.tick, 1e-3), fps, video.unit is not None)
-    return VideoInfo(width, height, fps, look.end, count, tuple(look.warnings), rate)
+    return VideoInfo(width, height, fps, max(look.end, 0.0), count, tuple(look.warnings), rate)
 
 
 def _check_rate(fps: float) -> None:
@@ -253,12 +252,13 @@ class FolderSource(Sequence[FolderItem]):
     """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`.
 
     A line of the first is {"file": "a.mp4", "caption": "a dog runs"}, of the second a.mp4,a dog runs below
-    the header file,caption. All files are probed (with `full`, decoded); those that cannot be read are
+    the header file,caption. All files are probed (with `full`, decoded); those that are missing or cannot be read are
     logged, skipped and listed in `unreadable`.
 
     Raises:
-        UserError: no captions file, bad lines in it (each with its number), a file that is missing, named
-            twice or outside of the folder, or a larger share than `max_unreadable` that cannot be read.
+        UserError: no captions file, bad lines in it (each with its number), a file that is named twice or outside of
+            the folder, a larger share than `max_unreadable` that cannot be read, or (if `captioned`) all captions of
+            those that can be are empty.
     """
 
     def __init__(
@@ -269,111 +269,46 @@ class FolderSource(Sequence[FolderItem]):
         max_unreadable: float = 0.1,
         threads: int | None = None,
         full: bool = False,
+        captioned: bool = True,
     ):
         folder = Path(path)
-        pairs = _read_captions(folder)
+        lines = read_captions(folder)
+        if captioned:  # before the files are looked at, which takes a while
+            check_captioned((line.caption for line in lines), folder)
         self.unreadable: list[tuple[Path, str]] = []
         self.items: list[FolderItem] = []
 
         def look(file: Path) -> VideoInfo | str:
             try:
                 status = file.stat()
+            except FileNotFoundError:
+                return missing(file)
             except OSError as error:
                 return f"cannot read {file}: {reason(error)}"
             return _probe_once(str(file), status.st_mtime_ns, status.st_size, full)
 
         with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(look, [folder / name for name, _ in pairs]))
-        for (name, caption), info in zip(pairs, found, strict=True):
+            found = list(pool.map(look, [folder / line.file for line in lines]))
+        for line, info in zip(lines, found, strict=True):
+            file = folder / line.file
             if isinstance(info, str):
-                self.unreadable.append((folder / name, info))
+                self.unreadable.append((file, info))
                 log.warning("skipped: %s", info)
                 continue
             for warning in info.warnings:
-                log.warning("%s: %s", folder / name, warning)
-            self.items.append(FolderItem(folder / name, name, info.seconds, info.fps, (Caption(0.0, caption),), fit))
-        if len(self.unreadable) > max_unreadable * len(pairs) or not self.items:
+                log.warning("%s: %s", file, warning)
+            captions = (Caption(0.0, line.caption),)
+            self.items.append(FolderItem(file, line.file, info.seconds, info.fps, captions, fit))
+        if len(self.unreadable) > max_unreadable * len(lines) or not self.items:
             raise UserError(
-                f"{len(self.unreadable)} of the {len(pairs)} videos in {folder} cannot be read, at most "
-                f"{max_unreadable:.0%} may; the first: {self.unreadable[0][1]}"
+                f"{len(self.unreadable)} of the {len(lines)} videos in {folder} cannot be read, at most "
+                f"{max_unreadable:.0%} may (max_unreadable); the first: {self.unreadable[0][1]}"
             )
+        if captioned:
+            check_captioned((item.captions[0].text for item in self.items), folder)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: Any) -> Any:
         return self.items[index]
-
-
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """(line number, its values) of a captions file; a text says what is wrong with a line."""
-    with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
-        if path.suffix == ".csv":
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                yield reader.line_num, row
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError):
-                    yield number, "not JSON"
-
-
-def _read_captions(folder: Path) -> list[tuple[str, str]]:
-    """(file, caption) of every line, all of them checked."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos")
-    path = next((folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(
-            f'{folder} has no captions.jsonl (a line: {{"file": "a.mp4", "caption": "a dog runs"}}) and no '
-            "captions.csv (first line: file,caption); write one"
-        )
-    pairs: list[tuple[str, str]] = []
-    bad: list[str] = []
-    first_line: dict[Path, int] = {}
-    root = folder.resolve()
-    try:
-        for number, row in _rows(path):
-            name, caption = (row.get("file"), row.get("caption")) if isinstance(row, dict) else (None, None)
-            if not (isinstance(name, str) and isinstance(caption, str) and name):
-                problem = row if isinstance(row, str) else "needs the texts file and caption"
-            else:
-                problem = _outside_or_missing(root, name)
-                file = root if problem else (root / name).resolve()
-                if not problem and first_line.setdefault(file, number) != number:
-                    problem = f"{name!r} again, first on line {first_line[file]}"
-            if problem:
-                bad.append(f"line {number}: {problem}")
-            else:
-                pairs.append((str(name), str(caption)))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"cannot read {path}: {reason(error)}; it should be UTF-8 text, a video on each line"
-        ) from error
-    if bad:
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise UserError(
-            f"{path} has {len(bad)} bad line{'s' * (len(bad) > 1)}: {'; '.join(bad[:5])}{more}; mend or remove them"
-        )
-    if not pairs:
-        raise UserError(f"{path} names no videos; write one on each line")
-    return pairs
-
-
-def _outside_or_missing(root: Path, name: str) -> str:
-    """Why a captions file may not name this file; empty if it may."""
-    windows = PureWindowsPath(name)
-    if Path(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        return f"{name!r} is outside of the folder; name files inside of it"
-    try:
-        file = (root / name).resolve()
-        if not file.is_relative_to(root):
-            return f"{name!r} links to outside of the folder; copy the file into it"
-        if not file.is_file():
-            return f"{name!r} is not there"
-    except (OSError, ValueError, RuntimeError) as error:
-        return f"{name!r} is not a file name ({reason(error)})"
-    return ""

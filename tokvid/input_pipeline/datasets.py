@@ -50,21 +50,23 @@ def _mnist(config: DataConfig, split: Split) -> VideoSource:
     return MovingMnist(config.path, "train" if split == "train" else "test", config.seed)
 
 
-def _folder(config: DataConfig, split: Split) -> VideoSource:
+def _folder(config: DataConfig, split: Split, *, captioned: bool = True) -> VideoSource:
     from tokvid.input_pipeline.clips import FolderSource
 
-    source = FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable)
-    return _part(source, config, split)
+    source = FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable, captioned=captioned)
+    return part_of(source, config, split)
 
 
 def _records(config: DataConfig, split: Split) -> VideoSource:
     from tokvid.input_pipeline.records import RecordSource
 
     source = RecordSource(config.path, fit=config.fit)
+    if source.fit != config.fit:
+        log.warning("%s is to be read with fit %s, as it was written, not %s", config.path, source.fit, config.fit)
     stored = source.metadata.get("size")
     if stored and tuple(stored) != config.size:
         log.warning("%s holds frames of %dx%d, resized to %dx%d as they are read", config.path, *stored, *config.size)
-    return _part(source, config, split)
+    return part_of(source, config, split)
 
 
 def _tfds(config: DataConfig, split: Split) -> VideoSource:
@@ -148,7 +150,8 @@ class _Part:
         return self.source[self.first + index]
 
 
-def _part(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
+def part_of(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
+    """The videos of a stored source that are in `split`; UserError where there are none."""
     if not 0 <= config.held_out < len(source):
         raise UserError(
             f"data.held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train "
@@ -295,7 +298,8 @@ class ImageAdder:
 
     def __init__(self, clips: ClipCutter, source: VideoSource, config: DataConfig):
         if config.images_path:
-            source = _folder(dataclasses.replace(config, path=config.images_path, held_out=0), "train")
+            images = dataclasses.replace(config, path=config.images_path, held_out=0)
+            source = _folder(images, "train", captioned=False)
         self.clips, self.source, self.count = clips, source, config.images
         self.images = ClipCutter(source, dataclasses.replace(config, frames=1))
 

@@ -238,8 +238,8 @@ def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mappin
 class RecordSource:
     """A dataset folder, read in any order and by any number of threads; a `VideoSource`.
 
-    `kind`, `metadata` and the count are as written. UserError for a folder of something else, one that
-    another version wrote, and files that are damaged or missing.
+    `kind`, `metadata` and the count are as written; a `fit` among the metadata is taken instead of the one given.
+    UserError for a folder of something else, one that another version wrote, and files that are damaged or missing.
     """
 
     def __init__(self, path: str | Path, *, fit: "Fit" = "crop"):
@@ -266,6 +266,9 @@ class RecordSource:
         self.kind: Kind = kind
         self.metadata: dict[str, Any] = metadata
         self.counts: list[int] = counts  # of each file
+        if (wanted := metadata.get("fit", fit)) not in ("crop", "letterbox"):
+            raise UserError(f"{self.path / 'dataset.json'}: {did_you_mean(wanted, ('crop', 'letterbox'), 'fit')}")
+        self.fit = wanted  # of videos whose writer said how they are to fit, so
         self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         self._files = [_open(self.path / _file_name(i), count) for i, count in enumerate(counts)]
 
@@ -330,7 +333,10 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
         if video.coarse is not None:
             coarse = np.ascontiguousarray(video.coarse).astype(array.dtype)
             values |= {"coarse": coarse.tobytes(), "coarse_factor": video.coarse_factor}
-    data = msgpack.packb(values)
+    try:
+        data = msgpack.packb(values)
+    except (ValueError, OverflowError) as error:  # a text with lone surrogates, more bytes than a map may have
+        raise UserError(f"{video.key!r:.200} cannot be written as a record: {error}") from error
     _unpack(data, kind, "crop", video.key)  # what can't be read again isn't written
     return data
 

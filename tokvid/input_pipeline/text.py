@@ -149,15 +149,17 @@ class TextModel:
         return encode
 
 
-def checked(text: str) -> str:
-    """`text` itself. UserError when it isn't text, or holds what no UTF-8 can (lone surrogates)."""
+def checked(text: str, what: str = "the prompt") -> str:
+    """`text` itself. UserError, which calls it `what`, where it is none or no UTF-8 can hold it (lone surrogates)."""
     if not isinstance(text, str):
-        raise UserError(f"a prompt should be text, got {type(text).__name__} {text!r:.60}")
+        raise UserError(f"{what} should be text, got {type(text).__name__} {text!r:.60}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        letter = ascii(text[error.start])
         raise UserError(
-            f"the prompt is not valid UTF-8 at character {error.start}; save it as UTF-8 and try again"
+            f"{what} is not valid UTF-8 at character {error.start} ({letter} alone is no letter); save it as UTF-8 and "
+            "try again"
         ) from error
     return text
 

@@ -584,11 +584,31 @@ def is_still(source: Source) -> bool:
 
 def on_white(image: Any) -> Any:
     """An image of Pillow's, upright and without transparency, as a frame for Fitter."""
-    upright = PIL.ImageOps.exif_transpose(image)
+    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # how the file has its pixels
+    upright = _eight_bits(PIL.ImageOps.exif_transpose(image), raw)
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright)
     return av.VideoFrame.from_ndarray(np.asarray(upright.convert("RGB")), format="rgb24")
+
+
+# Pillow tells the transparent grey or colour of a PNG in the file's own numbers; in the 8 bits that it makes of these,
+# it is so many times as much.
+TRANSPARENT = {"1": 255, "L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+
+
+def _eight_bits(image: PIL.Image.Image, raw: str) -> PIL.Image.Image:
+    """A picture in 8 bits a channel, of which Pillow makes all but 16-bit grey, which it would clip to 255."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        grey_HW = np.asarray(image).astype(np.uint32)
+        opaque_HW = 255 * (grey_HW != key).astype(np.uint8)
+        grey_HW = ((255 * grey_HW + 32767) // 65535).astype(np.uint8)
+        return PIL.Image.merge("LA", [PIL.Image.fromarray(grey_HW), PIL.Image.fromarray(opaque_HW)])
+    if key is not None and (scale := TRANSPARENT.get(raw)):
+        key = tuple(int(value * scale) for value in key) if isinstance(key, tuple) else int(key * scale)
+        image.info["transparency"] = key
+    return image
 
 
 def open_image(source: Source) -> Any:

@@ -1,6 +1,7 @@
 """A story as files: videos written frame by frame as it is told, and a contact sheet."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,21 +29,24 @@ def film(
     sheet: Path | None = None,
     scale: int = 0,
     opening: np.ndarray | None = None,
+    before: np.ndarray | None = None,
     watch: Callable[[np.ndarray], object] = lambda frame_HWC: None,
 ) -> int:
     """Writes a story to all of `outs` as it is told, and a `sheet` of it; returns the number of frames.
 
-    `opening` as for `tell`; `watch` is shown every frame, uint8 (H, W, 3), before it is enlarged `scale` times (0:
-    until it is watchable). What is made so far is kept in a hidden file beside the first of `outs`: after an
-    interruption, the same call goes on from there. UserError where something cannot be written; KeyboardInterrupt says
-    how to resume.
+    `opening` as for `tell`; the frames `before`, uint8 (T, H, W, 3), come before it; `watch` is shown every frame,
+    uint8 (H, W, 3), before it is enlarged `scale` times (0: until it is watchable). What is made so far is kept in a
+    hidden file beside the first of `outs`: after an interruption, the same call goes on from there. UserError where
+    something cannot be written; KeyboardInterrupt says how to resume.
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
-    before = frames_given(0 if opening is None else len(opening), models.tokenizer.config.temporal_patch)
-    total, done = before + story.frames, 0
-    partial = outs[0].with_name(f".{outs[0].name}.tokens")
-    summary = _Summary(story, before)
+    given = frames_given(0 if opening is None else len(opening), models.tokenizer.config.temporal_patch)
+    earlier = [] if before is None else [before]
+    given += sum(map(len, earlier))
+    total, done = given + story.frames, 0
+    partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise where there is none
+    summary = _Summary(story, given)
 
     def see(frame_HWC: np.ndarray) -> None:
         nonlocal done
@@ -51,7 +55,8 @@ def film(
         done += 1
 
     try:
-        write(tell(models, story, partial, opening), outs, story.fps, total, models.size, scale=scale, watch=see)
+        frames = itertools.chain(earlier, tell(models, story, partial, opening))
+        write(frames, outs, story.fps, total, models.size, scale=scale, watch=see)
     except KeyboardInterrupt as error:
         told = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
         raise type(error)(f"interrupted after {told}; run the same command again to go on from there") from None

@@ -19,7 +19,7 @@ from tokvid.files import atomic
 from tokvid.input_pipeline.text import checked
 from tokvid.sampling.levels import Scheme, rates_of, steps_of, videos
 from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
-from tokvid.sampling.stream import Models, Prompt, StreamEncoder, frames_of, latent_frames_for
+from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, frames_of, latent_frames_for
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
@@ -227,6 +227,29 @@ def encode_opening(models: Models, frames: Iterator[np.ndarray]) -> np.ndarray:
     """Frames uint8 (H, W, 3) of the models' size → tokens (T', H', W', Q); a last latent frame not full is left out."""
     encoder = StreamEncoder(models.tokenizer, 1, models.size)
     return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
+
+
+def encode_video(models: Models, frames: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All of a video, uint8 (H, W, 3) of the models' size → tokens (T', H', W', Q), and the frames before those.
+
+    Latent frames end where the video does. Its first frames, too few to fill another one, are uint8 (T, H, W, 3), as
+    the tokenizer sees them.
+    """
+    patch, count = models.tokenizer.config.temporal_patch, 0
+    encoders = [StreamEncoder(models.tokenizer, 1, models.size) for _ in range(patch)]  # one for each frame to begin at
+    parts: list[list[np.ndarray]] = [[] for _ in encoders]
+    first: list[np.ndarray] = []
+    for frame_HWC in frames:
+        count += 1
+        first += [frame_HWC] * (len(first) < patch)
+        for encoder, tokens in zip(encoders[:count], parts, strict=False):
+            tokens.append(encoder.feed(frame_HWC[None, None]))
+    before = (count - 1) % patch
+    video_THWC = np.stack(first)
+    filled_THWC = np.concatenate([video_THWC[:before], *[video_THWC[before - 1 : before]] * (1 + patch - before)])
+    ids_BTHWQ = StreamEncoder(models.tokenizer, 1, models.size).feed(filled_THWC[None])
+    shown_BTHWC = StreamDecoder(models.tokenizer, 1, *ids_BTHWQ.shape[2:4]).feed(ids_BTHWQ)
+    return np.concatenate(parts[before], axis=1)[0], shown_BTHWC[0, :before]
 
 
 def _identity(models: Models, story: Story, given_THWQ: np.ndarray) -> str:

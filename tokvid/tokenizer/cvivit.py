@@ -62,8 +62,6 @@ class CViViT(nnx.Module):
         for kind in config.encoder + config.decoder:
             if kind not in ("space", "time"):
                 raise UserError(did_you_mean(kind, ("space", "time"), "layer kind"))
-        if config.time_window < 1:
-            raise UserError(f"time_window {config.time_window} is too small: it counts the present, so use 1 or more")
         self.config = config
         if config.fold < 1:
             raise UserError(f"fold should be 1 (a token for each patch) or more, got {config.fold}")

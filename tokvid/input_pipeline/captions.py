@@ -1,0 +1,293 @@
+"""The captions file of a folder of clips, `captions.jsonl` or `captions.csv`: harmless slips are read, others named."""
+
+import csv
+import dataclasses
+import functools
+import json
+import logging
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from tokvid.errors import UserError, suggestion
+from tokvid.input_pipeline.text import checked
+
+log = logging.getLogger(__name__)
+
+NAMES = ("captions.jsonl", "captions.csv")
+FIELDS = ("file", "caption")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+LONGEST_CAPTION = 100_000  # bytes, as many as a record takes
+MOST_TOLD = 5  # bad lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of a captions file: the file it names, as the disk calls it if it is there, and the text."""
+
+    file: str
+    caption: str
+
+
+def read_captions(folder: Path) -> list[Line]:
+    """Every line of the captions file in `folder`. A file that isn't there is left for whoever opens it.
+
+    UserError, with the numbers of lines, for what can't be understood: no folder, no captions file, not UTF-8, columns
+    of other names, more values than columns, texts that aren't Unicode, a file outside of the folder or named twice.
+    """
+    path = _captions_file(folder)
+    finder, lines, bad = _Finder(folder.resolve()), [], []
+    first_line: dict[str, int] = {}
+    unused: Counter[str] = Counter()
+    try:
+        for number, row in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
+            try:
+                line = _line(row, finder)
+                if (first := first_line.setdefault(os.path.realpath(finder.root / line.file), number)) != number:
+                    raise _BadLine(
+                        f"{line.file!r:.200} again, first on line {first}; a clip has one caption, join them"
+                    )
+            except _BadLine as problem:
+                bad.append(f"line {number}: {problem}")
+            else:
+                lines.append(line)
+                unused.update(str(name) for name in row if name and name not in FIELDS)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"cannot read {path}: {said}; save it as UTF-8 text, a video on each line") from error
+    if bad:
+        more = f"; and {len(bad) - MOST_TOLD} more" if len(bad) > MOST_TOLD else ""
+        count = f"{len(bad)} bad line{'s' * (len(bad) > 1)}"
+        raise UserError(f"{path} has {count}: {'; '.join(bad[:MOST_TOLD])}{more}; mend or remove them")
+    if not lines:
+        raise UserError(f"{path} names no videos; write one on each line")
+    if unused:
+        log.warning("%s: only file and caption are read, not %s", path, ", ".join(sorted(unused)))
+    return lines
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in it can be seen: only spaces, controls and the like."""
+    return all(unicodedata.category(letter)[0] in "ZC" for letter in text)
+
+
+def check_captioned(captions: Iterable[str], where: str | Path) -> None:
+    """UserError where all captions are empty: from none, no text model can be trained."""
+    if all(is_blank(caption) for caption in captions):
+        raise UserError(f"all captions in {where} are empty; write beside each video what it shows")
+
+
+class _BadLine(Exception):
+    """What is wrong with a line."""
+
+
+def _captions_file(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos")
+    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        log.warning("%s is read, %s is not; keep one of them", *found)
+    if found:
+        return found[0]
+    like = ", ".join(sorted(name for name in _names_in(folder) if name.lower().startswith(("caption", "metadata")))[:3])
+    raise UserError(
+        f'{folder} has no captions.jsonl (a line: {{"file": "a.mp4", "caption": "a dog runs"}}) and no '
+        f"captions.csv (first line: file,caption){f', but has {like}' * bool(like)}; write one"
+    )
+
+
+def _field(name: object) -> str:
+    """A column's name without what does no harm: capitals, spaces around it."""
+    return str(name).strip().casefold()
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, its fields); a text says what is wrong with a line."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line, object_pairs_hook=_fields)
+            except _BadLine as problem:
+                yield number, str(problem)
+            except RecursionError:
+                yield number, "not JSON (nested too deeply)"
+            except ValueError as error:
+                yield number, f"not JSON ({' '.join(str(error).split())}); write an object on each line"
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = {_field(name): value for name, value in pairs}
+    if len(fields) < len(pairs):
+        twice = Counter(_field(name) for name, _ in pairs).most_common(1)[0][0]
+        raise _BadLine(f"{twice!r:.40} is there twice; a clip has one caption, join them")
+    return fields
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number of the line where it begins, its values by column); a text says what is wrong with a row."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next((line for line in file if line.strip()), "")
+        columns, delimiter = _columns(path, header)
+        file.seek(0)
+        stripped = (line.rstrip(" \r\n") + "\n" for line in file)  # spaces after a closing quote would be an error
+        reader = csv.reader(stripped, strict=True, delimiter=delimiter, skipinitialspace=True)
+        seen_header = False
+        while True:
+            began = reader.line_num + 1
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                yield began, _quoting(error)
+                return  # where the next row begins, nobody knows
+            if row is None:
+                return
+            row = [value.strip() for value in row]
+            if not any(row):
+                continue
+            if not seen_header:
+                seen_header = True
+                continue
+            if reader.line_num > began:
+                log.warning(
+                    "%s: the row of line %d goes on to line %d, as its quotes say", path, began, reader.line_num
+                )
+            yield began, _by_column(row, columns, delimiter)
+
+
+def _columns(path: Path, header: str) -> tuple[list[str], str]:
+    """The header's columns, and what stands between them."""
+    header = header.strip("\r\n")
+    for delimiter in DELIMITERS:
+        try:
+            cells = next(csv.reader([header], strict=True, delimiter=delimiter, skipinitialspace=True), [])
+        except csv.Error:
+            continue
+        columns = [_field(cell) for cell in cells]
+        if set(FIELDS) <= set(columns):
+            if twice := [field for field in FIELDS if columns.count(field) > 1]:
+                raise UserError(f"{path} has the column {twice[0]} more than once; keep one, join what they say")
+            return columns, delimiter
+    if not header:
+        raise UserError(f"{path} is empty; write file,caption on its first line, and below it a line for each video")
+    raise UserError(
+        f"the first line of {path} is {header!r:.200}, it should name the columns: file,caption; write that line above "
+        "the others, or rename the columns"
+    )
+
+
+def _by_column(row: list[str], columns: list[str], delimiter: str) -> dict[str, str] | str:
+    spare = [value for value, name in zip(row, columns, strict=False) if value and not name]
+    if len(row) > len(columns) or spare:
+        named = sum(1 for name in columns if name)
+        return (
+            f"{len(row)} values for {named} columns; put a text that holds {DELIMITERS[delimiter]} in quotes: "
+            f'"put the cup{delimiter} then the lid"'
+        )
+    return {name: value for name, value in zip(columns, row, strict=False) if name}
+
+
+def _quoting(error: csv.Error) -> str:
+    said = str(error)
+    if "unexpected end" in said:
+        return 'a quote " is opened here and never closed; close it'
+    if "expected after" in said:
+        return 'there is text after a closing quote "; put quotes around the whole text, and write each " in it as ""'
+    return said
+
+
+def _line(row: Any, finder: "_Finder") -> Line:
+    if isinstance(row, str):
+        raise _BadLine(row)
+    if not isinstance(row, dict):
+        raise _BadLine(f'needs an object like {{"file": "a.mp4", "caption": "a dog runs"}}, found {type(row).__name__}')
+    for field in FIELDS:
+        if not isinstance(row.get(field), str) or not (row[field].strip() or field == "caption"):
+            found = ", ".join(f"{name!r:.40}" for name in list(row)[:5]) or "nothing"
+            kind = f"{field} is {row[field]!r:.40}" if field in row else f"found {found}"
+            raise _BadLine(f"needs the texts file and caption, {kind}")
+        try:
+            checked(row[field], f"the {field}")
+        except UserError as error:
+            raise _BadLine(str(error)) from error
+    caption = row["caption"].strip()
+    if len(caption.encode()) > LONGEST_CAPTION:
+        raise _BadLine(f"the caption has {len(caption.encode())} bytes, at most {LONGEST_CAPTION} are allowed")
+    return Line(finder.find(row["file"]), caption)
+
+
+class _Finder:
+    """Files of one folder by the names that captions give them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._listing = functools.cache(self._list)
+
+    def find(self, name: str) -> str:
+        """The path within the folder, as the disk has it; as given where there is no such file.
+
+        Where there is no file of exactly that name, spaces around it don't count, backslashes may stand for slashes
+        (Windows), and letters with marks may be composed differently (macOS). _BadLine for what is outside.
+        """
+        if "\0" in name:
+            raise _BadLine(f"{name!r:.60} is not a file name")
+        try:
+            for path in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
+                if Path(path).is_absolute() or ".." in Path(path).parts:
+                    what = "is an absolute path" if Path(path).is_absolute() else "goes up by '..'"
+                    raise _BadLine(f"{name!r:.200} {what}; name files as seen from the folder, inside of it")
+                found = path if _is_there(self.root / path) else self._composed(path)
+                if not Path(os.path.realpath(self.root / (found or path))).is_relative_to(self.root):
+                    raise _BadLine(f"{name!r:.200} links to outside of the folder; copy the file into it")
+                if found is not None:
+                    return os.path.normpath(found)
+        except OSError as error:
+            raise _BadLine(f"{name!r:.60} is not a file name ({error.strerror})") from error
+        if PureWindowsPath(name).root:
+            raise _BadLine(f"{name!r:.200} is an absolute path; name files as seen from the folder, inside of it")
+        return os.path.normpath(name)
+
+    def _composed(self, name: str) -> str | None:
+        found = Path()
+        for part in Path(name).parts:
+            same = self._listing(found).get(unicodedata.normalize("NFC", part), [])
+            if len(same) != 1:
+                return None
+            found /= same[0]
+        return str(found)
+
+    def _list(self, within: Path) -> dict[str, list[str]]:
+        """What is in a folder, by composed names."""
+        names: dict[str, list[str]] = {}
+        for name in _names_in(self.root / within):
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        return names
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:  # for whoever opens it to say
+        return True
+    return True
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def missing(file: Path) -> str:
+    """What to say of a file that captions name and that isn't there: which one may be meant."""
+    like = [name for name in _names_in(file.parent) if Path(name).stem.casefold() == file.stem.casefold()]
+    return f"{file} is not there{suggestion(file.name, like)}"
