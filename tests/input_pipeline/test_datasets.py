@@ -354,8 +354,10 @@ def test_a_clip_that_is_added_or_lost_is_noticed(tmp_path):
 
 def test_files_are_fitted_as_their_writer_said(tmp_path, caplog):
     for fit in ("letterbox", "stretch"):
-        with RecordWriter(tmp_path / fit, "video", {"fit": fit}) as writer:
+        with RecordWriter(tmp_path / fit, "video", {"fit": "letterbox"}) as writer:
             writer.write(StoredVideo("a", 1.0, (Caption(0.0, "x"),), video=b"x"))
+        described = tmp_path / fit / "dataset.json"
+        described.write_text(described.read_text().replace("letterbox", fit))
     config = DataConfig(source="records", path=str(tmp_path / "letterbox"))
     assert (
         open_source(config)[0].fit == "letterbox" and "with fit letterbox, as it was written, not crop" in caplog.text
