@@ -162,6 +162,7 @@ class TokensConfig:
     videos: int = 20_000
     latent_frames: int = 16  # of each cached video at most; windows are cut from these
     text_samples: int = 20_000  # captions the text model is trained from at most
+    held_out: int = 128  # videos that training holds out, tokenized to validate with
     coarse_factor: int = 1  # each video is kept at a rate so many times lower, too, to interpolate from; 1: no
 
 
@@ -189,6 +190,8 @@ class TrainConfig:
     save_minutes: float = 10.0  # a checkpoint also when so many minutes have passed since the last; 0: never
     profile: int = 0  # steps to trace, from the third on, into profile/: open it with XProf or Perfetto
     sample_every: int = 1000
+    val_every: int = 500  # steps between losses of held-out data, with averaged weights; 0: never
+    val_batches: int = 8
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run
     step_timeout: float = 900.0  # seconds until a step counts as hung and the job is ended; 0: never

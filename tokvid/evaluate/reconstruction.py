@@ -11,7 +11,7 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, through
-from tokvid.input_pipeline.datasets import captions_within, open_source, usable_rates
+from tokvid.input_pipeline.datasets import captions_within, holds_out, open_source, usable_rates
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
 from tokvid.progress import progress
@@ -87,7 +87,7 @@ def evaluate_reconstruction(
 
 def split_of(data: DataConfig) -> str:
     """What is measured on: what training holds out, if anything."""
-    return "held_out" if data.held_out or data.source in ("shapes", "mnist") else "train"
+    return "held_out" if holds_out(data) else "train"
 
 
 def _compare(truth_THWC: np.ndarray, made_THWC: np.ndarray) -> dict[str, float]:

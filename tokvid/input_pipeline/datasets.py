@@ -104,11 +104,14 @@ class Source:
 
     open: Callable[[DataConfig, Split], VideoSource]
     files: Callable[[Path], Iterable[Path]] = _all_files
+    procedural: bool = False  # it defines itself what is held out
 
 
 SOURCES: dict[str, Source] = {
-    "shapes": Source(_shapes),  # procedural; held out: compositions never trained on
-    "mnist": Source(_mnist, _digit_files),  # path: the digits' file; held out: the published test split
+    "shapes": Source(_shapes, procedural=True),  # procedural; held out: compositions never trained on
+    "mnist": Source(
+        _mnist, _digit_files, procedural=True
+    ),  # path: the digits' file; held out: the published test split
     "folder": Source(_folder, _clip_files),  # path: a folder of clips with captions
     "records": Source(_records, _record_files),  # path: what records.RecordWriter wrote
     "tfds": Source(_tfds),  # path: what a builder of builders.py prepared, which decided what is held out
@@ -127,6 +130,11 @@ def open_source(config: DataConfig, split: str = "train") -> VideoSource:
     if is_url(config.path):
         config = dataclasses.replace(config, path=str(local(config.path)))
     return source.open(config, "held_out" if split == "held_out" else "train")
+
+
+def holds_out(config: DataConfig) -> bool:
+    """Whether there are videos that training never sees."""
+    return config.held_out > 0 or _source_of(config).procedural
 
 
 def _source_of(config: DataConfig) -> Source:

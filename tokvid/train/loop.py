@@ -1,6 +1,7 @@
 """The training loop of both models. It reads top to bottom: restore, step, log, save, sample, finish."""
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
@@ -21,7 +23,7 @@ from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
 from tokvid.train.profiler import Profiler
-from tokvid.train.state import Task, abstract_state, init_state, make_step, start_from
+from tokvid.train.state import Task, abstract_state, init_state, make_step, make_validation, start_from
 from tokvid.train.watchdog import Watchdog
 
 
@@ -62,7 +64,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
                 Profiler(folder / "profile", config.profile) as profiler,
             ):
-                saved_at = time.monotonic()
+                saved_at, validation = time.monotonic(), None
 
                 def save() -> None:
                     nonlocal saved_at
@@ -76,6 +78,17 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                         return False
                     return bool(told_by_first(time.monotonic() - saved_at > 60 * config.save_minutes))
 
+                def validate() -> None:
+                    nonlocal validation
+                    log.flush()
+                    validation = validation or make_validation(task, mesh, like, graph)
+                    if (held_out := task.validation(block)) is None:
+                        return
+                    with contextlib.closing(held_out):
+                        some = itertools.islice(held_out, config.val_batches)
+                        found = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
+                    log.validated(step, {name: float(np.mean([each[name] for each in found])) for name in found[0]})
+
                 def sample() -> None:
                     if (variables := to_first((state.ema, state.buffers))) is not None:
                         task.samples(nnx.merge(graph, *variables), folder / "samples", step)
@@ -88,6 +101,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                     profiler.stepped(step - begun)
                     if due(step, config.save_every) or overdue():
                         save()
+                    if due(step, config.val_every):
+                        validate()
                     if due(step, config.sample_every):
                         sample()
                 save()

@@ -20,7 +20,7 @@ from tokvid.train.state import Task
 
 log = logging.getLogger(__name__)
 RATES = ("clips_per_second", "flops_per_second", "mfu")  # what the clock says: the rest is the same in every run
-SHOWN = ("loss", "psnr", "accuracy", "clips_per_second", "mfu")  # behind the progress bar
+SHOWN = ("loss", "psnr", "accuracy", "val_loss", "clips_per_second", "mfu")  # behind the progress bar
 
 
 class MetricsLog:
@@ -50,6 +50,7 @@ class MetricsLog:
         self._since: float | None = None  # of the rate shown; the first step, which compiles, doesn't count
         self._timed = 0
         self._notes: dict[str, float] = {}
+        self._shown: dict[str, float] = {}  # of held-out data, beside them
         self._alarmed = False
 
     def _begin(self, folder: Path, step: int) -> "_TensorBoard | None":
@@ -94,6 +95,13 @@ class MetricsLog:
             self._write(step)
         self._advance(1, **self._notes)
 
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the means of held-out batches after `step`, a line of their own."""
+        if first():
+            named = {f"val_{name}": value for name, value in metrics.items()}
+            self._put(step, named)
+            self._shown |= {name: named[name] for name in SHOWN if name in named}
+
     def _skip(self, step: int, skipped: int) -> None:
         self._skipped += 1
         if skipped >= self._config.max_non_finite:
@@ -116,8 +124,12 @@ class MetricsLog:
         if self._timed and self._since is not None:
             means |= _speed(self._timed * self._config.batch / (now - self._since), self._task)
             self._since, self._timed = now, 0
+        self._put(step, means)
+        self._notes = {name: means[name] for name in SHOWN if name in means} | self._shown
+
+    def _put(self, step: int, values: Mapping[str, float]) -> None:
         # Nine digits tell every float32 from the next.
-        numbers = {name: float(f"{value:.9g}") for name, value in means.items() if math.isfinite(value)}
+        numbers = {name: float(f"{value:.9g}") for name, value in values.items() if math.isfinite(value)}
         try:
             with open(self._path, "a") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -125,7 +137,6 @@ class MetricsLog:
                 self._board.write(step, numbers)
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}; {ADVICE}") from error
-        self._notes = {name: means[name] for name in SHOWN if name in means}
 
 
 def _speed(clips_per_second: float, task: Task) -> dict[str, float]:

@@ -41,8 +41,11 @@ class Task(Protocol):
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
-    def loss(self, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """A scalar to minimise and named scalars to log. May move the model's buffers."""
+    def loss(self, model: Any, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        """A scalar to minimise and named scalars to log. May move the model's buffers.
+
+        Without a key nothing is drawn and nothing moves: the loss of held-out data.
+        """
         ...
 
     def weight(self, batch: Any) -> jax.Array:
@@ -61,6 +64,10 @@ class Task(Protocol):
 
         `block` (i, n) asks for the i-th of n equal blocks of every batch, whose order and state don't depend on n.
         """
+        ...
+
+    def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
+        """As `batches`, of data held out of training, always the same; None where nothing is."""
         ...
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
@@ -201,6 +208,19 @@ def make_step(
         out_shardings=(_places(like), None),
         donate_argnums=0,
     )
+
+
+def make_validation(
+    task: Task, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
+) -> Callable[[TrainState, Any], Metrics]:
+    """The jitted loss and metrics of the averaged weights on a batch."""
+
+    def validate(state: TrainState, batch: Any) -> Metrics:
+        with on_mesh(mesh):
+            value, metrics = task.loss(nnx.merge(graph, state.ema, state.buffers, copy=True), batch, None)
+        return metrics | {"loss": value}
+
+    return jax.jit(validate, in_shardings=(_places(like), NamedSharding(mesh, BATCH)))
 
 
 def check_batch(config: TrainConfig, mesh: Mesh) -> None:

@@ -19,7 +19,7 @@ from tokvid import weights
 from tokvid.config import Recipe, to_dict
 from tokvid.distributed import check_same, first, reached, together
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import captions_within, fingerprint, open_source, usable_rates
+from tokvid.input_pipeline.datasets import captions_within, fingerprint, holds_out, open_source, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.input_pipeline.windows import window_lengths
@@ -28,6 +28,7 @@ from tokvid.sharding import make_mesh, running_on
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.train.tokenizer_step import describe_data, encode_ids
+from tokvid.train.transformer_step import HELD_OUT
 from tokvid.types import Caption, VideoItem, VideoSource
 
 BATCH = 16  # videos that a device tokenizes at once
@@ -36,7 +37,7 @@ Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
 
 def write_token_cache(recipe: Recipe, workdir: Path) -> None:
-    """Reads the recipe's videos and `workdir`/tokenizer; writes `workdir`/text.model and `workdir`/tokens.
+    """Reads the recipe's videos and `workdir`/tokenizer; writes text.model, tokens/ and HELD_OUT there.
 
     Each video gives one stretch, from a random second on, at one of the rates; its captions are moved along. With
     `tokens.coarse_factor` the tokens of the same seconds at a rate so many times lower are kept beside it. A source
@@ -44,25 +45,35 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     all do this together, each with its devices; the records and their order are the same. UserError where the
     tokenizer is missing or not for these videos, stretches are shorter than a window, or too many videos are no use.
     """
-    check_replaceable(workdir / "tokens")
+    folders = {"train": workdir / "tokens", "held_out": workdir / HELD_OUT}
+    for folder in folders.values():
+        check_replaceable(folder)
     with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
         tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
         _check(recipe, tokenizer, workdir)
-        source = open_source(recipe.data)
-        text = write_text_model(recipe, source, workdir)
-        metadata = _metadata(recipe, tokenizer, text)
-        found = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
-        check_same(metadata | found)
-        parts = [workdir / "tokens.parts" / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-        _write_parts(recipe, tokenizer, source, parts, metadata | found)
+        text = write_text_model(recipe, open_source(recipe.data), workdir)
+        _write(recipe, tokenizer, text, "train", folders["train"])
+        if holds_out(recipe.data) and recipe.tokens.held_out:
+            few = dataclasses.replace(recipe.tokens, videos=recipe.tokens.held_out)
+            _write(dataclasses.replace(recipe, tokens=few), tokenizer, text, "held_out", folders["held_out"])
+
+
+def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: str, folder: Path) -> None:
+    """`tokens.videos` stretches of the videos of a split as one token cache."""
+    source, metadata = open_source(recipe.data, split), _metadata(recipe, tokenizer, text)
+    found = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
+    check_same(metadata | found)
+    aside = folder.with_name(f"{folder.name}.parts")
+    parts = [aside / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
+    _write_parts(recipe, tokenizer, source, parts, metadata | found)
     together("tokens")
     if first():
         written = [RecordSource(part) for part in parts]
         failed = recipe.tokens.videos - sum(map(len, written))
         errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
         _refuse(recipe, failed, recipe.tokens.videos, (errors or [""])[-1])
-        join_records(parts, workdir / "tokens", "tokens", metadata)
-        shutil.rmtree(workdir / "tokens.parts")
+        join_records(parts, folder, "tokens", metadata)
+        shutil.rmtree(aside)
     together("token cache")
 
 

@@ -1,6 +1,7 @@
 """Training the tokenizer: what it minimises, what it sees, what it shows."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -17,7 +18,7 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, tokenizer_flops
-from tokvid.input_pipeline.datasets import clip_batches, fingerprint
+from tokvid.input_pipeline.datasets import clip_batches, fingerprint, holds_out
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
@@ -29,6 +30,10 @@ from tokvid.train.state import Metrics
 from tokvid.types import VideoBatch
 
 log = logging.getLogger(__name__)
+
+
+PLAIN: dict[str, Any] = {"flip": 0.0, "zoom": 1.0, "light": 0.0}  # clips as they are, to validate with
+VALIDATION_SEED = 1
 
 
 class Players(nnx.Module):
@@ -71,23 +76,27 @@ class TokenizerTask:
             Perceptual(perceptual) if perceptual else None,
         )
 
-    def loss(self, players: Players, batch: VideoBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, players: Players, batch: VideoBatch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         loss, metrics = self._loss(players, to_signed(batch.video), batch.text, key)
         if not batch.images.size:
             return loss, metrics
         images = to_signed(batch.images).reshape(-1, 1, *batch.images.shape[2:])
         no_text = jnp.full((len(images), batch.text.shape[1]), PADDING)
-        image_loss, image_metrics = self._loss(players, images, no_text, jax.random.fold_in(key, 1))
+        image_loss, image_metrics = self._loss(
+            players, images, no_text, None if key is None else jax.random.fold_in(key, 1)
+        )
         samples = len(batch.video) + len(images)
         metrics |= {f"image_{name}": value for name, value in image_metrics.items() if name in ("l1", "l2", "psnr")}
         return (len(batch.video) * loss + len(images) * image_loss) / samples, metrics
 
-    def _loss(self, players: Players, truth: jax.Array, text: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def _loss(
+        self, players: Players, truth: jax.Array, text: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Metrics]:
         """Of videos (B, T, H, W, 3) in [-1, 1], T 1 for images, and their captions (B, L)."""
         tokenizer, likeness = players.tokenizer, functools.partial(self._likeness, players.perceptual, truth)
         made, quantized = tokenizer.reconstruct(truth)
         losses = likeness(made) | quantized.losses
-        metrics = tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
+        metrics = {} if key is None else tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
         if players.adversary is not None:
             force = jnp.linalg.norm(jax.grad(lambda made: total(likeness(made)))(jax.lax.stop_gradient(made)))
             game = play(self.recipe.adversary, players.adversary, made, truth, text, force)
@@ -127,6 +136,14 @@ class TokenizerTask:
         config = self.recipe.train_tokenizer
         encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
         return clip_batches(self.recipe.data, config.batch // block[1], config.seed, encode=encode, shard=block)
+
+    def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
+        config, data = self.recipe.train_tokenizer, dataclasses.replace(self.recipe.data, **PLAIN)
+        if not holds_out(data):
+            return None
+        encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
+        batch = config.batch // block[1]
+        return clip_batches(data, batch, VALIDATION_SEED, split="held_out", encode=encode, shard=block)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""

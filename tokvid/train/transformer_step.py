@@ -20,6 +20,9 @@ from tokvid.transformer.layout import corrupted
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch
 
+HELD_OUT = "tokens_held_out"  # beside the token cache
+VALIDATION_SEED = 1
+
 
 class TransformerTask:
     """`Task` of the transformer, for `train.loop.train`."""
@@ -63,11 +66,13 @@ class TransformerTask:
     def make_model(self, rngs: nnx.Rngs) -> Transformer:
         return Transformer(self.config, rngs=rngs)
 
-    def loss(self, model: Transformer, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, model: Transformer, batch: TokenBatch, key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
         sequence = sequence_of(self.config, batch)
         video = math.prod(batch.tokens.shape[1:4])  # the last slots; text, rate and coarse clip are never predicted
-        if most := self.recipe.layouts.corruption:
+        if key is not None and (most := self.recipe.layouts.corruption):
             sequence = corrupted(sequence, video, most, model.vocabulary, key)
         hidden, _ = model.run(sequence, None, 0)
         scores = model.head.scores(model.norm(hidden[:, -video:]), sequence.target[:, -video:])
@@ -91,13 +96,20 @@ class TransformerTask:
         return TRAINING * ((1 - share) * sum(plain) / len(plain) + share * coarse)
 
     def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
-        recipe, config = self.recipe, self.recipe.train_transformer
+        return self._batches(self.cache, self.recipe.train_transformer.seed, block)
+
+    def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
+        folder = self.cache.with_name(HELD_OUT)
+        return self._batches(folder, VALIDATION_SEED, block) if folder.is_dir() else None
+
+    def _batches(self, folder: Path, seed: int, block: tuple[int, int]) -> Any:
+        recipe, batch = self.recipe, self.recipe.train_transformer.batch // block[1]
         return token_batches(
-            self.cache,
+            folder,
             recipe.layouts,
             self.config,
-            config.batch // block[1],
-            config.seed,
+            batch,
+            seed,
             text_model=self.text,
             threads=recipe.data.threads,
             shard=block,

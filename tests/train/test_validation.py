@@ -1,0 +1,112 @@
+"""Losses of held-out data: what they are of, and that they depend on nothing but the weights."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid import weights
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+from tokvid.input_pipeline.records import RecordSource
+from tokvid.input_pipeline.shapes import ShapesDataset
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.train.loop import train
+from tokvid.train.token_cache import open_token_cache, write_token_cache
+from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.transformer_step import HELD_OUT, TransformerTask
+
+SIZE = (16, 16)
+TRAIN = TrainConfig(
+    steps=4, batch=2, warmup=1, log_every=3, save_every=0, sample_every=0, val_every=2, val_batches=3, ema=0.0
+)
+RECIPE = Recipe(
+    data=DataConfig(size=SIZE, frames=5, videos=50, flip=1.0),
+    tokenizer=TokenizerConfig(
+        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), quantizer="fsq", levels=(4, 4)
+    ),
+    transformer=TransformerConfig(
+        vocabulary=16, text_vocabulary=320, text_length=24, latent=(3, 2, 2), width=16, layers=1, heads=2, kv_heads=2,
+        mlp=32,
+    ),
+    layouts=LayoutConfig(corruption=1.0),
+    tokens=TokensConfig(videos=20, latent_frames=5, held_out=7),
+    train_tokenizer=TRAIN,
+    train_transformer=TRAIN,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, random_model):
+    folder = tmp_path_factory.mktemp("workdir")
+    params = nnx.state(random_model(CViViT, RECIPE.tokenizer), nnx.Param)
+    weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, params)
+    write_token_cache(RECIPE, folder)
+    return folder
+
+
+def task_of(kind, workdir, recipe=RECIPE):
+    return TokenizerTask(recipe) if kind == "tokenizer" else TransformerTask(recipe, *open_token_cache(workdir))
+
+
+def some(batches, count):
+    with contextlib.closing(batches):
+        return list(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+def test_lines_of_their_own_say_the_mean_over_held_out_batches(kind, workdir, tmp_path):
+    task = task_of(kind, workdir)
+    train(task, TRAIN, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in validated] == [2, 4] and all("loss" not in line for line in validated)
+    batches = some(task.validation(), TRAIN.val_batches)
+    model = weights.load(tmp_path, kind)
+    made = task.make_model(nnx.Rngs(0))
+    nnx.update(made.tokenizer if kind == "tokenizer" else made, nnx.state(nnx.merge(model.graph, model.params)))
+    losses = [float(task.loss(made, jax.tree.map(np.asarray, batch), None)[0]) for batch in batches]
+    assert validated[-1]["val_loss"] == pytest.approx(np.mean(losses), rel=2e-3)  # weights are kept in 16 bits
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+def test_nothing_is_drawn(kind, workdir):
+    """Neither augmented nor corrupted; the same batches each time."""
+    task = task_of(kind, workdir)
+    one, other = (some(task.validation(), 2) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    plain = dataclasses.replace(
+        RECIPE, data=dataclasses.replace(RECIPE.data, flip=0.0), layouts=LayoutConfig(corruption=0.0)
+    )
+    unchanged = task_of(kind, workdir, plain)
+    jax.tree.map(np.testing.assert_array_equal, one, some(unchanged.validation(), 2))
+    model = task.make_model(nnx.Rngs(0))
+    batch = jax.tree.map(np.asarray, one[0])
+    losses = [float(each.loss(model, batch, None)[0]) for each in (task, unchanged)]
+    assert losses[0] == losses[1]
+
+
+def test_held_out_tokens_are_of_videos_never_trained_on(workdir):
+    held_out, trained = (RecordSource(workdir / name) for name in (HELD_OUT, "tokens"))
+    assert (len(held_out), len(trained)) == (7, 20)
+    told = {caption.text for i in range(7) for caption in held_out[i].captions}
+    every = {caption.text for item in map(ShapesDataset(200, 0).__getitem__, range(200)) for caption in item.captions}
+    assert told and not told & {caption.text for i in range(20) for caption in trained[i].captions}
+    assert not told & every  # compositions that training holds out
+
+
+def test_without_held_out_videos_there_is_no_validation(tmp_path):
+    data = dataclasses.replace(RECIPE.data, source="records", path=str(tmp_path), flip=0.0)
+    assert TokenizerTask(dataclasses.replace(RECIPE, data=data)).validation() is None
