@@ -1,7 +1,10 @@
 """What tests share."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +18,10 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     if version("jaxlib").startswith("0.10."):  # later ones don't know it, and an unknown flag is fatal
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# Commands keep compiled programs in the user's cache folder: here in one of the tests' own, shared by all of a run.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokvid-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # A shell starts what is to run in the background with Ctrl-C ignored, and Python leaves that so.
 signal.signal(signal.SIGINT, signal.default_int_handler)

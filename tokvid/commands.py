@@ -48,6 +48,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
             setattr(options, name, local(value))
     if options.command in OF_RECIPES:
         return command(options, rest)
+    if hasattr(options, "weights"):  # it computes
+        from tokvid.compilation import keep_programs
+
+        keep_programs()
     if shape := getattr(options, "mesh", None):
         from tokvid.sharding import make_mesh, running_on
 
@@ -295,12 +299,14 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
     """Writes the token cache and the text model of a recipe."""
+    from tokvid.compilation import keep_programs
     from tokvid.config import load_recipe
     from tokvid.distributed import joined
     from tokvid.train.token_cache import write_token_cache
 
     several = (options.coordinator, options.processes, options.process, options.distributed)
     with joined(*several, agree_to_stop=False):  # what is whole by then is kept
+        keep_programs()
         write_token_cache(load_recipe(options.config, rest), options.workdir)
 
 
