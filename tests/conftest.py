@@ -1,6 +1,7 @@
 """What tests share."""
 
 import atexit
+import dataclasses
 import os
 import shutil
 import signal
@@ -61,8 +62,11 @@ def random_model() -> Callable:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory, random_model) -> Path:
-    """A weights folder such as training leaves, of random models: 16×16 pixels, windows of 4 latent frames, 2×2."""
+def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
+    """`make_weights(patch, fold, groups)`: a weights folder such as training leaves, of random models.
+
+    16×16 pixels, windows of 4 latent frames of 2×2 tokens.
+    """
     from flax import nnx
 
     from tokvid import weights
@@ -70,11 +74,10 @@ def tiny_weights(tmp_path_factory, random_model) -> Path:
     from tokvid.input_pipeline.shapes import captions_corpus
     from tokvid.input_pipeline.text import train_text_model
     from tokvid.tokenizer.cvivit import CViViT
+    from tokvid.tokenizer.quantizers import codes_of
     from tokvid.transformer.model import Transformer
 
-    folder, size, fps = tmp_path_factory.mktemp("weights"), (16, 16), (4.0, 8.0)
-    text = train_text_model(captions_corpus(300, seed=0), folder / "text.model", 320)
-    layers = ("space", "time")
+    size, fps, layers = (16, 16), (4.0, 8.0), ("space", "time")
     tokenizer = TokenizerConfig(
         size=size,
         width=32,
@@ -85,20 +88,35 @@ def tiny_weights(tmp_path_factory, random_model) -> Path:
         time_window=3,
         quantizer="fsq",
         levels=(5, 3, 2),
+        dtype="float32",  # what is compared is often exact
     )
     transformer = TransformerConfig(
         vocabulary=30, text_vocabulary=320, text_length=32, latent=(4, 2, 2), width=32, layers=2, heads=2, kv_heads=2,
-        mlp=32, ticks_per_second=4.0,
+        mlp=32, ticks_per_second=4.0, head_width=24, head_layers=1, dtype="float32",
     )  # fmt: skip
 
-    def save(kind, model, config, **about):
-        params = nnx.split(random_model(model, config))[1]
-        return weights.save(folder / kind, kind, config, params, steps=0, **about)
+    def make(patch: int, fold: int, groups: int) -> Path:
+        folder = tmp_path_factory.mktemp("weights")
+        text = train_text_model(captions_corpus(300, seed=0), folder / "text.model", 320)
+        encoding = dataclasses.replace(tokenizer, patch=patch, fold=fold, groups=groups)
+        trunk = dataclasses.replace(transformer, subcodes=codes_of(encoding).per_token)
 
-    data = DataConfig(size=size, fps=fps, frames=5, videos=100)
-    mark = save("tokenizer", CViViT, tokenizer, data=to_dict(data))
-    save("transformer", Transformer, transformer, tokenizer=mark, text_model=text.fingerprint, fps=fps, size=size)
-    return folder
+        def save(kind, model, config, **about):
+            params = nnx.split(random_model(model, config))[1]
+            return weights.save(folder / kind, kind, config, params, steps=0, **about)
+
+        data = DataConfig(size=size, fps=fps, frames=5, videos=100)
+        mark = save("tokenizer", CViViT, encoding, data=to_dict(data))
+        save("transformer", Transformer, trunk, tokenizer=mark, text_model=text.fingerprint, fps=fps, size=size)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(make_weights) -> Path:
+    """Those of tokens that are one code each."""
+    return make_weights(patch=8, fold=1, groups=1)
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +125,13 @@ def tiny_models(tiny_weights):
     from tokvid.sampling.stream import load_models
 
     return load_models(tiny_weights)
+
+
+@pytest.fixture(scope="session", params=["one code", "four sub-codes"])
+def any_models(request, make_weights):
+    """`tiny_models`, and the same with tokens of four sub-codes, those of four patches."""
+    from tokvid.sampling.stream import load_models
+
+    if request.param == "one code":
+        return request.getfixturevalue("tiny_models")
+    return load_models(make_weights(patch=4, fold=2, groups=1))

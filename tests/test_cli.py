@@ -331,8 +331,12 @@ def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
     assert report["frames"] == 17 and [s["prompt"] for s in report["segments"]] == ["a red circle", "一个圆"]
 
 
+SUBCODES = "--tokenizer.patch 4 --tokenizer.fold 2 --tokenizer.groups 2 --transformer.subcodes 8"
+
+
 @pytest.mark.slow
-def test_training_from_nothing_to_a_story(tokvid, tmp_path):
+@pytest.mark.parametrize("tokens", ["", SUBCODES], ids=["one code", "eight sub-codes"])
+def test_training_from_nothing_to_a_story(tokvid, tmp_path, tokens):
     (tmp_path / "recipe.py").write_text(SMALLEST)
     for words in (["train", "tokenizer"], ["tokenize"], ["train", "transformer"]):
         override = [
@@ -341,6 +345,7 @@ def test_training_from_nothing_to_a_story(tokvid, tmp_path):
             "--train_transformer.batch=2",
             "--train_transformer.sample_every",
             2,
+            *tokens.split(),
         ]
         code, _, err = tokvid(*words, "recipe.py", "--workdir", "run", *override)
         assert code == 0, err

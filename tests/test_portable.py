@@ -1,7 +1,9 @@
 """Weights that travel: there and back, byte for byte, under the names that docs/weights.md has."""
 
+import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,6 @@ from tokvid import weights
 from tokvid.config import TokenizerConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.portable import bring_in, export
-from tokvid.tokenizer.cvivit import CViViT
-from tokvid.transformer.model import Transformer
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = TokenizerConfig(
@@ -23,28 +23,56 @@ TOKENIZER = TokenizerConfig(
 TRANSFORMER = TransformerConfig(
     vocabulary=20, text_vocabulary=300, text_length=4, latent=(2, 2, 2), width=24, layers=3, heads=2, kv_heads=1, mlp=32
 )
+KINDS = {
+    "tokenizer": ("tokenizer", TOKENIZER),
+    "transformer": ("transformer", TRANSFORMER),
+    "grouped": ("tokenizer", dataclasses.replace(TOKENIZER, patch=4, fold=2, groups=2)),
+    "subcodes": ("transformer", dataclasses.replace(TRANSFORMER, subcodes=8, head_width=16)),
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, random_model):
     folder = tmp_path_factory.mktemp("weights")
-    for kind, config, model in (("tokenizer", TOKENIZER, CViViT), ("transformer", TRANSFORMER, Transformer)):
+    for name, (kind, config) in KINDS.items():
         about = {"tokenizer": "some"} if kind == "transformer" else {}
-        weights.save(folder / kind, kind, config, nnx.state(random_model(model, config)), steps=3, **about)
+        model = random_model(weights.KINDS[kind][1], config)
+        weights.save(folder / name, kind, config, nnx.state(model), steps=3, **about)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
-def test_there_and_back_gives_the_same_bytes(kind, folder, tmp_path):
-    export(folder / kind, tmp_path / "model.safetensors")
-    assert bring_in(tmp_path / "model.safetensors", tmp_path) == kind
-    for name in ("weights.safetensors", "config.json"):
-        assert (tmp_path / kind / name).read_bytes() == (folder / kind / name).read_bytes()
+@pytest.mark.parametrize("name", KINDS)
+def test_there_and_back_gives_the_same_bytes(name, folder, tmp_path):
+    export(folder / name, tmp_path / "model.safetensors")
+    kind = bring_in(tmp_path / "model.safetensors", tmp_path)
+    assert kind == KINDS[name][0]
+    for file in ("weights.safetensors", "config.json"):
+        assert (tmp_path / kind / file).read_bytes() == (folder / name / file).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
-def test_every_name_is_documented(kind, folder, tmp_path):
-    export(folder / kind, tmp_path / "model.safetensors")
+def test_weights_of_earlier_names_travel_too(folder, tmp_path):
+    """What they export, and what was exported before, is what is exported now."""
+    earlier = {now: before for before, now in weights.RENAMED.items()}
+    for kind in ("tokenizer", "transformer"):
+        shutil.copytree(folder / kind, tmp_path / kind)
+        tensors = safetensors.numpy.load_file(tmp_path / kind / "weights.safetensors")
+        before = {earlier.get(name, name): tensor for name, tensor in tensors.items()}
+        assert before.keys() != tensors.keys()
+        data, about = safetensors.numpy.save(before), json.loads((tmp_path / kind / "config.json").read_text())
+        about["fingerprint"] = weights._fingerprint(about["config"], data)
+        (tmp_path / kind / "weights.safetensors").write_bytes(data)
+        (tmp_path / kind / "config.json").write_text(json.dumps(about))
+        export(folder / kind, tmp_path / "now.safetensors")
+        export(tmp_path / kind, tmp_path / "before.safetensors")
+        now, then = (safetensors.numpy.load_file(tmp_path / f"{when}.safetensors") for when in ("now", "before"))
+        assert now.keys() == then.keys()
+        for name, tensor in now.items():
+            np.testing.assert_array_equal(then[name], tensor)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_name_is_documented(name, folder, tmp_path):
+    export(folder / name, tmp_path / "model.safetensors")
     names = set(re.findall(r"`([a-zN_.0]+)`", (ROOT / "docs" / "weights.md").read_text()))
     for name in safetensors.numpy.load_file(tmp_path / "model.safetensors"):
         parts = ["N" if part.isdigit() else part for part in name.split(".")]

@@ -24,7 +24,7 @@ def test_a_recipe_fits_together(path):
     nnx.eval_shape(lambda: Transformer(recipe.transformer, rngs=nnx.Rngs(0)))
     grid = latent_shape(recipe.tokenizer, recipe.data.frames, *recipe.data.size)
     assert recipe.transformer.latent[1:] == grid[1:]
-    assert recipe.transformer.vocabulary == codes_of(recipe.tokenizer).vocabulary
+    assert (recipe.transformer.vocabulary, recipe.transformer.subcodes) == codes_of(recipe.tokenizer)
     assert recipe.transformer.temporal_patch == recipe.tokenizer.temporal_patch
     assert recipe.tokens.latent_frames >= recipe.transformer.latent[0]
     for training in (recipe.train_tokenizer, recipe.train_transformer):

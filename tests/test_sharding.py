@@ -115,12 +115,15 @@ def test_parameters_lie_where_the_table_says(eight_devices):
     assert params["blocks.attention.query"] == [[None, "fsdp", "tensor", None], 4]  # in 4 parts, each on 2 devices
     assert params["embedding"] == [["tensor", "fsdp"], 4]
     assert params["norm.scale"] == [[None], 1]
+    assert places["subcodes"]["params"]["head.to_codes"] == [[None, "fsdp", "tensor"], 4]
     assert places["tokenizer"]["params"]["encoder.0.mlp.down"] == [["tensor", "fsdp"], 4]
 
 
 @pytest.mark.parametrize(
     "kind, shape",
-    [("transformer", shape) for shape in SHAPES] + [("tokenizer", shape) for shape in SHAPES[1:]],
+    [("transformer", shape) for shape in SHAPES]
+    + [("tokenizer", shape) for shape in SHAPES[1:]]
+    + [("subcodes", SHAPES[1])],
 )
 def test_training_on_eight_devices_is_training_on_one(eight_devices, kind, shape):
     """Context parallelism included, and a sequence of 17 slots that it doesn't divide."""
@@ -167,16 +170,22 @@ def report():
 
     class TinyTransformer(TransformerTask):
         config = TransformerConfig(
-            vocabulary=50, text_vocabulary=20, text_length=4, width=32, layers=2, heads=4, kv_heads=2, mlp=64
-        )
+            vocabulary=50, text_vocabulary=20, text_length=4, width=32, layers=2, heads=4, kv_heads=2, mlp=64,
+            dtype="float32",
+        )  # fmt: skip
 
         def __init__(self):
             pass  # no token cache: only the model and its loss
 
+    class TinySubcodes(TinyTransformer):
+        name = "subcodes"
+        config = dataclasses.replace(TinyTransformer.config, subcodes=3, layers=1, head_width=24, head_layers=1)
+
     class TinyTokenizer(TokenizerTask):
         config = TokenizerConfig(
-            size=(16, 16), width=32, heads=2, mlp=64, encoder=("space",), decoder=("time",), quantizer="fsq"
-        )
+            size=(16, 16), width=32, heads=2, mlp=64, encoder=("space",), decoder=("time",), quantizer="fsq",
+            dtype="float32",
+        )  # fmt: skip
         recipe = Recipe()
 
         def __init__(self):
@@ -208,11 +217,14 @@ def report():
 
     rng = np.random.default_rng(0)
     windows = token_batch(
-        tokens=rng.integers(0, 50, (8, 3, 2, 2), np.int32),
+        tokens=rng.integers(0, 50, (8, 3, 2, 2, 1), np.int32),
         start=np.int32([0, 1] * 4),
         fps=np.float32([2, 4, 8, 4] * 2),
         text=rng.integers(-1, 20, (8, 4), np.int32),
         known=np.arange(3) < np.int32([0, 1, 2, 0] * 2)[:, None],
+    )
+    subcodes = windows._replace(
+        tokens=rng.integers(0, 50, (8, 3, 2, 2, 3), np.int32), coarse=np.zeros((8, 0, 2, 2, 3), np.int32)
     )
     clips = VideoBatch(
         video=rng.integers(0, 256, (8, 3, 16, 16, 3)).astype(np.uint8),
@@ -225,11 +237,14 @@ def report():
     config = TrainConfig(warmup=0, learning_rate=1e-3, steps=50)  # no warm-up, whose first step is 0
     found = {"places": {name: {} for name in meshes}, "trained": {}, "restored": {}}
     likes, ends = {}, {}
-    for task, batch, steps in ((TinyTokenizer(), clips, 10), (TinyTransformer(), windows, 50)):
+    tasks = (TinyTokenizer(), clips, 10), (TinySubcodes(), subcodes, 10), (TinyTransformer(), windows, 50)
+    for task, batch, steps in tasks:
         runs = {}
         for name, mesh in meshes.items():
             if task.name == "tokenizer" and name == str(SHAPES[0]):
                 continue  # the data axis alone is in all the others
+            if task.name == "subcodes" and name not in ("one", str(SHAPES[1])):
+                continue  # they differ in the head alone
             likes[name], graph = abstract_state(task, config, mesh)
             state = init_state(task, config, likes[name])
             begun, step, losses = jax.tree.map(np.asarray, state), make_step(task, config, mesh, likes[name], graph), []

@@ -110,6 +110,31 @@ def test_weights_from_before_a_field_was_added_still_load(tokenizer, tmp_path, m
     assert weights.load(tmp_path, "tokenizer").config == TOKENIZER
 
 
+def test_weights_from_before_a_name_was_changed_still_load(random_model, tmp_path, monkeypatch):
+    """The head was one matrix, and the codebook stood alone."""
+    models = {
+        "tokenizer": (CViViT, dataclasses.replace(TOKENIZER, quantizer="vq", codes=9, code_width=4)),
+        "transformer": (Transformer, TRANSFORMER),
+    }
+    earlier, renamed = {now: before for before, now in weights.RENAMED.items()}, set()
+    save = safetensors.numpy.save
+
+    def as_before(tensors):
+        renamed.update(earlier.keys() & tensors.keys())
+        return save({earlier.get(name, name): tensor for name, tensor in tensors.items()})
+
+    for kind, (model, config) in models.items():
+        params = nnx.state(random_model(model, config))
+        monkeypatch.setattr(safetensors.numpy, "save", as_before)
+        weights.save(tmp_path / kind, kind, config, params)
+        monkeypatch.undo()
+        for given, found in zip(
+            jax.tree.leaves(params), jax.tree.leaves(weights.load(tmp_path / kind, kind).params), strict=True
+        ):
+            np.testing.assert_array_equal(found, np.asarray(given, np.float16))
+    assert renamed == set(weights.RENAMED.values())
+
+
 @pytest.mark.parametrize(
     "change, said",
     [

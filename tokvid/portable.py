@@ -89,6 +89,7 @@ def _outward(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         for number, layer in enumerate(array):
             yield from _outward(f"layers.{number}.{name.removeprefix('blocks.')}", layer)
         return
+    name = name.replace("quantizer.quantizer.", "quantizer.")  # all groups' own; older files know no groups
     stem, _, last = name.rpartition(".")
     if last == "scale":
         yield f"{stem}.weight", array

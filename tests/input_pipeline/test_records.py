@@ -12,7 +12,15 @@ import pytest
 from array_record.python import array_record_module
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, join_records, show, stored
+from tokvid.input_pipeline.records import (
+    RecordSource,
+    RecordWriter,
+    StoredVideo,
+    from_values,
+    join_records,
+    show,
+    stored,
+)
 from tokvid.input_pipeline.shapes import ShapesDataset
 from tokvid.types import Caption
 
@@ -25,8 +33,8 @@ def frames_video(key="a", frames=8, channels=3):
 
 
 def tokens_video(key="t", dtype=np.uint16, frames=5):
-    tokens_THW = np.random.default_rng(1).integers(0, 1000, (frames, 4, 6)).astype(dtype)
-    return StoredVideo(key, 3.0, CAPTIONS, tokens=tokens_THW, fps=4.0)
+    tokens_THWQ = np.random.default_rng(1).integers(0, 1000, (frames, 4, 6, 2)).astype(dtype)
+    return StoredVideo(key, 3.0, CAPTIONS, tokens=tokens_THWQ, fps=4.0)
 
 
 def write(path, videos, kind=None, **options):
@@ -108,8 +116,8 @@ def test_an_empty_dataset_is_one(tmp_path):
         {"fps": 0.0},
         {"fps": float("inf")},
         {"tokens": np.zeros((2, 3), np.int32)},
-        {"tokens": np.zeros((2, 3, 3), np.int64)},
-        {"tokens": np.zeros((0, 3, 3), np.int32)},
+        {"tokens": np.zeros((2, 3, 3, 1), np.int64)},
+        {"tokens": np.zeros((0, 3, 3, 1), np.int32)},
         {"captions": (Caption(1.0, "late"), Caption(0.0, "early"))},
         {"tokens": None},
         {"video": b"both"},
@@ -129,7 +137,7 @@ def test_kind_by_name(tmp_path):
 def test_datasets_are_joined_in_their_order(tmp_path):
     def tokens(number):
         return StoredVideo(
-            str(number), 1.0, (Caption(0.0, "a"),), tokens=np.full((1, 2, 2), number, np.uint16), fps=2.0
+            str(number), 1.0, (Caption(0.0, "a"),), tokens=np.full((1, 2, 2, 1), number, np.uint16), fps=2.0
         )
 
     parts, whole = [tmp_path / name for name in ("c", "a", "b")], tmp_path / "whole"
@@ -196,7 +204,10 @@ def test_foreign_and_damaged_datasets(tmp_path):
         msgpack.packb([1, 2]),
         msgpack.packb({"key": "a"}),
         {"shape": [10**9, 10**9, 10**9]},
-        {"shape": [5, 4, 7]},
+        {"shape": [5, 4, 7, 2]},
+        {"shape": [5, 4, 6]},  # half of the tokens
+        {"shape": [5, 4, 6, 2, 1]},
+        {"shape": [5, 4, 6, 0], "tokens": b""},
         {"shape": "abc"},
         {"dtype": "object"},
         {"dtype": "O"},
@@ -218,7 +229,7 @@ def test_foreign_records(tmp_path, record):
         "seconds": 3.0,
         "captions": [[0.0, "a"]],
         "tokens": video.tokens.tobytes(),
-        "shape": [5, 4, 6],
+        "shape": [5, 4, 6, 2],
         "dtype": "uint16",
         "fps": 4.0,
     }
@@ -227,6 +238,16 @@ def test_foreign_records(tmp_path, record):
     writer.close()
     with pytest.raises(UserError, match=r"record 0 of"):
         RecordSource(path)[0]
+
+
+def test_tokens_of_earlier_versions_are_of_one_code(tmp_path):
+    """They had no axis of sub-codes."""
+    values = {"key": "t", "seconds": 3.0, "captions": [[0.0, "a"]], "shape": [5, 4, 6], "dtype": "uint16", "fps": 4.0}
+    tokens_THWQ = tokens_video().tokens[..., :1]
+    values |= {"tokens": tokens_THWQ.tobytes(), "coarse": tokens_THWQ[:3].tobytes(), "coarse_factor": 2}
+    made = from_values(values, "tokens", "crop", "record 0")
+    np.testing.assert_array_equal(made.tokens, tokens_THWQ)
+    np.testing.assert_array_equal(made.coarse, tokens_THWQ[:3])
 
 
 def test_frames_show_until_the_next():

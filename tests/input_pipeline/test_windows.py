@@ -16,18 +16,19 @@ from tokvid.input_pipeline.text import PADDING, train_text_model
 from tokvid.input_pipeline.windows import AT_SWITCH, TASKS, captions_in_force, coarse_span, cut_window, token_batches
 from tokvid.types import Caption
 
-CONFIG = TransformerConfig(vocabulary=1000, text_length=8, latent=(4, 2, 3), temporal_patch=2)
+CONFIG = TransformerConfig(vocabulary=1000, subcodes=2, text_length=8, latent=(4, 2, 3), temporal_patch=2)
 WORDS = ("red left", "blue right", "green up")
 
 
 def video(latent_frames, switches=(), fps=4.0, key="v"):
-    """Latent frame j holds the tokens 10 * j; a new caption from each of `switches` (seconds) on.
+    """Latent frame j holds tokens of the sub-codes 10 * j and 5 more; a new caption from each of `switches` (s) on.
 
     Coarse latent frames, which end with every second one, hold theirs and 1 more.
     """
-    tokens_THW = np.broadcast_to(10 * np.arange(latent_frames, dtype=np.uint16)[:, None, None], (latent_frames, 2, 3))
+    tokens_THWQ = np.empty((latent_frames, 2, 3, 2), np.uint16)
+    tokens_THWQ[:] = 10 * np.arange(latent_frames)[:, None, None, None] + [0, 5]
     captions = tuple(Caption(start, WORDS[i]) for i, start in enumerate((0.0, *switches)))
-    return StoredVideo(key, 100.0, captions, None, None, tokens_THW, fps, tokens_THW[::2] + np.uint16(1), 2)
+    return StoredVideo(key, 100.0, captions, None, None, tokens_THWQ, fps, tokens_THWQ[::2] + np.uint16(1), 2)
 
 
 def cut(video, task, draws=300, frames=4, **options):
@@ -67,8 +68,8 @@ def test_windows_from_the_start():
     for task, known in (("text_to_video", 0), ("image_to_video", 1)):
         for window in cut(video(9), task, 5):
             assert (window.start, window.known.tolist(), window.text) == (0, [i < known for i in range(4)], WORDS[0])
-            assert window.coarse.shape == (0, 2, 3)
-            np.testing.assert_array_equal(window.tokens[:, 0, 0], [0, 10, 20, 30])
+            assert window.coarse.shape == (0, 2, 3, 2)
+            np.testing.assert_array_equal(window.tokens[:, 0, 0, 0], [0, 10, 20, 30])
 
 
 def test_continuations_of_one_caption():
@@ -76,7 +77,7 @@ def test_continuations_of_one_caption():
     found = {(window.start, count_known(window)) for window in windows}
     assert found == {(0, 2), (0, 3), *((start, known) for start in (1, 2) for known in (1, 2, 3))}
     for window in windows:
-        np.testing.assert_array_equal(window.tokens[:, 0, 0], 10 * (window.start + np.arange(4)))
+        np.testing.assert_array_equal(window.tokens[:, 0, 0, 0], 10 * (window.start + np.arange(4)))
 
 
 def count_known(window):
@@ -110,9 +111,9 @@ def test_an_interpolation_sees_the_coarse_clip_from_just_before_to_the_end(start
     found = {(window.start, count_known(window)): window for window in windows}
     assert set(found) == {(0, 0), *((start, known) for start in range(6) for known in (1, 2, 3))}
     window = found[start, known]
-    assert (window.coarse_start, window.coarse[:, 0, 0].tolist()) == wanted
+    assert (window.coarse_start, window.coarse[:, 0, 0, 0].tolist()) == wanted
     last = -(-(start + 3) // 2)  # coarse latent frame that shows the last of the window
-    assert window.coarse_start <= (start + known) / 2 and last < window.coarse_start + (window.coarse >= 0).sum() / 6
+    assert window.coarse_start <= (start + known) / 2 and last < window.coarse_start + (window.coarse >= 0).sum() / 12
 
 
 def test_an_interpolation_ends_where_the_coarse_clip_does():
@@ -167,14 +168,14 @@ def test_batches(cache, text_model):
     batch = next(token_batches(cache, LayoutConfig(), CONFIG, 5, 0, text_model=text_model, threads=0))
     shapes = {name: (array.shape, array.dtype) for name, array in batch._asdict().items()}
     assert shapes == {
-        "tokens": ((5, 4, 2, 3), np.int32),
+        "tokens": ((5, 4, 2, 3, 2), np.int32),
         "start": ((5,), np.int32),
         "fps": ((5,), np.float32),
         "text": ((5, 8), np.int32),
         "known": ((5, 4), bool),
         "step": ((5,), np.int32),
         "drawn": ((5, 4, 2, 3), bool),
-        "coarse": ((5, 0, 2, 3), np.int32),
+        "coarse": ((5, 0, 2, 3, 2), np.int32),
         "coarse_start": ((5,), np.int32),
         "coarse_fps": ((5,), np.float32),
     }
@@ -190,9 +191,10 @@ def test_batches_are_what_the_cache_says(cache, text_model):
         assert batch.coarse.shape[1] in (0, 3) and not batch.drawn[batch.step < 6].any()
         np.testing.assert_array_equal(batch.coarse_fps, batch.fps / 2)
         for i, (start, known) in enumerate(zip(batch.start, batch.known.sum(axis=1), strict=True)):
-            np.testing.assert_array_equal(batch.tokens[i, :, 0, 0], 10 * (start + np.arange(4)))
+            np.testing.assert_array_equal(batch.tokens[i, :, 0, 0, 0], 10 * (start + np.arange(4)))
+            np.testing.assert_array_equal(batch.tokens[i, ..., 1], batch.tokens[i, ..., 0] + 5)
             if interpolates:
-                coarse_T = batch.coarse[i, :, 0, 0]
+                coarse_T = batch.coarse[i, :, 0, 0, 0]
                 wanted_T = 20 * (batch.coarse_start[i] + np.arange(3)) + 1
                 np.testing.assert_array_equal(coarse_T[coarse_T >= 0], wanted_T[coarse_T >= 0])
             text = text_model.decode(batch.text[i])
@@ -246,7 +248,7 @@ def test_short_windows_fill_as_many_slots_as_whole_ones(cache, text_model):
             frames = batch.tokens.shape[1]
             rows = 5 * {4: 1, 2: 1, 1: 2}[frames]
             assert all(len(array) == rows for array in batch) and (frames == 4 or not batch.coarse.shape[1])
-            np.testing.assert_array_equal(batch.tokens[..., 0, 0], 10 * (batch.start[:, None] + np.arange(frames)))
+            np.testing.assert_array_equal(batch.tokens[..., 0, 0, 0], 10 * (batch.start[:, None] + np.arange(frames)))
             if frames == 1:
                 assert not batch.known.any() and not batch.start.any(), "an image: a video's first frame, from text"
             else:
@@ -286,7 +288,8 @@ def test_order_and_resuming(cache, text_model, threads):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"latent": (4, 3, 3)}, r"2x3 tokens a latent frame.*\(4, 3, 3\)"),
+        ({"latent": (4, 3, 3)}, r"2x3 tokens of 2 sub-codes a latent frame.*\(4, 3, 3\)"),
+        ({"subcodes": 1}, r"2x3 tokens of 2 sub-codes a latent frame.*\(4, 2, 3\) and subcodes 1"),
         ({"vocabulary": 20}, "has tokens .*vocabulary is 20"),
         ({"temporal_patch": 4}, "temporal_patch 2, the transformer has 4"),
         ({"text_vocabulary": 10}, "text_vocabulary 10"),

@@ -13,11 +13,11 @@ STORY = Story((Segment("up"),), fps=4.0)
 
 
 @pytest.fixture
-def models(tiny_models):
+def models(any_models):
     """As if trained to interpolate from half the rate, and to infill."""
     layouts = {"interpolation": 0.4, "infilling": 0.1, "rows": [0, 1, 2]}
-    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": layouts}
-    return tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+    about = any_models.transformer.about | {"coarse_factor": 2, "layouts": layouts}
+    return any_models._replace(transformer=any_models.transformer._replace(about=about))
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def asked(monkeypatch):
 
     def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
         calls.append((batch, known, int(count)))
-        return np.where(np.array(known)[:, None, None], batch.tokens, 0)
+        return np.where(np.array(known)[:, None, None, None], batch.tokens, 0)
 
     monkeypatch.setattr(stream, "generate", generate)
     return calls
@@ -49,15 +49,15 @@ def test_so_many_frames_come_of_one(models, asked, frames, factor):
 
 def test_every_window_sees_the_video_it_fills_in(models, asked):
     """And begins with its first frame."""
-    tokens_THW = encode_opening(models, iter(video(9)))
+    tokens_THWQ = encode_opening(models, iter(video(9)))
     list(interpolate(models, STORY, iter(video(9)), 2)[1])
     for batch, *_ in asked:
         there = batch.coarse[0] >= 0
         first = int(batch.coarse_start[0])
-        np.testing.assert_array_equal(batch.coarse[0][there], tokens_THW[first : first + 3].ravel())
+        np.testing.assert_array_equal(batch.coarse[0][there], tokens_THWQ[first : first + 3].ravel())
     first, known, _ = asked[0]
     assert known == (True, False, False, False) and first.start == 0
-    np.testing.assert_array_equal(first.tokens[0, 0], tokens_THW[0])
+    np.testing.assert_array_equal(first.tokens[0, 0], tokens_THWQ[0])
 
 
 @pytest.mark.parametrize("factor", [0, 1, 3, 6])
@@ -69,20 +69,20 @@ def test_factors_that_were_not_trained_are_refused(models, tiny_models, factor):
 
 
 def test_a_loop_leads_from_the_end_to_the_beginning(models, asked):
-    tokens_THW = encode_opening(models, iter(video(9)))
-    made_THWC, new = loop(models, STORY, tokens_THW)
+    tokens_THWQ = encode_opening(models, iter(video(9)))
+    made_THWC, new = loop(models, STORY, tokens_THWQ)
     ((batch, known, count),) = asked
     assert known == (True, False, False, True) and count == 2 and new == 4
-    np.testing.assert_array_equal(batch.tokens[0, 0], tokens_THW[-1])
-    np.testing.assert_array_equal(batch.tokens[0, 3], tokens_THW[1])
+    np.testing.assert_array_equal(batch.tokens[0, 0], tokens_THWQ[-1])
+    np.testing.assert_array_equal(batch.tokens[0, 3], tokens_THWQ[1])
     assert made_THWC.shape == (9 - 1 + 4, 16, 16, 3)
-    decoded = stream.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THW[None])[0]
+    decoded = stream.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THWQ[None])[0]
     np.testing.assert_array_equal(made_THWC[:8], decoded[1:])
 
 
 def test_a_loop_is_really_generated(models):
-    tokens_THW = encode_opening(models, iter(video(9)))
-    one, other = (loop(models, Story((Segment(text),)), tokens_THW)[0] for text in ("up", "a red circle"))
+    tokens_THWQ = encode_opening(models, iter(video(9)))
+    one, other = (loop(models, Story((Segment(text),)), tokens_THWQ)[0] for text in ("up", "a red circle"))
     np.testing.assert_array_equal(one[:8], other[:8])
     assert (one[8:] != other[8:]).any()
 

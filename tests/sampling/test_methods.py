@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.sampling.methods import Sampling, check_guidance, check_seed, draw, guide, keep_likely
+from tokvid.sampling.methods import Sampling, check_guidance, check_seed, draw, guide, keep_likely, surest
 
 LOGITS_V = np.array([0.1, 2.0, -1.0, 1.5, 0.0, -3.0], np.float32)
 
@@ -69,6 +69,23 @@ def test_guidance_scales_what_the_text_changes():
     np.testing.assert_array_equal(guided[1], conditional[1])
     np.testing.assert_allclose(guided[2], 2 * conditional[2] - unconditional[2], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(guided[3], 7.5 * conditional[3] - 6.5 * unconditional[3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count, rounds", [(4, 3), (64, 3), (256, 6), (64, 8), (1, 2)])
+def test_as_many_tokens_stand_as_the_cosine_says(count, rounds):
+    """Also where it leaves a whole number, half of them after two of three rounds: rounding may make a little less."""
+    rng = np.random.default_rng(0)
+    keys_B, likelihood_BL, stands_BL = jax.random.split(jax.random.key(0), 2), rng.normal(size=(2, count)), None
+    jitted = jax.jit(surest, static_argnames="method")
+    for number in range(rounds):
+        before_BL = np.zeros((2, count), bool) if stands_BL is None else stands_BL
+        done = np.float32(number + 1) / rounds
+        for pick in (surest, jitted):
+            stands_BL = np.asarray(pick(keys_B, likelihood_BL, before_BL, done, method=Sampling(rounds=rounds)))
+            left = int(round(count * np.cos(np.pi / 2 * (number + 1) / rounds), 6))
+            assert stands_BL.sum(axis=1).tolist() == [count - left] * 2
+            assert stands_BL[before_BL].all()
+    assert stands_BL.all()
 
 
 @pytest.mark.parametrize(

@@ -28,16 +28,17 @@ def told(models, story, partial, opening=None):
     return np.concatenate(list(tell(models, story, partial, opening)))
 
 
-def tokens_in(partial):
+def tokens_in(partial, models):
     """What a partial file holds."""
-    return np.frombuffer(partial.read_bytes().split(b"\n", 1)[1], "<i4").reshape(-1, 2, 2)
+    content = partial.read_bytes().split(b"\n", 1)[1]
+    return np.frombuffer(content, "<i4").reshape(-1, 2, 2, models.transformer.config.subcodes)
 
 
 @pytest.fixture(scope="module")
-def in_one_go(tiny_models, tmp_path_factory):
+def in_one_go(any_models, tmp_path_factory):
     """The frames of STORY and its tokens."""
     partial = tmp_path_factory.mktemp("story") / "partial"
-    return told(tiny_models, STORY, partial), tokens_in(partial)
+    return told(any_models, STORY, partial), tokens_in(partial, any_models)
 
 
 @pytest.fixture
@@ -53,11 +54,11 @@ def fake_generate(monkeypatch):
                 "guidance": guidance_BT[0, sum(known) : sum(known) + count].tolist(),
                 "text": batch.text[0],
                 "negative": negative_BL[0],
-                "coarse": batch.coarse[0, :, 0, 0],
+                "coarse": batch.coarse[0, :, 0, 0, 0],
             }
         )
         filled = np.array(batch.tokens)  # each latent frame of a level holds its number
-        filled[:] = (np.arange(filled.shape[1]) + batch.start[0])[:, None, None] % 30
+        filled[:] = (np.arange(filled.shape[1]) + batch.start[0])[:, None, None, None] % 30
         return filled
 
     monkeypatch.setattr(stream, "generate", generate)
@@ -87,7 +88,7 @@ def test_joins_are_where_windows_really_begin(tiny_models, fake_generate, tmp_pa
             tuple(Segment("", float(length)) for length in lengths), float(rng.choice([2, 5, 8])), keep=1 + number % 3
         )
         fake_generate.clear()
-        told(tiny_models, story, tmp_path / f"{number}", np.zeros((given, 2, 2), np.int32) if given else None)
+        told(tiny_models, story, tmp_path / f"{number}", np.zeros((given, 2, 2, 1), np.int32) if given else None)
         begun = [call["first"] for call in fake_generate]
         if not given:
             assert joins(story, tiny_models) == [frames_of(first, 2) for first in begun[1:]]
@@ -111,7 +112,7 @@ def test_a_picture_is_the_first_frame(tiny_models, fake_generate, tmp_path):
     image = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
     opening = encode_opening(tiny_models, iter([image]))
     frames = told(tiny_models, STORY, tmp_path / "partial", opening)
-    assert opening.shape == (1, 2, 2) and len(frames) == STORY.frames
+    assert opening.shape == (1, 2, 2, 1) and len(frames) == STORY.frames
     np.testing.assert_array_equal(
         frames[0], stream.StreamDecoder(tiny_models.tokenizer, 1, 2, 2).feed(opening[None])[0, 0]
     )
@@ -153,66 +154,66 @@ def _ids(models, prompt):
 
 
 @pytest.mark.parametrize("windows", [0, 1, 4, 100])
-def test_resumed_after_any_window_it_is_the_same_video(tiny_models, in_one_go, tmp_path, monkeypatch, windows):
+def test_resumed_after_any_window_it_is_the_same_video(any_models, in_one_go, tmp_path, monkeypatch, windows):
     frames, tokens = in_one_go
-    telling = tell(tiny_models, STORY, tmp_path / "partial")
+    telling = tell(any_models, STORY, tmp_path / "partial")
     seen = list(itertools.islice(telling, windows))
     telling.close()
-    made = len(tokens_in(tmp_path / "partial")) if windows else 0
+    made = len(tokens_in(tmp_path / "partial", any_models)) if windows else 0
     assert frames_of(made, 2) == sum(map(len, seen))
     begun = []
     extend = RollingWindow.extend
     monkeypatch.setattr(RollingWindow, "extend", lambda self, *a: begun.append(self.latent_frames) or extend(self, *a))
-    np.testing.assert_array_equal(told(tiny_models, STORY, tmp_path / "partial"), frames)
-    np.testing.assert_array_equal(tokens_in(tmp_path / "partial"), tokens)
+    np.testing.assert_array_equal(told(any_models, STORY, tmp_path / "partial"), frames)
+    np.testing.assert_array_equal(tokens_in(tmp_path / "partial", any_models), tokens)
     assert begun[:1] == [made] * (made < len(tokens))  # nothing is generated twice
 
 
 @pytest.mark.parametrize("cut", [1, 16, 17, 48, 100, 200, 10_000])
-def test_a_torn_file_gives_the_same_video(tiny_models, in_one_go, tmp_path, cut):
+def test_a_torn_file_gives_the_same_video(any_models, in_one_go, tmp_path, cut):
     """Cut in mid-token, in mid-window, in its first line: only whole windows of it are used."""
     frames, tokens = in_one_go
-    for _ in tell(tiny_models, STORY, tmp_path / "partial"):
+    for _ in tell(any_models, STORY, tmp_path / "partial"):
         pass
     data = (tmp_path / "partial").read_bytes()
     (tmp_path / "partial").write_bytes(data[: max(5, len(data) - cut)])
-    np.testing.assert_array_equal(told(tiny_models, STORY, tmp_path / "partial"), frames)
-    np.testing.assert_array_equal(tokens_in(tmp_path / "partial"), tokens)
+    np.testing.assert_array_equal(told(any_models, STORY, tmp_path / "partial"), frames)
+    np.testing.assert_array_equal(tokens_in(tmp_path / "partial", any_models), tokens)
 
 
-def test_what_belongs_to_another_story_or_other_weights_is_not_used(tiny_models, in_one_go, tmp_path):
+def test_what_belongs_to_another_story_or_other_weights_is_not_used(any_models, in_one_go, tmp_path):
     frames, _ = in_one_go
-    other_models = tiny_models._replace(
-        transformer=tiny_models.transformer._replace(about=tiny_models.transformer.about | {"fingerprint": "other"})
+    other_models = any_models._replace(
+        transformer=any_models.transformer._replace(about=any_models.transformer.about | {"fingerprint": "other"})
     )
-    others = [(tiny_models, dataclasses.replace(STORY, seed=5)), (tiny_models, dataclasses.replace(STORY, fps=7.0))]
+    others = [(any_models, dataclasses.replace(STORY, seed=5)), (any_models, dataclasses.replace(STORY, fps=7.0))]
     for models, story in [*others, (other_models, STORY)]:
         partial = tmp_path / "partial"
         told(models, story, partial)
-        np.testing.assert_array_equal(told(tiny_models, STORY, partial), frames)
-    changed = told(tiny_models, dataclasses.replace(STORY, seed=5), tmp_path / "partial")
+        np.testing.assert_array_equal(told(any_models, STORY, partial), frames)
+    changed = told(any_models, dataclasses.replace(STORY, seed=5), tmp_path / "partial")
     assert (changed != frames).any()
 
 
-def test_tokens_that_cannot_be_are_refused(tiny_models, in_one_go, tmp_path):
+def test_tokens_that_cannot_be_are_refused(any_models, in_one_go, tmp_path):
     partial = tmp_path / "partial"
-    told(tiny_models, STORY, partial)
+    told(any_models, STORY, partial)
     data = bytearray(partial.read_bytes())
     data[-100] ^= 64
     partial.write_bytes(data)
     with pytest.raises(UserError, match="partial is damaged; remove it"):
-        told(tiny_models, STORY, partial)
+        told(any_models, STORY, partial)
 
 
-def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(tiny_models, in_one_go, tmp_path):
+def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(any_models, in_one_go, tmp_path):
     _, tokens = in_one_go
     segments = (*STORY.segments[:2], dataclasses.replace(STORY.segments[2], prompt="it moves down"))
-    told(tiny_models, dataclasses.replace(STORY, segments=segments), tmp_path / "partial")
+    told(any_models, dataclasses.replace(STORY, segments=segments), tmp_path / "partial")
     changed, first = (
-        tokens_in(tmp_path / "partial"),
+        tokens_in(tmp_path / "partial", any_models),
         next(
             step.first
-            for step in steps_of(tiny_models, STORY.starts[:-1], STORY.fps, len(tokens), keep=STORY.keep)
+            for step in steps_of(any_models, STORY.starts[:-1], STORY.fps, len(tokens), keep=STORY.keep)
             if step.segment == 2
         ),
     )
@@ -245,8 +246,12 @@ def test_memory_does_not_grow_with_length(tiny_models, tmp_path, monkeypatch):
 @pytest.fixture
 def levels_models(tiny_models):
     """As if trained to interpolate from half the rate, and to draw rows."""
-    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0, 1, 2]}}
-    return tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+    return of_levels(tiny_models)
+
+
+def of_levels(models):
+    about = models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0, 1, 2]}}
+    return models._replace(transformer=models.transformer._replace(about=about))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +285,8 @@ def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
 
 
 @pytest.mark.parametrize("windows", [0, 1, 3, 100])
-def test_a_story_of_levels_is_resumed_too(levels_models, tmp_path, monkeypatch, windows):
+def test_a_story_of_levels_is_resumed_too(any_models, tmp_path, monkeypatch, windows):
+    levels_models = of_levels(any_models)
     frames = told(levels_models, STORY, tmp_path / "whole")
     assert frames.shape[0] == STORY.frames
     telling = tell(levels_models, STORY, tmp_path / "partial")
@@ -291,7 +297,7 @@ def test_a_story_of_levels_is_resumed_too(levels_models, tmp_path, monkeypatch, 
     np.testing.assert_array_equal(told(levels_models, STORY, tmp_path / "partial"), frames)
     for name in ("", ".4fps"):
         whole, resumed = (tmp_path / f"{which}{name}" for which in ("whole", "partial"))
-        np.testing.assert_array_equal(tokens_in(resumed), tokens_in(whole))
+        np.testing.assert_array_equal(tokens_in(resumed, any_models), tokens_in(whole, any_models))
     if windows == 100:
         assert not begun
     forget(tmp_path / "partial")
@@ -299,21 +305,21 @@ def test_a_story_of_levels_is_resumed_too(levels_models, tmp_path, monkeypatch, 
 
 
 def test_a_picture_begins_every_level_and_a_video_but_one(levels_models, fake_generate, tmp_path):
-    told(levels_models, STORY, tmp_path / "image", np.full((1, 2, 2), 9, np.int32))
+    told(levels_models, STORY, tmp_path / "image", np.full((1, 2, 2, 1), 9, np.int32))
     assert {call["fps"] for call in fake_generate} == {4.0, 8.0} and {c["first"] for c in fake_generate[:2]} == {1}
     np.testing.assert_array_equal(next(c for c in fake_generate if c["fps"] == 8)["coarse"], [9, 1, 2])
     fake_generate.clear()
-    told(levels_models, STORY, tmp_path / "video", np.full((3, 2, 2), 9, np.int32))
+    told(levels_models, STORY, tmp_path / "video", np.full((3, 2, 2, 1), 9, np.int32))
     assert {call["fps"] for call in fake_generate} == {8.0}
 
 
-def test_reencoding_is_another_video_of_the_same_length(tiny_models, in_one_go, tmp_path):
+def test_reencoding_is_another_video_of_the_same_length(any_models, in_one_go, tmp_path):
     story = dataclasses.replace(STORY, scheme="re-encoding")
-    frames = told(tiny_models, story, tmp_path / "partial")
+    frames = told(any_models, story, tmp_path / "partial")
     assert frames.shape == in_one_go[0].shape
     np.testing.assert_array_equal(frames[:7], in_one_go[0][:7])  # the first window knows nothing
     assert (frames[7:] != in_one_go[0][7:]).any()
-    np.testing.assert_array_equal(told(tiny_models, story, tmp_path / "partial"), frames)
+    np.testing.assert_array_equal(told(any_models, story, tmp_path / "partial"), frames)
 
 
 def test_guidance_changes_over_a_segment_and_turns_away_from_a_text(tiny_models, fake_generate, tmp_path):

@@ -33,29 +33,29 @@ def video_BTHWC():
 
 
 @pytest.fixture(scope="module")
-def ids_BTHW(tiny_models, video_BTHWC):
+def ids_BTHWQ(any_models, video_BTHWC):
     """All at once."""
-    model = tiny_models.tokenizer.model
+    model = any_models.tokenizer.model
     return np.asarray(jax.jit(lambda video: model.encode(video / 127.5 - 1).ids)(jnp.asarray(video_BTHWC, jnp.float32)))
 
 
-def test_streamed_tokens_are_those_of_the_whole_video(tiny_models, video_BTHWC, ids_BTHW):
-    encoder, found, at = StreamEncoder(tiny_models.tokenizer, 2, (16, 16)), [], 0
+def test_streamed_tokens_are_those_of_the_whole_video(any_models, video_BTHWC, ids_BTHWQ):
+    encoder, found, at = StreamEncoder(any_models.tokenizer, 2, (16, 16)), [], 0
     for count in (1, 1, 3, 0, 2, 7, 100):
         found.append(encoder.feed(video_BTHWC[:, at : at + count]))
         at += count
     assert [part.shape[1] for part in found] == [1, 0, 2, 0, 1, 3, LATENT_FRAMES - 7]
     found = np.concatenate(found, axis=1)
-    assert found.shape == ids_BTHW.shape and len(np.unique(found)) > 10
-    assert (found == ids_BTHW).mean() > 0.99  # a latent on the border of two codes may round the other way
+    assert found.shape == ids_BTHWQ.shape and len(np.unique(found)) > 10
+    assert (found == ids_BTHWQ).mean() > 0.99  # a latent on the border of two codes may round the other way
 
 
-def test_streamed_pixels_are_those_of_the_whole_video(tiny_models, ids_BTHW):
-    model = tiny_models.tokenizer.model
-    whole = np.asarray(jax.jit(model.decode)(jnp.asarray(ids_BTHW)))
+def test_streamed_pixels_are_those_of_the_whole_video(any_models, ids_BTHWQ):
+    model = any_models.tokenizer.model
+    whole = np.asarray(jax.jit(model.decode)(jnp.asarray(ids_BTHWQ)))
     whole = np.clip(np.rint((whole + 1) * 127.5), 0, 255)
-    decoder = StreamDecoder(tiny_models.tokenizer, 2, 2, 2)
-    parts = [decoder.feed(ids_BTHW[:, first:end]) for first, end in ((0, 0), (0, 1), (1, 6), (6, LATENT_FRAMES))]
+    decoder = StreamDecoder(any_models.tokenizer, 2, 2, 2)
+    parts = [decoder.feed(ids_BTHWQ[:, first:end]) for first, end in ((0, 0), (0, 1), (1, 6), (6, LATENT_FRAMES))]
     assert [part.shape[1] for part in parts] == [0, 1, 10, 28]
     found = np.concatenate(parts, axis=1)
     assert found.dtype == np.uint8 and found.shape == whole.shape and found.std() > 10
@@ -64,7 +64,7 @@ def test_streamed_pixels_are_those_of_the_whole_video(tiny_models, ids_BTHW):
 
 
 def test_frames_that_cannot_be_are_refused(tiny_models):
-    with pytest.raises(UserError, match="height 20 is no multiple of the patch 8"):
+    with pytest.raises(UserError, match="height 20 is no multiple of a token's 8 pixels"):
         StreamEncoder(tiny_models.tokenizer, 1, (20, 16))
     with pytest.raises(UserError, match="at most 8192 are allowed"):
         StreamEncoder(tiny_models.tokenizer, 1, (8000, 8000))
@@ -87,7 +87,7 @@ def fake_generate(monkeypatch):
         first = sum(known)
         for index in range(first, first + int(count)):
             filled[:, index] = batch.start[0] + index
-        calls.append((int(batch.start[0]), first, int(count), batch.coarse[0, :, 0, 0].tolist(), method.rows))
+        calls.append((int(batch.start[0]), first, int(count), batch.coarse[0, :, 0, 0, 0].tolist(), method.rows))
         return filled
 
     monkeypatch.setattr(stream, "generate", generate)
@@ -105,7 +105,7 @@ def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generat
     window, made, ends = RollingWindow(tiny_models, 1, 8.0, keep=keep), [], [*window_ends(0, 13, 4, keep)]
     for first, end in itertools.pairwise([0, *ends]):
         made.append(window.extend(ask(), np.ones((1, end - first))))
-    assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == list(range(13)) and window.latent_frames == 13
+    assert np.concatenate(made, axis=1)[0, :, 0, 0, 0].tolist() == list(range(13)) and window.latent_frames == 13
     assert fake_generate[0][:3] == (0, 0, 4)
     for first, (start, known, count, *_) in zip(ends, fake_generate[1:], strict=False):
         assert (start + known, known) == (first, keep) and known + count <= 4
@@ -113,10 +113,10 @@ def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generat
 
 def test_a_window_goes_on_from_what_is_given(tiny_models, fake_generate):
     window = RollingWindow(tiny_models, 1, 8.0)
-    window.given(np.full((1, 1, 2, 2), 9, np.int32))
+    window.given(np.full((1, 1, 2, 2, 1), 9, np.int32))
     made = [window.extend(ask(), np.ones((1, count))) for count in (3, 2)]
     assert [call[:3] for call in fake_generate] == [(0, 1, 3), (2, 2, 2)]
-    assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == [1, 2, 3, 4, 5]
+    assert np.concatenate(made, axis=1)[0, :, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_a_window_sees_what_of_the_coarse_video_it_fills_in(tiny_models, fake_generate):
@@ -126,7 +126,7 @@ def test_a_window_sees_what_of_the_coarse_video_it_fills_in(tiny_models, fake_ge
     def coarse():
         for index in range(4):
             pulled.append(index)
-            yield np.full((1, 1, 2, 2), 20 + index, np.int32)
+            yield np.full((1, 1, 2, 2, 1), 20 + index, np.int32)
 
     window = RollingWindow(tiny_models, 1, 8.0, coarse=Coarse(4.0, coarse()))
     for count, seen, read in ((4, [20, 21, 22], 3), (2, [21, 22, 23], 4), (1, [22, 23, -1], 4)):
@@ -140,7 +140,7 @@ def test_a_videos_first_latent_frame_is_drawn_token_by_token(tiny_models, fake_g
     window = RollingWindow(models, 1, 8.0, method=Sampling(rows=2))
     made = [window.extend(ask(), np.ones((1, count))) for count in (4, 2)]
     assert [(known, count, rows) for _, known, count, _, rows in fake_generate] == [(0, 1, 0), (1, 3, 2), (2, 2, 2)]
-    assert np.concatenate(made, axis=1)[0, :, 0, 0].tolist() == list(range(6))
+    assert np.concatenate(made, axis=1)[0, :, 0, 0, 0].tolist() == list(range(6))
     RollingWindow(models, 1, 8.0, method=Sampling(rows=2)).extend(ask(), np.ones((1, 1)))
     assert fake_generate[-1][1:3] == (0, 1) and fake_generate[-1][4] == 0
     about["layouts"] = {"rows": [2]}  # not where it wasn't trained
@@ -151,29 +151,30 @@ def test_a_videos_first_latent_frame_is_drawn_token_by_token(tiny_models, fake_g
 def test_restarted_a_window_begins_a_clip(tiny_models, fake_generate):
     window = RollingWindow(tiny_models, 1, 8.0)
     window.extend(ask(), np.ones((1, 4)))
-    window.restart(np.full((1, 2, 2, 2), 7, np.int32))
+    window.restart(np.full((1, 2, 2, 2, 1), 7, np.int32))
     window.extend(ask(), np.ones((1, 2)))
     assert fake_generate[-1][:3] == (0, 2, 2) and window.latent_frames == 6
 
 
-def test_reencoded_frames_begin_with_those_before(tiny_models):
+def test_reencoded_frames_begin_with_those_before(any_models):
     """As many frames come out as from a stream; the first clip is the stream's, and the next one knows its pixels."""
-    rng, decoder = np.random.default_rng(0), ReencodingDecoder(tiny_models.tokenizer, 2, 2, 2, 2)
-    first, then = rng.integers(30, size=(2, 3, 2, 2)), rng.integers(30, size=(2, 2, 2, 2))
+    rng, decoder = np.random.default_rng(0), ReencodingDecoder(any_models.tokenizer, 2, 2, 2, 2)
+    subcodes = any_models.transformer.config.subcodes
+    first, then = (rng.integers(30, size=(2, count, 2, 2, subcodes)) for count in (3, 2))
     found = decoder.feed(first)
-    np.testing.assert_array_equal(found, StreamDecoder(tiny_models.tokenizer, 2, 2, 2).feed(first))
-    known = StreamEncoder(tiny_models.tokenizer, 2, (16, 16)).feed(found[:, -3:])
-    np.testing.assert_array_equal(decoder.known_BTHW, known)
-    whole = StreamDecoder(tiny_models.tokenizer, 2, 2, 2).feed(np.concatenate([known, then], axis=1))
+    np.testing.assert_array_equal(found, StreamDecoder(any_models.tokenizer, 2, 2, 2).feed(first))
+    known = StreamEncoder(any_models.tokenizer, 2, (16, 16)).feed(found[:, -3:])
+    np.testing.assert_array_equal(decoder.known_BTHWQ, known)
+    whole = StreamDecoder(any_models.tokenizer, 2, 2, 2).feed(np.concatenate([known, then], axis=1))
     np.testing.assert_array_equal(decoder.feed(then), whole[:, 3:])
-    assert decoder.known_BTHW.shape == (2, 2, 2, 2)
+    assert decoder.known_BTHWQ.shape == (2, 2, 2, 2, subcodes)
 
 
-def test_the_place_in_the_video_decides_not_the_number_of_windows(tiny_models):
+def test_the_place_in_the_video_decides_not_the_number_of_windows(any_models):
     """The same seed in another place gives other tokens: a long still stretch needn't repeat itself."""
-    window = RollingWindow(tiny_models, 1, 8.0)
+    window = RollingWindow(any_models, 1, 8.0)
     made = [window.extend(ask(5), np.ones((1, count))) for count in (4, 2, 2)]
-    again = RollingWindow(tiny_models, 1, 8.0)
+    again = RollingWindow(any_models, 1, 8.0)
     again.given(np.concatenate(made, axis=1)[:, :6])
     np.testing.assert_array_equal(again.extend(ask(5), np.ones((1, 2))), made[2])
     assert (made[1] != made[2]).any()

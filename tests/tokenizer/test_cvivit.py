@@ -12,7 +12,7 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.tokenizer.cvivit import CViViT, Tiles, _cover, _patches, _pixels, latent_shape
+from tokvid.tokenizer.cvivit import CViViT, Tiles, _cover, _folded, _patches, _pixels, _unfolded, latent_shape
 
 ALTERNATING, PHENAKI = ("space", "time") * 2, ("space", "space", "time", "time")
 CONFIG = TokenizerConfig(
@@ -25,6 +25,7 @@ CONFIG = TokenizerConfig(
     decoder=ALTERNATING,
     time_window=3,
     quantizer="fsq",
+    dtype="float32",
 )
 SMALLEST = dataclasses.replace(CONFIG, encoder=("space", "time"), decoder=("space", "time"))
 LATENT = 17  # latent frames of the test video: more than five windows of 3
@@ -72,9 +73,9 @@ def test_latent_shape(pt, size, wanted):
         (2, (4, 8, 8), "4 frames don't fit a temporal patch of 2: use 3 or 5 frames"),
         (4, (12, 8, 8), "12 frames don't fit a temporal patch of 4: use 9 or 13 frames"),
         (2, (0, 8, 8), "0 frames don't fit a temporal patch of 2: use 1 or 3 frames"),
-        (2, (3, 100, 8), "height 100 is no multiple of the patch 8: use 96 or 104"),
-        (2, (3, 8, 5), "width 5 is no multiple of the patch 8: use 8 or 16"),
-        (2, (3, 0, 8), "height 0 is no multiple of the patch 8: use 8 or 16"),
+        (2, (3, 100, 8), "height 100 is no multiple of a token's 8 pixels: use 96 or 104"),
+        (2, (3, 8, 5), "width 5 is no multiple of a token's 8 pixels: use 8 or 16"),
+        (2, (3, 0, 8), "height 0 is no multiple of a token's 8 pixels: use 8 or 16"),
     ],
 )
 def test_latent_shape_says_what_would_fit(pt, size, said):
@@ -96,6 +97,8 @@ def test_a_video_that_does_not_fit_is_a_users_error(whole):
         ({"time_window": 0}, "time_window should be 1 or more, got 0"),
         ({"heads": 5}, "width 32, heads 5"),
         ({"width": 30, "heads": 2}, "width 30"),  # heads of 15 channels: rotary positions turn pairs
+        ({"fold": 0}, "fold should be 1"),
+        ({"groups": 0}, "groups should be 1 or more, got 0"),
         ({"quantizer": "fsk"}, "did you mean 'fsq'"),
         ({"encoder": ("space", "tme")}, "did you mean 'time'"),
     ],
@@ -107,7 +110,7 @@ def test_configs_that_cannot_be(change, said, random_model):
 
 def test_the_output_has_the_shapes_and_types_promised(whole):
     assert whole.pixels.shape == VIDEO.shape and whole.pixels.dtype == np.float32
-    assert whole.ids.shape == (2, LATENT, 2, 2) and whole.ids.dtype == np.int32
+    assert whole.ids.shape == (2, LATENT, 2, 2, 1) and whole.ids.dtype == np.int32
     assert whole.latents.shape == (2, LATENT, 2, 2, 4)
     # The tests below would show nothing if all tokens were the same.
     assert len(np.unique(whole.ids)) > 50 and whole.pixels.std() > 0.1
@@ -137,11 +140,85 @@ def test_a_patch_holds_the_pixels_of_its_place():
     np.testing.assert_array_equal(_pixels(patches, 2, 8), video)
 
 
+# Tokens of several sub-codes
+
+
+def test_folds_of_patches_come_back_as_they_were():
+    ids = np.arange(2 * 3 * 4 * 6 * 2).reshape(2, 3, 4, 6, 2)
+    folded = _folded(ids, 2)
+    assert folded.shape == (2, 3, 2, 3, 8)
+    for b, t, h, w in np.ndindex(folded.shape[:4]):  # a token's patches row by row, and each one's groups
+        np.testing.assert_array_equal(folded[b, t, h, w], ids[b, t, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].ravel())
+    np.testing.assert_array_equal(_unfolded(folded, 2), ids)
+    np.testing.assert_array_equal(_folded(ids, 1), ids)
+    inputs = ids[..., None] * np.ones(5)
+    np.testing.assert_array_equal(_folded(inputs, 2), folded[..., None] * np.ones(5))
+
+
+SUBCODES = {
+    "fsq": {"quantizer": "fsq", "levels": (5, 4)},
+    "vq": {"quantizer": "vq", "codes": 40, "code_width": 3},
+    "lfq": {"quantizer": "lfq", "codes": 8},
+}
+
+
+@pytest.fixture(scope="module", params=SUBCODES)
+def folding(request, random_model):
+    """A tokenizer of tokens of 8 sub-codes: two of each of four patches."""
+    config = dataclasses.replace(SMALLEST, patch=4, fold=2, groups=2, **SUBCODES[request.param])
+    return random_model(CViViT, config)
+
+
+def test_a_tokens_sub_codes_are_those_of_its_own_patches(folding):
+    """Who changes the latents of a patch finds them changed in one token, in that patch's sub-codes."""
+    width = folding.quantizer.width
+    ids = np.random.default_rng(0).integers(8, size=(1, 2, 2, 3, 8)).astype(np.int32)
+    wanted = np.asarray(folding.latents(ids))
+    assert wanted.shape == (1, 2, 4, 6, width)
+    for row, column, q in ((0, 0, 0), (1, 2, 3), (0, 1, 5), (1, 1, 7)):
+        changed = ids.copy()
+        changed[0, 1, row, column, q] = (changed[0, 1, row, column, q] + 3) % 8
+        patch, group = divmod(q, 2)
+        moved = np.argwhere(np.asarray(folding.latents(changed)) != wanted)
+        places = {tuple(place) for place in moved[:, :4].tolist()}
+        assert places == {(0, 1, 2 * row + patch // 2, 2 * column + patch % 2)}
+        assert set((moved[:, 4] // (width // 2)).tolist()) == {group}
+
+
+def test_what_is_encoded_in_sub_codes_is_decoded_from_them(folding):
+    video = VIDEO[:1, :5]
+    pixels, quantized = jax.jit(folding.reconstruct)(video)
+    assert quantized.ids.shape == (1, 3, 2, 2, 8) and len(np.unique(quantized.ids)) > 5
+    assert quantized.latents.shape == (1, 3, 4, 4, folding.quantizer.width)
+    assert quantized.inputs.shape == (*quantized.ids.shape, folding.quantizer.width // 2)
+    np.testing.assert_allclose(folding.latents(quantized.ids), quantized.latents, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(folding.decode)(quantized.ids), pixels, atol=1e-4)
+    # `inputs` stay beside their ids, for `learn`: each alone gives the sub-code that it stands beside.
+    again = folding.quantizer.quantizer.quantize(quantized.inputs)
+    np.testing.assert_array_equal(again.ids, quantized.ids)
+
+
+def test_learning_in_sub_codes_is_learning_from_every_group_of_every_patch(random_model):
+    """The codebook moves as it would by each latent with its own code: here to the mean of those that chose it."""
+    config = dataclasses.replace(SMALLEST, patch=4, fold=2, groups=2, **SUBCODES["vq"])
+    folding = random_model(CViViT, config)
+    quantizer = folding.quantizer.quantizer
+    quantizer.share[...] = jnp.ones(40)
+    codes_KC, quantized = np.asarray(quantizer.codes[...]), folding.encode(VIDEO[:1, :5])
+    folding.quantizer.learn(quantized.inputs, quantized.ids, jax.random.key(0))
+    z_NC, ids_N = np.asarray(quantized.inputs).reshape(-1, 3), np.asarray(quantized.ids).ravel()
+    chosen = np.bincount(ids_N, minlength=40)
+    for code in np.flatnonzero(chosen)[:10]:
+        moved_C = 0.99 * codes_KC[code] + 0.01 * z_NC[ids_N == code].sum(0) * 40 / len(ids_N)
+        np.testing.assert_allclose(quantizer.codes[...][code], moved_C / np.linalg.norm(moved_C), atol=1e-5)
+    np.testing.assert_allclose(quantizer.share[...], 0.99 + 0.01 * chosen * 40 / len(ids_N), rtol=1e-5)
+
+
 def test_other_sizes_than_trained(whole):
     """24×8 pixels from a model for 16×16; and no pixel of it sees the future either."""
     video = np.random.default_rng(1).uniform(-1, 1, (1, 3, 24, 8, 3)).astype(np.float32)
     pixels, quantized = whole.reconstruct(video)
-    assert pixels.shape == video.shape and quantized.ids.shape == (1, 2, 3, 1)
+    assert pixels.shape == video.shape and quantized.ids.shape == (1, 2, 3, 1, 1)
     later_pixels, later = whole.reconstruct(np.concatenate([video[:, :1], -video[:, 1:]], axis=1))
     np.testing.assert_array_equal(later_pixels[:, :1], pixels[:, :1])
     assert (later.ids[:, 1:] != quantized.ids[:, 1:]).any()
@@ -214,7 +291,7 @@ def test_a_stream_equals_the_whole(whole, latent_frames):
 
 
 def test_ids_decode_to_the_pixels_that_latents_do(whole):
-    latents = whole.model.quantizer.decode_ids(jnp.asarray(whole.ids))
+    latents = whole.model.latents(jnp.asarray(whole.ids))
     np.testing.assert_array_equal(latents, whole.latents)
 
 

@@ -1,5 +1,6 @@
-"""FSQ against the paper's code (recorded), against itself, and at its edges."""
+"""FSQ against the paper's code (recorded), against itself, and at its edges; groups of any quantizer."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,7 +11,8 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.tokenizer.quantizers import FSQ, QUANTIZERS
+from tokvid.tokenizer.quantizers import FSQ, QUANTIZERS, Grouped, codes_of, make_quantizer
+from tokvid.types import Codes
 
 RECORDED = ["3x5x4", "8x6x5", "8x5x5x5", "7x5x5x5x5", "8x8x8x5x5x5", "8x8x8x6x5"]
 LEVELS = [3, 5, 4]
@@ -120,6 +122,49 @@ def test_16_bit_input_is_quantized_in_float32():
     narrow, wide = jax.jit(fsq(LEVELS).quantize)(z), quantize(LEVELS, z)
     np.testing.assert_array_equal(narrow.ids, wide.ids)
     assert narrow.latents.dtype == jnp.float32
+
+
+GROUPS = {
+    "fsq": TokenizerConfig(quantizer="fsq", levels=tuple(LEVELS), groups=3),
+    "vq": TokenizerConfig(quantizer="vq", codes=50, code_width=4, groups=3),
+    "lfq": TokenizerConfig(quantizer="lfq", codes=16, groups=3),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_each_group_of_channels_is_quantized_alone(kind):
+    """By one quantizer: a sub-code is what it makes of the group's channels, whatever the others hold."""
+    grouped, alone = make_quantizer(GROUPS[kind], nnx.Rngs(0)), QUANTIZERS[kind](GROUPS[kind], nnx.Rngs(0))
+    assert (grouped.width, grouped.vocabulary) == (3 * alone.width, alone.vocabulary)
+    z = jnp.asarray(normal(2, 5, grouped.width))
+    out = grouped.quantize(z)
+    assert out.latents.shape == z.shape and out.ids.shape == (2, 5, 3) and out.inputs.shape == (2, 5, 3, alone.width)
+    for group in range(3):
+        channels = slice(group * alone.width, (group + 1) * alone.width)
+        part = alone.quantize(z[..., channels])
+        np.testing.assert_array_equal(out.ids[..., group], part.ids)
+        np.testing.assert_allclose(out.latents[..., channels], part.latents, atol=1e-6)
+        np.testing.assert_allclose(out.inputs[:, :, group], part.inputs, atol=1e-6)
+    for name, loss in out.losses.items():
+        whole = alone.quantize(z.reshape(2, 5, 3, -1)).losses[name]
+        assert float(loss) == pytest.approx(float(whole), rel=1e-5)
+    np.testing.assert_allclose(grouped.decode_ids(out.ids), out.latents, atol=1e-6)
+    changed = grouped.quantize(z.at[..., : alone.width].multiply(-1))
+    assert (changed.ids[..., 0] != out.ids[..., 0]).any()
+    np.testing.assert_array_equal(changed.ids[..., 1:], out.ids[..., 1:])
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_what_a_token_is_follows_from_the_config(kind):
+    config = dataclasses.replace(GROUPS[kind], fold=2)
+    codes = codes_of(config)
+    assert codes == Codes(make_quantizer(config, nnx.Rngs(0)).vocabulary, 12)
+    assert codes.bits == pytest.approx(12 * np.log2(codes.vocabulary))
+
+
+def test_no_groups_are_refused():
+    with pytest.raises(UserError, match="groups should be 1 or more, got 0"):
+        Grouped(FSQ((3, 3)), 0)
 
 
 @pytest.mark.parametrize("levels, said", [((), "at least 2"), ((8, 1), r"\(8, 1\)"), ((2,) * 31, "2147483648 codes")])

@@ -41,6 +41,32 @@ def test_the_learning_rate_rises_then_falls_to_its_share():
     assert float(rate(100)) == float(rate(200)) == pytest.approx(0.01 * CONFIG.final_learning_rate)
 
 
+def test_a_stable_learning_rate_falls_in_its_last_steps_only():
+    """Until then it is what a longer run's is, so that a run may be lengthened."""
+    config = dataclasses.replace(CONFIG, schedule="stable", decay=0.2)
+    rate, longer = learning_rate(config), learning_rate(dataclasses.replace(config, steps=1000))
+    assert [float(rate(step)) for step in (0, 5, 10, 50, 80)] == pytest.approx([0, 0.005, 0.01, 0.01, 0.01])
+    assert [float(rate(step)) for step in range(81)] == [float(longer(step)) for step in range(81)]
+    assert float(rate(90)) == pytest.approx(0.01 * (1 + CONFIG.final_learning_rate) / 2)
+    assert float(rate(100)) == float(rate(200)) == pytest.approx(0.01 * CONFIG.final_learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "decay"), [(1, 200, 0.2), (2, 0, 0.0), (10, 200, 1.0), (10, 3, 1.0), (3, 1, 0.01)]
+)
+def test_short_and_wholly_falling_schedules_end_where_they_should(steps, warmup, decay):
+    config = dataclasses.replace(CONFIG, schedule="stable", steps=steps, warmup=warmup, decay=decay)
+    rate_S = np.array([float(learning_rate(config)(step)) for step in range(max(steps, 2) + 1)])
+    assert rate_S[-1] == pytest.approx(0.01 * CONFIG.final_learning_rate) and 0 < rate_S.max() <= 0.01 * (1 + 1e-6)
+    assert (np.diff(rate_S[rate_S.argmax() :]) <= 0).all()
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(decay):
+    with pytest.raises(UserError, match="decay should be 0 to 1"):
+        learning_rate(dataclasses.replace(CONFIG, schedule="stable", decay=decay))
+
+
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(UserError, match=r"muno.*muon"):
         make_optimizer(dataclasses.replace(CONFIG, optimizer="muno"))

@@ -31,7 +31,7 @@ RECIPE = Recipe(
     data=DataConfig(size=SIZE, frames=3, videos=50, threads=1),
     tokenizer=TokenizerConfig(
         size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), time_window=1,
-        quantizer="fsq", levels=(4, 4),
+        quantizer="fsq", levels=(4, 4), dtype="float32",
     ),
     transformer=TransformerConfig(vocabulary=16, text_vocabulary=330, text_length=8, latent=(2, 2, 2), width=16),
     tokens=TokensConfig(videos=150, latent_frames=3, text_samples=30),

@@ -48,6 +48,7 @@ RECIPE = Recipe(
         time_window=2,
         quantizer="fsq",
         levels=(4, 4),
+        dtype="float32",
     ),
     transformer=TransformerConfig(
         vocabulary=16,
@@ -59,6 +60,7 @@ RECIPE = Recipe(
         heads=2,
         kv_heads=2,
         mlp=32,
+        dtype="float32",
     ),
     layouts=LayoutConfig(text_dropout=0.3),
     tokens=TokensConfig(videos=20, latent_frames=5, text_samples=50),
@@ -172,9 +174,9 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
     assert ends[0].read_bytes() == ends[1].read_bytes()
     loaded = weights.load(tmp_path / "parts", kind)
     averaged = wanted[
-        ".ema['head'].value" if kind == "transformer" else ".ema['tokenizer']['to_latent']['kernel'].value"
+        ".ema['head']['kernel'].value" if kind == "transformer" else ".ema['tokenizer']['to_latent']['kernel'].value"
     ]
-    stored = loaded.params["head"] if kind == "transformer" else loaded.params["to_latent"]["kernel"]
+    stored = loaded.params["head"]["kernel"] if kind == "transformer" else loaded.params["to_latent"]["kernel"]
     np.testing.assert_array_equal(stored[...], averaged.astype(np.float16).astype(np.float32))
     if kind == "tokenizer":
         assert sorted(path.name for path in (tmp_path / "parts" / "samples").iterdir()) == [

@@ -19,8 +19,9 @@ from tokvid.train.transformer_step import TransformerTask
 from tokvid.types import TokenBatch, token_batch
 
 MODEL = TransformerConfig(
-    vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=1, heads=2, kv_heads=2, mlp=64
-)
+    vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=1, heads=2, kv_heads=2, mlp=64,
+    dtype="float32",
+)  # fmt: skip
 CONFIG = TrainConfig(batch=8, learning_rate=1e-2, warmup=0, steps=10)
 
 
@@ -28,7 +29,7 @@ def batch(seed=0):
     """Of which parts have many tokens to generate and others few."""
     rng = np.random.default_rng(seed)
     return token_batch(
-        tokens=rng.integers(0, 50, (8, 3, 2, 2), np.int32),
+        tokens=rng.integers(0, 50, (8, 3, 2, 2, 1), np.int32),
         start=np.int32([0, 1] * 4),
         fps=np.float32([2, 4, 8, 4] * 2),
         text=rng.integers(-1, 20, (8, 4), np.int32),
@@ -111,15 +112,19 @@ def test_batches_of_images_and_of_windows_train_one_state():
         assert losses[-2] < losses[0] and losses[-1] < losses[1]
 
 
-def test_flops_are_those_of_the_program():
+@pytest.mark.parametrize("subcodes", [1, 4])
+def test_flops_are_those_of_the_program(subcodes):
     """The compiled step, whose layers are scanned, multiplies as much as the config says, to 3 %."""
-    model = dataclasses.replace(MODEL, width=128, mlp=256, layers=3, latent=(4, 4, 4), scan_layers=True)
+    model = dataclasses.replace(
+        MODEL, width=128, mlp=256, layers=3, latent=(4, 4, 4), scan_layers=True, subcodes=subcodes, head_width=48
+    )
     config, mesh = dataclasses.replace(CONFIG, batch=2), make_mesh((-1, 1, 1, 1))
     if mesh.size > 1:
         pytest.skip("counts what one device does")
     task = TransformerTask(Recipe(transformer=model, train_transformer=config))
     like, graph = abstract_state(task, config, mesh)
-    tokens = token_batch(np.zeros((2, 4, 4, 4), np.int32), *np.zeros((2, 2), np.float32), np.zeros((2, 4), np.int32))
+    tokens = np.zeros((2, 4, 4, 4, subcodes), np.int32)
+    tokens = token_batch(tokens, *np.zeros((2, 2), np.float32), np.zeros((2, 4), np.int32))
     program = make_step(task, config, mesh, like, graph).lower(like, tokens).compile()
     assert task.flops() == TRAINING * window_flops(model)
     assert work(program.as_text(), 1).flops == pytest.approx(2 * task.flops(), rel=0.03)

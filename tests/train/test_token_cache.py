@@ -35,9 +35,15 @@ RECIPE = Recipe(
         decoder=("space", "time"),
         quantizer="fsq",
         levels=(4, 4),
+        patch=4,
+        fold=2,
+        groups=3,
+        dtype="float32",
     ),
-    transformer=TransformerConfig(vocabulary=16, text_vocabulary=330, text_length=8, latent=(3, 2, 2), width=16),
-    tokens=TokensConfig(videos=40, latent_frames=5, text_samples=30),
+    transformer=TransformerConfig(
+        vocabulary=16, subcodes=12, text_vocabulary=330, text_length=8, latent=(3, 2, 2), width=16
+    ),
+    tokens=TokensConfig(videos=40, held_out=0, latent_frames=5, text_samples=30),
 )
 
 
@@ -135,7 +141,8 @@ def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
     """Each record's tokens are those of its very frames, encoded alone; the source is gone through again."""
     folder, about, text = open_token_cache(workdir)
     records, source = RecordSource(folder), open_source(RECIPE.data)
-    assert len(records) == 40 and about["grid"] == [2, 2] and about["vocabulary"] == 16
+    assert len(records) == 40 and about["grid"] == [2, 2]
+    assert (about["vocabulary"], about["subcodes"]) == (16, 12) and records[0].tokens.shape == (5, 2, 2, 12)
     assert about["text_vocabulary"] == text.vocabulary <= 330
     assert len({records[i].key for i in range(40)}) == 40  # 30 videos, ten of them twice, at other seconds
     for i in (0, 7, 31, 39):
@@ -144,8 +151,8 @@ def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
         record = records[i]
         assert (record.key, record.fps, record.captions) == (key, fps, captions)
         assert record.seconds == pytest.approx(len(video_THWC) / fps)
-        ids_BTHW = model.encode(jnp.asarray(to_signed(video_THWC[None]))).ids
-        assert np.mean(record.tokens == ids_BTHW[0]) > 0.95  # weights are stored in 16 bits
+        ids_BTHWQ = model.encode(jnp.asarray(to_signed(video_THWC[None]))).ids
+        assert np.mean(record.tokens == ids_BTHWQ[0]) > 0.95  # weights are stored in 16 bits
 
 
 def test_coarse_tokens_are_those_of_every_other_frame(tmp_path, model):
@@ -156,10 +163,10 @@ def test_coarse_tokens_are_those_of_every_other_frame(tmp_path, model):
         video_THWC, *_ = cut_stretch(source[i], RECIPE, 2, np.random.default_rng([RECIPE.data.seed, i]))
         slower_THWC = video_THWC[::2]
         slower_THWC = slower_THWC[: 1 + (len(slower_THWC) - 1) // 2 * 2]
-        ids_BTHW = model.encode(jnp.asarray(to_signed(slower_THWC[None]))).ids
+        ids_BTHWQ = model.encode(jnp.asarray(to_signed(slower_THWC[None]))).ids
         record = records[i]
-        assert record.coarse_factor == 2 and record.coarse.shape == ids_BTHW.shape[1:]
-        assert np.mean(record.coarse == ids_BTHW[0]) > 0.95
+        assert record.coarse_factor == 2 and record.coarse.shape == ids_BTHWQ.shape[1:]
+        assert np.mean(record.coarse == ids_BTHWQ[0]) > 0.95
     with pytest.raises(UserError, match="coarse_factor should be 1"):
         write_token_cache(change(RECIPE, tokens={"coarse_factor": 0}), tmp_path)
 
@@ -218,19 +225,19 @@ def test_who_starts_again_goes_on_behind_the_last_part(workdir, tmp_path, model,
     save_tokenizer(tmp_path, model)
     stopped = Broken(open_source(RECIPE.data), at=39, error=KeyboardInterrupt())
     again, other = Broken(stopped.source), Broken(stopped.source)
-    monkeypatch.setattr(token_cache, "open_source", lambda config: stopped)
+    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": stopped)
     with pytest.raises(KeyboardInterrupt):
         write_token_cache(RECIPE, tmp_path)
     kept = tmp_path / "tokens.parts"
     assert {path.name for path in kept.iterdir()} == {"00000", "00001"} and not (tmp_path / "tokens").exists()
     shutil.copytree(tmp_path, tmp_path / "copy")
-    monkeypatch.setattr(token_cache, "open_source", lambda config: again)
+    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": again)
     write_token_cache(RECIPE, tmp_path)
     assert sorted(again.read) == sorted(index % 30 for index in range(32, 40))
     assert records_of(tmp_path) == records_of(workdir) and not kept.exists()
     # A part whose file is gone is none.
     (tmp_path / "copy" / "tokens.parts" / "00000" / "00000.array_record").unlink()
-    monkeypatch.setattr(token_cache, "open_source", lambda config: other)
+    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": other)
     write_token_cache(RECIPE, tmp_path / "copy")
     assert len(other.read) == 16 + 8 and records_of(tmp_path / "copy") == records_of(workdir)
 
@@ -250,10 +257,10 @@ def test_parts_outlive_a_join_that_fails(workdir, tmp_path, model, small_parts, 
     assert not (tmp_path / "tokens").exists()
     again, longer = Broken(open_source(RECIPE.data)), Broken(open_source(change(RECIPE, data={"videos": 31}).data))
     shutil.copytree(tmp_path, tmp_path / "copy")
-    monkeypatch.setattr(token_cache, "open_source", lambda config: again)
+    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": again)
     write_token_cache(RECIPE, tmp_path)
     assert not again.read and records_of(tmp_path) == records_of(workdir)
-    monkeypatch.setattr(token_cache, "open_source", lambda config: longer)
+    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": longer)
     write_token_cache(RECIPE, tmp_path / "copy")
     assert len(longer.read) == 40, "of another source they don't belong to it"
 
@@ -347,6 +354,7 @@ def test_recipes_that_make_no_cache(tmp_path, model, changes, named):
     "changes,named",
     [
         ({"vocabulary": 17}, "needs transformer vocabulary 16, the config has 17"),
+        ({"subcodes": 1}, "needs transformer subcodes 12, the config has 1"),
         ({"latent": (3, 4, 4)}, r"needs transformer rows and columns of latent \[2, 2\], the config has \[4, 4\]"),
         ({"temporal_patch": 1}, "needs transformer temporal_patch 2, the config has 1"),
         ({"text_vocabulary": 300}, "has 3.. ids, the config's transformer text_vocabulary is 300; raise it to 3"),
@@ -355,6 +363,15 @@ def test_recipes_that_make_no_cache(tmp_path, model, changes, named):
 def test_transformers_that_do_not_fit_the_cache(workdir, changes, named):
     with pytest.raises(UserError, match=named):
         TransformerTask(change(RECIPE, transformer=changes), *open_token_cache(workdir))
+
+
+def test_caches_of_earlier_versions_are_of_one_code(workdir):
+    """Their metadata says nothing of sub-codes."""
+    folder, about, text = open_token_cache(workdir)
+    about = {name: value for name, value in about.items() if name != "subcodes"}
+    with pytest.raises(UserError, match="needs transformer subcodes 1, the config has 12"):
+        TransformerTask(RECIPE, folder, about, text)
+    TransformerTask(change(RECIPE, transformer={"subcodes": 1}), folder, about, text)
 
 
 def test_a_cache_of_other_data_is_another_training(workdir):

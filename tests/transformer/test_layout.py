@@ -9,22 +9,27 @@ import pytest
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.attention import NEVER
-from tokvid.transformer.layout import Rate, Text, Video, Vocabulary, build, latent_seconds
+from tokvid.transformer.layout import NOTHING, Rate, Text, Video, Vocabulary, build, latent_seconds
 from tokvid.transformer.model import sequence_of
-from tokvid.types import token_batch, tokens_at_once
+from tokvid.types import Codes, token_batch, tokens_at_once
 
-VOCABULARY = Vocabulary(video=100, text=20)
+VOCABULARY = Vocabulary(Codes(100), text=20)
 B, R = 100, 101  # BEGIN and RATE: the video codes come first in the table, then these two, then text from 102 on
 N = NEVER
 PT = 2  # frames a latent frame
 
 
-def lay(*segments):
-    """The layout as lists of one sample, and its slots' positions in (seconds, row, column)."""
-    sequence = jax.tree.map(np.asarray, jax.jit(lambda given: build(given, VOCABULARY))(list(segments)))
-    assert all(field.shape[:2] == sequence.token.shape for field in sequence)
+def lay(*segments, vocabulary=VOCABULARY):
+    """The layout as lists of one sample, and its slots' positions in (seconds, row, column).
+
+    Tokens and targets of one sub-code as numbers, of several as tuples.
+    """
+    sequence = jax.tree.map(np.asarray, jax.jit(lambda given: build(given, vocabulary))(list(segments)))
+    assert all(field.shape[:2] == sequence.block.shape for field in sequence)
+    assert sequence.token.shape == sequence.target.shape == (*sequence.block.shape, vocabulary.codes.per_token)
     row = jax.tree.map(lambda field: field[0].tolist(), sequence)
-    return row._replace(target=[t if g else None for t, g in zip(row.target, row.generated, strict=True)])
+    token, target = ([q[0] if len(q) == 1 else tuple(q) for q in each] for each in (row.token, row.target))
+    return row._replace(token=token, target=[t if g else None for t, g in zip(target, row.generated, strict=True)])
 
 
 def text(*ids):
@@ -36,11 +41,15 @@ def rate(fps):
 
 
 def video(ids, known, fps, start=0, step=1, drawn=None):
-    """Latent frames from number `start` on; `known` says which are, or how many at the beginning."""
+    """Latent frames from number `start` on; `known` says which are, or how many at the beginning.
+
+    Tokens are numbers, or lists of sub-codes.
+    """
     ids = np.int32([ids])
+    ids = ids if ids.ndim == 5 else ids[..., None]
     known = np.arange(ids.shape[1]) < known if np.isscalar(known) else np.bool_(known)
     seconds = latent_seconds(start + np.arange(ids.shape[1], dtype=np.float32), fps, PT)
-    drawn = np.zeros(ids.shape, bool) if drawn is None else np.bool_([drawn])
+    drawn = np.zeros(ids.shape[:4], bool) if drawn is None else np.bool_([drawn])
     return Video(ids, seconds[None], known[None], np.int32([step]), drawn)
 
 
@@ -113,7 +122,7 @@ def test_interpolation():
 
 def test_interpolation_in_mid_video():
     """A fine window from latent frame 4 on counts from 1, and the coarse clip stands at its own seconds beside it."""
-    fine, coarse = np.int32([[[[1]], [[2]], [[3]]]]), np.int32([[[[4]], [[5]], [[6]]]])
+    fine, coarse = (np.int32(ids).reshape(1, 3, 1, 1, 1) for ids in ([1, 2, 3], [4, 5, 6]))
     known, word = np.bool_([[1, 0, 0]]), np.int32([[3]])
     config = TransformerConfig(vocabulary=100, text_vocabulary=20, text_length=1, latent=(3, 1, 1), temporal_patch=PT)
     # Fine latent frame j is shown at 2j/8 s, coarse j at 2j/4 s: fine 4, 5, 6 at 1, 1.25, 1.5 s; coarse 2, 3, 4 at
@@ -129,9 +138,9 @@ def test_samples_of_one_batch_may_differ_in_everything():
     clip = np.int32([[[[10, 11]], [[20, 21]], [[30, 31]]]] * 4)
     known = np.bool_([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 1]])
     seconds, step = np.float32([[0, 1, 2], [1, 2, 3], [0, 1, 2], [0, 0.5, 1]]), np.int32([1, 1, 2, 1])
-    made = build([Video(clip, seconds, known, step, np.zeros(clip.shape, bool))], VOCABULARY)
+    made = build([Video(clip[..., None], seconds, known, step, np.zeros(clip.shape, bool))], VOCABULARY)
     np.testing.assert_array_equal(
-        made.token,
+        made.token[..., 0],
         [[B, 10, 11, 20, 21, 30], [10, 11, B, 20, 21, 30], [20, 21, B, B, B, B], [10, 11, 20, 21, 30, 31]],
     )
     np.testing.assert_array_equal(
@@ -148,20 +157,25 @@ def test_seconds_agree_between_rates():
         np.testing.assert_array_equal(latent_seconds(frames, slow, PT), latent_seconds(frames * ratio, fast, PT))
 
 
+@pytest.mark.parametrize("subcodes", [1, 3])
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_a_batch_can_be_read_back_from_its_sequence(step):
+def test_a_batch_can_be_read_back_from_its_sequence(step, subcodes):
     rng = np.random.default_rng(0)
-    config = TransformerConfig(vocabulary=100, text_vocabulary=20, text_length=5, latent=(3, 2, 3), temporal_patch=PT)
-    tokens, words = rng.integers(0, 100, (4, 3, 2, 3), np.int32), rng.integers(0, 20, (4, 5), np.int32)
+    vocabulary = Vocabulary(Codes(100, subcodes), text=20)
+    config = TransformerConfig(
+        vocabulary=100, subcodes=subcodes, text_vocabulary=20, text_length=5, latent=(3, 2, 3), temporal_patch=PT
+    )
+    tokens, words = rng.integers(0, 100, (4, 3, 2, 3, subcodes), np.int32), rng.integers(0, 20, (4, 5), np.int32)
     words[1, 2:], words[2] = -1, -1
     fps, known = np.float32([1, 2, 4, 8]), np.arange(3) < np.arange(4)[:, None]
     batch = token_batch(tokens, np.int32([0, 3, 0, 9]), fps, words, known)._replace(step=np.full(4, step, np.int32))
     made = jax.tree.map(np.asarray, jax.jit(lambda batch: sequence_of(config, batch))(batch))
-    assert made.token.shape == (4, 5 + 1 + 18)
-    read = np.where(made.block[:, :5] == NEVER, -1, made.token[:, :5] - VOCABULARY.first_text)
+    assert made.token.shape == made.target.shape == (4, 5 + 1 + 18, subcodes)
+    read = np.where(made.block[:, :5] == NEVER, -1, made.token[:, :5, 0] - vocabulary.first_text)
     np.testing.assert_array_equal(read, words)
     np.testing.assert_array_equal(made.fps[:, 5], fps)
-    read = np.where(made.generated, made.target, made.token)[:, 6:].reshape(tokens.shape)
+    given = made.token - 100 * np.arange(subcodes)
+    read = np.where(made.generated[..., None], made.target, given)[:, 6:].reshape(tokens.shape)
     np.testing.assert_array_equal(read, tokens)
     np.testing.assert_array_equal(made.generated.sum(axis=1), 6 * (3 - known.sum(axis=1)))
     part = made.slots(6, 4)
@@ -169,9 +183,39 @@ def test_a_batch_can_be_read_back_from_its_sequence(step):
     np.testing.assert_array_equal(part.position, made.position[:, 6:10])
 
 
-def test_no_two_kinds_of_token_share_a_row_of_the_table():
-    codes, words = set(range(VOCABULARY.video)), {VOCABULARY.first_text + i for i in range(VOCABULARY.text)}
-    assert len(codes | {VOCABULARY.begin, VOCABULARY.rate} | words) == VOCABULARY.size == 122
+@pytest.mark.parametrize("subcodes", [1, 3])
+def test_no_two_kinds_of_token_share_a_row_of_the_table(subcodes):
+    """Nor do two sub-codes of a token: their sum says which is which."""
+    vocabulary = Vocabulary(Codes(100, subcodes), text=20)
+    every = np.repeat(np.arange(100)[:, None], subcodes, axis=1)
+    codes = set(np.asarray(vocabulary.of_video(every)).ravel().tolist())
+    words = {vocabulary.first_text + i for i in range(vocabulary.text)}
+    assert len(codes | {vocabulary.begin, vocabulary.rate} | words) == vocabulary.size == 100 * subcodes + 22
+
+
+def test_a_token_of_two_sub_codes_is_two_rows_of_the_table():
+    """Token by token; what is no video token has one row, and nothing beside it."""
+    clip = [[[[1, 51], [2, 52]]], [[[3, 53], [4, 54]]]]  # two latent frames of 1 row, 2 columns
+    codes, end = Vocabulary(Codes(100, 2), text=20), NOTHING
+    made = lay(text(5, -1), rate(4), video(clip, known=1, fps=4), vocabulary=codes)
+    # The second sub-codes have the rows from 100 on; BEGIN is 200, RATE 201, text from 202 on.
+    assert made.token == [(207, end), (0, end), (201, end), (1, 151), (2, 152), (200, end), (3, 153)]
+    assert made.target == [None] * 5 + [(3, 53), (4, 54)]
+    assert made.block == [0, N, 1, 2, 2, 3, 4]
+
+
+def test_rows_and_rounds_of_two_sub_codes():
+    """A token stands, is drawn and is looked back at as a whole."""
+    clip = [[[[1, 51], [2, 52]], [[3, 53], [4, 54]]]]  # a latent frame of 2 rows, 2 columns
+    codes, begin = Vocabulary(Codes(100, 2), text=20), (200, NOTHING)
+    made = lay(video(clip, known=0, fps=4, step=2), vocabulary=codes)
+    assert made.token == [begin, (1, 151), (1, 151), (2, 152)]
+    assert made.target == [(1, 51), (2, 52), (3, 53), (4, 54)]
+    made = lay(video(clip, known=0, fps=4, step=4, drawn=[[[0, 1], [1, 0]]]), vocabulary=codes)
+    assert made.token == [begin, (2, 152), (3, 153), begin]
+    assert made.target == [(1, 51), None, None, (4, 54)]
+    nothing = [[[[-1, -1], [-1, -1]]]]  # behind the end of a coarse clip
+    assert lay(video(nothing, known=1, fps=4), vocabulary=codes).block == [N, N]
 
 
 def test_rows_must_divide_a_latent_frame():

@@ -16,8 +16,9 @@ from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch, token_batch
 
 CONFIG = TransformerConfig(
-    vocabulary=50, text_vocabulary=20, text_length=5, latent=(3, 2, 2), width=32, layers=2, heads=4, kv_heads=2, mlp=48
-)
+    vocabulary=50, text_vocabulary=20, text_length=5, latent=(3, 2, 2), width=32, layers=2, heads=4, kv_heads=2, mlp=48,
+    dtype="float32",
+)  # fmt: skip
 PROMPTS = [[3, 1], [4, 1, 5, 9, 2], [], [6]]  # as long as the text, shorter, and none
 FIRST = CONFIG.text_length + 1  # the first video slot
 FRAME = 4  # tokens of a latent frame
@@ -33,7 +34,7 @@ def batch(prompts=PROMPTS, length=CONFIG.text_length, known=0, step=1, seed=0):
     tokens = rng.integers(0, CONFIG.vocabulary, (4, 3, 2, 2), np.int32)[:count]
     fps, start = np.float32([2, 4, 8, 4])[:count], np.int32([0, 0, 3, 1])[:count]
     given = np.broadcast_to(np.arange(3) < known, (count, 3))
-    return token_batch(tokens, start, fps, text, given)._replace(step=np.full(count, step, np.int32))
+    return token_batch(tokens[..., None], start, fps, text, given)._replace(step=np.full(count, step, np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def runner(model):
     @jax.jit
     def run(sequence):
         hidden, _ = model.run(sequence, None, 0)
-        return hidden, model.logits(hidden)
+        return hidden, model.head.logits(model.norm(hidden))
 
     return lambda sequence: jax.tree.map(np.asarray, run(sequence))
 
@@ -118,8 +119,8 @@ def test_a_slot_depends_on_what_its_layout_says(reach, step):
 
 def test_the_fine_clip_of_an_interpolation_sees_the_whole_coarse_one(reach):
     """A coarse latent frame after the fine one, too; but nothing that is generated later, and no padding."""
-    coarse = np.int32([[[[7, 7], [7, 7]], [[8, 8], [8, 8]], [[-1, -1], [-1, -1]]]])
-    fine, word = np.full((1, 1, 2, 2), 9, np.int32), np.int32([[3]])
+    coarse = np.repeat(np.int32([7, 8, -1]), 4).reshape(1, 3, 2, 2, 1)
+    fine, word = np.full((1, 1, 2, 2, 1), 9, np.int32), np.int32([[3]])
     given = token_batch(fine, np.int32([2]), np.float32([4]), word, None, coarse, np.int32([1]), np.float32([2]))
     found = reach(layout()(given))
     assert found.shape == (1 + 1 + 12 + 1 + 4,) * 2
@@ -179,7 +180,7 @@ def test_a_tokens_logits_depend_on_no_token_from_itself_on(run, step):
         changed = given.tokens.reshape(4, 12).copy()
         for sample in (1, 2, 3):
             changed[sample, j + sample - 1] = (changed[sample, j + sample - 1] + 7) % CONFIG.vocabulary
-        found = run(layout()(given._replace(tokens=changed.reshape(4, 3, 2, 2))))[1]
+        found = run(layout()(given._replace(tokens=changed.reshape(4, 3, 2, 2, 1))))[1]
         np.testing.assert_array_equal(found[0], wanted[0])
         for sample in (1, 2, 3):
             slot = j + sample - 1
@@ -227,7 +228,7 @@ def test_what_stands_in_padded_slots_changes_nothing_and_is_no_nan(run):
     made = sequence(known=1)
     hidden, logits = run(made)
     assert np.isfinite(hidden).all() and np.isfinite(logits).all()  # no text at all among them
-    other = made._replace(token=np.where(made.block == NEVER, 60, made.token))
+    other = made._replace(token=np.where((made.block == NEVER)[..., None], 60, made.token))
     np.testing.assert_array_equal(run(other)[1][:, FIRST:], logits[:, FIRST:])
 
 
@@ -245,7 +246,7 @@ def cached(model):
     @functools.partial(jax.jit, static_argnames="count", donate_argnums=1)
     def part(sequence, cache, slot, count):
         hidden, cache = model.run(sequence.slots(slot, count), cache, slot)
-        return model.logits(hidden), cache
+        return model.head.logits(model.norm(hidden)), cache
 
     def run(sequence, given, step):
         cache = model.empty_cache(4, SLOTS, model.layers())
@@ -254,7 +255,9 @@ def cached(model):
         for slot in range(given, SLOTS, step):
             # Slots that aren't generated yet hold nothing that could help.
             unknown = np.arange(SLOTS) >= slot + step
-            logits, cache = part(sequence._replace(token=np.where(unknown, 0, sequence.token)), cache, slot, step)
+            logits, cache = part(
+                sequence._replace(token=np.where(unknown[:, None], 0, sequence.token)), cache, slot, step
+            )
             every.append(logits)
         np.testing.assert_array_equal(cache.block, sequence.block)
         return np.concatenate(every, axis=1)
@@ -297,7 +300,8 @@ def gradient(model):
         graph, params = nnx.split(switched(model, scan_layers=scan_layers, remat=remat))
 
         def loss(params, sequence):
-            logits = nnx.merge(graph, params)(sequence)
+            model = nnx.merge(graph, params)
+            logits = model.head.logits(model(sequence))
             return jnp.where(sequence.generated, jax.nn.logsumexp(logits, -1) - logits[..., 0], 0).mean()
 
         return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params, sequence(known=1)))

@@ -32,6 +32,7 @@ KINDS: tuple[Kind, ...] = ("video", "frames", "tokens")
 TOKEN_TYPES = ("uint16", "int32")
 MOST_FRAMES, MOST_PIXELS_A_SIDE, MOST_SECONDS, MOST_FPS = 1_000_000, 8192, 1e6, 1000.0
 MOST_CAPTIONS, MOST_CHARACTERS = 10_000, 100_000
+MOST_SUBCODES = 4096  # of a token
 MOST_BYTES = 1 << 30  # of one encoded video
 
 
@@ -374,6 +375,8 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
             raise TypeError("video is not bytes")
         return StoredVideo(key, float(seconds), told, video=values["video"], fit=fit)
     shape, dtype, content, fps = tuple(values["shape"]), values["dtype"], values[kind], values["fps"]
+    if kind == "tokens" and len(shape) == 3:  # of earlier versions, which knew no sub-codes
+        shape = (*shape, 1)
     if len(shape) != 4:
         raise ValueError(f"shape {shape} has {len(shape)} dimensions")
     _within("number of frames", shape[0], 1, MOST_FRAMES)
@@ -381,6 +384,7 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
     _within("width", shape[2], 1, MOST_PIXELS_A_SIDE)
     if kind == "frames" and shape[3] not in (1, 3):
         raise ValueError(f"frames have {shape[3]} channels, not 1 or 3")
+    _within("number of sub-codes", shape[3], 1, MOST_SUBCODES)
     if dtype not in (("uint8",) if kind == "frames" else TOKEN_TYPES):
         raise ValueError(f"{kind} have type {dtype!r:.20}")
     _within("fps", fps, 1e-3, MOST_FPS)

@@ -92,7 +92,8 @@ def surest(
     noise_BL = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, 1), (count,)))(keys_B)
     sureness_BL = likelihood_BL + method.choice_temperature * (1 - done) * noise_BL
     place_BL = jnp.argsort(jnp.argsort(-jnp.where(stands_BL, jnp.inf, sureness_BL), axis=1), axis=1)
-    return place_BL < count - jnp.floor(count * jnp.cos(jnp.pi / 2 * done))
+    left = jnp.floor(count * jnp.cos(jnp.pi / 2 * done) + 1e-4)  # of whole numbers, rounding is not to make one less
+    return place_BL < count - left
 
 
 def check_seed(seed: int) -> None:

@@ -51,7 +51,7 @@ class TransformerTask:
         config, cache, about, text = self.config, self.cache, self.about, self.text
         for field, wanted, found in (
             ("vocabulary", about["vocabulary"], config.vocabulary),
-            ("subcodes", about["subcodes"], config.subcodes),
+            ("subcodes", about.get("subcodes", 1), config.subcodes),
             ("rows and columns of latent", about["grid"], list(config.latent[1:])),
             ("temporal_patch", about["temporal_patch"], config.temporal_patch),
         ):

@@ -83,7 +83,7 @@ class SubcodeHead(nnx.Module):
         """Of all sub-codes at once, each given the true ones before it."""
         x_BLQW = self._enter(hidden_BLD)
         if self.autoregressive:
-            rows_BLQW = self.before[...][jnp.arange(self.codes[1] - 1), target_BLQ[..., :-1]]
+            rows_BLQW = self._before(jnp.arange(self.codes[1] - 1), target_BLQ[..., :-1])
             x_BLQW += jnp.pad(jnp.cumsum(rows_BLQW, axis=2), ((0, 0), (0, 0), (1, 0), (0, 0)))
         x_BLQW = self._deepen(x_BLQW)
         logits = [self._logits(x_BLQW[:, :, q], q) for q in range(self.codes[1])]
@@ -97,12 +97,17 @@ class SubcodeHead(nnx.Module):
             x_BLW = self._deepen(x_BLQW[:, :, q] + before_BLW)
             ids.append(choose(q, self._logits(x_BLW, q)))
             if self.autoregressive and q + 1 < self.codes[1]:
-                before_BLW += self.before[...][q, ids[-1]]
+                before_BLW += self._before(q, ids[-1])
         return jnp.stack(ids, axis=-1)
 
     def _enter(self, hidden_BLD: jax.Array) -> jax.Array:
         narrow_BLD = hidden_BLD.astype(compute_dtype(self.dtype))
         return constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
+
+    def _before(self, q: int | jax.Array, ids: jax.Array) -> jax.Array:
+        """Embeddings of the q-th sub-codes, gathered as whole rows: parts of rows XLA would have to replicate."""
+        rows = constrain(self.before[...], None, None, None)[q, ids]
+        return constrain(rows, "batch", "length", *[None] * (rows.ndim - 2))
 
     def _deepen(self, x: jax.Array) -> jax.Array:
         """Through the gated layers, (…, W) of any sub-code."""

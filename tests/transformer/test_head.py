@@ -1,0 +1,144 @@
+"""Heads: likelihoods worked out the long way, and what is drawn is what is scored."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid.config import TransformerConfig
+from tokvid.transformer.head import FlatHead, SubcodeHead, make_head
+
+CONFIG = TransformerConfig(vocabulary=4, subcodes=3, width=16, head_width=24, head_layers=2, dtype="float32")
+KINDS = ("autoregressive", "independent")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def head(request, random_model):
+    return random_model(SubcodeHead, dataclasses.replace(CONFIG, head=request.param))
+
+
+@pytest.fixture(scope="module")
+def hidden_BLD():
+    return np.random.default_rng(1).normal(size=(2, 5, CONFIG.width)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def target_BLQ():
+    return np.random.default_rng(2).integers(CONFIG.vocabulary, size=(2, 5, CONFIG.subcodes)).astype(np.int32)
+
+
+def logits_by_hand(head, hidden_D, ids_Q):
+    """In NumPy, slot by slot: of each sub-code, given those before it."""
+
+    def normed(norm, x):
+        return x / np.sqrt(np.mean(x**2) + 1e-6) * np.asarray(norm.scale[...])
+
+    made = []
+    for q in range(CONFIG.subcodes):
+        x = hidden_D.astype(np.float64) @ np.asarray(head.enter[...])[:, q]
+        if head.autoregressive:
+            x = x + sum(np.asarray(head.before[...])[p, ids_Q[p]] for p in range(q))
+        for norm, layer in zip(head.norms, head.layers, strict=True):
+            gate, up, down = (np.asarray(getattr(layer, name)[...], np.float64) for name in ("gate", "up", "down"))
+            y = normed(norm, x)
+            x = x + (y @ gate / (1 + np.exp(-(y @ gate))) * (y @ up)) @ down
+        made.append(normed(head.last_norm, x) @ np.asarray(head.to_codes[...])[q])
+    return np.stack(made)
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def test_scores_are_those_worked_out_by_hand(head, hidden_BLD, target_BLQ):
+    found = jax.jit(head.scores)(hidden_BLD, target_BLQ)
+    for b, slot in np.ndindex(2, 5):
+        logits_QV = logits_by_hand(head, hidden_BLD[b, slot], target_BLQ[b, slot])
+        chosen_Q = np.take_along_axis(log_softmax(logits_QV), target_BLQ[b, slot][:, None], axis=1)
+        assert float(found.log_likelihood[b, slot]) == pytest.approx(chosen_Q.sum(), rel=1e-4, abs=1e-4)
+        sums_Q = np.log(np.exp(logits_QV).sum(axis=1))
+        assert float(found.normaliser[b, slot]) == pytest.approx((sums_Q**2).sum(), rel=1e-4)
+        assert float(found.right[b, slot]) == pytest.approx((logits_QV.argmax(1) == target_BLQ[b, slot]).mean())
+    assert len(np.unique(np.round(found.right, 3))) > 1
+
+
+def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ):
+    """Teacher forcing: the sum of the log-likelihoods that drawing sees, sub-code after sub-code."""
+
+    @jax.jit
+    def forced(hidden_BLD):
+        seen = []
+
+        def choose(q, logits_BLV):
+            seen.append(jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), target_BLQ[..., q, None], axis=-1)[..., 0])
+            return target_BLQ[..., q]
+
+        return head.draw(hidden_BLD, choose), sum(seen)
+
+    ids_BLQ, likelihood_BL = forced(hidden_BLD)
+    np.testing.assert_array_equal(ids_BLQ, target_BLQ)
+    np.testing.assert_allclose(head.scores(hidden_BLD, target_BLQ).log_likelihood, likelihood_BL, rtol=1e-5, atol=1e-5)
+
+
+def test_likelihoods_of_all_tokens_sum_to_1(head, hidden_BLD):
+    every_NQ = np.array(list(itertools.product(range(CONFIG.vocabulary), repeat=CONFIG.subcodes)), np.int32)
+    for hidden_D in hidden_BLD[:, 0]:
+        hidden_1ND = np.broadcast_to(hidden_D, (1, len(every_NQ), CONFIG.width))
+        likelihood_N = np.asarray(jax.jit(head.scores)(hidden_1ND, every_NQ[None]).log_likelihood[0], np.float64)
+        assert np.exp(likelihood_N).sum() == pytest.approx(1, abs=1e-5) and np.exp(likelihood_N).max() < 0.9
+
+
+def test_a_sub_code_depends_on_those_before_it_unless_it_is_independent(head, hidden_BLD):
+    """On which one and on its place, and never on those after it."""
+
+    def seen(*ids_Q):
+        every = []
+        head.draw(hidden_BLD, lambda q, logits: every.append(np.asarray(logits)) or jnp.full((2, 5), ids_Q[q]))
+        return np.stack(every)
+
+    wanted, others = seen(0, 1, 2), (seen(3, 1, 2), seen(0, 0, 2), seen(0, 1, 3))
+    moved = [(found != wanted).any(axis=(1, 2, 3)).tolist() for found in others]
+    if head.autoregressive:
+        assert moved == [[False, True, True], [False, False, True], [False] * 3]
+        assert (seen(1, 0, 2)[2] != wanted[2]).any(), "which of the two is which"
+    else:
+        assert not np.any(moved)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_reach_every_parameter(head, hidden_BLD, target_BLQ, dtype):
+    params = nnx.state(head)
+    config = dataclasses.replace(CONFIG, dtype=dtype, head=KINDS[not head.autoregressive])
+    graph = nnx.graphdef(nnx.eval_shape(lambda: SubcodeHead(config, rngs=nnx.Rngs(0))))
+
+    def loss(params, hidden_BLD):
+        return -nnx.merge(graph, params).scores(hidden_BLD, target_BLQ).log_likelihood.mean()
+
+    to_params, to_hidden = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, hidden_BLD)
+    assert np.abs(to_hidden).max(axis=-1).min() > 0
+    for path, leaf in nnx.to_flat_state(to_params):
+        assert np.isfinite(leaf[...]).all() and np.abs(leaf[...]).max() > 0, path
+    for q in range(CONFIG.subcodes):
+        assert np.abs(to_params["enter"][...][:, q]).max() > 0 and np.abs(to_params["to_codes"][...][q]).max() > 0
+    if head.autoregressive:  # an embedding of each sub-code that has one after it, and of those that were there
+        rows = {(q, int(code)) for q in range(CONFIG.subcodes - 1) for code in target_BLQ[..., q].ravel()}
+        reached = np.abs(to_params["before"][...]).max(axis=-1) > 0
+        assert {tuple(place) for place in np.argwhere(reached).tolist()} == rows
+
+
+def test_one_code_a_token_takes_a_matrix(random_model, hidden_BLD):
+    config = dataclasses.replace(CONFIG, subcodes=1)
+    assert isinstance(make_head(config, rngs=nnx.Rngs(0)), FlatHead)
+    assert isinstance(make_head(CONFIG, rngs=nnx.Rngs(0)), SubcodeHead)
+    flat = random_model(FlatHead, config)
+    logits = hidden_BLD @ np.asarray(flat.kernel[...])
+    np.testing.assert_allclose(flat.logits(hidden_BLD), logits, rtol=1e-5, atol=1e-5)
+    target = np.zeros((2, 5, 1), np.int32)
+    found = flat.scores(hidden_BLD, target)
+    np.testing.assert_allclose(found.log_likelihood, log_softmax(logits)[..., 0], rtol=1e-5, atol=1e-5)
+    ids = flat.draw(hidden_BLD, lambda q, logits: logits.argmax(-1))
+    np.testing.assert_array_equal(ids[..., 0], logits.argmax(-1))
