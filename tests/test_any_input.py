@@ -261,14 +261,14 @@ def without_models(tiny_models, monkeypatch):
     """All that comes out is black, but nothing is loaded or compiled."""
 
     def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
-        return np.where(np.array(known)[:, None, None], batch.tokens, 0)
+        return np.where(np.array(known)[:, None, None, None], batch.tokens, 0)
 
     def encode(graph, params, video_BTHWC, cache, first):
         B, _, height, width, _ = video_BTHWC.shape
-        return np.zeros((B, 1, height // 8, width // 8), np.int32), cache
+        return np.zeros((B, 1, height // 8, width // 8, 1), np.int32), cache
 
-    def decode(graph, params, ids_BTHW, cache, first):
-        B, _, rows, columns = ids_BTHW.shape
+    def decode(graph, params, ids_BTHWQ, cache, first):
+        B, _, rows, columns, _ = ids_BTHWQ.shape
         return np.zeros((B, 1 if first else 2, 8 * rows, 8 * columns, 3), np.uint8), cache
 
     for name, fake in (("generate", generate), ("_encode", encode), ("_decode", decode)):
