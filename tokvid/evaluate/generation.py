@@ -71,55 +71,73 @@ def evaluate_generation(
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
     training = [clip_THWC for clip_THWC, _ in some_clips(wanted, "train", TRAINING_CLIPS, rng)]
-    modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
-    seen: dict[str, list[np.ndarray]] = collections.defaultdict(list)  # features by what they are of
-    scores: dict[str, list[float]] = collections.defaultdict(list)
-    rows: list[tuple[np.ndarray, str]] = []
+    measured = _Measured(models, request, features, settings)
     with progress("evaluate generation", request.samples, "clips") as advance:
-        for number, clips in enumerate(_batches(models, wanted, request.samples, rng)):
-            better_B, nats_B = caption_ranks(models, clips.tokens, request.fps, clips.captions, 0, rng)
-            scores["retrieved"] += (better_B == 0).tolist()
-            scores["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
-            seen["truth"].append(features.extract(clips.truth))
-            made = {}
-            for name, known in modes.items():
-                seeds = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(2 * len(nats_B))
-                made[name], again = (
-                    _made(models, clips, known, request.fps, settings, half) for half in np.split(seeds, 2)
-                )
-                seen[name].append(features.extract(made[name]))
-                seen[f"{name} again"].append(features.extract(again))
-                given = _given(models, known)
-                if given:
-                    seen[f"{name} repeated"].append(features.extract(_repeated(clips.truth, given)))
-                for truth_THWC, made_THWC in zip(clips.truth, made[name], strict=True):
-                    _compare(scores, name, truth_THWC, made_THWC, given, request.fps)
-            for index, caption in enumerate(clips.captions[: SHOWN - len(rows) // (1 + len(modes))]):
-                rows.append((clips.truth[index], f"truth: {caption}"))
-                rows += [(made[name][index], name.replace("_", " ")) for name in modes]
-            advance(len(nats_B))
-    if len(scores["retrieved"]) < 4:
+        for clips in _batches(models, wanted, request.samples, rng):
+            measured.add(clips, rng)
+            advance(len(clips.truth))
+    if measured.clips < 4:
         raise UserError(
-            f"only {len(scores['retrieved'])} videos have {request.frames} frames at {request.fps:g} fps and one "
-            "caption; 4 are needed: use a shorter --seconds, or other --data"
+            f"only {measured.clips} videos have {request.frames} frames at {request.fps:g} fps and one caption; 4 are "
+            "needed: use a shorter --seconds, or other --data"
         )
-    show([video for video, _ in rows], captions=[caption for _, caption in rows])
-    sets = {name: np.concatenate(parts) for name, parts in seen.items()}
-    training_ND = features.extract(np.stack(training)) if training else None
-    halves = np.array_split(sets["truth"], 2)
+    show([video for video, _ in measured.rows], captions=[caption for _, caption in measured.rows])
     return {
-        **{name: _figures(scores, sets, name, training_ND) for name in modes},
-        "frechet_real_halves": frechet_distance(*halves),
-        "kernel_real_halves": kernel_distance(*halves),
-        "bits_per_pixel": mean(scores["bits_per_pixel"]),
-        "caption_retrieval": mean(scores["retrieved"]),
-        "caption_retrieval_chance": 1 / CANDIDATES,
+        **measured.figures(features.extract(np.stack(training)) if training else None),
         "features": f"{features.name} {features.mark}",
         "split": split_of(data),
         **dataclasses.asdict(request),
-        "samples": len(scores["retrieved"]),
+        "samples": measured.clips,
         "weights": models.mark,
     }
+
+
+class _Measured:
+    """What is known of the clips so far: their figures, the features of all sets, and rows for a sheet."""
+
+    def __init__(self, models: Models, request: Request, features: Features, settings: Settings):
+        self.models, self.request, self.settings, self.extract = models, request, settings, features.extract
+        self.modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
+        self.scores: dict[str, list[float]] = collections.defaultdict(list)
+        self.sets: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+        self.rows: list[tuple[np.ndarray, str]] = []
+        self.clips = self._batches = 0
+
+    def add(self, clips: Clips, rng: np.random.Generator) -> None:
+        """Generates videos in every mode for these clips, and compares."""
+        fps, count = self.request.fps, len(clips.truth)
+        better_B, nats_B = caption_ranks(self.models, clips.tokens, fps, clips.captions, 0, rng)
+        self.scores["retrieved"] += (better_B == 0).tolist()
+        self.scores["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
+        self.sets["truth"].append(self.extract(clips.truth))
+        seeds = np.random.SeedSequence([EVALUATION_SEED, self.request.seed, self._batches]).generate_state(2 * count)
+        shown = {"truth": clips.truth}
+        for name, known in self.modes.items():
+            made, again = (_made(self.models, clips, known, fps, self.settings, half) for half in np.split(seeds, 2))
+            self.sets[name].append(self.extract(made))
+            self.sets[f"{name} again"].append(self.extract(again))
+            if given := _given(self.models, known):
+                self.sets[f"{name} repeated"].append(self.extract(_repeated(clips.truth, given)))
+            for truth_THWC, made_THWC in zip(clips.truth, made, strict=True):
+                _compare(self.scores, name, truth_THWC, made_THWC, given, fps)
+            shown[name] = made
+        for index in range(min(count, SHOWN - self.clips)):
+            titles = {"truth": f"truth: {clips.captions[index]}"}
+            self.rows += [(video[index], titles.get(name, name.replace("_", " "))) for name, video in shown.items()]
+        self.clips, self._batches = self.clips + count, self._batches + 1
+
+    def figures(self, training_ND: np.ndarray | None) -> dict[str, Any]:
+        """Of all modes, and of the likelihood of the true clips."""
+        sets = {name: np.concatenate(parts) for name, parts in self.sets.items()}
+        halves = np.array_split(sets["truth"], 2)
+        return {
+            **{name: _figures(self.scores, sets, name, training_ND) for name in self.modes},
+            "frechet_real_halves": frechet_distance(*halves),
+            "kernel_real_halves": kernel_distance(*halves),
+            "bits_per_pixel": mean(self.scores["bits_per_pixel"]),
+            "caption_retrieval": mean(self.scores["retrieved"]),
+            "caption_retrieval_chance": 1 / CANDIDATES,
+        }
 
 
 def _given(models: Models, latent_frames: int) -> int:

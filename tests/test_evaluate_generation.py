@@ -1,0 +1,113 @@
+"""Generated clips beside real ones, and the likelihood of real ones: what is counted, and what perfect figures are."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+from tokvid.evaluate import generation, likelihood
+from tokvid.evaluate.batches import Settings
+from tokvid.evaluate.generation import MODES, Request, evaluate_generation
+from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood
+from tokvid.metrics.features import load_features
+from tokvid.transformer.model import sequence_of
+from tokvid.types import token_batch
+
+DATA = DataConfig(size=(16, 16), fps=(4.0,), frames=5, videos=100)
+FEATURES = load_features("random-convolutions")
+
+
+@pytest.fixture(autouse=True)
+def few_training_clips(monkeypatch):
+    monkeypatch.setattr(generation, "TRAINING_CLIPS", 6)
+
+
+def tokens(models, frames, batch=3):
+    config = models.transformer.config
+    shape = (batch, frames, *config.latent[1:], config.subcodes)
+    return np.random.default_rng(0).integers(config.vocabulary, size=shape, dtype=np.int32)
+
+
+def test_a_window_counts_every_token_that_is_not_known(tiny_models):
+    """Against the definition: the logarithms of the softmax at the targets, of one window."""
+    given, captions = tokens(tiny_models, 4), ["a red circle", "", "a star"]
+    text = np.stack([tiny_models.text.encode(caption, 32) for caption in captions])
+    model = tiny_models.transformer.model
+    for known in (0, 1):
+        batch = token_batch(
+            given, np.zeros(3, np.int32), np.full(3, 4, np.float32), text, np.tile(np.arange(4) < known, (3, 1))
+        )
+        sequence = sequence_of(model.config, batch)
+        logits = model.head.logits(model(sequence))[:, -16:]
+        chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), sequence.target[:, -16:], axis=-1)[..., 0]
+        found = log_likelihood(tiny_models, given, 4.0, captions, known=known)
+        np.testing.assert_allclose(found, chosen[:, 4 * known :].sum(axis=1), rtol=1e-3)
+
+
+def test_longer_videos_are_a_chain_of_windows(any_models):
+    """Each after the last latent frames of the one before; nothing counts twice, and nothing that isn't there."""
+    given, captions = tokens(any_models, 5), ["a", "b", "c"]
+    whole = log_likelihood(any_models, given, 4.0, captions, keep=2)
+    first = log_likelihood(any_models, given[:, :4], 4.0, captions)
+    # The last latent frame, after two known ones of a window that begins with latent frame 2: not a video's beginning.
+    assert (whole < first).all()
+    last = whole - first
+    changed = given.copy()
+    changed[:, :2] = (changed[:, :2] + 1) % any_models.transformer.config.vocabulary
+    again = log_likelihood(any_models, changed, 4.0, captions, keep=2)
+    np.testing.assert_allclose(again - log_likelihood(any_models, changed[:, :4], 4.0, captions), last, atol=1e-3)
+
+
+def test_ranks_count_the_captions_that_fit_better(tiny_models, monkeypatch):
+    fits = {f"caption {number}": float(number) for number in range(20)}
+    monkeypatch.setattr(
+        likelihood, "log_likelihood", lambda models, tokens, fps, captions, known: np.array([fits[c] for c in captions])
+    )
+    better, own = caption_ranks(tiny_models, tokens(tiny_models, 4, 20), 4.0, list(fits), 0, np.random.default_rng(0))
+    assert own.tolist() == list(fits.values()) and better[-1] == 0 and better[0] == CANDIDATES - 1
+    assert (np.diff(better) <= 3).all()
+    better, _ = caption_ranks(
+        tiny_models, tokens(tiny_models, 4, 2), 4.0, ["caption 1"] * 2, 0, np.random.default_rng(0)
+    )
+    assert better.tolist() == [0, 0]  # nothing to compare with
+
+
+def test_all_figures_of_a_model(tiny_models):
+    shown = []
+    request = Request(samples=5, seconds=1.5, fps=4.0, seed=0)
+    figures = evaluate_generation(
+        tiny_models, DATA, request, FEATURES, Settings(), lambda rows, captions: shown.extend(captions)
+    )
+    assert figures["samples"] == 5 and figures["split"] == "held_out" and figures["bits_per_pixel"] > 0
+    assert 0 <= figures["caption_retrieval"] <= 1
+    for name in MODES:
+        assert {"frechet", "kernel", "motion", "diversity", "copying", "psnr_1s", "ssim_1s"} <= figures[name].keys()
+        assert ("repeat_psnr_1s" in figures[name]) == (name != "text")
+    assert (
+        shown[1:4] == ["text", "first frame", "continuation"] and shown[0].startswith("truth: ") and len(shown) == 5 * 4
+    )
+    assert evaluate_generation(tiny_models, DATA, request, FEATURES) == figures
+
+
+def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
+    monkeypatch.setattr(generation, "_made", lambda models, clips, *rest: clips.truth)
+    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    for name in MODES:
+        of = figures[name]
+        assert of["frechet"] == pytest.approx(0, abs=1e-4) and of["distance"] == of["diversity"] == 0
+        assert of["motion"] == of["copying"] == 1 and of["psnr_1s"] == 100 and of["ssim_1s"] == 1
+        if name != "text":
+            assert of["repeat_psnr_1s"] < 60 and of["repeat_distance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"samples": 3}, "4 or more samples"), ({"seconds": 0.1}, "2 or more frames"), ({"seconds": 500.0}, "only 0")],
+)
+def test_too_little_to_compare(tiny_models, change, said):
+    request = dataclasses.replace(Request(6, 1.5, 4.0, 0), **change)
+    with pytest.raises(UserError, match=said):
+        evaluate_generation(tiny_models, DATA, request, FEATURES)
