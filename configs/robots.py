@@ -49,7 +49,7 @@ recipe = Recipe(
         levels=(8, 8, 8),
     ),
     train_tokenizer=TrainConfig(
-        steps=6000,
+        steps=3300,
         batch=4,
         optimizer="muon",
         learning_rate=3e-3,
