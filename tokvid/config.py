@@ -32,7 +32,7 @@ class DataConfig:
     """Where videos come from and how clips are cut from them."""
 
     source: str = "shapes"  # a key of input_pipeline.datasets.SOURCES
-    path: str = ""  # the folder, record file or digits file; procedural sources need none
+    path: str = ""  # the folder, shards, record file or digits file; procedural sources need none
     videos: int = 1_000_000  # how many videos a procedural source offers
     held_out: int = 0  # leave the last n videos of a stored source out of training
     size: tuple[int, int] = (64, 64)  # height, width in pixels

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tarfile
 
 import numpy as np
 import PIL.Image
@@ -293,6 +294,16 @@ def lay_out(source, path):
         (path / "broken.png").write_bytes(b"no picture")
         lines = [f'{{"file": "{name}.png", "caption": "a"}}\n' for name in (0, 1, 2, "broken")]
         (path / "captions.jsonl").write_text("".join(lines))
+        return sorted(path.iterdir()), False
+    if source == "webdataset":
+        for number in range(2):
+            PIL.Image.new("RGB", (16, 16), (number, 0, 0)).save(path / "a.png")
+            (path / "a.txt").write_text("a")
+            with tarfile.open(path / f"{number}.tar", "w") as shard:
+                shard.add(path / "a.png", "a.png")
+                shard.add(path / "a.txt", "a.txt")
+        (path / "a.png").unlink()
+        (path / "a.txt").unlink()
         return sorted(path.iterdir()), False
     if source == "records":
         path.rmdir()

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,9 +34,10 @@ from tokvid.input_pipeline.video_file import (
     shown_size,
 )
 from tokvid.input_pipeline.webp import WebP
-from tokvid.types import Caption
+from tokvid.types import Caption, VideoItem
 
 __all__ = [
+    "CheckedSource",
     "DamagedVideo",
     "Fit",
     "FolderItem",
@@ -238,27 +239,99 @@ class FolderItem:
 
     path: Path
     key: str
-    seconds: float
-    fps: float
     captions: tuple[Caption, ...]
     fit: Fit = "crop"
+    seconds: float = 0.0
+    fps: float = 0.0
+
+    @property
+    def place(self) -> Path:
+        """What to call it in messages."""
+        return self.path
+
+    def probe(self, full: bool) -> VideoInfo | str:
+        """What is in it, or why it cannot be read."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return missing(self.path)
+        except OSError as error:
+            return f"cannot read {self.path}: {reason(error)}"
+        return _probe_once(str(self.path), status.st_mtime_ns, status.st_size, full)
 
     def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
         """See `read_clip`."""
         return read_clip(self.path, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
 
 
-class FolderSource(Sequence[FolderItem]):
-    """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`.
+class _Probed(VideoItem, Protocol):
+    """A video that says itself what is in it; `seconds` and `fps` are set by what it says."""
+
+    @property
+    def place(self) -> Path: ...
+
+    def probe(self, full: bool) -> VideoInfo | str: ...
+
+
+Probed = TypeVar("Probed", bound=_Probed)
+
+
+class CheckedSource(Sequence[Probed]):
+    """The videos of a source that can be read: all are probed (with `full`, decoded).
+
+    Those that are missing or cannot be read are logged, skipped and listed in `unreadable`, with the reason.
+
+    Raises:
+        UserError: a larger share than `max_unreadable` cannot be read, or (if `captioned`) all captions of those that
+            can be are empty.
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
+        items: Sequence[Probed],
+        *,
+        max_unreadable: float,
+        threads: int | None = None,
+        full: bool = False,
+        captioned: bool = True,
+    ):
+        self.unreadable: list[tuple[Path, str]] = []
+        self.items: list[Probed] = []
+        with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
+            found = list(pool.map(lambda item: item.probe(full), items))
+        for item, info in zip(items, found, strict=True):
+            if isinstance(info, str):
+                self.unreadable.append((item.place, info))
+                log.warning("skipped: %s", info)
+                continue
+            for warning in info.warnings:
+                log.warning("%s: %s", item.place, warning)
+            self.items.append(dataclasses.replace(item, seconds=info.seconds, fps=info.fps))  # type: ignore[type-var]
+        if len(self.unreadable) > max_unreadable * len(items) or not self.items:
+            raise UserError(
+                f"{len(self.unreadable)} of the {len(items)} videos in {where} cannot be read, at most "
+                f"{max_unreadable:.0%} may (max_unreadable); the first: {self.unreadable[0][1]}"
+            )
+        if captioned:
+            check_captioned((item.captions[0].text for item in self.items), where)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+
+class FolderSource(CheckedSource[FolderItem]):
+    """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`; see `CheckedSource`.
 
     A line of the first is {"file": "a.mp4", "caption": "a dog runs"}, of the second a.mp4,a dog runs below
-    the header file,caption. All files are probed (with `full`, decoded); those that are missing or cannot be read are
-    logged, skipped and listed in `unreadable`.
+    the header file,caption.
 
     Raises:
         UserError: no captions file, bad lines in it (each with its number), a file that is named twice or outside of
-            the folder, a larger share than `max_unreadable` that cannot be read, or (if `captioned`) all captions of
-            those that can be are empty.
+            the folder; and as `CheckedSource` does.
     """
 
     def __init__(
@@ -275,40 +348,5 @@ class FolderSource(Sequence[FolderItem]):
         lines = read_captions(folder)
         if captioned:  # before the files are looked at, which takes a while
             check_captioned((line.caption for line in lines), folder)
-        self.unreadable: list[tuple[Path, str]] = []
-        self.items: list[FolderItem] = []
-
-        def look(file: Path) -> VideoInfo | str:
-            try:
-                status = file.stat()
-            except FileNotFoundError:
-                return missing(file)
-            except OSError as error:
-                return f"cannot read {file}: {reason(error)}"
-            return _probe_once(str(file), status.st_mtime_ns, status.st_size, full)
-
-        with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(look, [folder / line.file for line in lines]))
-        for line, info in zip(lines, found, strict=True):
-            file = folder / line.file
-            if isinstance(info, str):
-                self.unreadable.append((file, info))
-                log.warning("skipped: %s", info)
-                continue
-            for warning in info.warnings:
-                log.warning("%s: %s", file, warning)
-            captions = (Caption(0.0, line.caption),)
-            self.items.append(FolderItem(file, line.file, info.seconds, info.fps, captions, fit))
-        if len(self.unreadable) > max_unreadable * len(lines) or not self.items:
-            raise UserError(
-                f"{len(self.unreadable)} of the {len(lines)} videos in {folder} cannot be read, at most "
-                f"{max_unreadable:.0%} may (max_unreadable); the first: {self.unreadable[0][1]}"
-            )
-        if captioned:
-            check_captioned((item.captions[0].text for item in self.items), folder)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
+        items = [FolderItem(folder / line.file, line.file, (Caption(0.0, line.caption),), fit) for line in lines]
+        super().__init__(folder, items, max_unreadable=max_unreadable, threads=threads, full=full, captioned=captioned)

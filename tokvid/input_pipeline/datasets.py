@@ -57,6 +57,12 @@ def _folder(config: DataConfig, split: Split, *, captioned: bool = True) -> Vide
     return part_of(source, config, split)
 
 
+def _webdataset(config: DataConfig, split: Split) -> VideoSource:
+    from tokvid.input_pipeline.webdataset import WebDataset
+
+    return part_of(WebDataset(config.path, fit=config.fit, max_unreadable=config.max_unreadable), config, split)
+
+
 def _records(config: DataConfig, split: Split) -> VideoSource:
     from tokvid.input_pipeline.records import RecordSource
 
@@ -94,16 +100,32 @@ def _clip_files(path: Path) -> Iterable[Path]:
     return [*captions[:1], *(item.path for item in source.items), *(file for file, _ in source.unreadable)]
 
 
+def _shards(path: Path) -> Iterable[Path]:
+    from tokvid.input_pipeline.webdataset import shards_of
+
+    return shards_of(path)
+
+
+def _members(shard: Path) -> Iterable[tuple[int, int]]:
+    from tokvid.input_pipeline.webdataset import members_of
+
+    return members_of(shard)
+
+
 def _record_files(path: Path) -> Iterable[Path]:
     return [path / "dataset.json", *path.glob("*.array_record")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A kind of dataset: how a split of it is opened, and which files at its path decide what is in it."""
+    """A kind of dataset: how a split of it is opened, and which files at its path decide what is in it.
+
+    `parts` are the stretches of such a file, (first byte, bytes), that count as files of their own.
+    """
 
     open: Callable[[DataConfig, Split], VideoSource]
     files: Callable[[Path], Iterable[Path]] = _all_files
+    parts: Callable[[Path], Iterable[tuple[int, int]]] = lambda file: ()
     procedural: bool = False  # it defines itself what is held out
 
 
@@ -113,9 +135,13 @@ SOURCES: dict[str, Source] = {
         _mnist, _digit_files, procedural=True
     ),  # path: the digits' file; held out: the published test split
     "folder": Source(_folder, _clip_files),  # path: a folder of clips with captions
+    "webdataset": Source(_webdataset, _shards, _members),  # path: .tar shards: a folder, one, or a pattern
     "records": Source(_records, _record_files),  # path: what records.RecordWriter wrote
     "tfds": Source(_tfds),  # path: what a builder of builders.py prepared, which decided what is held out
 }
+
+
+ANY_FILES = Source(_folder)  # a folder of images without captions: all that is in it counts
 
 
 def open_source(config: DataConfig, split: str = "train") -> VideoSource:
@@ -175,28 +201,35 @@ def fingerprint(config: DataConfig) -> str:
     """16 hex digits that tell other data from that of before; nothing where no files are read.
 
     By the names and sizes of the files that the source names, of those in `images_path`, and by the beginning, the
-    middle and the end of each: nothing large is read.
+    middle and the end of each, and of each part of it: nothing large is read.
     """
-    places = [(local(config.path), _source_of(config).files)] if config.path else []
-    places += [(Path(config.images_path), _all_files)] if config.images and config.images_path else []
-    files = [(path, file) for path, named in places for file in sorted(named(path)) if not file.is_dir()]
+    places = [(local(config.path), _source_of(config))] if config.path else []
+    places += [(Path(config.images_path), ANY_FILES)] if config.images and config.images_path else []
+    files = [
+        (path, file, source.parts)
+        for path, source in places
+        for file in sorted(source.files(path))
+        if not file.is_dir()
+    ]
     with ThreadPoolExecutor(READERS) as pool:
-        marks = list(pool.map(_mark, (file for _, file in files)))
-    told = [[os.path.relpath(file, path), *mark] for (path, file), mark in zip(files, marks, strict=True)]
+        marks = list(pool.map(lambda each: _mark(*each[1:]), files))
+    told = [[os.path.relpath(file, path), *mark] for (path, file, _), mark in zip(files, marks, strict=True)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if config.path or told else ""
 
 
-def _mark(path: Path) -> tuple[int, str]:
-    """A file's size, and the SHA-256 of its beginning, middle and end; -1 where it can't be read."""
+def _mark(path: Path, parts: Callable[[Path], Iterable[tuple[int, int]]]) -> tuple[int, str]:
+    """A file's size, and the SHA-256 of beginning, middle and end of it and its parts; -1 where it can't be read."""
+    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            size, parts = os.fstat(file.fileno()).st_size, []
-            for start in (0, max(0, (size - MARKED) // 2), max(0, size - MARKED)):
-                file.seek(start)
-                parts.append(file.read(MARKED))
+            size = os.fstat(file.fileno()).st_size
+            for begin, length in ((0, size), *parts(path)):
+                for start in (0, max(0, (length - MARKED) // 2), max(0, length - MARKED)):
+                    file.seek(begin + start)
+                    digest.update(file.read(min(MARKED, length)))
     except OSError:
         return -1, ""
-    return size, hashlib.sha256(b"".join(parts)).hexdigest()
+    return size, digest.hexdigest()
 
 
 def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[float]:

@@ -58,6 +58,17 @@ OPTIONS = {
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
+class NamedBytes(bytes):
+    """An encoded file in memory, and what to call it in messages."""
+
+    name: str
+
+    def __new__(cls, content: bytes, name: str) -> "NamedBytes":
+        made = super().__new__(cls, content)
+        made.name = name
+        return made
+
+
 class DamagedVideo(UserError):
     """The file is damaged where it was read; other parts of it may be fine."""
 
@@ -85,7 +96,9 @@ def reason(error: Exception) -> str:
 
 def name_of(source: Source) -> str:
     """What to call it in messages."""
-    return f"the video of {len(source)} bytes" if isinstance(source, bytes) else " ".join(str(source).split("\n"))
+    if isinstance(source, bytes) and not isinstance(source, NamedBytes):
+        return f"the video of {len(source)} bytes"
+    return " ".join(str(source.name if isinstance(source, NamedBytes) else source).split("\n"))
 
 
 def head_of(source: Source) -> bytes:
