@@ -473,7 +473,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("reconstruct nowhere.mp4 --out a.mp4", "nowhere.mp4 is not there"),
         ("reconstruct . --out a.mp4", "not a file"),
         ("reconstruct in.mp4 --out a.txt", "should end in"),
-        ("reconstruct in.mp4 --out a.mp4 --size 20 16", "height 20 is no multiple of the patch 8: use 16 or 24"),
+        ("reconstruct in.mp4 --out a.mp4 --size 20 16", "height 20 is no multiple of a token's 8 pixels: use 16 or 24"),
         ("reconstruct in.mp4 --out a.mp4 --size -8 16", "height -8 is no multiple"),
         ("reconstruct in.mp4 --out a.mp4 --size 0 16", "height 0 is no multiple"),
         ("reconstruct in.mp4 --out a.mp4 --size 80000 80000", "at most 8192 are allowed"),
@@ -704,7 +704,7 @@ def test_a_dataset_is_refused_where_it_could_not_be_put(refused, tmp_path, monke
 
 
 def test_a_sheet_of_shapes_is_refused(refused):
-    assert "--sheet doesn't go with shapes" in refused("evaluate", "shapes", "--sheet", "a.png")
+    assert "--sheet is not for evaluate shapes; leave it out" in refused("evaluate", "shapes", "--sheet", "a.png")
 
 
 @pytest.mark.parametrize("lost", ["--json", "--markdown", "--sheet"])

@@ -19,6 +19,7 @@ OPTIONS = (
 @pytest.fixture(autouse=True)
 def restored():
     before = {name: getattr(jax.config, name) for name in OPTIONS}
+    jax.config.update("jax_compilation_cache_dir", None)
     yield
     for name, value in before.items():
         jax.config.update(name, value)

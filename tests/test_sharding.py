@@ -174,6 +174,8 @@ def report():
             dtype="float32",
         )  # fmt: skip
 
+        recipe = Recipe()
+
         def __init__(self):
             pass  # no token cache: only the model and its loss
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tokvid import __version__
 from tokvid.errors import Terminated, UserError, suggestion
-from tokvid.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, shipped
+from tokvid.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path, shipped
 from tokvid.urls import URL, is_url
 
 OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
@@ -168,13 +168,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _given(text: str) -> URL | Path:
     """What is read; a URL stays one until the command runs and fetches it."""
-    return URL(text) if is_url(text) else _path(text)
-
-
-def _path(text: str) -> Path:
-    if not text:  # which would be the folder that one is in
-        raise argparse.ArgumentTypeError("it is empty; give a path")
-    return Path(text)
+    return URL(text) if is_url(text) else named_path(text)
 
 
 def _weights(command: argparse.ArgumentParser) -> None:

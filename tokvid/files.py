@@ -149,14 +149,22 @@ class Outputs:
     def _checked(self, text: str, check: Callable[[Path], None]) -> Path:
         if is_url(text):
             raise argparse.ArgumentTypeError(f"{text} is a URL; write to a file system, maybe a mounted bucket")
+        path = named_path(text)
         try:
-            check(Path(text))
+            check(path)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         if (place := os.path.realpath(text)) in self._seen:
             raise argparse.ArgumentTypeError(f"{text} is named for another output, too; give each a name of its own")
         self._seen.add(place)
-        return Path(text)
+        return path
+
+
+def named_path(text: str) -> Path:
+    """A path for `argparse`, which "" is not: that would be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -22,14 +22,13 @@ CODE = 3  # the process's exit code
 # from the first at each look how long to be patient, and aborts it, with every thread's stack, when it hears nothing.
 MONITOR = """
 import os, select, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
 job, look, patience, silent = int(sys.argv[1]), float(sys.argv[2]), float("inf"), 0.0
 def stopped():
     try:
         with open(f"/proc/{job}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] in "Tt"
-    except OSError:
-        return False
+    except OSError:  # not Linux
+        return os.popen(f"ps -o state= -p {job}").read().strip()[:1] == "T"
 while silent <= patience + 2 * look:
     if select.select([0], [], [], look)[0]:
         heard = os.read(0, 4096).split()
@@ -61,7 +60,8 @@ class Watchdog:
             if not faulthandler.is_enabled():
                 faulthandler.enable(file=2)
             arguments = [sys.executable, "-I", "-S", "-c", MONITOR, str(os.getpid()), str(self._look)]
-            self._monitor = subprocess.Popen(arguments, stdin=subprocess.PIPE)
+            # In a session of its own, so that what stops the job leaves it at work; it ends with its input.
+            self._monitor = subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
             self._thread.start()
         return self
 
