@@ -121,8 +121,8 @@ def largest_costs(work: Callable[[], Any], count: int = 3) -> tuple[tuple[str, f
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(work())
-        (trace,) = Path(folder).rglob("*.xplane.pb")
-        lines = list(traced_lines(jax.profiler.ProfileData.from_file(str(trace))))
+        traces = [jax.profiler.ProfileData.from_file(str(path)) for path in Path(folder).rglob("*.xplane.pb")]
+        lines = [line for trace in traces for line in traced_lines(trace)]
     total: collections.Counter[str] = collections.Counter()
     for line in lines:
         for name, nanoseconds in own_times(line):
