@@ -5,19 +5,24 @@ python scripts/bench.py --step transformer --config configs/base_350m.py --trans
     --train_transformer.batch 2
 python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
 
-The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. FLOPs are
-counted from the configs (a training step is three forward passes), padding and masked attention included. Every number
-is the median of several runs after the first, which compiles.
+The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. Shares are
+of these, or on an accelerator that tokvid/chips.py knows of its maker's numbers: there the share of FLOPs is the MFU.
+FLOPs are counted from the configs (a training step is three forward passes), padding and masked attention included;
+bytes of decoding are the parameters and the cache, once a step and in the type that is computed in. Every number is the
+median of several runs after the first, which compiles. Of a training step, the operations that take longest are named.
 """
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import os
+import re
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +31,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tokvid.chips import chip_of
 from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
 from tokvid.files import Outputs, write_json
 from tokvid.flops import tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
 from tokvid.sharding import make_mesh, shard_batch
-from tokvid.tokenizer.cvivit import latent_shape
+from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.quantizers import channels, codes_of
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
+from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch, VideoBatch, token_batch, tokens_at_once
 from tokvid.weights import Loaded, parameter_count
 
@@ -57,6 +65,16 @@ class Row:
     seconds: float
     flops: float = 0.0
     bytes: float = 0.0
+    costs: tuple[tuple[str, float], ...] = ()  # the operations that take longest, with their share of the time
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """The FLOP/s and bytes/s that shares are of."""
+
+    flops: float
+    bytes: float
+    source: str
 
 
 # Measuring
@@ -74,9 +92,12 @@ def median_seconds(work: Callable[[], Any], runs: int) -> float:
 
 
 def machine(runs: int, quick: bool) -> list[Row]:
-    """What the machine can do at most."""
+    """What the machine can do at most; accelerators multiply in bfloat16."""
     side, numbers = (1024, 1 << 24) if quick else (2048, 1 << 26)
-    matrix, long = jnp.ones((side, side), jnp.float32), jnp.ones(numbers, jnp.float32)
+    dtype = jnp.float32
+    if jax.default_backend() != "cpu":
+        side, numbers, dtype = 8192, 1 << 28, jnp.bfloat16
+    matrix, long = jnp.ones((side, side), dtype), jnp.ones(numbers, jnp.float32)
     product, scaled = jax.jit(jnp.matmul), jax.jit(lambda x: x * 1.5)
     flops, size = 2.0 * side**3, 8.0 * numbers  # read and written
     return [
@@ -87,9 +108,66 @@ def machine(runs: int, quick: bool) -> list[Row]:
     ]
 
 
-def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
+def peaks_of(machine_rows: list[Row]) -> Peaks:
+    """A known chip's published numbers, else what was measured."""
+    if (chip := chip_of(jax.devices()[0].device_kind)) is not None:
+        return Peaks(chip.flops, chip.bandwidth, chip.source)
+    product, memory = machine_rows
+    return Peaks(product.flops / product.seconds, memory.bytes / memory.seconds, "measured in this run")
+
+
+def largest_costs(work: Callable[[], Any], count: int = 3) -> tuple[tuple[str, float], ...]:
+    """The kinds of operations that take longest in one call of `work`, with their share of the devices' time."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(work())
+        traces = [jax.profiler.ProfileData.from_file(str(path)) for path in Path(folder).rglob("*.xplane.pb")]
+        lines = [line for trace in traces for line in traced_lines(trace)]
+    total: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        for name, nanoseconds in own_times(line):
+            total[re.sub(r"([._]\d+)+$", "", name)] += nanoseconds
+    whole = sum(total.values())
+    return tuple((name, nanoseconds / whole) for name, nanoseconds in total.most_common(count))
+
+
+Event = tuple[float, float, str]  # start, duration, name
+
+
+def traced_lines(trace: Any) -> Iterator[list[Event]]:
+    """What each stream of an accelerator did; on a CPU, what each thread did of a compiled program."""
+    lines = [(plane.name, line) for plane in trace.planes for line in plane.lines]
+    on_device = [
+        line
+        for plane, line in lines
+        if plane.startswith("/device:") and (line.name.startswith("Stream") or line.name == "XLA Ops")
+    ]
+    for line in on_device or [line for plane, line in lines if plane == "/host:CPU"]:
+        events = []
+        for event in line.events:
+            operation = dict(event.stats).get("hlo_op")
+            # A library's kernel says more than "custom-call" does, and one without an operation has only its name.
+            own_name = operation is None or str(operation).startswith("custom-call")
+            if on_device or operation is not None:
+                events.append((event.start_ns, event.duration_ns, event.name[:80] if own_name else str(operation)))
+        yield events
+
+
+def own_times(events: list[Event]) -> Iterator[tuple[str, float]]:
+    """Of each event its name and time without the events inside it: a loop's body isn't the loop's."""
+    around: list[list[Any]] = []  # end, name, own time
+    for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
+        while around and around[-1][0] <= start:
+            yield tuple(around.pop()[1:])
+        if around:
+            around[-1][2] -= duration
+        around.append([start + duration, name, duration])
+    yield from (tuple(event[1:]) for event in around)
+
+
+def tokenizer_rows(tokenizer: Loaded, runs: int, quick: bool) -> list[Row]:
     """Encoding as for the token cache, decoding as for a story."""
-    tokenizer, rng = models.tokenizer, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     c, codes, batch, latent_frames = tokenizer.config, codes_of(tokenizer.config), 4 if quick else 16, 16
     frames = 1 + (latent_frames - 1) * c.temporal_patch
     _, rows, columns = latent_shape(c, frames, *c.size)
@@ -109,8 +187,8 @@ def tokenizer_rows(models: Models, runs: int, quick: bool) -> list[Row]:
     return found
 
 
-def training_row(task: Any, config: Any, batch: Any, runs: int) -> Row:
-    """Steps of the real training program, on one batch again and again."""
+def training_row(task: Any, config: Any, batch: Any, runs: int, frames: int = 0) -> Row:
+    """Steps of the real training program, on one batch again and again; counted in clips, or in `frames` of each."""
     mesh = make_mesh(config.mesh)
     like, graph = abstract_state(task, config, mesh)
     train_step, state, sharded = (
@@ -124,7 +202,9 @@ def training_row(task: Any, config: Any, batch: Any, runs: int) -> Row:
         state, metrics = train_step(state, sharded)
         return metrics
 
-    return Row(f"training, {task.name}", "clips", config.batch, median_seconds(work, runs), config.batch * task.flops())
+    seconds, unit = median_seconds(work, runs), "frames" if frames else "clips"
+    flops, costs = config.batch * task.flops(), largest_costs(work)
+    return Row(f"training, {task.name}", unit, config.batch * (frames or 1), seconds, flops, 0, costs)
 
 
 def tokenizer_step_row(recipe: Recipe, runs: int) -> Row:
@@ -133,7 +213,7 @@ def tokenizer_step_row(recipe: Recipe, runs: int) -> Row:
     shapes = ((config.batch, count, *recipe.tokenizer.size, 3) for count in (data.frames, data.images))
     video, images = (rng.integers(256, size=shape, dtype=np.uint8) for shape in shapes)
     clips = VideoBatch(video, np.full(config.batch, 8, np.float32), images, np.zeros((config.batch, 0), np.int32))
-    return training_row(TokenizerTask(recipe), config, clips, runs)
+    return training_row(TokenizerTask(recipe), config, clips, runs, data.frames + data.images)
 
 
 def transformer_step_row(recipe: Recipe, runs: int) -> Row:
@@ -157,15 +237,19 @@ def random_windows(c: TransformerConfig, batch: int, known: int, rng: np.random.
     )
 
 
-def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool) -> list[Row]:
-    """A window of a story, with guidance: every token runs twice, with the text and without."""
+def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool, rounds: int = 1) -> list[Row]:
+    """A window of a story, with guidance: every token runs twice, with the text and without.
+
+    All rows at once are drawn in so many rounds.
+    """
     rng, c, found = np.random.default_rng(0), loaded.config, []
+    size = jnp.dtype(compute_dtype(c.dtype)).itemsize
     frames, height, width = c.latent
     given, count = c.text_length + 1 + KNOWN * height * width, 1 if quick else frames - KNOWN
     slots, tokens = given + (frames - KNOWN) * height * width, count * height * width
     for batch, number in itertools.product((1, 8), rows):
         windows, keys = random_windows(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
-        method, at_once = Sampling(rows=number, rounds=1), tokens_at_once(number, c.latent)
+        method, at_once = Sampling(rows=number, rounds=rounds), tokens_at_once(number, c.latent)
 
         def work(windows: TokenBatch = windows, keys: jax.Array = keys, method: Sampling = method) -> Any:
             guidance, known = np.full((len(keys), frames), 2, np.float32), tuple(i < KNOWN for i in range(frames))
@@ -173,21 +257,22 @@ def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool)
             options: dict[str, Any] = {"known": known, "method": method, "guided": True}
             return generate(loaded.graph, loaded.params, windows, no_text, keys, guidance, np.int32(count), **options)
 
-        steps = 2 * count if number == height else tokens // at_once  # a whole one is drawn, then run as it stands
+        steps = (rounds + 1) * count if number == height else tokens // at_once  # a whole one also runs as it stands
         step = transformer_flops(c, at_once, slots, at_once)
         flops = 2 * batch * (transformer_flops(c, given, slots, 0) + steps * step)
-        cache = 2 * batch * c.layers * slots * 2 * c.kv_heads * (c.width // c.heads) * 4
-        moved = steps * (4 * parameter_count(loaded.params) + cache)
-        name = f"decoding {number} rows, batch {batch}" if number else f"decoding tokens, batch {batch}"
+        cache = 2 * batch * c.layers * slots * 2 * c.kv_heads * (c.width // c.heads) * size
+        moved = steps * (size * parameter_count(loaded.params) + cache)
+        way = f"{number} rows" if number else "tokens"
+        way += f" in {rounds} rounds" if number == height and rounds > 1 else ""
+        name = f"decoding {way}, batch {batch}"
         found.append(Row(name, "tokens", batch * tokens, median_seconds(work, runs), flops, moved))
     return found
 
 
-def untrained(recipe: Recipe) -> Loaded:
-    """A recipe's transformer with random parameters, as fast as a trained one."""
-    task = TransformerTask(recipe)
-    graph, params = nnx.split(nnx.jit(lambda: task.make_model(nnx.Rngs(0)))())
-    return Loaded(recipe.transformer, graph, params, {})
+def untrained(kind: Callable[..., nnx.Module], config: Any) -> Loaded:
+    """A model with random parameters, as fast as a trained one."""
+    graph, params = nnx.split(nnx.jit(lambda: kind(config, rngs=nnx.Rngs(0)))())
+    return Loaded(config, graph, params, {})
 
 
 def pipeline_row(recipe: Recipe, runs: int) -> Row:
@@ -205,13 +290,16 @@ def pipeline_row(recipe: Recipe, runs: int) -> Row:
 # Saying it
 
 
-def values(row: Row, limits: list[Row]) -> dict[str, Any]:
-    """A row as JSON values; shares are of the machine's limits."""
+def values(row: Row, peaks: Peaks) -> dict[str, Any]:
+    """A row as JSON values, with shares of the peaks."""
     found: dict[str, Any] = {"name": row.name, "unit": f"{row.unit}/s", "per_second": row.work / row.seconds}
-    for name, limit in zip(("flops", "bytes"), limits, strict=True):
+    found["seconds"] = row.seconds
+    for name in ("flops", "bytes"):
         if getattr(row, name):
-            speed, most = (getattr(each, name) / each.seconds for each in (row, limit))
-            found |= {f"{name}_per_second": speed, f"share_of_{name}": speed / most}
+            speed = getattr(row, name) / row.seconds
+            found |= {f"{name}_per_second": speed, f"share_of_{name}": speed / getattr(peaks, name)}
+    if row.costs:
+        found["costs"] = [{"operation": name, "share": share} for name, share in row.costs]
     return found
 
 
@@ -225,6 +313,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += [f"{row[f'{name}_per_second'] / 1e9:{width}.1f}" if known else " " * width]
             cells += [f"{row[f'share_of_{name}']:8.1%}" if known else " " * 8]
         lines.append(" ".join(cells).rstrip())
+        lines += [f"    {cost['share']:6.1%} {cost['operation']}" for cost in row.get("costs", ())]
     return "\n".join(lines)
 
 
@@ -236,7 +325,7 @@ def trained_rows(loaded: Loaded) -> tuple[int, ...]:
 def all_rows(recipe: Recipe, models: Models, runs: int, quick: bool) -> list[Row]:
     """All there is."""
     return [
-        *tokenizer_rows(models, runs, quick),
+        *tokenizer_rows(models.tokenizer, runs, quick),
         *(step(recipe, runs) for step in STEPS.values()),
         *decoding_rows(models.transformer, trained_rows(models.transformer), runs, quick),
         pipeline_row(recipe, runs),
@@ -253,29 +342,39 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
     parser.add_argument("--step", choices=STEPS, help="only the training step of the recipe's model")
     parser.add_argument("--decoding", action="store_true", help="only decoding, the recipe's transformer untrained")
+    parser.add_argument("--rounds", type=int, default=1, help="in which whole latent frames are drawn (default 1)")
+    parser.add_argument(
+        "--streaming", action="store_true", help="only the recipe's tokenizer, untrained, as it streams"
+    )
     options, overrides = parser.parse_known_args()
     runs = 3 if options.quick else 9
     try:
         recipe, limits = load_recipe(options.config, overrides), machine(runs, options.quick)
+        mark = ""
         if options.step:
-            mark, rows = "", [*limits, STEPS[options.step](recipe, runs)]
+            rows = [STEPS[options.step](recipe, runs)]
         elif options.decoding:
-            ways = (0, 1, recipe.transformer.latent[1])
-            mark, rows = "", [*limits, *decoding_rows(untrained(recipe), ways, runs, options.quick)]
+            c = recipe.transformer
+            ways = (0, 1, c.latent[1])
+            rows = decoding_rows(untrained(Transformer, c), ways, runs, options.quick, options.rounds)
+        elif options.streaming:
+            rows = tokenizer_rows(untrained(CViViT, recipe.tokenizer), runs, options.quick)
         else:
             models = load_models(options.weights)
-            mark, rows = models.mark, [*limits, *all_rows(recipe, models, runs, options.quick)]
+            mark, rows = models.mark, all_rows(recipe, models, runs, options.quick)
     except UserError as error:
         sys.exit(f"bench: {error}")
+    peaks = peaks_of(limits)
     figures = {
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "weights": mark,
         "config": options.config.name,
         "runs": runs,
-        "rows": [values(row, limits) for row in rows],
+        "peaks": dataclasses.asdict(peaks),
+        "rows": [values(row, peaks) for row in [*limits, *rows]],
     }
-    print(f"{figures['device']}, {figures['cores']} cores; medians of {runs} runs\n")
+    print(f"{figures['device']}, {figures['cores']} cores; medians of {runs} runs; peaks {peaks.source}\n")
     print(table(figures["rows"]), flush=True)
     if options.json is not None:
         write_json(options.json, figures)

@@ -28,6 +28,15 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` run where JAX finds one."""
+    if item.get_closest_marker("gpu"):
+        import jax
+
+        if jax.default_backend() != "gpu":
+            pytest.skip(f"needs an NVIDIA GPU, this is a {jax.default_backend()}")
+
+
 @pytest.fixture(scope="session")
 def dev_data() -> Path:
     """The folder of real and of broken files, which isn't part of the repository: without it tests skip."""

@@ -46,6 +46,17 @@ CHIPS = (
         0,
         "nvidia.com/en-us/data-center/h100 (SXM, dense)",
     ),
+    Chip(
+        "h200",
+        ("NVIDIA H200",),
+        989.4 * TERA,
+        141 * GB,
+        4800 * GB,
+        450 * GB,
+        1,
+        0,
+        "nvidia.com/en-us/data-center/h200 (SXM, dense)",
+    ),
 )
 
 

@@ -24,6 +24,8 @@ def grid(*dims):
 
 def test_chips_are_found_by_jaxs_name():
     assert chip_of("TPU v5 lite").name == "v5e" and chip_of("TPU v5").name == "v5p" and chip_of("cpu") is None
+    h100, h200 = chip_of("NVIDIA H100 80GB HBM3"), chip_of("NVIDIA H200")
+    assert h200.flops == h100.flops and h200.bandwidth == 4.8e12 > h100.bandwidth and h200.memory == 141e9
     assert all(chip.source for chip in CHIPS)
 
 

@@ -1,0 +1,182 @@
+"""`scripts/gpu.sh` on a CPU; what it does where something goes wrong; how `scripts/bench.py` reads traces."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu = script("gpu")
+
+
+@pytest.fixture
+def call(tmp_path):
+    """`call(seconds)`: a call whose results lie in the same folder as those of the calls before it."""
+    return lambda seconds=60: gpu.Call(tmp_path, seconds, tiny=True)
+
+
+def stage(source, *choices, name="stage"):
+    return gpu.Stage(name, (sys.executable, "-c", source), choices or ((),))
+
+
+WRITES = "import sys; open(sys.argv[-1], 'w').write('{\"rows\": []}')"
+TOO_LARGE = "import sys; 'large' in sys.argv and sys.exit('RESOURCE_EXHAUSTED: Out of memory'); " + WRITES
+
+
+def test_the_first_choice_that_fits_is_measured(call):
+    several = stage(TOO_LARGE, ("large", "1"), ("large", "2"), ("small",), ("smaller",))
+    now = call()
+    now.measure(several)
+    assert now.result(several)["choice"] == "small" and not now.failed
+
+
+def test_none_fits_and_the_report_says_so(call):
+    now, several = call(), stage(TOO_LARGE, ("large", "1"), ("large", "2"))
+    now.measure(several)
+    assert now.result(several) is None and "out of memory" in now.failed["stage"]
+
+
+def test_another_error_is_reported_and_not_tried_again(call, tmp_path):
+    tries = tmp_path / "tries"
+    failing = stage(f"open({str(tries)!r}, 'a').write('1'); raise ValueError('no such thing')", (), ())
+    now = call()
+    now.measure(failing)
+    assert now.failed == {"stage": "ValueError: no such thing"} and tries.read_text() == "1"
+
+
+def test_a_result_is_that_of_the_same_command(call):
+    call().measure(stage(WRITES))
+    assert call().result(stage(WRITES)) is not None
+    assert call().result(stage(WRITES + "; 1")) is None
+
+
+@pytest.fixture
+def signals():
+    """The program's handlers, while a test runs."""
+    before = {number: signal.signal(number, gpu.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_sigterm_reaches_training_which_saves_and_the_next_call_goes_on(call, tmp_path, signals):
+    """The second stage stops the program as soon as it can be stopped itself; the next time it is done."""
+    saved = tmp_path / "saved"
+    waits = f"""
+import os, pathlib, signal, sys, time
+saved = pathlib.Path({str(saved)!r})
+if not saved.exists():
+    signal.signal(signal.SIGTERM, lambda *_: (saved.write_text("1"), sys.exit(0)))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(200)
+"""
+    stages = [stage("", name="one"), stage(waits, name="two")]
+    now = call(600)
+    with pytest.raises(gpu.Stopped):
+        now.train(stages, 300)
+    assert saved.read_text() == "1" and not now.failed
+    assert [now.result(each) is not None for each in stages] == [True, False]
+    again = call(600)
+    again.train([*stages, stage("raise OSError('full')", name="three")], 300)
+    assert again.result(stages[1]) is not None and again.failed == {"three": "OSError: full"}
+
+
+def test_training_whose_time_is_over_is_stopped_and_not_done(call):
+    now, waits = call(600), stage("import time; time.sleep(200)")
+    now.train([waits, stage("", name="next")], 1)
+    assert now.result(waits) is None and not now.failed and not (now.out / "next.log").exists()
+
+
+@pytest.mark.parametrize(
+    "given, wrong",
+    [
+        (["configs/nowhere.py"], "nowhere.py"),
+        (["configs/tiny.py", "--train_tokenizer.stepps", "3"], "stepps"),
+        (["--train_tokenizer.steps=3"], "none is named"),
+        (["--tinny"], "tinny"),
+    ],
+)
+def test_a_recipe_that_cant_be_trained_is_refused_before_anything_is_measured(given, wrong, tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "gpu.py", "--out", tmp_path / "out", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2 and wrong in done.stderr and not (tmp_path / "out").exists()
+
+
+def event(name, start, duration, **stats):
+    return SimpleNamespace(name=name, start_ns=start, duration_ns=duration, stats=stats.items())
+
+
+def trace(**planes):
+    """`trace(plane={line: events})`."""
+    return SimpleNamespace(
+        planes=[
+            SimpleNamespace(
+                name=name, lines=[SimpleNamespace(name=line, events=events) for line, events in lines.items()]
+            )
+            for name, lines in planes.items()
+        ]
+    )
+
+
+def test_of_a_gpu_the_kernels_count_and_of_a_cpu_the_operations():
+    bench = script("bench")
+    host = {"python": [event("call", 0, 99)], "worker": [event("while.3", 0, 9, hlo_op="while.3")]}
+    kernels = [
+        event("nvjet_gemm", 0, 5, hlo_op="custom-call.7"),
+        event("void kernel", 5, 1, hlo_op="loop_fusion_2"),
+        event("memcpy", 6, 2),
+    ]
+    device = {"/device:GPU:0": {"Stream #13(Compute)": kernels, "Steps": [event("1", 0, 99)]}}
+    found = list(bench.traced_lines(trace(**{"/host:CPU": host}, **device)))
+    assert found == [[(0, 5, "nvjet_gemm"), (5, 1, "loop_fusion_2"), (6, 2, "memcpy")]]
+    assert list(bench.traced_lines(trace(**{"/host:CPU": host}))) == [[], [(0, 9, "while.3")]]
+    nested = [(0, 10, "while"), (1, 4, "dot"), (5, 5, "call"), (6, 1, "add"), (12, 2, "copy")]
+    assert sorted(bench.own_times(nested)) == [("add", 1), ("call", 4), ("copy", 2), ("dot", 4), ("while", 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_all_of_it_at_the_smallest_size(tmp_path):
+    """In an environment that is ready: nothing is installed. The second call has nothing left to do."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        total = subprocess.run("cksum", stdin=file, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "venv" / "tokvid-dev").write_text(f"{ROOT}  {total}")
+
+    def run():
+        environment = {"TOKVID_VENV": str(tmp_path / "venv"), "TOKVID_EXTRAS": "", "PYTHON": ""}
+        command = [ROOT / "scripts" / "gpu.sh", "--tiny", "--out", tmp_path, "--minutes", "20", "--call-minutes", "25"]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done, json.loads((tmp_path / "gpu.json").read_text())
+
+    done, report = run()
+    assert not report["failed"] and not report["to_do"]
+    names = [row["name"] for stage in report["stages"].values() for row in stage.get("rows", ())]
+    for wanted in ("training, transformer", "decoding 4 rows in 8 rounds, batch 8", "tokenizer, decode 1 streams"):
+        assert wanted in names and wanted in done.stdout
+    steps = [row for row in report["stages"]["transformer_step"]["rows"] if "costs" in row]
+    assert len(steps[0]["costs"]) == 3 and steps[0]["share_of_flops"] > 0
+    assert [report["training"][model]["step"] for model in ("tokenizer", "transformer")] == [2, 2]
+    again, second = run()
+    assert "──" not in again.stderr and second == report
