@@ -100,7 +100,7 @@ def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
         assert of["frechet"] == pytest.approx(0, abs=1e-4) and of["distance"] == of["diversity"] == 0
         assert of["motion"] == of["copying"] == 1 and of["psnr_1s"] == 100 and of["ssim_1s"] == 1
         if name != "text":
-            assert of["repeat_psnr_1s"] < 60 and of["repeat_distance"] > 0
+            assert of["repeat_psnr_1s"] < of["psnr_1s"] and of["repeat_distance"] > 0
 
 
 @pytest.mark.parametrize(
