@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -105,6 +106,19 @@ def test_held_out_tokens_are_of_videos_never_trained_on(workdir):
     every = {caption.text for item in map(ShapesDataset(200, 0).__getitem__, range(200)) for caption in item.captions}
     assert told and not told & {caption.text for i in range(20) for caption in trained[i].captions}
     assert not told & every  # compositions that training holds out
+
+
+def test_no_tokens_of_an_earlier_cache_are_validated_with(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "copy")
+    fewer = dataclasses.replace(RECIPE, tokens=dataclasses.replace(RECIPE.tokens, held_out=0))
+    write_token_cache(fewer, tmp_path / "copy")
+    assert not (tmp_path / "copy" / HELD_OUT).exists()
+    assert task_of("transformer", tmp_path / "copy", fewer).validation() is None
+
+
+def test_no_batches_are_no_validation(workdir, tmp_path):
+    train(task_of("tokenizer", workdir), dataclasses.replace(TRAIN, val_batches=0), tmp_path)
+    assert "val_loss" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_without_held_out_videos_there_is_no_validation(tmp_path):

@@ -87,6 +87,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                     with contextlib.closing(held_out):
                         some = itertools.islice(held_out, config.val_batches)
                         found = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
+                    if not found:
+                        return
                     log.validated(step, {name: float(np.mean([each[name] for each in found])) for name in found[0]})
 
                 def sample() -> None:

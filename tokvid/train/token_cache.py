@@ -56,6 +56,8 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
         if holds_out(recipe.data) and recipe.tokens.held_out:
             few = dataclasses.replace(recipe.tokens, videos=recipe.tokens.held_out)
             _write(dataclasses.replace(recipe, tokens=few), tokenizer, text, "held_out", folders["held_out"])
+        elif first():  # those of an earlier tokenizer would be validated with
+            shutil.rmtree(folders["held_out"], ignore_errors=True)
 
 
 def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: str, folder: Path) -> None:
