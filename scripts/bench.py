@@ -6,7 +6,7 @@ python scripts/bench.py --step transformer --config configs/base_350m.py --trans
 python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
 
 The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. Shares are
-of these, or on an accelerator that tokvid/chips.py knows of its maker's numbers: there the share of FLOPs is the MFU.
+of these, or on an accelerator that tokvid/flops.py knows of its maker's numbers: there the share of FLOPs is the MFU.
 FLOPs are counted from the configs (a training step is three forward passes), padding and masked attention included;
 bytes of decoding are the parameters and the cache, once a step and in the type that is computed in. Every number is the
 median of several runs after the first, which compiles. Of a training step, the operations that take longest are named.
@@ -31,12 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokvid.chips import chip_of
 from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
-from tokvid.files import Outputs, write_json
-from tokvid.flops import tokenizer_flops, transformer_flops
+from tokvid.flops import chip_of, tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.io.files import Outputs, write_json
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling

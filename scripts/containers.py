@@ -133,7 +133,7 @@ def animate_by_ffmpeg(path: Path, rate: int) -> None:
 
 def write_ours(path: Path, rate: int) -> None:
     """A video as this program writes it."""
-    from tokvid.media import write_video
+    from tokvid.io.media import write_video
 
     write_video(path, map(numbered, range(FRAMES)), rate)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 # Runs what follows, then says on stderr what this process needed at most, in KB.
 MEASURED = """
 import resource, sys
-from tokvid.cli import main
+from tokvid.cli.main import main
 main(sys.argv[1:])
 kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
 print(kilobytes, file=sys.stderr)
@@ -25,8 +25,8 @@ print(kilobytes, file=sys.stderr)
 
 def draw(path: Path, frames: int, size: tuple[int, int]) -> None:
     """Videos of the procedural world, one after the other."""
-    from tokvid.input_pipeline.shapes import ShapesDataset
-    from tokvid.media import VideoWriter
+    from tokvid.io.media import VideoWriter
+    from tokvid.shapes.drawing import ShapesDataset
 
     videos, each = ShapesDataset(1000, seed=0), 40
     with VideoWriter(path, 8.0) as writer:

@@ -22,7 +22,7 @@ from typing import Any
 from tokvid import __version__
 from tokvid.config import load_recipe
 from tokvid.errors import UserError
-from tokvid.files import read_json, write_json
+from tokvid.io.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

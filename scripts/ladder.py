@@ -19,7 +19,7 @@ import numpy as np
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
-from tokvid.files import Outputs, write_json
+from tokvid.io.files import Outputs, write_json
 from tokvid.sampling.methods import GUIDANCE, Sampling
 from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
 

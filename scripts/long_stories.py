@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tokvid.files import Outputs, write_json
+from tokvid.io.files import Outputs, write_json
 
 PART = 10.0  # seconds of a prompt
 WINDOW = 2.0  # seconds that are read at once
@@ -39,13 +39,13 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
     """One story, and what is read from it."""
     import numpy as np
 
-    from tokvid.input_pipeline.shapes import ShapesSegment, ShapesStory, caption, render
-    from tokvid.metrics.attributes import read_attributes, score
     from tokvid.metrics.video import seam_ratio
     from tokvid.sampling.methods import Sampling
     from tokvid.sampling.story import Segment, Story, joins, tell
     from tokvid.sampling.stream import StreamDecoder, StreamEncoder, load_models
-    from tokvid.shape_vocabulary import COLORS, SIZES, ShapeAttributes
+    from tokvid.shapes.drawing import ShapesSegment, ShapesStory, caption, render
+    from tokvid.shapes.reading import read_attributes, score
+    from tokvid.shapes.words import COLORS, SIZES, ShapeAttributes
 
     models = load_models(weights)
     wanted = [ShapeAttributes("large", "red", "circle", *turn) for turn in TURNS]

@@ -80,8 +80,8 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
 
     from tokvid import weights
     from tokvid.config import DataConfig, TokenizerConfig, TransformerConfig, to_dict
-    from tokvid.input_pipeline.shapes import captions_corpus
     from tokvid.input_pipeline.text import train_text_model
+    from tokvid.shapes.drawing import captions_corpus
     from tokvid.tokenizer.cvivit import CViViT
     from tokvid.tokenizer.quantizers import codes_of
     from tokvid.transformer.model import Transformer

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tokvid import weights
-from tokvid.cli import main
+from tokvid.cli.main import main
 from tokvid.config import load_recipe
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import FolderSource, probe, read_clip, stream_frames

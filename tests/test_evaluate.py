@@ -7,17 +7,17 @@ import types
 import numpy as np
 import pytest
 
-from tokvid.cli import SHIPPED
+from tokvid.cli.options import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import interpolation, shapes
 from tokvid.evaluate.interpolation import blend, evaluate_interpolation, jitter
 from tokvid.evaluate.reconstruction import evaluate_reconstruction
 from tokvid.evaluate.shapes import evaluate_shapes
-from tokvid.input_pipeline.shapes import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
 from tokvid.metrics.features import load_features
 from tokvid.sampling.story import load_story
-from tokvid.shape_vocabulary import (
+from tokvid.shapes.drawing import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
+from tokvid.shapes.words import (
     COLORS,
     DIRECTIONS,
     NO_SPEED,

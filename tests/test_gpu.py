@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from tokvid.config import load_recipe
-from tokvid.nn.attention import NEVER, Blocks, attend
+from tokvid.nn.attention import attend
 from tokvid.nn.products import compute_dtype
+from tokvid.nn.visibility import NEVER, Blocks
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.sharding import make_mesh, shard_batch

@@ -16,7 +16,7 @@ import safetensors.numpy
 from tokvid import weights
 from tokvid.config import from_dict
 from tokvid.errors import UserError, did_you_mean
-from tokvid.files import atomic
+from tokvid.io.files import atomic
 
 KEY = "tokvid"  # of the metadata: config.json
 

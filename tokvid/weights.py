@@ -18,7 +18,7 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
-from tokvid.files import atomic, read_json, to_json
+from tokvid.io.files import atomic, read_json, to_json
 from tokvid.sharding import placed
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer

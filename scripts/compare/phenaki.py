@@ -38,10 +38,10 @@ from phenaki_pytorch import CViViT as PhenakiCViViT
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 from tokvid.evaluate.batches import through
-from tokvid.files import Outputs, write_json
 from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.io.files import Outputs, write_json
+from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr, ssim
-from tokvid.progress import progress
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train

@@ -15,7 +15,7 @@ from typing import Any
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 from tokvid.evaluate.reconstruction import evaluate_reconstruction
-from tokvid.files import Outputs, read_json, write_json, write_text
+from tokvid.io.files import Outputs, read_json, write_json, write_text
 from tokvid.metrics.features import load_features
 from tokvid.train.loop import train
 from tokvid.train.tokenizer_step import TokenizerTask

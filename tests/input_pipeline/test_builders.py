@@ -14,7 +14,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 from tokvid.input_pipeline import mnist  # noqa: E402
 from tokvid.input_pipeline.builders import CaptionedMovingMnist, ClipFolder, MovingShapes, open_prepared  # noqa: E402
 from tokvid.input_pipeline.datasets import clip_batches, open_source  # noqa: E402
-from tokvid.input_pipeline.shapes import ShapesDataset  # noqa: E402
+from tokvid.shapes.drawing import ShapesDataset  # noqa: E402
 
 tfds.disable_progress_bar()
 

@@ -17,7 +17,7 @@ import pytest
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, read_clip, stream_frames
 from tokvid.input_pipeline.clock import Clock, steady_rate, steady_times
-from tokvid.media import write_video
+from tokvid.io.media import write_video
 
 ROOT = Path(__file__).parents[2]
 BITS, FRAMES = 6, 48

@@ -13,7 +13,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline import datasets
 from tokvid.input_pipeline.datasets import ClipCutter, clip_batches, fingerprint, open_source, usable_rates
 from tokvid.input_pipeline.records import RecordWriter, StoredVideo, stored
-from tokvid.input_pipeline.shapes import ShapesDataset
+from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import Caption
 
 SHAPES = DataConfig(videos=7, size=(16, 16), frames=5, threads=0)

@@ -21,7 +21,7 @@ from tokvid.input_pipeline.records import (
     show,
     stored,
 )
-from tokvid.input_pipeline.shapes import ShapesDataset
+from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import Caption
 
 CAPTIONS = (Caption(0.0, "a red circle 🎈"), Caption(1.5, "then it goes up"))

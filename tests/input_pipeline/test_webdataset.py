@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tokvid.cli import main
+from tokvid.cli.main import main
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline import webdataset

@@ -9,7 +9,8 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.nn import attention
-from tokvid.nn.attention import NEVER, Blocks, attend, block_mask
+from tokvid.nn.attention import attend
+from tokvid.nn.visibility import NEVER, Blocks, block_mask
 
 
 def drawn(text):

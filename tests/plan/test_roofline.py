@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokvid.chips import CHIPS, chip_of
 from tokvid.errors import UserError
+from tokvid.flops import CHIPS, chip_of
 from tokvid.plan.aot import Topology, topology
 from tokvid.plan.report import lines
 from tokvid.plan.roofline import judge, roofline_of, seconds_of

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.files import to_json
+from tokvid.io.files import to_json
 from tokvid.train.checkpoints import Checkpoints, _leaves, _read_back, _seal
 
 AGREE = {"model": {"width": 4, "levels": (8, 5)}, "data": {"source": "shapes"}}

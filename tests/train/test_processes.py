@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from tokvid import distributed, weights
-from tokvid.cli import main
+from tokvid.cli.main import main
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
 from tokvid.distributed import block_of, joined
 from tokvid.errors import UserError

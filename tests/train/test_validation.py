@@ -22,7 +22,7 @@ from tokvid.config import (
     TransformerConfig,
 )
 from tokvid.input_pipeline.records import RecordSource
-from tokvid.input_pipeline.shapes import ShapesDataset
+from tokvid.shapes.drawing import ShapesDataset
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train
 from tokvid.train.token_cache import open_token_cache, write_token_cache

@@ -8,7 +8,7 @@ import pytest
 
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
-from tokvid.nn.attention import NEVER
+from tokvid.nn.visibility import NEVER
 from tokvid.transformer.layout import NOTHING, Rate, Text, Video, Vocabulary, build, latent_seconds
 from tokvid.transformer.model import sequence_of
 from tokvid.types import Codes, token_batch, tokens_at_once

@@ -11,7 +11,7 @@ from flax import nnx
 
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
-from tokvid.nn.attention import NEVER
+from tokvid.nn.visibility import NEVER
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch, token_batch
 

@@ -13,9 +13,9 @@ from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks
 from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
+from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
-from tokvid.progress import progress
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import Models, Prompt, StreamEncoder, frames_of, latent_frames_for
 

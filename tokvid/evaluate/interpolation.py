@@ -12,11 +12,11 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, through
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
-from tokvid.metrics.attributes import read_attributes, wrap
+from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr
-from tokvid.progress import progress
 from tokvid.sampling.levels import rates_between, videos
 from tokvid.sampling.stream import Models, Prompt, StreamEncoder
+from tokvid.shapes.reading import read_attributes, wrap
 
 JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")
 COARSE_LATENT_FRAMES = 5  # of the clips that are interpolated

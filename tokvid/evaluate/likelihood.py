@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokvid.nn.attention import NEVER
+from tokvid.nn.visibility import NEVER
 from tokvid.sampling.stream import Models, window_ends
 from tokvid.transformer.model import sequence_of
 from tokvid.types import TokenBatch, token_batch

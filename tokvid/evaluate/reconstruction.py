@@ -12,9 +12,9 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, through
 from tokvid.input_pipeline.datasets import captions_within, holds_out, open_source, usable_rates
+from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
-from tokvid.progress import progress
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.types import Caption
 from tokvid.weights import Loaded

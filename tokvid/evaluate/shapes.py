@@ -9,13 +9,13 @@ import numpy as np
 
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, through
-from tokvid.input_pipeline.shapes import LANGUAGES, ShapesDataset, ShapesStory, language_of, render
-from tokvid.metrics.attributes import ShapeReading, read_attributes, score
+from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
-from tokvid.progress import progress
 from tokvid.sampling.story import Segment, Story, joins
 from tokvid.sampling.stream import Models, frames_of, latent_frames_for
-from tokvid.shape_vocabulary import STILL
+from tokvid.shapes.drawing import LANGUAGES, ShapesDataset, ShapesStory, language_of, render
+from tokvid.shapes.reading import ShapeReading, read_attributes, score
+from tokvid.shapes.words import STILL
 
 ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.files import read_json
 from tokvid.input_pipeline import mnist
 from tokvid.input_pipeline.records import Kind, StoredVideo, from_values, stored
-from tokvid.input_pipeline.shapes import ShapesDataset
+from tokvid.io.files import read_json
+from tokvid.io.urls import local
+from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import VideoSource
-from tokvid.urls import local
 
 try:
     import tensorflow_datasets as tfds
@@ -158,7 +158,7 @@ class ClipFolder(_VideoBuilder):
     def source(self, split: str) -> VideoSource:
         from tokvid.config import DataConfig
         from tokvid.input_pipeline.clips import FolderSource
-        from tokvid.input_pipeline.datasets import part_of
+        from tokvid.input_pipeline.splits import part_of
 
         config = DataConfig(source="folder", path=str(self.folder), held_out=self.held_out)
         source = FolderSource(local(self.folder), max_unreadable=self.max_unreadable, full=self.full)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -23,13 +23,12 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline import augment
+from tokvid.input_pipeline.splits import SPLITS, Split, part_of
+from tokvid.io.urls import is_url, local
 from tokvid.types import Caption, TokenBatch, VideoBatch, VideoItem, VideoSource
-from tokvid.urls import is_url, local
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 MOST_TRIES = 100  # videos tried for one sample before giving up
 FEWEST_SHUFFLED = 256  # indices in an epoch
 CAPTIONS = ("captions.jsonl", "captions.csv")
@@ -39,7 +38,7 @@ FEWEST_READS = 50  # reads before which a share of unreadable videos says nothin
 
 
 def _shapes(config: DataConfig, split: Split) -> VideoSource:
-    from tokvid.input_pipeline.shapes import ShapesDataset
+    from tokvid.shapes.drawing import ShapesDataset
 
     return ShapesDataset(config.videos, config.seed, held_out=split == "held_out")
 
@@ -167,34 +166,6 @@ def _source_of(config: DataConfig) -> Source:
     if config.source not in SOURCES:
         raise UserError(did_you_mean(config.source, SOURCES, "data source"))
     return SOURCES[config.source]
-
-
-class _Part:
-    """The videos `first` up to `end` of a source."""
-
-    def __init__(self, source: VideoSource, first: int, end: int):
-        self.source, self.first, self.end = source, first, end
-
-    def __len__(self) -> int:
-        return self.end - self.first
-
-    def __getitem__(self, index: int) -> VideoItem:
-        if not 0 <= index < len(self):
-            raise IndexError(f"video {index} of {len(self)}")
-        return self.source[self.first + index]
-
-
-def part_of(source: VideoSource, config: DataConfig, split: Split) -> VideoSource:
-    """The videos of a stored source that are in `split`; UserError where there are none."""
-    if not 0 <= config.held_out < len(source):
-        raise UserError(
-            f"data.held_out {config.held_out} leaves none of the {len(source)} videos in {config.path} to train "
-            f"on; hold out 0 to {max(0, len(source) - 1)}"
-        )
-    if split == "held_out" and not config.held_out:
-        raise UserError(f"none of the {len(source)} videos in {config.path} are held out; set held_out above 0")
-    border = len(source) - config.held_out
-    return _Part(source, 0, border) if split == "train" else _Part(source, border, len(source))
 
 
 def fingerprint(config: DataConfig) -> str:

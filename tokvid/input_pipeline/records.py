@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.files import atomic, check_replaced, read_json, write_json
+from tokvid.io.files import atomic, check_replaced, read_json, write_json
 from tokvid.types import Caption, VideoItem
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from tokvid.errors import UserError
-from tokvid.files import atomic
+from tokvid.io.files import atomic
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tokvid.ssim import RADIUS, ssim_map
+from tokvid.metrics.ssim import RADIUS, ssim_map
 
 
 def _pair(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None) -> float:

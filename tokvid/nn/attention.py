@@ -1,4 +1,4 @@
-"""Attention as pure functions: one rule of who sees whom for every task, one place where the implementation is chosen.
+"""Attention as pure functions, and the one place where the implementation is chosen. Who sees whom: `visibility.py`.
 
 To add an implementation: a function with the signature of `_xla`, an entry in IMPLEMENTATIONS, its rules in `_refusal`.
 """
@@ -7,46 +7,18 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from tokvid.errors import UserError, did_you_mean
+from tokvid.nn.visibility import Blocks, block_mask
 from tokvid.sharding import LOGICAL, current_mesh, partition, parts, platform
 
-NEVER = 2**30  # the block number of padding: later than every query, so nothing but padding sees it
 CHUNK = 512  # queries whose scores "chunked" holds at once
 LONG = 1024  # sequences beyond this are never scored as a whole where it can be helped
-
-
-class Blocks(NamedTuple):
-    """Who sees whom: the block numbers of queries and keys, for a batch of B or, the same for all, of 1."""
-
-    query_BL: Int[Array, "b l"]
-    key_BS: Int[Array, "b s"]
-    window: int | None = None
-
-
-def block_mask(
-    query_block_BL: Int[Array, "b l"], key_block_BS: Int[Array, "b s"], window: int | None = None
-) -> Bool[Array, "b l s"]:
-    """Token i sees token j iff block[j] <= block[i]; with a window also block[j] > block[i] - window.
-
-    Equal numbers see each other (text, a given clip, a row decoded at once); rising numbers are causal. For a text of
-    two tokens, a padding token and two generated tokens, block = [0 0 . 1 2] with `.` for NEVER::
-
-        0 0 . 1 2
-        1 1 0 0 0   text sees all of the text
-        1 1 0 0 0
-        1 1 1 1 1   padding sees everything and is seen by none (its output is never used)
-        1 1 0 1 0   the first generated token
-        1 1 0 1 1   the second
-    """
-    query, key = query_block_BL[:, :, None], key_block_BS[:, None, :]
-    mask_BLS = key <= query
-    return mask_BLS if window is None else mask_BLS & (key > query - window)
 
 
 def attend(

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.nn.attention import Blocks, attend
+from tokvid.nn.attention import attend
 from tokvid.nn.position import Rotation, rotate
 from tokvid.nn.products import compute_dtype, project
+from tokvid.nn.visibility import Blocks
 from tokvid.sharding import constrain
 
 # What backpropagation keeps of a layer; the rest is computed again.

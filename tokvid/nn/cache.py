@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from tokvid.nn.attention import NEVER
+from tokvid.nn.visibility import NEVER
 from tokvid.sharding import constrain
 
 Layers: TypeAlias = jax.Array | tuple[jax.Array, ...]

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from tokvid.nn.attention import NEVER
+from tokvid.nn.visibility import NEVER
 
 TILE = 512  # slots; the scores of a tile are 1 MiB
 HIDDEN, START = -1e30, -1e29  # the score of what isn't seen; the first maximum, above it, so that its weight is 0

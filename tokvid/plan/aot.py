@@ -14,9 +14,9 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tokvid.chips import CHIPS, Chip, chip_of
 from tokvid.config import Recipe, TransformerConfig
 from tokvid.errors import UserError, did_you_mean
+from tokvid.flops import CHIPS, Chip, chip_of
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings

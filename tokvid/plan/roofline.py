@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from tokvid.chips import Chip
+from tokvid.flops import Chip
 from tokvid.plan.aot import Program, Topology
 from tokvid.plan.work import Collective, Work, work
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.files import SHEET_SUFFIXES, check_output
-from tokvid.media import VideoWriter, contact_sheet
-from tokvid.progress import progress
+from tokvid.io.files import SHEET_SUFFIXES, check_output
+from tokvid.io.media import VideoWriter, contact_sheet
+from tokvid.io.progress import progress
 from tokvid.sampling.story import Story, forget, frames_given, tell
 from tokvid.sampling.stream import Models
 

@@ -15,8 +15,8 @@ import yaml
 
 from tokvid.config import from_dict
 from tokvid.errors import UserError
-from tokvid.files import atomic
 from tokvid.input_pipeline.text import checked
+from tokvid.io.files import atomic
 from tokvid.sampling.levels import Scheme, rates_of, steps_of, videos
 from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
 from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, frames_of, latent_frames_for

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError, did_you_mean
-from tokvid.nn.attention import NEVER, Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised
 from tokvid.nn.position import rotation
 from tokvid.nn.products import compute_dtype
+from tokvid.nn.visibility import NEVER, Blocks
 from tokvid.sharding import constrain
 from tokvid.tokenizer.quantizers import Quantized, make_quantizer
 from tokvid.types import LatentShape

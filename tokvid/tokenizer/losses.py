@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tokvid.config import TokenizerConfig
-from tokvid.ssim import ssim_map
+from tokvid.metrics.ssim import ssim_map
 
 
 def reconstruction_losses(

@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 
 from tokvid.distributed import first, together, told_by_first
 from tokvid.errors import UserError
-from tokvid.files import to_json, write_json
+from tokvid.io.files import to_json, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 3

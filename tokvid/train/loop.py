@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 
 from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import block_of, check_same, first, to_first, told_by_first
-from tokvid.progress import progress
+from tokvid.io.progress import progress
 from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due

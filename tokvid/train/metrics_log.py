@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from tokvid.chips import chip_of
 from tokvid.config import TrainConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.files import atomic
+from tokvid.flops import chip_of
+from tokvid.io.files import atomic
 from tokvid.train.checkpoints import ADVICE
 from tokvid.train.state import Task
 

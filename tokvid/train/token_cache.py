@@ -23,7 +23,7 @@ from tokvid.input_pipeline.datasets import captions_within, fingerprint, holds_o
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.input_pipeline.windows import window_lengths
-from tokvid.progress import progress
+from tokvid.io.progress import progress
 from tokvid.sharding import make_mesh, running_on
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of

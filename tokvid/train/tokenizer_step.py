@@ -20,7 +20,7 @@ from tokvid.errors import UserError
 from tokvid.flops import TRAINING, tokenizer_flops
 from tokvid.input_pipeline.datasets import clip_batches, fingerprint, holds_out
 from tokvid.input_pipeline.text import PADDING, TextModel
-from tokvid.media import contact_sheet
+from tokvid.io.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tokvid.nn.attention import NEVER
+from tokvid.nn.visibility import NEVER
 from tokvid.types import AnyArray, Codes
 
 NOTHING = -1  # a row of no table: adds nothing to a slot's input

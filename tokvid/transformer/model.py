@@ -8,11 +8,11 @@ from flax import nnx
 
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
-from tokvid.nn.attention import Blocks
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write_blocks, write_layer
 from tokvid.nn.position import fourier_features, rotation
 from tokvid.nn.products import compute_dtype
+from tokvid.nn.visibility import Blocks
 from tokvid.sharding import constrain, parts, platform
 from tokvid.transformer.head import make_head
 from tokvid.transformer.layout import NOTHING, Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds

@@ -25,7 +25,7 @@ from av.video.reformatter import (
 )
 
 from tokvid.errors import UserError
-from tokvid.files import IMAGE_SUFFIXES, SHEET_SUFFIXES, VIDEO_SUFFIXES, atomic, check_output, check_suffix
+from tokvid.io.files import IMAGE_SUFFIXES, SHEET_SUFFIXES, VIDEO_SUFFIXES, atomic, check_output, check_suffix
 
 LONGEST_DELAY = 65535  # of a GIF's frame, in hundredths of a second
 # Frames a second: .mp4 is written at fractions with a denominator of at most 1001; viewers slow down a GIF that has

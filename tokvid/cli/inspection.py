@@ -6,10 +6,10 @@ from typing import Any
 
 from tokvid import weights
 from tokvid.errors import UserError
-from tokvid.files import read_json
 from tokvid.input_pipeline.clips import probe
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.input_pipeline.text import TextModel
+from tokvid.io.files import read_json
 
 
 def what_is(path: Path) -> dict[str, Any]:

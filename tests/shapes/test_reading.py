@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tokvid import shape_vocabulary as vocabulary
 from tokvid.errors import UserError
-from tokvid.input_pipeline import shapes
-from tokvid.metrics.attributes import read_attributes, score
-from tokvid.shape_vocabulary import ShapeAttributes
+from tokvid.shapes import drawing as shapes
+from tokvid.shapes import words as vocabulary
+from tokvid.shapes.reading import read_attributes, score
+from tokvid.shapes.words import ShapeAttributes
 
 
 def clip(seed, fps=8.0, size=64):

@@ -14,15 +14,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tokvid import cli, input_pipeline
-from tokvid.cli import main
+from tokvid import input_pipeline
+from tokvid.cli import main as cli
+from tokvid.cli.main import main
 from tokvid.config import DataConfig, Recipe, TrainConfig, load_recipe
 from tokvid.errors import UserError
 from tokvid.evaluate import interpolation as interpolation_module
 from tokvid.evaluate import shapes as shapes_module
 from tokvid.input_pipeline.clips import probe
 from tokvid.input_pipeline.records import RecordSource
-from tokvid.media import write_image, write_video
+from tokvid.io.media import write_image, write_video
 from tokvid.sampling import film
 
 STORY = "segments:\n  - {prompt: a red circle, seconds: 1.3}\n  - {prompt: 一个圆, seconds: 0.8}\n"
@@ -94,7 +95,7 @@ def movie(tmp_path):
 def test_help_is_quick_and_imports_nothing_slow():
     code = """
 import sys, time
-from tokvid.cli import main
+from tokvid.cli.main import main
 for command in ([], ["demo"], ["story"], ["generate"], ["extend"], ["interpolate"], ["loop"], ["reconstruct"],
                 ["train"], ["tokenize"], ["evaluate"], ["data"], ["data", "shapes"], ["data", "mnist"],
                 ["data", "folder"], ["inspect"]):
@@ -322,7 +323,7 @@ def test_moving_mnist(tokvid, tmp_path, monkeypatch):
 def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
     (tmp_path / "shipped" / "demo").mkdir(parents=True)
     (tmp_path / "shipped" / "demo" / "story.yaml").write_text(STORY)
-    monkeypatch.setattr(cli, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("tokvid.cli.options.SHIPPED", tmp_path / "shipped")
     code, out, _ = tokvid("demo", "--weights", tiny_weights)
     assert code == 0 and out.startswith("2.1 s of video from 2 prompts in ")
     names = ["report.json", "sheet.png", "story.gif", "story.mp4"]
@@ -785,7 +786,7 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
 
 
 def test_an_interrupted_dataset_leaves_nothing(tokvid, tmp_path, monkeypatch):
-    from tokvid.input_pipeline.shapes import ShapesDataset
+    from tokvid.shapes.drawing import ShapesDataset
 
     monkeypatch.setattr(ShapesDataset, "__getitem__", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert tokvid("data", "shapes", "--out", "d") == (143, "", "tokvid: interrupted\n")

@@ -55,7 +55,7 @@ def _folder() -> Path:
 
 def _fetch(files: Any, root: str, sizes: dict[str, int | None], copy: Path) -> None:
     """All of it or nothing. Of several processes that fetch the same, the first one's copy stays."""
-    from tokvid.progress import progress
+    from tokvid.io.progress import progress
 
     temporary = copy.parent.with_name(f".{uuid.uuid4().hex[:8]}")
     try:

@@ -1,8 +1,8 @@
 """Moving Shapes: one coloured shape on a grey torus, with a caption for each stretch of uniform motion.
 
 A story is a few numbers drawn from a seed; frames are drawn from it when they are read, at any rate, length
-and size, and always show the same world. What the words mean is in `tokvid.shape_vocabulary`;
-`tokvid.metrics.attributes` reads them back from pixels.
+and size, and always show the same world. What the words mean is in `tokvid.shapes.words`;
+`tokvid.shapes.reading` reads them back from pixels.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tokvid import shape_vocabulary as vocabulary
 from tokvid.errors import UserError, did_you_mean
-from tokvid.shape_vocabulary import ShapeAttributes
+from tokvid.shapes import words as vocabulary
+from tokvid.shapes.words import ShapeAttributes
 from tokvid.types import Caption
 
 COLOR_CHANGES = 0.25  # how often the colour changes too when the motion does

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.files import atomic, check_folder, check_output, check_replaced, to_json, write_json, write_text
+from tokvid.io.files import atomic, check_folder, check_output, check_replaced, to_json, write_json, write_text
 
 
 def test_a_file_replaces_a_file_and_a_folder_a_folder(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
-from tokvid.media import VideoWriter, contact_sheet, write_image, write_video
+from tokvid.io.media import VideoWriter, contact_sheet, write_image, write_video
 from tokvid.metrics.video import psnr
 
 

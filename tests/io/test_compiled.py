@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from tokvid import compilation
-from tokvid.compilation import default_folder, keep_programs
+from tokvid.io import compiled as compilation
+from tokvid.io.compiled import default_folder, keep_programs
 
 OPTIONS = (
     "jax_compilation_cache_dir",

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from tokvid import __version__
+from tokvid.cli.options import OF_RECIPES, SHIPPED
 from tokvid.errors import Terminated, UserError, suggestion
-from tokvid.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path, shipped
-from tokvid.urls import URL, is_url
+from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path
+from tokvid.io.urls import URL, is_url
 
-OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
-SHIPPED = shipped()
 LONGEST_LINE = 2000  # characters of an error
 
 
@@ -261,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         with _terminable():
-            from tokvid import commands
+            from tokvid.cli import commands
 
             commands.run(options, rest)
             sys.stdout.flush()

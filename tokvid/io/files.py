@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tokvid.errors import UserError
-from tokvid.urls import is_url
+from tokvid.io.urls import is_url
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -23,7 +23,7 @@ SHEET_SUFFIXES = (".png",)
 
 def shipped() -> Path:
     """The folder of the shipped weights and stories: `data/` in a checkout, a part of the package where it's a copy."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return inside if (inside := package / "data").is_dir() else package.parent / "data"
 
 

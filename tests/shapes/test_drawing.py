@@ -4,10 +4,10 @@ import itertools
 import numpy as np
 import pytest
 
-from tokvid import shape_vocabulary as vocabulary
 from tokvid.errors import UserError
-from tokvid.input_pipeline import shapes
-from tokvid.shape_vocabulary import ShapeAttributes
+from tokvid.shapes import drawing as shapes
+from tokvid.shapes import words as vocabulary
+from tokvid.shapes.words import ShapeAttributes
 
 
 def every_attributes():

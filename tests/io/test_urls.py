@@ -9,7 +9,7 @@ from tokvid.config import DataConfig, load_recipe
 from tokvid.errors import UserError
 from tokvid.input_pipeline.datasets import fingerprint, open_source
 from tokvid.input_pipeline.records import RecordWriter, StoredVideo
-from tokvid.urls import local
+from tokvid.io.urls import local
 
 
 @pytest.fixture(autouse=True)

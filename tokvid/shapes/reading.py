@@ -1,4 +1,4 @@
-"""The reader of Moving Shapes: measures from pixels alone what `tokvid.shape_vocabulary` has words for.
+"""The reader of Moving Shapes: measures from pixels alone what `tokvid.shapes.words` has words for.
 
 It is made for videos that are not quite right, too (reconstructed by a lossy tokenizer, or generated): every
 estimate is a median or a fit over all frames, and when nothing in the video looks like a shape it says so.
@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from tokvid import shape_vocabulary as vocabulary
 from tokvid.errors import UserError
-from tokvid.shape_vocabulary import ShapeAttributes
+from tokvid.shapes import words as vocabulary
+from tokvid.shapes.words import ShapeAttributes
 
 # Thresholds. Lengths are in world units (64 to an image's width).
 SIZE_BOUNDARY = math.sqrt(vocabulary.SIZES["small"] * vocabulary.SIZES["large"])  # radius

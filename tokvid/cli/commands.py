@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.files import check_output, write_json, write_text
-from tokvid.urls import URL, local
+from tokvid.io.files import check_output, write_json, write_text
+from tokvid.io.urls import URL, local
 
 if TYPE_CHECKING:
     from tokvid.sampling.methods import Sampling
@@ -40,7 +40,7 @@ EVALUATED_WITH = {  # options that some evaluations have no use for
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
     """Calls the command; `rest` are overrides of a recipe's fields."""
-    from tokvid.cli import OF_RECIPES
+    from tokvid.cli.options import OF_RECIPES
 
     command = COMMANDS[options.command]
     for name, value in vars(options).items():
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     if options.command in OF_RECIPES:
         return command(options, rest)
     if hasattr(options, "weights"):  # it computes
-        from tokvid.compilation import keep_programs
+        from tokvid.io.compiled import keep_programs
 
         keep_programs()
     if shape := getattr(options, "mesh", None):
@@ -62,11 +62,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """The shipped story: story.mp4, story.gif, sheet.png and report.json."""
-    from tokvid.cli import SHIPPED
-    from tokvid.metrics.attributes import read_attributes
+    from tokvid.cli.options import SHIPPED
     from tokvid.sampling.film import film
     from tokvid.sampling.story import load_story
     from tokvid.sampling.stream import load_models
+    from tokvid.shapes.reading import read_attributes
 
     out: Path = options.out
     for name in DEMO_FILES:
@@ -196,7 +196,7 @@ def reconstruct(options: argparse.Namespace) -> None:
     """A video through the tokenizer, streaming: PSNR, SSIM, tokens, bits per pixel."""
     from tokvid import weights
     from tokvid.input_pipeline.clips import probe, stream_frames
-    from tokvid.media import VideoWriter, write_image
+    from tokvid.io.media import VideoWriter, write_image
     from tokvid.metrics.video import psnr, ssim
     from tokvid.sampling.stream import StreamDecoder, StreamEncoder
     from tokvid.tokenizer.cvivit import latent_shape
@@ -275,9 +275,9 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    from tokvid.compilation import keep_programs
     from tokvid.config import load_recipe
     from tokvid.input_pipeline.datasets import open_source
+    from tokvid.io.compiled import keep_programs
     from tokvid.train.loop import train as run_training
     from tokvid.train.token_cache import open_token_cache, write_text_model
     from tokvid.train.tokenizer_step import TokenizerTask
@@ -299,9 +299,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
     """Writes the token cache and the text model of a recipe."""
-    from tokvid.compilation import keep_programs
     from tokvid.config import load_recipe
     from tokvid.distributed import joined
+    from tokvid.io.compiled import keep_programs
     from tokvid.train.token_cache import write_token_cache
 
     several = (options.coordinator, options.processes, options.process, options.distributed)
@@ -342,7 +342,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from tokvid.evaluate.interpolation import evaluate_interpolation
     from tokvid.evaluate.reconstruction import evaluate_reconstruction
     from tokvid.evaluate.shapes import evaluate_shapes
-    from tokvid.media import contact_sheet
+    from tokvid.io.media import contact_sheet
     from tokvid.metrics.features import load_features
     from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
@@ -392,7 +392,7 @@ def evaluate(options: argparse.Namespace) -> None:
 def data(options: argparse.Namespace) -> None:
     """Writes a dataset as records, or prepares it with TFDS; a folder without --out is only looked at."""
     from tokvid.input_pipeline.records import RecordWriter, check_replaceable, stored
-    from tokvid.progress import progress
+    from tokvid.io.progress import progress
 
     if options.size is not None and min(options.size) < 1:
         raise UserError(f"size should be 1 or more pixels, got {options.size[0]} {options.size[1]}")
@@ -410,7 +410,7 @@ def data(options: argparse.Namespace) -> None:
         check_replaceable(options.out)
     source: Any
     if options.kind == "shapes":
-        from tokvid.input_pipeline.shapes import ShapesDataset
+        from tokvid.shapes.drawing import ShapesDataset
 
         source = ShapesDataset(options.videos, options.seed, options.held_out)
     elif options.kind == "mnist":
@@ -472,7 +472,7 @@ def bring_in(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """What a file or folder is, in a few lines."""
-    from tokvid.inspection import what_is
+    from tokvid.cli.inspection import what_is
 
     print(_table(what_is(options.path)))
 
@@ -562,7 +562,7 @@ def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[
     from tokvid import weights
     from tokvid.evaluate.batches import Settings, generate_batch
     from tokvid.input_pipeline.records import RecordSource
-    from tokvid.media import contact_sheet, write_video
+    from tokvid.io.media import contact_sheet, write_video
     from tokvid.sampling.stream import Models, frames_of
 
     tokenizer, source = weights.load(workdir / "tokenizer", "tokenizer"), RecordSource(workdir / "tokens")
