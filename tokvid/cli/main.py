@@ -213,8 +213,8 @@ def _sampling(command: argparse.ArgumentParser, scheme: bool = True) -> None:
     if scheme:
         command.add_argument(
             "--scheme",
-            choices=("hierarchical", "one-level", "re-encoding"),
-            help="from low rates to high ones (default where weights can), or at once; re-encoding is to compare with",
+            choices=("hierarchical", "one-level"),
+            help="from low rates to high ones (default where the weights can), or at once",
         )
 
 
