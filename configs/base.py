@@ -36,7 +36,6 @@ recipe = Recipe(
         threads=8,
     ),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=8,
         temporal_patch=2,
         width=512,
@@ -66,10 +65,9 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=1_000_000, latent_frames=16),
     transformer=TransformerConfig(
-        vocabulary=8192,
         text_vocabulary=16_000,
         text_length=64,
-        latent=(5, 16, 16),
+        latent_frames=5,
         width=1024,
         layers=24,
         heads=16,
@@ -79,7 +77,7 @@ recipe = Recipe(
         scan_layers=True,
         remat="full",
     ),
-    layouts=LayoutConfig(text_to_video=0.4, image_to_video=0.2, continuation=0.4),
+    layouts=LayoutConfig(tasks={"text_to_video": 0.4, "image_to_video": 0.2, "continuation": 0.4}),
     train_transformer=TrainConfig(
         steps=200_000, batch=256, optimizer="muon", learning_rate=2e-3, warmup=2000, ema=0.9995, save_every=2000
     ),

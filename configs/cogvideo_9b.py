@@ -35,10 +35,9 @@ recipe = dataclasses.replace(
     tokenizer=dataclasses.replace(base.tokenizer, size=size),
     tokens=TokensConfig(videos=5_400_000, latent_frames=16),  # CogVideo's number of captioned videos
     transformer=TransformerConfig(
-        vocabulary=8192,
         text_vocabulary=16_000,
         text_length=64,
-        latent=(5, 20, 20),
+        latent_frames=5,
         width=3072,
         layers=48,
         heads=48,
@@ -48,7 +47,7 @@ recipe = dataclasses.replace(
         scan_layers=True,
         remat="full",
     ),
-    layouts=LayoutConfig(text_to_video=0.6, image_to_video=0.1, continuation=0.3),
+    layouts=LayoutConfig(tasks={"text_to_video": 0.6, "image_to_video": 0.1, "continuation": 0.3}),
     train_transformer=TrainConfig(
         steps=100_000,
         batch=512,

@@ -24,7 +24,6 @@ recipe = Recipe(
         source="records", path="runs/clips/data", held_out=40, size=size, frames=7, fps=(2.0, 4.0), threads=1
     ),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=8,
         width=192,
         heads=6,
@@ -40,16 +39,15 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=2500, latent_frames=7),
     transformer=TransformerConfig(
-        vocabulary=4096,
         text_vocabulary=2048,
         text_length=24,
-        latent=(4, 8, 8),
+        latent_frames=4,
         width=192,
         layers=5,
         heads=6,
         kv_heads=6,
         mlp=512,
     ),
-    layouts=LayoutConfig(text_to_video=0.4, image_to_video=0.2, continuation=0.4),
+    layouts=LayoutConfig(tasks={"text_to_video": 0.4, "image_to_video": 0.2, "continuation": 0.4}),
     train_transformer=TrainConfig(steps=500, batch=16, optimizer="muon", learning_rate=3e-3, warmup=100, ema=0.995),
 )

@@ -28,7 +28,6 @@ recipe = Recipe(
         source="records", path="runs/phenaki/data", held_out=100, size=size, frames=11, fps=(8.0,), images=1, threads=8
     ),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=8,
         temporal_patch=2,
         width=512,
@@ -60,10 +59,9 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=1_000_000, latent_frames=16),
     transformer=TransformerConfig(
-        vocabulary=8192,
         text_vocabulary=16_000,
         text_length=64,
-        latent=(6, 16, 16),
+        latent_frames=6,
         width=1024,
         layers=24,
         heads=16,

@@ -22,7 +22,6 @@ size = (24, 24)
 recipe = Recipe(
     data=DataConfig(source="shapes", size=size, frames=7, fps=(8.0,), threads=1),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=4,
         width=96,
         heads=3,
@@ -38,16 +37,15 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=6000, latent_frames=16),
     transformer=TransformerConfig(
-        vocabulary=1000,
         text_vocabulary=512,
         text_length=15,
-        latent=(4, 6, 6),
+        latent_frames=4,
         width=128,
         layers=4,
         heads=4,
         kv_heads=4,
         mlp=384,
     ),
-    layouts=LayoutConfig(text_to_video=0.5, image_to_video=0.1, continuation=0.4),
+    layouts=LayoutConfig(tasks={"text_to_video": 0.5, "image_to_video": 0.1, "continuation": 0.4}),
     train_transformer=TrainConfig(steps=1500, batch=16, optimizer="muon", learning_rate=5e-3, warmup=100, ema=0.995),
 )

@@ -35,7 +35,6 @@ recipe = Recipe(
         threads=1,
     ),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=4,
         fold=2,
         width=192,
@@ -61,13 +60,11 @@ recipe = Recipe(
         save_every=200,
         sample_every=1000,
     ),
-    tokens=TokensConfig(videos=8000, latent_frames=9, coarse_factor=2),
+    tokens=TokensConfig(videos=8000, latent_frames=9),
     transformer=TransformerConfig(
-        vocabulary=512,
-        subcodes=8,
         text_vocabulary=2048,
         text_length=24,
-        latent=(4, 8, 8),
+        latent_frames=4,
         width=256,
         layers=6,
         heads=8,
@@ -76,7 +73,9 @@ recipe = Recipe(
         head_width=192,
         head_layers=2,
     ),
-    layouts=LayoutConfig(text_to_video=0.2, image_to_video=0.4, continuation=0.25, interpolation=0.15),
+    layouts=LayoutConfig(
+        tasks={"text_to_video": 0.2, "image_to_video": 0.4, "continuation": 0.25, "interpolation": 0.15}
+    ),
     train_transformer=TrainConfig(
         steps=4000,
         batch=8,

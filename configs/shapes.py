@@ -24,14 +24,14 @@ Trained on for an hour and a half, the transformer also interpolates, infills, a
 once. Ever more of it is drawn by rows, as that is what is hard; these are the weights in `data/`.
 
     mkdir -p runs/levels runs/rows && cp -r runs/shapes/tokenizer runs/levels/
-    LEVELS="--tokens.coarse_factor 2 --layouts.text_to_video 0.22 --layouts.image_to_video 0.05
-        --layouts.continuation 0.25 --layouts.infilling 0.08 --layouts.interpolation 0.4 --layouts.rows 0 0 1 8"
+    LEVELS="--layouts.tasks.text_to_video 0.22 --layouts.tasks.image_to_video 0.05 --layouts.tasks.continuation 0.25
+        --layouts.tasks.infilling 0.08 --layouts.tasks.interpolation 0.4 --layouts.rows 0 0 1 8"
     tokvid tokenize configs/shapes.py --workdir runs/levels $LEVELS
     cp -r runs/levels/tokenizer runs/levels/tokens runs/levels/text.model runs/rows/
     tokvid train transformer configs/shapes.py --workdir runs/levels $LEVELS --train_transformer.start runs/shapes \\
         --train_transformer.steps 3000 --train_transformer.learning_rate 3e-3
-    ROWS="--tokens.coarse_factor 2 --layouts.text_to_video 0.3 --layouts.image_to_video 0.04
-        --layouts.continuation 0.25 --layouts.infilling 0.05 --layouts.interpolation 0.36 --layouts.rows 0 1 1 8"
+    ROWS="--layouts.tasks.text_to_video 0.3 --layouts.tasks.image_to_video 0.04 --layouts.tasks.continuation 0.25
+        --layouts.tasks.infilling 0.05 --layouts.tasks.interpolation 0.36 --layouts.rows 0 1 1 8"
     tokvid train transformer configs/shapes.py --workdir runs/rows $ROWS --train_transformer.start runs/levels \\
         --train_transformer.steps 2200 --train_transformer.learning_rate 3e-3 --train_transformer.warmup 100 \\
         --train_transformer.seed 7
@@ -53,7 +53,6 @@ size = (32, 32)
 recipe = Recipe(
     data=DataConfig(source="shapes", size=size, frames=7, fps=(2.0, 4.0, 8.0), threads=1),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=4,
         width=96,
         heads=3,
@@ -67,17 +66,16 @@ recipe = Recipe(
     train_tokenizer=TrainConfig(steps=5000, batch=8, optimizer="muon", learning_rate=4e-3, weight_decay=0.01),
     tokens=TokensConfig(videos=16_000, latent_frames=16),
     transformer=TransformerConfig(
-        vocabulary=1000,
         text_vocabulary=512,
         text_length=15,  # 272 slots in all: a multiple of 16, which CPUs are a fifth faster at than at 277
-        latent=(4, 8, 8),
+        latent_frames=4,
         width=128,
         layers=5,
         heads=4,
         kv_heads=4,
         mlp=384,
     ),
-    layouts=LayoutConfig(text_to_video=0.5, image_to_video=0.1, continuation=0.4),
+    layouts=LayoutConfig(tasks={"text_to_video": 0.5, "image_to_video": 0.1, "continuation": 0.4}),
     train_transformer=TrainConfig(
         steps=4400,
         batch=16,

@@ -20,7 +20,6 @@ size = (16, 16)
 recipe = Recipe(
     data=DataConfig(source="shapes", size=size, frames=7, fps=(8.0,), threads=1),
     tokenizer=TokenizerConfig(
-        size=size,
         patch=4,
         width=48,
         heads=2,
@@ -33,10 +32,9 @@ recipe = Recipe(
     train_tokenizer=TrainConfig(steps=600, batch=8, optimizer="muon", learning_rate=4e-3, warmup=50, ema=0.98),
     tokens=TokensConfig(videos=2000, latent_frames=8, text_samples=500),
     transformer=TransformerConfig(
-        vocabulary=200,
         text_vocabulary=400,
         text_length=28,
-        latent=(4, 4, 4),
+        latent_frames=4,
         width=64,
         layers=2,
         heads=2,

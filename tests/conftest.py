@@ -100,8 +100,8 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
         dtype="float32",  # what is compared is often exact
     )
     transformer = TransformerConfig(
-        vocabulary=30, text_vocabulary=320, text_length=32, latent=(4, 2, 2), width=32, layers=2, heads=2, kv_heads=2,
-        mlp=32, ticks_per_second=4.0, head_width=24, head_layers=1, dtype="float32",
+        vocabulary=30, text_vocabulary=320, text_length=32, latent_frames=4, grid=(2, 2), width=32, layers=2, heads=2,
+        kv_heads=2, mlp=32, ticks_per_second=4.0, head_width=24, head_layers=1, dtype="float32",
     )  # fmt: skip
 
     def make(patch: int, fold: int, groups: int) -> Path:

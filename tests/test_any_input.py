@@ -260,8 +260,8 @@ def place(tmp_path_factory):
 def without_models(tiny_models, monkeypatch):
     """All that comes out is black, but nothing is loaded or compiled."""
 
-    def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
-        return np.where(np.array(known)[:, None, None, None], batch.tokens, 0)
+    def generate(graph, params, request, *, known, sampling, guided):
+        return np.where(request.batch.known[..., None], request.batch.tokens, 0)
 
     def encode(graph, params, video_BTHWC, cache, first):
         B, _, height, width, _ = video_BTHWC.shape
@@ -273,7 +273,7 @@ def without_models(tiny_models, monkeypatch):
 
     for name, fake in (("generate", generate), ("_encode", encode), ("_decode", decode)):
         monkeypatch.setattr(stream, name, fake)
-    about = {"coarse_factor": 2, "layouts": {"interpolation": 1.0, "infilling": 1.0, "rows": [0, 1, 2]}}
+    about = {"layouts": {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0, 1, 2]}}
     transformer = tiny_models.transformer._replace(about=tiny_models.transformer.about | about)
     monkeypatch.setattr(stream, "load_models", lambda folder: tiny_models._replace(transformer=transformer))
     monkeypatch.setattr(weights, "load", lambda folder, kind: tiny_models.tokenizer)

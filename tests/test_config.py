@@ -20,7 +20,7 @@ from tokvid.errors import UserError
 RECIPE = Recipe(
     data=DataConfig(size=(36, 64), fps=(1.0, 2.5), fps_rule="lowest"),
     tokenizer=TokenizerConfig(encoder=("space", "space", "time"), quantizer="fsq", levels=(3, 5, 4), dtype="bfloat16"),
-    transformer=TransformerConfig(latent=(4, 2, 3), scan_layers=True),
+    transformer=TransformerConfig(latent_frames=4, grid=(2, 3), scan_layers=True),
     train_tokenizer=TrainConfig(mesh=(2, -1, 1, 1), learning_rate=3e-4),
 )
 
@@ -77,8 +77,13 @@ def test_two_configs_share_a_hash_only_when_every_field_is_equal():
 def test_sizes_of_models_are_positive(name, value):
     with pytest.raises(UserError, match=f"{name} should be 1 or more, got {value}"):
         TokenizerConfig(**{name: value})
-    with pytest.raises(UserError, match=r"config: latent should be 1 or more, got \(4, 0, 2\)"):
+    with pytest.raises(UserError, match=r"config: grid should be 1 or more, got \(0, 2\)"):
         from_dict(TransformerConfig, {"latent": [4, 0, 2]})
+
+
+def test_a_window_of_earlier_versions_is_read():
+    config = from_dict(TransformerConfig, {"latent": [4, 3, 2], "vocabulary": 9})
+    assert config == TransformerConfig(latent_frames=4, grid=(3, 2), vocabulary=9) and config.latent == (4, 3, 2)
 
 
 def test_a_retired_field_is_accepted_with_the_value_that_still_holds():

@@ -72,7 +72,9 @@ def models(monkeypatch):
     monkeypatch.setattr(shapes, "generate_batch", perfect)
     monkeypatch.setattr(shapes, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
     tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_patch=2))
-    transformer = types.SimpleNamespace(config=types.SimpleNamespace(latent=(4, 8, 8)), about={"fps": RATES})
+    transformer = types.SimpleNamespace(
+        config=types.SimpleNamespace(latent=(4, 8, 8), latent_frames=4), about={"fps": RATES}
+    )
     return types.SimpleNamespace(size=(32, 32), mark="mark", tokenizer=tokenizer, transformer=transformer)
 
 
@@ -224,7 +226,7 @@ def test_jitter_is_that_of_the_displacement():
 
 def test_interpolation(tiny_models):
     """Random weights are worse than anything; the same twice."""
-    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0]}}
+    about = tiny_models.transformer.about | {"layouts": {"tasks": {"interpolation": 0.4}, "rows": [0]}}
     models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
     data = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
     figures = evaluate_interpolation(models, data, 5, 2, 0)
@@ -238,7 +240,7 @@ def test_interpolation(tiny_models):
 
 def test_a_perfect_interpolation_reaches_the_ceiling(tiny_models, monkeypatch):
     """When models make what the tokenizer makes of the truth, the figures are its own."""
-    about = tiny_models.transformer.about | {"coarse_factor": 2, "layouts": {"interpolation": 0.4, "rows": [0]}}
+    about = tiny_models.transformer.about | {"layouts": {"tasks": {"interpolation": 0.4}, "rows": [0]}}
     models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
     data, seen = DataConfig(size=(32, 32), fps=(8.0,), videos=100), []
 

@@ -13,7 +13,7 @@ from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.generation import MODES, Request, evaluate_generation
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood
 from tokvid.metrics.features import load_features
-from tokvid.transformer.model import sequence_of
+from tokvid.transformer.layout import lay_out
 from tokvid.types import token_batch
 
 DATA = DataConfig(size=(16, 16), fps=(4.0,), frames=5, videos=100)
@@ -40,7 +40,7 @@ def test_a_window_counts_every_token_that_is_not_known(tiny_models):
         batch = token_batch(
             given, np.zeros(3, np.int32), np.full(3, 4, np.float32), text, np.tile(np.arange(4) < known, (3, 1))
         )
-        sequence = sequence_of(model.config, batch)
+        sequence = lay_out(model.config, batch)
         logits = model.head.logits(model(sequence))[:, -16:]
         chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), sequence.target[:, -16:], axis=-1)[..., 0]
         found = log_likelihood(tiny_models, given, 4.0, captions, known=known)

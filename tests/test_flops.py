@@ -1,5 +1,7 @@
 """FLOPs counted from configs are those of the compiled programs."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 from flax import nnx
 
 from tokvid.config import TokenizerConfig, TransformerConfig
-from tokvid.flops import tokenizer_flops, window_flops, window_slots
+from tokvid.flops import tokenizer_flops, transformer_flops
 from tokvid.plan.work import work
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.tokenizer.quantizers import QUANTIZERS, channels, codes_of
-from tokvid.transformer.model import Transformer, sequence_of
+from tokvid.transformer.layout import lay_out, slot_count
+from tokvid.transformer.model import Transformer
 from tokvid.types import token_batch
 
 
@@ -45,17 +48,17 @@ def test_tokenizer(quantizer, frames):
 def test_transformer(subcodes):
     """One narrow layer, in which places, rates, steps and the head weigh."""
     config = TransformerConfig(
-        vocabulary=32, text_vocabulary=300, text_length=9, latent=(2, 3, 5), width=16, layers=1, heads=2, kv_heads=2,
-        mlp=8, subcodes=subcodes, head_width=24,
+        vocabulary=32, text_vocabulary=300, text_length=9, latent_frames=2, grid=(3, 5), width=16, layers=1, heads=2,
+        kv_heads=2, mlp=8, subcodes=subcodes, head_width=24,
     )  # fmt: skip
     batch = token_batch(
         np.zeros((1, 2, 3, 5, subcodes), np.int32), *np.zeros((2, 1), np.float32), np.zeros((1, 9), np.int32)
     )
 
     def scores(model, batch):
-        sequence = sequence_of(config, batch)
+        sequence = lay_out(config, batch)
         return model.head.scores(model(sequence)[:, -30:], sequence.target[:, -30:])
 
-    assert window_slots(config) == 40  # as many as are computed: a multiple of 8
+    assert (slots := slot_count(config)) == 40  # as many as are computed: a multiple of 8
     found = compiled(Transformer(config, rngs=nnx.Rngs(0)), scores, batch)
-    assert found == pytest.approx(window_flops(config), rel=0.01)
+    assert found == pytest.approx(transformer_flops(config, slots, slots, math.prod(config.latent)), rel=0.01)

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tokvid.config import load_recipe
 from tokvid.nn.attention import attend
 from tokvid.nn.products import compute_dtype
 from tokvid.nn.visibility import NEVER, Blocks
 from tokvid.sampling.decode import generate
 from tokvid.sampling.methods import Sampling
 from tokvid.sharding import make_mesh, shard_batch
+from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask
 from tokvid.train.transformer_step import TransformerTask
-from tokvid.transformer.model import Transformer, sequence_of
+from tokvid.transformer.layout import lay_out
+from tokvid.transformer.model import Transformer
 from tokvid.types import VideoBatch, token_batch
 
 pytestmark = pytest.mark.gpu
-TINY = load_recipe(Path(__file__).parents[1] / "configs" / "tiny.py", [])
+TINY = open_recipe(Path(__file__).parents[1] / "configs" / "tiny.py", [])
 
 
 def windows(config, batch):
@@ -42,8 +43,8 @@ def windows(config, batch):
 
 def layout():
     """Who sees whom in windows of the transformer, padded to a length that cuDNN takes."""
-    config = dataclasses.replace(TINY.transformer, latent=(4, 8, 8))
-    block_BL = sequence_of(config, windows(config, 4)).padded(8).block
+    config = dataclasses.replace(TINY.transformer, latent_frames=4, grid=(8, 8))
+    block_BL = lay_out(config, windows(config, 4)).padded(8).block
     return Blocks(block_BL, block_BL)
 
 

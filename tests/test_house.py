@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tokvid"
 
-HELPERS = {"errors", "types", "config", "flops", "io"}
+HELPERS = {"errors", "types", "tasks", "config", "flops", "io"}
 # Left may not import right, and rooms side by side may not import each other (the helpers may).
 ORDER = [
     HELPERS,

@@ -21,7 +21,16 @@ TOKENIZER = TokenizerConfig(
     size=(16, 16), width=24, heads=2, mlp=32, encoder=("space",), decoder=("time", "space"), quantizer="vq", codes=20
 )
 TRANSFORMER = TransformerConfig(
-    vocabulary=20, text_vocabulary=300, text_length=4, latent=(2, 2, 2), width=24, layers=3, heads=2, kv_heads=1, mlp=32
+    vocabulary=20,
+    text_vocabulary=300,
+    text_length=4,
+    latent_frames=2,
+    grid=(2, 2),
+    width=24,
+    layers=3,
+    heads=2,
+    kv_heads=1,
+    mlp=32,
 )
 KINDS = {
     "tokenizer": ("tokenizer", TOKENIZER),

@@ -225,9 +225,7 @@ def report():
         text=rng.integers(-1, 20, (8, 4), np.int32),
         known=np.arange(3) < np.int32([0, 1, 2, 0] * 2)[:, None],
     )
-    subcodes = windows._replace(
-        tokens=rng.integers(0, 50, (8, 3, 2, 2, 3), np.int32), coarse=np.zeros((8, 0, 2, 2, 3), np.int32)
-    )
+    subcodes = windows._replace(tokens=rng.integers(0, 50, (8, 3, 2, 2, 3), np.int32))
     clips = VideoBatch(
         video=rng.integers(0, 256, (8, 3, 16, 16, 3)).astype(np.uint8),
         fps=np.full(8, 2, np.float32),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokvid.errors import UserError, did_you_mean, suggestion
+from tokvid.tasks.tasks import check_mixture
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": what the device multiplies fastest
 
@@ -109,12 +110,9 @@ class AdversaryConfig:
 class TransformerConfig:
     """The one trunk (DESIGN section 4)."""
 
-    vocabulary: int = 8192  # codes of a sub-code; must equal the tokenizer's
-    subcodes: int = 1  # of a token; must equal the tokenizer's
+    latent_frames: int = 6  # of one window
     text_vocabulary: int = 512
     text_length: int = 32  # text tokens; longer prompts are cut, with a warning
-    latent: tuple[int, int, int] = (6, 8, 8)  # latent frames, rows, columns of one window
-    temporal_patch: int = 2  # frames per latent frame, the tokenizer's
     width: int = 384
     layers: int = 6
     heads: int = 6
@@ -129,31 +127,56 @@ class TransformerConfig:
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
+    # A recipe leaves these out, as its tokenizer and its tasks say them (`train.recipe.fitted`): rows and columns of a
+    # latent frame, frames in one, codes of a sub-code (0: all four as the tokenizer has them), sub-codes of a token,
+    # and the conditions that have an embedding.
+    grid: tuple[int, int] = (8, 8)
+    temporal_patch: int = 2
+    vocabulary: int = 0
+    subcodes: int = 1
+    conditions: tuple[str, ...] = ()
 
     # Settings of earlier versions, with the values that still hold; scripts/compare/time.py compares both.
     retired: ClassVar[Mapping[str, Any]] = {"seconds": True, "rate_token": True}
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocabulary", "text_vocabulary", "latent", "temporal_patch")
+        _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
         _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
-        _at_least(self, 0, "text_length")
+        _at_least(self, 0, "text_length", "vocabulary")
+
+    @staticmethod
+    def renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """JSON values of earlier versions, which had one field for the latent frames, rows and columns of a window."""
+        if not isinstance(latent := values.get("latent"), list) or len(latent) != 3:
+            return values
+        others = {name: value for name, value in values.items() if name != "latent"}
+        return {"latent_frames": latent[0], "grid": latent[1:]} | others
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of one window."""
+        return (self.latent_frames, *self.grid)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayoutConfig:
-    """The mixture of tasks that one set of weights is trained on; weights need not sum to one."""
+    """What one set of weights is trained for: `tasks` are keys of tasks.TASKS and their shares, of any sum."""
 
-    text_to_video: float = 0.4
-    image_to_video: float = 0.1
-    continuation: float = 0.5
-    infilling: float = 0.0  # any latent frames known, the others generated
-    interpolation: float = 0.0  # from the same clip at a lower rate; needs tokens.coarse_factor
+    tasks: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"text_to_video": 0.4, "image_to_video": 0.1, "continuation": 0.5}
+    )
     text_dropout: float = 0.1  # share of samples that lose their text, for guidance
     rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these a sample; 0: token by token, all: in rounds
-    corruption: float = (
-        0.0  # share of a clip's input tokens that are another video's in training, up to this at its end
-    )
-    lengths: tuple[int, ...] = (0,)  # latent frames of windows, one of these a batch; 1: images, 0: transformer.latent
+    corruption: float = 0.0  # share of a window's input tokens that are another video's, up to this at its end
+    lengths: tuple[int, ...] = (0,)  # latent frames of windows, one of these a batch; 1: images, 0: whole windows
+
+    def __post_init__(self) -> None:
+        check_mixture(self.tasks)
+        for name in ("text_dropout", "corruption"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"{name} should be 0 to 1, got {share}")
+        if not self.rows:
+            raise UserError("rows should be 0 (token by token) or how many are drawn at once; there is none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +187,6 @@ class TokensConfig:
     latent_frames: int = 16  # of each cached video at most; windows are cut from these
     text_samples: int = 20_000  # captions the text model is trained from at most
     held_out: int = 128  # videos that training holds out, tokenized to validate with
-    coarse_factor: int = 1  # each video is kept at a rate so many times lower, too, to interpolate from; 1: no
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +234,7 @@ class Recipe:
     tokenizer: TokenizerConfig = TokenizerConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     transformer: TransformerConfig = TransformerConfig()
-    layouts: LayoutConfig = LayoutConfig()
+    layouts: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     tokens: TokensConfig = TokensConfig()
     train_tokenizer: TrainConfig = TrainConfig()
     train_transformer: TrainConfig = TrainConfig()
@@ -238,6 +260,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}")
+    values = getattr(kind, "renamed", lambda values: values)(values)
     hints = {field.name: hint for field, hint in _fields(kind)}
     retired, kwargs = getattr(kind, "retired", {}), {}
     for name, value in values.items():
@@ -270,6 +293,10 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:  # T | None
         return None if value is None else _from_json(kinds[0], value, where)
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise UserError(f"{where} should be an object of names and values, got {reprlib.repr(value)}")
+        return {name: _from_json(kinds[1], item, f"{where}.{name}") for name, item in value.items()}
     if origin is tuple:
         many = kinds[-1] is Ellipsis
         if not isinstance(value, list) or not (many or len(value) == len(kinds)):
@@ -323,7 +350,10 @@ def _like(error: Exception) -> str:
 
 
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """["--data.fps", "2", "4", "--data.path=clips"] → the recipe with these fields changed."""
+    """["--data.fps", "2", "4", "--data.path=clips"] → the recipe with these fields changed.
+
+    Of a field with named values, `--layouts.tasks.infilling 0.1` changes one.
+    """
     if overrides and not overrides[0].startswith("--"):
         raise UserError(f"unexpected {overrides[0]!r}; fields are changed like this: --train_tokenizer.steps 100")
     given: dict[str, list[str]] = {}
@@ -335,18 +365,31 @@ def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
             given[name].append(word)
     values = to_dict(recipe)
     for name, words in given.items():
-        group, _, field = name.partition(".")
-        if field not in values.get(group, {}):
-            names = [f"{group}.{field}" for group, fields in values.items() for field in fields]
-            raise UserError(did_you_mean(name, names, "field of the recipe"))
-        before = values[group][field]
+        holder, field, before = _place(values, name)
         many = isinstance(before, list)
         like = next(iter(before), "") if many else before  # what is empty by default are names
         read = [word if isinstance(like, str) else _value(word) for word in words]
         if not many and len(read) != 1:
             raise UserError(f"--{name} takes one value, got {len(read)}")
-        values[group][field] = read if many else read[0]
+        holder[field] = read if many else read[0]
     return from_dict(Recipe, values, "recipe")
+
+
+def _place(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str, Any]:
+    """The object that holds a field of a recipe's JSON values, its name there, and a value of its type."""
+    group, _, field = name.partition(".")
+    holder = values.get(group, {})
+    if field in holder and not isinstance(holder[field], dict):
+        return holder, field, holder[field]
+    field, _, key = field.partition(".")
+    if key and isinstance(holder.get(field), dict):
+        return holder[field], key, 0.0
+    names = []
+    for group, fields in values.items():
+        for field, value in fields.items():
+            keys = [f".{key}" for key in value] if isinstance(value, dict) else [""]
+            names += [f"{group}.{field}{key}" for key in keys]
+    raise UserError(did_you_mean(name, names, "field of the recipe"))
 
 
 def _value(word: str) -> Any:

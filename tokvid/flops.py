@@ -5,7 +5,6 @@ sequence counts as attended to, including padding and what the mask hides; remat
 """
 
 import dataclasses
-import math
 
 from tokvid.config import TokenizerConfig, TransformerConfig
 
@@ -47,26 +46,6 @@ def head_flops(c: TransformerConfig) -> float:
         return 2 * c.width * c.vocabulary
     layer = 6 * c.head_width * (8 * c.head_width // 3 // 8 * 8)
     return c.subcodes * (2 * c.width * c.head_width + c.head_layers * layer + 2 * c.head_width * c.vocabulary)
-
-
-def window_slots(c: TransformerConfig, coarse: int = 0, frames: int | None = None) -> int:
-    """Slots of a training window: text, rate and latent frames, with `coarse` ones at a lower rate before them.
-
-    `frames` latent frames, or those of the config.
-    """
-    whole, rows, columns = c.latent
-    return c.text_length + 1 + (frames or whole) * rows * columns + (coarse * rows * columns + 1 if coarse else 0)
-
-
-def window_flops(c: TransformerConfig, coarse: int = 0, frames: int | None = None) -> float:
-    """Of the forward pass of one training window."""
-    slots = window_slots(c, coarse, frames)
-    return transformer_flops(c, slots, slots, (frames or c.latent[0]) * math.prod(c.latent[1:]))
-
-
-def windows_in_a_row(c: TransformerConfig, frames: int) -> int:
-    """How many windows of so many latent frames have together no more slots than a whole one."""
-    return window_slots(c) // window_slots(c, frames=frames)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ V vocabulary.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,17 @@ class Caption:
 
     start: float
     text: str
+
+
+def captions_in_force(captions: tuple[Caption, ...], latent_frames: int, fps: float, temporal_patch: int) -> np.ndarray:
+    """Which caption each latent frame of a video shows, by the middle of its frames: int64 (T,).
+
+    Latent frame 0 is frame 0; latent frame j >= 1 is the frames (j-1)p + 1 up to jp, for temporal patch p.
+    """
+    middle_T = (np.arange(latent_frames) - 1) * temporal_patch + (temporal_patch + 1) / 2
+    middle_T[:1] = 0
+    starts = [caption.start for caption in captions]
+    return np.maximum(np.searchsorted(starts, middle_T / fps + 1e-6, side="right") - 1, 0)
 
 
 class VideoItem(Protocol):
@@ -80,16 +92,27 @@ class VideoBatch(NamedTuple):
     text: AnyArray
 
 
+class Clip(NamedTuple):
+    """Tokens of a video that is given, from one of its latent frames on.
+
+    tokens int32 (B, T, H, W, Q), -1 where there are none; start int32 (B,) the number of their first latent frame; fps
+    float32 (B,); kind int32 (B,) the number of its embedding, 0 for none.
+    """
+
+    tokens: AnyArray
+    start: AnyArray
+    fps: AnyArray
+    kind: AnyArray
+
+
 class TokenBatch(NamedTuple):
-    """What the tokenizer and the transformer meet in.
+    """Where the tokenizer and the transformer meet.
 
     tokens int32 (B, T, H, W, Q) video codes of one window, Q sub-codes a token; start int32 (B,) the window's first
-    latent frame, 0 where the video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T) which
-    latent frames are given (none: text to video); step int32 (B,) how many tokens are generated at once
-    (`tokens_at_once`); drawn bool (B, T, H, W) where a step is a whole latent frame, which of its tokens stand already.
-
-    coarse int32 (B, T', H, W, Q) the same video at a lower rate, padded with -1, T' 0 where nothing is interpolated;
-    its coarse_start (B,) and coarse_fps (B,) as above.
+    latent frame, 0 where the video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T, H, W)
+    which tokens are given (none: text to video); step int32 (B,) how many tokens are generated at once
+    (`tokens_at_once`); drawn bool (B, T, H, W) where a step is a whole latent frame, which of its tokens stand already;
+    conditions the other videos that are given, each with tokens of its own.
     """
 
     tokens: AnyArray
@@ -99,9 +122,7 @@ class TokenBatch(NamedTuple):
     known: AnyArray
     step: AnyArray
     drawn: AnyArray
-    coarse: AnyArray
-    coarse_start: AnyArray
-    coarse_fps: AnyArray
+    conditions: tuple[Clip, ...]
 
 
 def token_batch(
@@ -110,24 +131,28 @@ def token_batch(
     fps: AnyArray,
     text: AnyArray,
     known: AnyArray | None = None,
-    coarse: AnyArray | None = None,
-    coarse_start: AnyArray | None = None,
-    coarse_fps: AnyArray | None = None,
+    conditions: Sequence[Clip] = (),
 ) -> TokenBatch:
-    """A `TokenBatch` generated token by token: nothing known and nothing coarse unless said."""
-    B, T, H, W, Q = tokens.shape
-    return TokenBatch(
-        tokens=tokens,
-        start=start,
-        fps=fps,
-        text=text,
-        known=np.zeros((B, T), bool) if known is None else known,
-        step=np.ones(B, np.int32),
-        drawn=np.zeros((B, T, H, W), bool),
-        coarse=np.zeros((B, 0, H, W, Q), np.int32) if coarse is None else coarse,
-        coarse_start=np.zeros(B, np.int32) if coarse_start is None else coarse_start,
-        coarse_fps=np.ones(B, np.float32) if coarse_fps is None else coarse_fps,
-    )
+    """A `TokenBatch` generated token by token: nothing known unless said. `known` may be of latent frames, (B, T)."""
+    B, T, H, W, _ = tokens.shape
+    if known is None:
+        known = np.zeros((B, T), bool)
+    if known.ndim == 2:
+        known = np.broadcast_to(np.asarray(known)[:, :, None, None], (B, T, H, W))
+    step, drawn = np.ones(B, np.int32), np.zeros((B, T, H, W), bool)
+    return TokenBatch(tokens, start, fps, text, known, step, drawn, tuple(conditions))
+
+
+Joined = TypeVar("Joined", bound=tuple)
+
+
+def joined(samples: Sequence[Joined], how: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Joined:
+    """NamedTuples of arrays, and of tuples of such, as one: each array is joined with its like."""
+    fields = [
+        tuple(joined(each, how) for each in zip(*field, strict=True)) if isinstance(field[0], tuple) else how(field)
+        for field in zip(*samples, strict=True)
+    ]
+    return type(samples[0])(*fields)
 
 
 def tokens_at_once(rows: int, latent: tuple[int, int, int]) -> int:

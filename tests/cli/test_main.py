@@ -40,7 +40,7 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=40, latent_frames=6, text_samples=100),
     transformer=TransformerConfig(
-        vocabulary=16, text_vocabulary=320, latent=(4, 2, 2), width=16, layers=1, heads=2, kv_heads=2, mlp=16
+        text_vocabulary=320, latent_frames=4, width=16, layers=1, heads=2, kv_heads=2, mlp=16
     ),
     train_tokenizer=TrainConfig(steps=3, batch=2),
     train_transformer=TrainConfig(steps=9),
@@ -133,7 +133,7 @@ def test_a_story_from_prompts_and_a_picture(tokvid, tiny_weights, movie, tmp_pat
 def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights, movie, tmp_path):
     shutil.copytree(tiny_weights, tmp_path / "w")
     about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
-    about |= {"coarse_factor": 2, "layouts": {"interpolation": 1.0, "infilling": 1.0, "rows": [0, 1, 2]}}
+    about["layouts"] = {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0, 1, 2]}
     (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
     code, out, err = tokvid("extend", "in.mp4", "--seconds", 1, "--weights", "w", "--fps", 5)
     assert (code, out) == (0, "extended.mp4: 5 frames of in.mp4, then 5 new ones at 5 fps\n"), err
@@ -186,7 +186,7 @@ def test_a_varying_rate_keeps_its_times(tokvid, tiny_weights, tmp_path):
     assert (info.fps, info.frames) == (8.0, 27)
     shutil.copytree(tiny_weights, tmp_path / "w")
     about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
-    about |= {"coarse_factor": 2, "layouts": {"interpolation": 1.0, "rows": [0, 1, 2]}}
+    about["layouts"] = {"tasks": {"interpolation": 1.0}, "rows": [0, 1, 2]}
     (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
     code, out, err = tokvid("interpolate", "in.gif", "--factor", 2, "--weights", "w", "--rows", 1)
     assert (code, out) == (0, "interpolated.mp4: 53 frames at 16 fps\n"), err
@@ -269,7 +269,7 @@ def test_datasets_and_what_inspect_says_of_them(tokvid, tiny_weights, movie, tmp
 
     for path, words in {
         tiny_weights: ["tokenizer/", "kind tokenizer", "transformer/", "levels [5, 3, 2]", "parameters"],
-        tiny_weights / "transformer": ["kind transformer", "latent [4, 2, 2]"],
+        tiny_weights / "transformer": ["kind transformer", "latent_frames 4", "grid [2, 2]"],
         tiny_weights / "text.model": ["kind text model", "vocabulary 320"],
         "in.mp4": ["kind video file", "width 60", "frames 10"],
         "in.png": ["height 30", "frames 1"],
@@ -461,7 +461,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("extend nowhere.mp4", "nowhere.mp4 is not there"),
         ("generate --prompt a --out gs://bucket/a.mp4", "argument --out: gs://bucket/a.mp4 is a URL; write to a file"),
         ("story memory://nowhere/story.yaml", "there is nothing at memory://nowhere/story.yaml"),
-        ("loop in.mp4", "train some with layouts.infilling"),
+        ("loop in.mp4", "train some with the task infilling"),
         ("interpolate in.mp4", "not trained to interpolate"),
         ("interpolate in.mp4 --factor two", "invalid int value: 'two'"),
         ("story --prompt a --scheme best", "invalid choice: 'best'"),

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tokvid.sampling.decode import generate
+from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.methods import Sampling, guide
-from tokvid.transformer.model import Transformer, sequence_of
-from tokvid.types import TokenBatch, token_batch
+from tokvid.transformer.layout import lay_out
+from tokvid.transformer.model import Transformer
+from tokvid.types import token_batch
 
 PROMPTS = ("up", "a small red circle moves slowly to the left", "")  # of very unequal length
 GREEDY = Sampling(temperature=0)
@@ -37,31 +38,28 @@ def make(
     seeds=(1, 2, 3),
     guidance=(2.0, 3.0, 1.0),
     *,
-    method=Sampling(),
+    sampling=Sampling(),
     guided=True,
     frames=4,
     known=(True, False, False, False),
     negative=None,
 ):
-    keys_B = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
-    return np.asarray(
-        generate(
-            models.transformer.graph,
-            models.transformer.params,
-            batch,
-            np.full_like(batch.text, -1) if negative is None else negative,
-            keys_B,
-            np.broadcast_to(np.array(guidance, np.float32)[:, None], (len(seeds), 4)),
-            np.int32(frames - sum(known)),
-            known=known,
-            method=method,
-            guided=guided,
-        )
+    known = np.array(known)  # of latent frames, or of tokens
+    known_BTHW = np.broadcast_to(known if known.ndim == 3 else known[:, None, None], batch.known.shape)
+    request = Request(
+        batch._replace(known=known_BTHW),
+        np.full_like(batch.text, -1) if negative is None else negative,
+        jax.vmap(jax.random.key)(np.array(seeds, np.uint32)),
+        np.broadcast_to(np.array(guidance, np.float32)[:, None], (len(seeds), 4)),
+        np.int32(4 * frames - known_BTHW[0].sum()),
     )
+    graph, params = models.transformer.graph, models.transformer.params
+    count = int(known_BTHW[0].sum())
+    return np.asarray(generate(graph, params, request, known=count, sampling=sampling, guided=guided))
 
 
 def only(batch, index):
-    return TokenBatch(*(field[index : index + 1] for field in batch))
+    return jax.tree.map(lambda field: field[index : index + 1], batch)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +74,9 @@ def test_scanned_layers_sample_the_same(any_models, batch, rows):
     config = dataclasses.replace(model.config, scan_layers=True)
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     scanned = any_models.transformer._replace(graph=graph)
-    method = Sampling(temperature=0, rows=rows)
-    wanted = make(any_models, batch, method=method)
-    found = make(any_models._replace(transformer=scanned), batch, method=method)
+    sampling = Sampling(temperature=0, rows=rows)
+    wanted = make(any_models, batch, sampling=sampling)
+    found = make(any_models._replace(transformer=scanned), batch, sampling=sampling)
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -93,7 +91,7 @@ def plain(model, guidance_B, count):
     def logits(batch, ids_BLQ):
         def seen(batch):
             every = []
-            hidden = model(sequence_of(model.config, batch))[:, -count:]
+            hidden = model(lay_out(model.config, batch))[:, -count:]
             model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q])
             return jnp.concatenate(every, axis=1)  # guidance is of (B, L, V)
 
@@ -113,7 +111,10 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
     given = rng.integers(30, size=batch.tokens.shape)
     tokens = np.where(np.array(known)[:, None, None, None], given, 0).astype(np.int32)
     batch = batch._replace(
-        tokens=tokens, known=np.broadcast_to(known, (3, 4)), step=np.full(3, step), start=batch.start * any(known)
+        tokens=tokens,
+        known=np.broadcast_to(np.array(known)[:, None, None], (3, 4, 2, 2)),
+        step=np.full(3, step),
+        start=batch.start * any(known),
     )
     logits = plain(model, guidance_B, total)
     made_BLQ, asked, slot = np.zeros((3, total, subcodes), np.int32), ~np.array(known), 0
@@ -125,7 +126,7 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
         for q in range(subcodes):
             made_BLQ[:, here, q] = logits(batch._replace(tokens=now), made_BLQ)[:, here, q].argmax(-1)
         slot += width
-    found = make(any_models, batch, method=dataclasses.replace(GREEDY, rows=rows), known=known)
+    found = make(any_models, batch, sampling=dataclasses.replace(GREEDY, rows=rows), known=known)
     np.testing.assert_array_equal(found[:, asked].reshape(made_BLQ.shape), made_BLQ)
     np.testing.assert_array_equal(found[:, ~asked], tokens[:, ~asked])
     assert len(np.unique(made_BLQ)) > 3  # not trivially equal
@@ -155,10 +156,10 @@ def test_rounds_are_those_of_the_plain_forward_pass(any_models, batch):
                 tokens_LQ[~stands_L] = ids[sample, here][~stands_L]
                 likelihood_L = np.where(stands_L, np.inf, likelihood[sample, here])
                 stands_L[np.argsort(-likelihood_L, kind="stable")[:stand]] = True
-    method = dataclasses.replace(GREEDY, rows=2, rounds=3, choice_temperature=0)
-    found = make(any_models, batch, method=method)
+    sampling = dataclasses.replace(GREEDY, rows=2, rounds=3, choice_temperature=0)
+    found = make(any_models, batch, sampling=sampling)
     np.testing.assert_array_equal(found, tokens)
-    assert (make(any_models, batch, method=dataclasses.replace(method, rounds=1)) != found).any()
+    assert (make(any_models, batch, sampling=dataclasses.replace(sampling, rounds=1)) != found).any()
 
 
 def test_sub_codes_are_drawn_as_often_as_the_model_says(any_models, batch):
@@ -166,9 +167,9 @@ def test_sub_codes_are_drawn_as_often_as_the_model_says(any_models, batch):
     many = 1500
     model, config = any_models.transformer.model, any_models.transformer.config
     one = only(batch, 0)
-    copies = TokenBatch(*(np.repeat(field, many, axis=0) for field in one))
+    copies = jax.tree.map(lambda field: np.repeat(field, many, axis=0), one)
     found = make(
-        any_models, copies, range(many), (1.0,) * many, method=Sampling(temperature=1), guided=False, frames=2
+        any_models, copies, range(many), (1.0,) * many, sampling=Sampling(temperature=1), guided=False, frames=2
     )[:, 1, 0, 0]
     logits = plain(model, np.ones(1, np.float32), 12)
     for q in range(min(2, config.subcodes)):
@@ -187,20 +188,20 @@ def test_bfloat16_samples_nearly_the_same(any_models, batch, rows):
     config = dataclasses.replace(any_models.transformer.config, dtype="bfloat16")
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     narrow = any_models._replace(transformer=any_models.transformer._replace(graph=graph))
-    method = Sampling(rows=rows, rounds=2)
-    found = make(narrow, batch, method=method)[:, 1]
-    wanted = make(any_models, batch, method=method)[:, 1]
+    sampling = Sampling(rows=rows, rounds=2)
+    found = make(narrow, batch, sampling=sampling)[:, 1]
+    wanted = make(any_models, batch, sampling=sampling)[:, 1]
     assert (found == wanted).mean() > 0.6  # one token that differs changes all after it
 
 
 def test_rounds_with_chance(any_models, batch):
-    method = Sampling(rows=2, rounds=4)
-    found = make(any_models, batch, method=method)
-    np.testing.assert_array_equal(make(any_models, batch, method=method), found)
-    other = make(any_models, batch, seeds=(1, 2, 4), method=method)
+    sampling = Sampling(rows=2, rounds=4)
+    found = make(any_models, batch, sampling=sampling)
+    np.testing.assert_array_equal(make(any_models, batch, sampling=sampling), found)
+    other = make(any_models, batch, seeds=(1, 2, 4), sampling=sampling)
     np.testing.assert_array_equal(other[:2], found[:2])
     assert (other[2] != found[2]).any()
-    alone = make(any_models, only(batch, 1), [2], [3.0], method=method)
+    alone = make(any_models, only(batch, 1), [2], [3.0], sampling=sampling)
     np.testing.assert_array_equal(alone[0], found[1])
 
 
@@ -233,6 +234,25 @@ def test_what_is_known_stays_and_fewer_frames_begin_alike(any_models, batch, tog
     fewer = make(any_models, batch, frames=3)
     np.testing.assert_array_equal(fewer[:, :3], together[:, :3])
     assert not fewer[:, 3].any()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_any_tokens_may_be_given(any_models, batch, rows):
+    """A hole in every latent frame is filled in as the plain forward pass says; around it nothing changes."""
+    model, subcodes = any_models.transformer.model, any_models.transformer.config.subcodes
+    known_THW = np.ones((4, 2, 2), bool)
+    known_THW[:, 1] = False  # the lower rows
+    tokens = np.random.default_rng(6).integers(30, size=batch.tokens.shape).astype(np.int32)
+    batch = batch._replace(tokens=tokens)
+    sampling = dataclasses.replace(GREEDY, rows=rows)
+    filled = make(any_models, batch, guidance=(1, 1, 1), guided=False, known=known_THW, sampling=sampling)
+    np.testing.assert_array_equal(filled[:, known_THW], tokens[:, known_THW])
+    logits = plain(model, np.ones(3, np.float32), 8)
+    step = 2 * rows or 1
+    now = batch._replace(tokens=filled, known=np.broadcast_to(known_THW, batch.known.shape), step=np.full(3, step))
+    hole_BLQ = filled[:, ~known_THW]
+    for q in range(subcodes):
+        np.testing.assert_array_equal(hole_BLQ[..., q], logits(now, hole_BLQ)[:, :, q].argmax(-1))
 
 
 def test_guidance_1_is_no_guidance(any_models, batch, together):

@@ -25,9 +25,11 @@ def asked(monkeypatch):
     """What the model is asked for, and that it answers with zeros."""
     calls = []
 
-    def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
-        calls.append((batch, known, int(count)))
-        return np.where(np.array(known)[:, None, None, None], batch.tokens, 0)
+    def generate(graph, params, request, *, known, sampling, guided):
+        batch = request.batch
+        assert (batch.known.sum(axis=(1, 2, 3)) == known).all()
+        calls.append((batch, batch.known[0].all(axis=(1, 2)).tolist(), int(request.tokens) // 4))
+        return np.where(batch.known[..., None], batch.tokens, 0)
 
     monkeypatch.setattr(stream, "generate", generate)
     return calls
@@ -42,7 +44,7 @@ def video(frames):
 def test_so_many_frames_come_of_one(models, asked, frames, factor):
     count, made = interpolate(models, STORY, iter(video(frames)), factor)
     assert len(np.concatenate(list(made))) == count == 1 + (frames - 1) * factor
-    rates = {float(batch.fps[0]): float(batch.coarse_fps[0]) for batch, *_ in asked}
+    rates = {float(batch.fps[0]): float(batch.conditions[0].fps[0]) for batch, *_ in asked}
     wanted = {8.0: 4.0, 16.0: 8.0} if factor == 4 else {8.0: 4.0}
     assert rates == ({} if frames == 1 else wanted)
 
@@ -52,11 +54,11 @@ def test_every_window_sees_the_video_it_fills_in(models, asked):
     tokens_THWQ = encode_opening(models, iter(video(9)))
     list(interpolate(models, STORY, iter(video(9)), 2)[1])
     for batch, *_ in asked:
-        there = batch.coarse[0] >= 0
-        first = int(batch.coarse_start[0])
-        np.testing.assert_array_equal(batch.coarse[0][there], tokens_THWQ[first : first + 3].ravel())
+        (coarse,) = batch.conditions
+        there, first = coarse.tokens[0] >= 0, int(coarse.start[0])
+        np.testing.assert_array_equal(coarse.tokens[0][there], tokens_THWQ[first : first + 3].ravel())
     first, known, _ = asked[0]
-    assert known == (True, False, False, False) and first.start == 0
+    assert known == [True, False, False, False] and first.start == 0
     np.testing.assert_array_equal(first.tokens[0, 0], tokens_THWQ[0])
 
 
@@ -64,7 +66,7 @@ def test_every_window_sees_the_video_it_fills_in(models, asked):
 def test_factors_that_were_not_trained_are_refused(models, tiny_models, factor):
     with pytest.raises(UserError, match=rf"can't make {factor} frames of one; factors should be powers of 2"):
         interpolate(models, STORY, iter(video(3)), factor)
-    with pytest.raises(UserError, match=r"not trained to interpolate; train some with layouts\.interpolation"):
+    with pytest.raises(UserError, match=r"not trained to interpolate; train some with the task interpolation"):
         interpolate(tiny_models, STORY, iter(video(3)), 2)
 
 
@@ -72,7 +74,7 @@ def test_a_loop_leads_from_the_end_to_the_beginning(models, asked):
     tokens_THWQ = encode_opening(models, iter(video(9)))
     made_THWC, new = loop(models, STORY, tokens_THWQ)
     ((batch, known, count),) = asked
-    assert known == (True, False, False, True) and count == 2 and new == 4
+    assert known == [True, False, False, True] and count == 2 and new == 4
     np.testing.assert_array_equal(batch.tokens[0, 0], tokens_THWQ[-1])
     np.testing.assert_array_equal(batch.tokens[0, 3], tokens_THWQ[1])
     assert made_THWC.shape == (9 - 1 + 4, 16, 16, 3)
@@ -88,7 +90,7 @@ def test_a_loop_is_really_generated(models):
 
 
 def test_what_cannot_loop_is_refused(models, tiny_models):
-    with pytest.raises(UserError, match=r"train some with layouts\.infilling"):
+    with pytest.raises(UserError, match=r"train some with the task infilling in layouts\.tasks"):
         loop(tiny_models, STORY, encode_opening(models, iter(video(9))))
     with pytest.raises(UserError, match=r"a loop needs a video of 3 frames or more .* got 1 frames"):
         loop(models, STORY, encode_opening(models, iter(video(2))))

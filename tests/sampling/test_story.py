@@ -46,15 +46,16 @@ def fake_generate(monkeypatch):
     """Instead of a model: fixed tokens; records the first latent frame to be made, guidance and text."""
     calls = []
 
-    def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
+    def generate(graph, params, request, *, known, sampling, guided):
+        batch, first = request.batch, known // 4
         calls.append(
             {
-                "first": int(batch.start[0]) + sum(known),
+                "first": int(batch.start[0]) + first,
                 "fps": float(batch.fps[0]),
-                "guidance": guidance_BT[0, sum(known) : sum(known) + count].tolist(),
+                "guidance": request.guidance_BT[0, first : first + request.tokens // 4].tolist(),
                 "text": batch.text[0],
-                "negative": negative_BL[0],
-                "coarse": batch.coarse[0, :, 0, 0, 0],
+                "negative": request.negative_BL[0],
+                "coarse": [number for clip in batch.conditions for number in clip.tokens[0, :, 0, 0, 0].tolist()],
             }
         )
         filled = np.array(batch.tokens)  # each latent frame of a level holds its number
@@ -223,7 +224,7 @@ def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(
 
 def test_memory_does_not_grow_with_length(tiny_models, tmp_path, monkeypatch):
     """Ten seconds, then a minute: Python and NumPy never hold more. (The whole process: scripts/flat_cost.py.)"""
-    monkeypatch.setattr(stream, "generate", lambda graph, params, batch, *_, **__: np.array(batch.tokens))
+    monkeypatch.setattr(stream, "generate", lambda graph, params, request, **_: np.array(request.batch.tokens))
 
     def most_held(seconds):
         held = []
@@ -273,7 +274,7 @@ def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
     """
     told(levels_models, Story((Segment("up", 2.0),)), tmp_path / "partial")
     # At 4 fps latent frames 0 to 4, in windows up to 4 and 5; at 8 fps 0 to 8: up to 4, 6, 8, 9.
-    found = [(call["fps"], call["first"], call["coarse"].tolist()) for call in fake_generate]
+    found = [(call["fps"], call["first"], call["coarse"]) for call in fake_generate]
     assert found == [
         (4.0, 0, []),
         (8.0, 1, [0, 1, 2]),

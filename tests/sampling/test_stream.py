@@ -12,9 +12,9 @@ from tokvid.errors import UserError
 from tokvid.sampling import stream
 from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import (
-    Coarse,
     Prompt,
     RollingWindow,
+    Source,
     StreamDecoder,
     StreamEncoder,
     frames_of,
@@ -81,12 +81,13 @@ def fake_generate(monkeypatch):
     """Instead of a model: the number of the latent frame everywhere; records what was asked for."""
     calls = []
 
-    def generate(graph, params, batch, negative_BL, keys_B, guidance_BT, count, *, known, method, guided):
+    def generate(graph, params, request, *, known, sampling, guided):
+        batch, first, count = request.batch, known // 4, int(request.tokens) // 4
         filled = np.array(batch.tokens)
-        first = sum(known)
-        for index in range(first, first + int(count)):
+        for index in range(first, first + count):
             filled[:, index] = batch.start[0] + index
-        calls.append((int(batch.start[0]), first, int(count), batch.coarse[0, :, 0, 0, 0].tolist(), method.rows))
+        coarse = [clip.tokens[0, :, 0, 0, 0].tolist() for clip in batch.conditions]
+        calls.append((int(batch.start[0]), first, count, coarse, sampling.rows))
         return filled
 
     monkeypatch.setattr(stream, "generate", generate)
@@ -127,23 +128,23 @@ def test_a_window_sees_what_of_the_coarse_video_it_fills_in(tiny_models, fake_ge
             pulled.append(index)
             yield np.full((1, 1, 2, 2, 1), 20 + index, np.int32)
 
-    window = RollingWindow(tiny_models, 1, 8.0, coarse=Coarse(4.0, coarse()))
+    window = RollingWindow(tiny_models, 1, 8.0, source=Source("coarse", 4.0, coarse()))
     for count, seen, read in ((4, [20, 21, 22], 3), (2, [21, 22, 23], 4), (1, [22, 23, -1], 4)):
         window.extend(ask(), np.ones((1, count)))
-        assert fake_generate[-1][3] == seen and len(pulled) == read, "no more is read than is seen"
+        assert fake_generate[-1][3] == [seen] and len(pulled) == read, "no more is read than is seen"
 
 
 def test_a_videos_first_latent_frame_is_drawn_token_by_token(tiny_models, fake_generate):
     about = tiny_models.transformer.about | {"layouts": {"rows": [0, 2]}}
     models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
-    window = RollingWindow(models, 1, 8.0, method=Sampling(rows=2))
+    window = RollingWindow(models, 1, 8.0, sampling=Sampling(rows=2))
     made = [window.extend(ask(), np.ones((1, count))) for count in (4, 2)]
     assert [(known, count, rows) for _, known, count, _, rows in fake_generate] == [(0, 1, 0), (1, 3, 2), (2, 2, 2)]
     assert np.concatenate(made, axis=1)[0, :, 0, 0, 0].tolist() == list(range(6))
-    RollingWindow(models, 1, 8.0, method=Sampling(rows=2)).extend(ask(), np.ones((1, 1)))
+    RollingWindow(models, 1, 8.0, sampling=Sampling(rows=2)).extend(ask(), np.ones((1, 1)))
     assert fake_generate[-1][1:3] == (0, 1) and fake_generate[-1][4] == 0
     about["layouts"] = {"rows": [2]}  # not where it wasn't trained
-    RollingWindow(models, 1, 8.0, method=Sampling(rows=2)).extend(ask(), np.ones((1, 4)))
+    RollingWindow(models, 1, 8.0, sampling=Sampling(rows=2)).extend(ask(), np.ones((1, 4)))
     assert fake_generate[-1][1:3] == (0, 4) and fake_generate[-1][4] == 2
 
 

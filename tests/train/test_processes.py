@@ -33,7 +33,9 @@ RECIPE = Recipe(
         size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), time_window=1,
         quantizer="fsq", levels=(4, 4), dtype="float32",
     ),
-    transformer=TransformerConfig(vocabulary=16, text_vocabulary=330, text_length=8, latent=(2, 2, 2), width=16),
+    transformer=TransformerConfig(
+        vocabulary=16, grid=(2, 2), text_vocabulary=330, text_length=8, latent_frames=2, width=16
+    ),
     tokens=TokensConfig(videos=150, latent_frames=3, text_samples=30),
     train_tokenizer=TrainConfig(
         steps=STEPS, batch=4, learning_rate=1e-3, warmup=5, log_every=1, save_every=HALF, sample_every=STEPS

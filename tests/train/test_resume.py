@@ -30,7 +30,8 @@ from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.loop import agreement, train
 from tokvid.train.metrics_log import RATES
 from tokvid.train.state import abstract_state
-from tokvid.train.token_cache import open_token_cache, write_token_cache
+from tokvid.train.token_cache import open_token_cache
+from tokvid.train.tokenize import write_token_cache
 from tokvid.train.tokenizer_step import TokenizerTask
 from tokvid.train.transformer_step import TransformerTask
 
@@ -54,7 +55,8 @@ RECIPE = Recipe(
         vocabulary=16,
         text_vocabulary=320,
         text_length=24,
-        latent=(3, 2, 2),
+        latent_frames=3,
+        grid=(2, 2),
         width=16,
         layers=2,
         heads=2,
@@ -126,7 +128,7 @@ def make_task(kind, workdir):
         return TokenizerTask(
             dataclasses.replace(ADVERSARIAL, train_tokenizer=seen), TextModel.load(workdir / "text.model")
         )
-    return TransformerTask(RECIPE, *open_token_cache(workdir))
+    return TransformerTask(RECIPE, open_token_cache(workdir, RECIPE))
 
 
 def state_of(folder, task, config, step):

@@ -10,17 +10,18 @@ import pytest
 
 from tokvid.config import AdversaryConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig
 from tokvid.errors import UserError
-from tokvid.flops import TRAINING, window_flops
+from tokvid.flops import TRAINING, transformer_flops
 from tokvid.plan.work import work
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask
 from tokvid.train.transformer_step import TransformerTask
-from tokvid.types import TokenBatch, token_batch
+from tokvid.transformer.layout import slot_count
+from tokvid.types import joined, token_batch
 
 MODEL = TransformerConfig(
-    vocabulary=50, text_vocabulary=20, text_length=4, latent=(3, 2, 2), width=32, layers=1, heads=2, kv_heads=2, mlp=64,
-    dtype="float32",
+    vocabulary=50, text_vocabulary=20, text_length=4, latent_frames=3, grid=(2, 2), width=32, layers=1, heads=2,
+    kv_heads=2, mlp=64, dtype="float32",
 )  # fmt: skip
 CONFIG = TrainConfig(batch=8, learning_rate=1e-2, warmup=0, steps=10)
 
@@ -103,9 +104,9 @@ def test_batches_of_images_and_of_windows_train_one_state():
         task, mesh = TransformerTask(Recipe(transformer=MODEL, train_transformer=config)), make_mesh((-1, 1, 1, 1))
         like, graph = abstract_state(task, config, mesh)
         state, step, losses = init_state(task, config, like), make_step(task, config, mesh, like, graph), []
-        image = batch()._replace(known=np.zeros((8, 1), bool), start=np.zeros(8, np.int32))
+        image = batch()._replace(known=np.zeros((8, 1, 2, 2), bool), start=np.zeros(8, np.int32))
         image = image._replace(**{name: getattr(image, name)[:, :1] for name in ("tokens", "drawn")})
-        images = TokenBatch(*(np.concatenate([array, array]) for array in image))
+        images = joined([image, image], np.concatenate)
         for given in (batch(), images) * 5:
             state, metrics = step(state, shard_batch(given, mesh))
             losses.append(float(metrics["cross_entropy"]))
@@ -116,7 +117,15 @@ def test_batches_of_images_and_of_windows_train_one_state():
 def test_flops_are_those_of_the_program(subcodes):
     """The compiled step, whose layers are scanned, multiplies as much as the config says, to 3 %."""
     model = dataclasses.replace(
-        MODEL, width=128, mlp=256, layers=3, latent=(4, 4, 4), scan_layers=True, subcodes=subcodes, head_width=48
+        MODEL,
+        width=128,
+        mlp=256,
+        layers=3,
+        latent_frames=4,
+        grid=(4, 4),
+        scan_layers=True,
+        subcodes=subcodes,
+        head_width=48,
     )
     config, mesh = dataclasses.replace(CONFIG, batch=2), make_mesh((-1, 1, 1, 1))
     if mesh.size > 1:
@@ -126,5 +135,6 @@ def test_flops_are_those_of_the_program(subcodes):
     tokens = np.zeros((2, 4, 4, 4, subcodes), np.int32)
     tokens = token_batch(tokens, *np.zeros((2, 2), np.float32), np.zeros((2, 4), np.int32))
     program = make_step(task, config, mesh, like, graph).lower(like, tokens).compile()
-    assert task.flops() == TRAINING * window_flops(model)
+    slots = slot_count(model)
+    assert task.flops() == TRAINING * transformer_flops(model, slots, slots, 4 * 4 * 4)
     assert work(program.as_text(), 1).flops == pytest.approx(2 * task.flops(), rel=0.03)

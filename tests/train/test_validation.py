@@ -25,9 +25,10 @@ from tokvid.input_pipeline.records import RecordSource
 from tokvid.shapes.drawing import ShapesDataset
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train
-from tokvid.train.token_cache import open_token_cache, write_token_cache
+from tokvid.train.token_cache import HELD_OUT, open_token_cache
+from tokvid.train.tokenize import write_token_cache
 from tokvid.train.tokenizer_step import TokenizerTask
-from tokvid.train.transformer_step import HELD_OUT, TransformerTask
+from tokvid.train.transformer_step import TransformerTask
 
 SIZE = (16, 16)
 TRAIN = TrainConfig(
@@ -39,8 +40,8 @@ RECIPE = Recipe(
         size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), quantizer="fsq", levels=(4, 4)
     ),
     transformer=TransformerConfig(
-        vocabulary=16, text_vocabulary=320, text_length=24, latent=(3, 2, 2), width=16, layers=1, heads=2, kv_heads=2,
-        mlp=32,
+        vocabulary=16, grid=(2, 2), text_vocabulary=320, text_length=24, latent_frames=3, width=16, layers=1, heads=2,
+        kv_heads=2, mlp=32,
     ),
     layouts=LayoutConfig(corruption=1.0),
     tokens=TokensConfig(videos=20, latent_frames=5, held_out=7),
@@ -59,7 +60,7 @@ def workdir(tmp_path_factory, random_model):
 
 
 def task_of(kind, workdir, recipe=RECIPE):
-    return TokenizerTask(recipe) if kind == "tokenizer" else TransformerTask(recipe, *open_token_cache(workdir))
+    return TokenizerTask(recipe) if kind == "tokenizer" else TransformerTask(recipe, open_token_cache(workdir, recipe))
 
 
 def some(batches, count):

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from tokvid.config import TransformerConfig
-from tokvid.transformer.layout import Vocabulary, corrupted
-from tokvid.transformer.model import sequence_of
+from tokvid.transformer.layout import Vocabulary, corrupted, lay_out
 from tokvid.types import Codes, token_batch
 
-CONFIG = TransformerConfig(vocabulary=100, subcodes=2, text_vocabulary=20, text_length=2, latent=(4, 8, 8))
+CONFIG = TransformerConfig(vocabulary=100, subcodes=2, text_vocabulary=20, text_length=2, latent_frames=4, grid=(8, 8))
 VIDEO, FIRST = 4 * 8 * 8, 3  # video slots, and where they begin
 
 
@@ -20,12 +19,12 @@ def sequence():
     known = np.broadcast_to(np.arange(4) < 1, (8, 4))
     text = np.tile(np.int32([[3, -1]]), (8, 1))
     batch = token_batch(tokens, np.zeros(8, np.int32), np.full(8, 4, np.float32), text, known)
-    return jax.tree.map(np.asarray, sequence_of(CONFIG, batch))
+    return jax.tree.map(np.asarray, lay_out(CONFIG, batch))
 
 
 def corrupt(sequence, most, seed=0):
     vocabulary = Vocabulary(Codes(100, 2), 20)
-    made = jax.jit(lambda s: corrupted(s, VIDEO, most, vocabulary, jax.random.key(seed)))(sequence)
+    made = jax.jit(lambda s: corrupted(s, slice(-VIDEO, None), most, vocabulary, jax.random.key(seed)))(sequence)
     return jax.tree.map(np.asarray, made)
 
 

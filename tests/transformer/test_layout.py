@@ -7,9 +7,8 @@ import pytest
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.visibility import NEVER
-from tokvid.transformer.layout import NOTHING, Rate, Text, Video, Vocabulary, build, latent_seconds
-from tokvid.transformer.model import sequence_of
-from tokvid.types import Codes, token_batch, tokens_at_once
+from tokvid.transformer.layout import NOTHING, Condition, Rate, Text, Video, Vocabulary, build, latent_seconds, lay_out
+from tokvid.types import Clip, Codes, token_batch, tokens_at_once
 
 VOCABULARY = Vocabulary(Codes(100), text=20)
 B, R = 100, 101  # BEGIN and RATE: the video codes come first in the table, then these two, then text from 102 on
@@ -48,7 +47,15 @@ def video(ids, known, fps, start=0, step=1, drawn=None):
     known = np.arange(ids.shape[1]) < known if np.isscalar(known) else np.bool_(known)
     seconds = latent_seconds(start + np.arange(ids.shape[1], dtype=np.float32), fps, PT)
     drawn = np.zeros(ids.shape[:4], bool) if drawn is None else np.bool_([drawn])
-    return Video(ids, seconds[None], known[None], np.int32([step]), drawn)
+    known = np.broadcast_to(known if known.ndim == 3 else known[:, None, None], drawn.shape[1:])[None]
+    return Video(ids, seconds[None], known, np.int32([step]), drawn)
+
+
+def condition(ids, fps, kind=0, spread=1):
+    """Latent frames from the first on, given as a whole."""
+    ids = np.int32([ids])[..., None]
+    seconds = latent_seconds(np.arange(ids.shape[1], dtype=np.float32), fps, PT)
+    return Condition(ids, seconds[None], np.int32([kind]), spread)
 
 
 CLIP = [[[10, 11, 12], [13, 14, 15]], [[20, 21, 22], [23, 24, 25]]]  # two latent frames of 2 rows, 3 columns
@@ -106,12 +113,33 @@ def test_infilling():
     assert made.position == [[0] * 3] + [[s, 0, x] for s in (0, 3, 1, 2) for x in (0, 1)]
 
 
+def test_any_tokens_may_be_given():
+    """A hole in each latent frame: the known tokens first, in their order; the others at their own positions."""
+    clip, hole = [[[10, 11], [12, 13]], [[20, 21], [22, 23]]], [[[1, 0], [1, 1]], [[1, 1], [0, 0]]]
+    made = lay(rate(2), video(clip, known=hole, fps=2))
+    assert made.token == [R, 10, 12, 13, 20, 21, B, 11, 22]
+    assert made.block == [0, 1, 1, 1, 1, 1, 2, 3, 4]
+    assert made.target == [None] * 6 + [11, 22, 23]
+    assert made.position[1:] == [[s, y, x] for s, y, x in ((0, 0, 0), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1))] + [
+        [0, 0, 1],
+        [1, 1, 0],
+        [1, 1, 1],
+    ]
+
+
+def test_a_smaller_condition_lies_over_the_clip():
+    """One of its tokens covers 2x2 of the clip's, and stands in their middle; it says its kind in all its slots."""
+    made = lay(rate(2), condition([[[5, 6]]], fps=2, kind=3, spread=2), rate(2), video(CLIP, known=0, fps=2))
+    assert made.kind[:4] == [0, 3, 3, 0] and not any(made.kind[4:])
+    assert made.position[1:3] == [[0, 0.5, 0.5], [0, 0.5, 2.5]]
+
+
 def test_interpolation():
-    """[text][rate][coarse clip][finer rate]<fine clip>: the coarse clip is one block, below all of the fine one's."""
+    """[text][rate][coarse clip][finer rate]<fine clip>: a condition is one block, below all of the clip's."""
     coarse, fine = [[[1, 2]], [[3, 4]], [[-1, -1]]], [[[5, 6]], [[7, 8]], [[9, 10]]]
-    made = lay(text(5), rate(2), video(coarse, known=3, fps=2), rate(4), video(fine, known=0, fps=4))
+    made = lay(text(5), rate(2), condition(coarse, fps=2), rate(4), video(fine, known=0, fps=4))
     assert made.token == [107, R, 1, 2, 3, 4, 0, 0, R, B, 5, 6, 7, 8, 9]
-    assert made.block == [0, 1, 2, 2, 2, 2, N, N, 9, 11, 12, 13, 14, 15, 16]
+    assert made.block == [0, 1, 2, 2, 2, 2, N, N, 3, 5, 6, 7, 8, 9, 10]
     assert made.target == [None] * 9 + [5, 6, 7, 8, 9, 10]
     assert made.fps == [0, 2, 0, 0, 0, 0, 0, 0, 4] + [0] * 6
     # The same second is the same place: the coarse clip's 2nd latent frame and the fine one's 3rd both end at 1 s.
@@ -122,17 +150,20 @@ def test_interpolation_in_mid_video():
     """A fine window from latent frame 4 on counts from 1, and the coarse clip stands at its own seconds beside it."""
     fine, coarse = (np.int32(ids).reshape(1, 3, 1, 1, 1) for ids in ([1, 2, 3], [4, 5, 6]))
     known, word = np.bool_([[1, 0, 0]]), np.int32([[3]])
-    config = TransformerConfig(vocabulary=100, text_vocabulary=20, text_length=1, latent=(3, 1, 1), temporal_patch=PT)
+    config = TransformerConfig(
+        vocabulary=100, text_vocabulary=20, text_length=1, latent_frames=3, grid=(1, 1), temporal_patch=PT
+    )
     # Fine latent frame j is shown at 2j/8 s, coarse j at 2j/4 s: fine 4, 5, 6 at 1, 1.25, 1.5 s; coarse 2, 3, 4 at
     # 1, 1.5, 2 s. Latent frame 3, at 0.75 s, is the window's 0.
-    given = token_batch(fine, np.int32([4]), np.float32([8]), word, known, coarse, np.int32([2]), np.float32([4]))
-    seconds = sequence_of(config, given).position[0, :, 0]
+    clip = Clip(coarse, np.int32([2]), np.float32([4]), np.int32([0]))
+    given = token_batch(fine, np.int32([4]), np.float32([8]), word, known, [clip])
+    seconds = lay_out(config, given).position[0, :, 0]
     np.testing.assert_allclose(seconds, [0, 0, 0.25, 0.75, 1.25, 0, 0.25, 0.5, 0.75])
 
 
 def test_samples_of_one_batch_may_differ_in_everything():
     clip = np.int32([[[[10, 11]], [[20, 21]], [[30, 31]]]] * 4)
-    known = np.bool_([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 1]])
+    known = np.bool_([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 1]])[:, :, None, None].repeat(2, axis=3)
     seconds, step = np.float32([[0, 1, 2], [1, 2, 3], [0, 1, 2], [0, 0.5, 1]]), np.int32([1, 1, 2, 1])
     made = build([Video(clip[..., None], seconds, known, step, np.zeros(clip.shape, bool))], VOCABULARY)
     np.testing.assert_array_equal(
@@ -159,13 +190,19 @@ def test_a_batch_can_be_read_back_from_its_sequence(step, subcodes):
     rng = np.random.default_rng(0)
     vocabulary = Vocabulary(Codes(100, subcodes), text=20)
     config = TransformerConfig(
-        vocabulary=100, subcodes=subcodes, text_vocabulary=20, text_length=5, latent=(3, 2, 3), temporal_patch=PT
+        vocabulary=100,
+        subcodes=subcodes,
+        text_vocabulary=20,
+        text_length=5,
+        latent_frames=3,
+        grid=(2, 3),
+        temporal_patch=PT,
     )
     tokens, words = rng.integers(0, 100, (4, 3, 2, 3, subcodes), np.int32), rng.integers(0, 20, (4, 5), np.int32)
     words[1, 2:], words[2] = -1, -1
     fps, known = np.float32([1, 2, 4, 8]), np.arange(3) < np.arange(4)[:, None]
     batch = token_batch(tokens, np.int32([0, 3, 0, 9]), fps, words, known)._replace(step=np.full(4, step, np.int32))
-    made = jax.tree.map(np.asarray, jax.jit(lambda batch: sequence_of(config, batch))(batch))
+    made = jax.tree.map(np.asarray, jax.jit(lambda batch: lay_out(config, batch))(batch))
     assert made.token.shape == made.target.shape == (4, 5 + 1 + 18, subcodes)
     read = np.where(made.block[:, :5] == NEVER, -1, made.token[:, :5, 0] - vocabulary.first_text)
     np.testing.assert_array_equal(read, words)

@@ -12,12 +12,13 @@ from flax import nnx
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.visibility import NEVER
-from tokvid.transformer.model import Transformer, sequence_of
-from tokvid.types import TokenBatch, token_batch
+from tokvid.transformer.layout import lay_out
+from tokvid.transformer.model import Transformer
+from tokvid.types import Clip, TokenBatch, token_batch
 
 CONFIG = TransformerConfig(
-    vocabulary=50, text_vocabulary=20, text_length=5, latent=(3, 2, 2), width=32, layers=2, heads=4, kv_heads=2, mlp=48,
-    dtype="float32",
+    vocabulary=50, text_vocabulary=20, text_length=5, latent_frames=3, grid=(2, 2), width=32, layers=2, heads=4,
+    kv_heads=2, mlp=48, dtype="float32",
 )  # fmt: skip
 PROMPTS = [[3, 1], [4, 1, 5, 9, 2], [], [6]]  # as long as the text, shorter, and none
 FIRST = CONFIG.text_length + 1  # the first video slot
@@ -67,7 +68,7 @@ def run(model):
 
 @functools.cache
 def layout():
-    return jax.jit(functools.partial(sequence_of, CONFIG))
+    return jax.jit(functools.partial(lay_out, CONFIG))
 
 
 def sequence(step=1, **options):
@@ -121,7 +122,8 @@ def test_the_fine_clip_of_an_interpolation_sees_the_whole_coarse_one(reach):
     """A coarse latent frame after the fine one, too; but nothing that is generated later, and no padding."""
     coarse = np.repeat(np.int32([7, 8, -1]), 4).reshape(1, 3, 2, 2, 1)
     fine, word = np.full((1, 1, 2, 2, 1), 9, np.int32), np.int32([[3]])
-    given = token_batch(fine, np.int32([2]), np.float32([4]), word, None, coarse, np.int32([1]), np.float32([2]))
+    clip = Clip(coarse, np.int32([1]), np.float32([2]), np.int32([0]))
+    given = token_batch(fine, np.int32([2]), np.float32([4]), word, None, [clip])
     found = reach(layout()(given))
     assert found.shape == (1 + 1 + 12 + 1 + 4,) * 2
     coarse_slots, padding, fine_slots = list(range(2, 10)), list(range(10, 14)), list(range(15, 19))
@@ -134,7 +136,8 @@ def test_the_fine_clip_of_an_interpolation_sees_the_whole_coarse_one(reach):
 def test_any_latent_frames_may_be_known(reach):
     """The first and the last are; what is generated between them stands behind them in the sequence."""
     words, padding, rate, known = [0, 1], [2, 3, 4], [5], list(range(6, 14))
-    found = reach(layout()(batch()._replace(known=np.bool_([[True, False, True]] * 4))))
+    known_BTHW = np.broadcast_to(np.bool_([True, False, True])[:, None, None], (4, 3, 2, 2))
+    found = reach(layout()(batch()._replace(known=known_BTHW)))
     seen = words + rate + known
     groups = [(words, words), (rate, words + rate), (known, seen)]
     groups += [([slot], seen + list(range(14, slot + 1))) for slot in range(14, SLOTS)]

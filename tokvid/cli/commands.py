@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokvid.sampling.methods import Sampling
     from tokvid.sampling.story import Story
     from tokvid.sampling.stream import Models
+    from tokvid.train.token_cache import TokenCache
 
 log = logging.getLogger(__name__)
 
@@ -275,15 +276,16 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    from tokvid.config import load_recipe
     from tokvid.input_pipeline.datasets import open_source
     from tokvid.io.compiled import keep_programs
     from tokvid.train.loop import train as run_training
-    from tokvid.train.token_cache import open_token_cache, write_text_model
+    from tokvid.train.recipe import open_recipe
+    from tokvid.train.token_cache import open_token_cache
+    from tokvid.train.tokenize import write_text_model
     from tokvid.train.tokenizer_step import TokenizerTask
     from tokvid.train.transformer_step import TransformerTask
 
-    recipe = load_recipe(options.config, rest)
+    recipe = open_recipe(options.config, rest)
     keep_programs()
     folder = options.workdir / options.model
     if options.model == "tokenizer":
@@ -292,32 +294,32 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
             text = write_text_model(recipe, open_source(recipe.data), options.workdir)
         run_training(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
     else:
-        cache, about, text = open_token_cache(options.workdir)
-        task = TransformerTask(recipe, cache, about, text, show=_sample_videos(options.workdir, about, text))
+        cache = open_token_cache(options.workdir, recipe)
+        task = TransformerTask(recipe, cache, show=_sample_videos(options.workdir, cache))
         run_training(task, recipe.train_transformer, folder)
 
 
 def tokenize(options: argparse.Namespace, rest: list[str]) -> None:
     """Writes the token cache and the text model of a recipe."""
-    from tokvid.config import load_recipe
     from tokvid.distributed import joined
     from tokvid.io.compiled import keep_programs
-    from tokvid.train.token_cache import write_token_cache
+    from tokvid.train.recipe import open_recipe
+    from tokvid.train.tokenize import write_token_cache
 
     several = (options.coordinator, options.processes, options.process, options.distributed)
     with joined(*several, agree_to_stop=False):  # what is whole by then is kept
         keep_programs()
-        write_token_cache(load_recipe(options.config, rest), options.workdir)
+        write_token_cache(open_recipe(options.config, rest), options.workdir)
 
 
 def plan(options: argparse.Namespace, rest: list[str]) -> None:
     """What a recipe needs and can reach on a TPU pod. Ends the program with 1 where it doesn't fit."""
-    from tokvid.config import load_recipe
     from tokvid.plan import report
+    from tokvid.train.recipe import open_recipe
 
     if options.only == "training":
         _refuse(options, ["rows"], "is for decoding; leave out --only training")
-    recipe, mesh = load_recipe(options.config, rest), options.mesh and tuple(options.mesh)
+    recipe, mesh = open_recipe(options.config, rest), options.mesh and tuple(options.mesh)
     steps: list[Callable[[], object]] = []
 
     def keep(name: str, text: str) -> None:
@@ -555,23 +557,22 @@ def _picture(path: Path, models: "Models") -> np.ndarray:
     return encode_opening(models, iter([read_image(path, models.size)]))
 
 
-def _sample_videos(workdir: Path, about: dict[str, Any], text: Any) -> Callable[..., None]:
+def _sample_videos(workdir: Path, cache: "TokenCache") -> Callable[..., None]:
     """What `TransformerTask` shows while it trains: clips of a few training prompts, a sheet and a video each time."""
     from flax import nnx
 
     from tokvid import weights
     from tokvid.evaluate.batches import Settings, generate_batch
-    from tokvid.input_pipeline.records import RecordSource
     from tokvid.io.media import contact_sheet, write_video
     from tokvid.sampling.stream import Models, frames_of
 
-    tokenizer, source = weights.load(workdir / "tokenizer", "tokenizer"), RecordSource(workdir / "tokens")
-    prompts = [source[index].captions[0].text for index in range(min(4, len(source)))]
+    tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
+    prompts = [cache.source[index].captions[0].text for index in range(min(4, len(cache.source)))]
 
     def show(model: Any, directory: Path, step: int) -> None:
         graph, params = nnx.split(model)
-        models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), text)
-        fps = float(max(about["fps"]))
+        models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), cache.text)
+        fps = float(max(cache.about["fps"]))
         parts = [(frames_of(2 * model.config.latent[0], model.config.temporal_patch) / fps, prompts)]
         videos = generate_batch(models, fps, parts, np.arange(len(prompts)), Settings())
         contact_sheet(directory / f"{step:07d}.png", list(videos), captions=prompts)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tokvid.sampling.levels import Scheme, rates_of, videos
+from tokvid.sampling.levels import Levels, Scheme, rates_of, videos
 from tokvid.sampling.methods import GUIDANCE, Sampling
-from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, latent_frames_for
+from tokvid.sampling.stream import Guidance, Models, StreamDecoder, StreamEncoder, latent_frames_for, make_prompt
 from tokvid.weights import Loaded
 
 BATCH = 32
@@ -23,6 +23,12 @@ class Settings:
     scheme: Scheme | None = None
     sampling: Sampling = Sampling()
 
+    def levels(self, models: Models, rates: Sequence[float], frames: int) -> Levels:
+        """Those of videos of so many frames."""
+        return Levels(
+            rates, latent_frames_for(frames, models.tokenizer.config.temporal_patch), self.keep, self.sampling
+        )
+
 
 def generate_batch(
     models: Models, fps: float, parts: Sequence[tuple[float, Sequence[str]]], seeds_B: np.ndarray, settings: Settings
@@ -31,23 +37,13 @@ def generate_batch(
 
     Returns uint8 (B, T, H, W, 3).
     """
-    batch, length = len(seeds_B), models.transformer.config.text_length
-    guidance_B = np.full(batch, settings.guidance, np.float32)
     prompts, start = [], 0.0
     for seconds, texts in parts:
-        text_BL = np.stack([models.text.encode(text, length) for text in texts])
-        prompts.append(Prompt(start, text_BL, np.full_like(text_BL, -1), seeds_B, guidance_B, guidance_B))
+        prompts.append(make_prompt(models, texts, seeds_B, Guidance(settings.guidance), start))
         start += seconds
     frames = round(start * fps)
-    made = videos(
-        models,
-        prompts,
-        rates_of(models, fps, settings.scheme),
-        latent_frames_for(frames, models.tokenizer.config.temporal_patch),
-        keep=settings.keep,
-        method=settings.sampling,
-        given_BTHWQ=models.no_tokens(batch),
-    )
+    levels = settings.levels(models, rates_of(models, fps, settings.scheme), frames)
+    made = videos(models, prompts, levels, models.no_tokens(len(seeds_B)))
     return np.concatenate(list(made), axis=1)[:, :frames]
 
 

@@ -17,7 +17,7 @@ from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.levels import rates_of, videos
-from tokvid.sampling.stream import Models, Prompt, StreamEncoder, frames_of, latent_frames_for
+from tokvid.sampling.stream import Guidance, Models, StreamEncoder, frames_of, make_prompt
 
 MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # how many latent frames of a clip are given
 TRAINING_CLIPS = 256  # among which the nearest is looked for
@@ -161,18 +161,10 @@ def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Gene
 
 def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray) -> np.ndarray:
     """Videos of the clips' captions that begin with their first `known` latent frames."""
-    count, frames = clips.truth.shape[:2]
-    text_BL = np.stack([models.text.encode(text, models.transformer.config.text_length) for text in clips.captions])
-    scale_B = np.full(count, settings.guidance, np.float32)
-    made = videos(
-        models,
-        [Prompt(0.0, text_BL, np.full_like(text_BL, -1), seeds_B, scale_B, scale_B)],
-        rates_of(models, fps, settings.scheme) if known < 2 else [fps],
-        latent_frames_for(frames, models.tokenizer.config.temporal_patch),
-        keep=settings.keep,
-        method=settings.sampling,
-        given_BTHWQ=clips.tokens[:, :known],
-    )
+    frames = clips.truth.shape[1]
+    prompt = make_prompt(models, clips.captions, seeds_B, Guidance(settings.guidance))
+    levels = settings.levels(models, rates_of(models, fps, settings.scheme) if known < 2 else [fps], frames)
+    made = videos(models, [prompt], levels, clips.tokens[:, :known])
     return np.concatenate(list(made), axis=1)[:, :frames]
 
 

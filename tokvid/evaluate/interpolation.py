@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, thro
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr
-from tokvid.sampling.levels import rates_between, videos
-from tokvid.sampling.stream import Models, Prompt, StreamEncoder
+from tokvid.sampling.levels import Levels, rates_between, refinement, videos
+from tokvid.sampling.stream import Guidance, Models, Source, StreamEncoder, frames_of, make_prompt
 from tokvid.shapes.reading import read_attributes, wrap
 
 JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")
@@ -41,74 +41,79 @@ def evaluate_interpolation(
     """
     if samples < 4:
         raise UserError(f"need 4 or more samples, got {samples}")
-    patch = models.tokenizer.config.temporal_patch
-    coarse_frames = 1 + (COARSE_LATENT_FRAMES - 1) * patch
-    frames = 1 + (coarse_frames - 1) * factor
+    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
     rng = np.random.default_rng([EVALUATION_SEED, seed])
     scores: dict[str, list[float]] = collections.defaultdict(list)
     shown: list[np.ndarray] = []
-    batch, length = min(BATCH, samples), models.transformer.config.text_length
-    clip = dataclasses.replace(data, frames=frames, fps=(max(data.fps),))
-    every = some_clips(clip, split_of(data), 4 * samples, rng)
-    told_once = ((clip_THWC, captions) for clip_THWC, captions in every if len(captions) < 2)
-    items = itertools.islice(told_once, samples)
+    batch, fps = min(BATCH, samples), max(data.fps)
+    every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * samples, rng)
+    items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), samples)
     with progress("evaluate interpolation", samples, "clips") as advance:
         for number in itertools.count():
-            found = list(itertools.islice(items, batch))
-            if not found:
+            if not (pairs := list(itertools.islice(items, batch))):
                 break
-            filled = found + found[-1:] * (batch - len(found))  # nothing is compiled for the last ones
+            filled = pairs + pairs[-1:] * (batch - len(pairs))  # nothing is compiled for the last ones
             truth = np.stack([video_THWC for video_THWC, _ in filled])
-            told = [captions[0].text if captions else "" for _, captions in filled]
-            text_BL = np.stack([models.text.encode(text, length) for text in told])
+            captions = [captions[0].text if captions else "" for _, captions in filled]
             seeds_B = np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(batch)
-            scale_B = np.full(batch, settings.guidance, np.float32)
-            prompt = Prompt(0.0, text_BL, np.full_like(text_BL, -1), seeds_B, scale_B, scale_B)
-            tokens = StreamEncoder(models.tokenizer, batch, data.size).feed(truth[:, ::factor])
-            slow = max(data.fps) / factor
-            made = videos(
-                models,
-                [prompt],
-                rates_between(models, slow, factor),
-                1 + (tokens.shape[1] - 1) * factor,
-                keep=settings.keep,
-                method=settings.sampling,
-                given_BTHWQ=tokens[:, :1],
-                coarse=(slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1]))),
-            )
             clips = {
-                "": np.concatenate(list(made), axis=1),
+                "": _interpolated(models, truth, captions, seeds_B, fps / factor, factor, settings),
                 "blend_": blend(truth, factor),
                 "repeat_": truth[:, np.arange(frames) // factor * factor],
                 "ceiling_": through(models.tokenizer, truth)[0],
             }
-            between = np.arange(frames) % factor > 0
-            for index in range(len(found)):
-                for name, videos_BTHWC in clips.items():
-                    scores[f"{name}psnr"].append(min(100.0, psnr(truth[index, between], videos_BTHWC[index, between])))
-                jitters = [jitter(clip[index], max(data.fps)) for clip in (clips[""], clips["ceiling_"], truth)]
-                if None not in jitters:
-                    for name, value in zip(JITTERS, jitters, strict=True):
-                        scores[name].append(float(value or 0.0))
+            for index in range(len(pairs)):
+                _compare(scores, {name: videos[index] for name, videos in clips.items()}, truth[index], fps, factor)
                 if len(shown) < 3 * SHOWN:
                     shown += [truth[index], clips[""][index], clips["blend_"][index]]
-            advance(len(found))
+            advance(len(pairs))
     if len(scores["psnr"]) < 4:
-        raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {max(data.fps):g} fps; need 4")
-    captions = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
-    show(shown, captions=captions, columns=frames)
-    names = [f"{name}psnr" for name in clips]
+        raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {fps:g} fps; need 4")
+    titles = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
+    show(shown, captions=titles, columns=frames)
+    names = [f"{name}psnr" for name in ("", "blend_", "repeat_", "ceiling_")]
     moving = np.argsort(scores["repeat_psnr"])[: len(scores["psnr"]) // 2]
     return {
         **{name: mean(scores[name]) for name in [*names, *JITTERS]},
         "moving": {name: mean([scores[name][index] for index in moving]) for name in names},
         "samples": len(scores["psnr"]),
         "factor": factor,
-        "fps": max(data.fps),
+        "fps": fps,
         "frames": frames,
         "seed": seed,
         "weights": models.mark,
     }
+
+
+def _interpolated(
+    models: Models,
+    truth: np.ndarray,
+    captions: Sequence[str],
+    seeds_B: np.ndarray,
+    slow: float,
+    factor: int,
+    settings: Settings,
+) -> np.ndarray:
+    """Videos (B, T, H, W, 3) of which every `factor`-th frame, at the rate `slow`, and the captions are given."""
+    prompt = make_prompt(models, captions, seeds_B, Guidance(settings.guidance))
+    tokens = StreamEncoder(models.tokenizer, len(truth), truth.shape[2:4]).feed(truth[:, ::factor])
+    source = Source(refinement(models)[0], slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1])))
+    latent_frames = 1 + (tokens.shape[1] - 1) * factor
+    levels = Levels(rates_between(models, slow, factor), latent_frames, settings.keep, settings.sampling)
+    return np.concatenate(list(videos(models, [prompt], levels, tokens[:, :1], source=source)), axis=1)
+
+
+def _compare(
+    scores: dict[str, list[float]], clips: dict[str, np.ndarray], truth_THWC: np.ndarray, fps: float, factor: int
+) -> None:
+    """Adds the figures of one clip: of the frames in between, and the jitters where an object is seen in all."""
+    between = np.arange(len(truth_THWC)) % factor > 0
+    for name, video_THWC in clips.items():
+        scores[f"{name}psnr"].append(min(100.0, psnr(truth_THWC[between], video_THWC[between])))
+    jitters = [jitter(video_THWC, fps) for video_THWC in (clips[""], clips["ceiling_"], truth_THWC)]
+    if None not in jitters:
+        for name, value in zip(JITTERS, jitters, strict=True):
+            scores[name].append(float(value or 0.0))
 
 
 def blend(truth_BTHWC: np.ndarray, factor: int) -> np.ndarray:

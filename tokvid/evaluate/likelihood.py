@@ -10,7 +10,7 @@ from flax import nnx
 
 from tokvid.nn.visibility import NEVER
 from tokvid.sampling.stream import Models, window_ends
-from tokvid.transformer.model import sequence_of
+from tokvid.transformer.layout import clip_slots, lay_out
 from tokvid.types import TokenBatch, token_batch
 
 CANDIDATES = 16  # captions among which the true one is to be found
@@ -48,9 +48,9 @@ def log_likelihood(
 def _window(graph: nnx.GraphDef, params: nnx.State, batch: TokenBatch) -> jax.Array:
     """Nats (B,) of the generated tokens of windows; there are none where tokens are -1."""
     model = nnx.merge(graph, params)
-    sequence, video = sequence_of(model.config, batch), batch.tokens[0, ..., 0].size
-    scores = model.head.scores(model(sequence)[:, -video:], sequence.target[:, -video:])
-    asked_BL = sequence.generated[:, -video:] & (sequence.block[:, -video:] != NEVER)
+    sequence, clip = lay_out(model.config, batch), clip_slots(batch)
+    scores = model.head.scores(model(sequence)[:, clip], sequence.target[:, clip])
+    asked_BL = sequence.generated[:, clip] & (sequence.block[:, clip] != NEVER)
     return jnp.sum(jnp.where(asked_BL, scores.log_likelihood, 0), axis=1)
 
 

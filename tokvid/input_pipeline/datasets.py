@@ -25,7 +25,7 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.splits import SPLITS, Split, part_of
 from tokvid.io.urls import is_url, local
-from tokvid.types import Caption, TokenBatch, VideoBatch, VideoItem, VideoSource
+from tokvid.types import Caption, TokenBatch, VideoBatch, VideoItem, VideoSource, joined
 
 log = logging.getLogger(__name__)
 
@@ -377,8 +377,8 @@ def batches(
     # What is buffered are whole batches, so there are few.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
-    def joined(samples: Sequence[Any]) -> Any:
-        return type(samples[0])(*(join(arrays) for arrays in zip(*samples, strict=True)))
+    def together(samples: Sequence[Any]) -> Any:
+        return joined(samples, join)
 
-    mine = samples.batch(batch, drop_remainder=True, batch_fn=joined)[shard[0] :: shard[1]]
+    mine = samples.batch(batch, drop_remainder=True, batch_fn=together)[shard[0] :: shard[1]]
     return iter(mine.to_iter_dataset(options))

@@ -21,6 +21,7 @@ from array_record.python import array_record_module
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import atomic, check_replaced, read_json, write_json
+from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import Caption, VideoItem
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class StoredVideo:
     """One record, a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the kind.
 
     `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W, Q)
-    in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized. Tokens may come with
-    `coarse` ones of the same seconds, from every `coarse_factor`-th frame.
+    in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized. Beside tokens there may
+    be those of `conditions` of the same video, by name.
     """
 
     key: str
@@ -52,8 +53,7 @@ class StoredVideo:
     frames: np.ndarray | None = None
     tokens: np.ndarray | None = None
     fps: float = 0.0
-    coarse: np.ndarray | None = None
-    coarse_factor: int = 1
+    conditions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     fit: "Fit" = "crop"  # how `read` makes another aspect ratio fit; not stored
 
     @property
@@ -331,9 +331,11 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
             "dtype": str(array.dtype),
             "fps": float(video.fps),
         }
-        if video.coarse is not None:
-            coarse = np.ascontiguousarray(video.coarse).astype(array.dtype)
-            values |= {"coarse": coarse.tobytes(), "coarse_factor": video.coarse_factor}
+        for name, tokens in video.conditions.items():
+            values.setdefault("conditions", {})[name] = {
+                "tokens": np.ascontiguousarray(tokens).astype(array.dtype).tobytes(),
+                "shape": list(tokens.shape),
+            }
     try:
         data = msgpack.packb(values)
     except (ValueError, OverflowError) as error:  # a text with lone surrogates, more bytes than a map may have
@@ -374,7 +376,25 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
         if not isinstance(values["video"], bytes):
             raise TypeError("video is not bytes")
         return StoredVideo(key, float(seconds), told, video=values["video"], fit=fit)
-    shape, dtype, content, fps = tuple(values["shape"]), values["dtype"], values[kind], values["fps"]
+    shape, dtype, fps = _shape(values["shape"], kind), values["dtype"], values["fps"]
+    if dtype not in (("uint8",) if kind == "frames" else TOKEN_TYPES):
+        raise ValueError(f"{kind} have type {dtype!r:.20}")
+    _within("fps", fps, 1e-3, MOST_FPS)
+    array = _array(values[kind], np.dtype(dtype), shape)
+    if kind == "frames":
+        return StoredVideo(key, float(seconds), told, frames=array, fps=float(fps), fit=fit)
+    conditions = {
+        name: _array(each["tokens"], array.dtype, _shape(each["shape"], kind))
+        for name, each in values.get("conditions", {}).items()
+    }
+    if values.get("coarse_factor") == CONDITIONS["coarse"].slower:  # of earlier versions
+        conditions["coarse"] = np.frombuffer(values["coarse"], array.dtype).reshape(-1, *shape[1:])
+    return StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps), conditions=conditions)
+
+
+def _shape(dims: list[int], kind: str) -> tuple[int, ...]:
+    """Of frames or tokens, checked."""
+    shape = tuple(dims)
     if kind == "tokens" and len(shape) == 3:  # of earlier versions, which knew no sub-codes
         shape = (*shape, 1)
     if len(shape) != 4:
@@ -385,21 +405,14 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
     if kind == "frames" and shape[3] not in (1, 3):
         raise ValueError(f"frames have {shape[3]} channels, not 1 or 3")
     _within("number of sub-codes", shape[3], 1, MOST_SUBCODES)
-    if dtype not in (("uint8",) if kind == "frames" else TOKEN_TYPES):
-        raise ValueError(f"{kind} have type {dtype!r:.20}")
-    _within("fps", fps, 1e-3, MOST_FPS)
-    array = np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
+    return shape
+
+
+def _array(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.frombuffer(content, dtype.newbyteorder("<"))
     if array.size != math.prod(shape):
         raise ValueError(f"shape {shape} doesn't fit {array.size} values")
-    array = array.reshape(shape)
-    if kind == "frames":
-        return StoredVideo(key, float(seconds), told, frames=array, fps=float(fps), fit=fit)
-    made = StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps))
-    if "coarse" not in values:
-        return made
-    _within("coarse_factor", values["coarse_factor"], 2, MOST_FPS)
-    coarse = np.frombuffer(values["coarse"], array.dtype).reshape(-1, *shape[1:])
-    return dataclasses.replace(made, coarse=coarse, coarse_factor=int(values["coarse_factor"]))
+    return array.reshape(shape)
 
 
 def _within(what: str, value: Any, least: float, most: float) -> None:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokvid.config import Recipe, TransformerConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.flops import CHIPS, Chip, chip_of
-from tokvid.sampling.decode import generate
+from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.methods import Sampling
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
 from tokvid.train.state import abstract_state, make_step
@@ -98,7 +98,7 @@ def training_program(recipe: Recipe, mesh: Mesh) -> Program:
     return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})
 
 
-def decoding_program(config: TransformerConfig, mesh: Mesh, method: Sampling) -> Program:
+def decoding_program(config: TransformerConfig, mesh: Mesh, sampling: Sampling) -> Program:
     """What makes one window of VIDEOS videos for each copy of the weights, with guidance."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     params = jax.tree.map(
@@ -109,10 +109,11 @@ def decoding_program(config: TransformerConfig, mesh: Mesh, method: Sampling) ->
     videos, frames = VIDEOS * mesh.shape["data"] * mesh.shape["fsdp"], config.latent[0]
     batch = windows(config, videos)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), videos))
-    arguments = _laid_out((batch, batch.text, keys, np.zeros((videos, frames), np.float32)), mesh)
-    count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    options: dict[str, Any] = {"known": (False,) * frames, "method": method, "guided": True}
-    program = _compile(generate, mesh, graph, params, *arguments, count, **options)
+    guidance_BT = np.zeros((videos, frames), np.float32)
+    window, negative, keys, guidance = _laid_out((batch, batch.text, keys, guidance_BT), mesh)
+    tokens = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    options: dict[str, Any] = {"known": 0, "sampling": sampling, "guided": True}
+    program = _compile(generate, mesh, graph, params, Request(window, negative, keys, guidance, tokens), **options)
     return _by_kind(program, {"parameters": _bytes(params)})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from tokvid.config import Recipe
-from tokvid.flops import transformer_flops, window_slots
+from tokvid.flops import transformer_flops
 from tokvid.plan.aot import (
     VIDEOS,
     DoesNotFit,
@@ -23,7 +23,7 @@ from tokvid.plan.roofline import judge
 from tokvid.sampling.methods import Sampling
 from tokvid.sharding import AXES, make_mesh
 from tokvid.train.transformer_step import TransformerTask
-from tokvid.types import tokens_at_once
+from tokvid.transformer.layout import schedule, slot_count
 
 DAY = 86400  # seconds
 
@@ -67,7 +67,7 @@ def plan(
 
 
 def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Callable[[str, str], object]) -> dict[str, Any]:
-    config, slots = recipe.train_transformer, window_slots(recipe.transformer)
+    config, slots = recipe.train_transformer, slot_count(recipe.transformer)
     program = training_program(recipe, mesh)
     keep("training", program.text)
     result = judge(program, found, mesh, config.batch * TransformerTask(recipe).flops())
@@ -82,13 +82,11 @@ def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Callable[[str, 
 
 def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Callable[[str, str], object]) -> dict[str, Any]:
     config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, found)
-    videos, slots = VIDEOS * mesh.shape["data"], window_slots(config)
-    tokens, width = math.prod(config.latent), config.latent[2]
-    at_once = tokens_at_once(rows, config.latent)
+    videos, slots, tokens = VIDEOS * mesh.shape["data"], slot_count(config), math.prod(config.latent)
+    lead, at_once = schedule(config.latent, rows, given=False)
     program = decoding_program(config, mesh, Sampling(rows=rows))
     keep("decoding", program.text)
-    # How often the loops run whose length is an argument (how much is drawn): rows wait for a video's first one.
-    lead = width if 1 < at_once < math.prod(config.latent[1:]) else 0
+    # How often the loops run whose length is an argument: how much is drawn.
     trips = (*([lead] if lead else []), (tokens - lead) // at_once)
     # With the text and without.
     result = judge(program, found, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)

@@ -1,7 +1,9 @@
 """From layouts to tokens: prefill what is known, then step after step over one static KV cache, in one jitted loop."""
 
+import dataclasses
 import functools
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,26 @@ from jaxtyping import Array, Float, Int
 
 from tokvid.nn.cache import KVCache
 from tokvid.sampling.methods import Sampling, draw, guide, surest
-from tokvid.transformer.layout import Sequence
-from tokvid.transformer.model import Transformer, sequence_of
-from tokvid.types import TokenBatch, tokens_at_once
+from tokvid.transformer.layout import Sequence, in_order, lay_out, schedule
+from tokvid.transformer.model import Transformer
+from tokvid.types import AnyArray, TokenBatch
+
+Carry = tuple[KVCache, jax.Array]  # the cache, and the tokens (B, L, Q) generated so far
+
+
+class Request(NamedTuple):
+    """What is to be generated: a window, whose `step` and `drawn` the sampling decides, and how.
+
+    With guidance, `guidance_BT` of each latent frame, each step also runs under the texts `negative_BL` (-1: without
+    text). The first `tokens` of those that are not known are generated. Keys are drawn by slot, fold_in(keys_B,
+    slot), so a longer window begins with the same tokens.
+    """
+
+    batch: TokenBatch
+    negative_BL: AnyArray
+    keys_B: jax.Array
+    guidance_BT: AnyArray
+    tokens: AnyArray
 
 
 def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> KVCache:
@@ -30,116 +49,130 @@ def step(
     return model.norm(hidden), cast(KVCache, longer)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "known", "method", "guided"))
+@functools.partial(jax.jit, static_argnames=("graph", "known", "sampling", "guided"))
 def generate(
-    graph: nnx.GraphDef,
-    params: nnx.State,
-    batch: TokenBatch,
-    negative_BL: Int[Array, "b l"],
-    keys_B: jax.Array,
-    guidance_BT: Float[Array, "b t"],
-    count: Int[Array, ""],
-    *,
-    known: tuple[bool, ...],
-    method: Sampling,
-    guided: bool,
+    graph: nnx.GraphDef, params: nnx.State, request: Request, *, known: int, sampling: Sampling, guided: bool
 ) -> Int[Array, "b t h w q"]:
-    """Fills in the first `count` latent frames of a window that are not `known`; the rest become 0.
-
-    What `batch` says of known, step and drawn is replaced by `known` and by `method`. With `guided`, each step also
-    runs under the text `negative_BL` (-1: without text) and guidance is applied, of each latent frame its own.
-    Sampling is by absolute slot: fold_in(keys_B, slot), so a longer window begins with the same tokens.
-    """
+    """The tokens of a window: those that are known, `known` of every sample, and those generated; the rest become 0."""
     model: Transformer = nnx.merge(graph, params)
+    batch = request.batch
     B, T, H, W, Q = batch.tokens.shape
-    width, given_T = tokens_at_once(method.rows, (T, H, W)), [i for i in range(T) if known[i]]
-    batch = batch._replace(
-        known=jnp.broadcast_to(jnp.array(known), (B, T)),
-        step=jnp.full(B, width),
-        drawn=jnp.zeros((B, T, H, W), bool),
-    )
+    plan = schedule((T, H, W), sampling.rows, known > 0)
+    asked = T * H * W - known
+    step_B, drawn_BTHW = jnp.full(B, plan.at_once), jnp.zeros((B, T, H, W), bool)
+    batch = batch._replace(step=step_B, drawn=drawn_BTHW, known=jnp.asarray(batch.known))
     both = batch
     if guided:  # each window twice, the second time under the negative text; side by side, on the same device
         both = jax.tree.map(
             lambda *pair: jnp.stack(pair, axis=1).reshape(2 * B, *pair[0].shape[1:]),
             batch,
-            batch._replace(text=negative_BL),
+            batch._replace(text=request.negative_BL),
         )
-    sequence = sequence_of(model.config, both)
-    asked_T = [i for i in range(T) if not known[i]]
-    first = sequence.token.shape[1] - len(asked_T) * H * W  # slot to generate
+    order_BL = in_order(batch.known)
+    sequence = lay_out(model.config, both)
     # Not scanned but one after another, layers find the cache where attention wants it: on TPUs, rows take a quarter of
     # the memory traffic (docs/pods.md). Single tokens gain nothing, and it takes longer to compile.
-    layers = model.layers(model.config.scan_layers and not method.rows)
-    total = count * H * W
-    begin_Q = model.vocabulary.alone(model.vocabulary.begin)
+    layers = model.layers(model.config.scan_layers and not sampling.rows)
+    frame_BL = order_BL[:, known:] // (H * W)
+    scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), frame_BL, axis=1)
+    drawer = _Drawer(model, sequence, layers, request.keys_B, scale_BL if guided else None, asked, sampling)
+    carry = prefill(model, sequence, drawer.first, layers), jnp.zeros((B, asked, Q), jnp.int32)
+    if plan.at_once == H * W:
+        carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
+    else:
+        if plan.lead:
+            carry = jax.lax.fori_loop(0, jnp.minimum(plan.lead, request.tokens), drawer.at_once(1, 0), carry)
+        steps = (request.tokens - plan.lead) // plan.at_once
+        carry = jax.lax.fori_loop(0, steps, drawer.at_once(plan.at_once, plan.lead), carry)
+    tokens_BLQ = jnp.asarray(batch.tokens, jnp.int32).reshape(B, T * H * W, Q)
+    filled = jax.vmap(lambda tokens_LQ, at_L, new_LQ: tokens_LQ.at[at_L].set(new_LQ))
+    return filled(tokens_BLQ, order_BL[:, known:], carry[1]).reshape(B, T, H, W, Q)
 
-    def ask(cache: KVCache, rank: jax.Array, input_BLQ: jax.Array) -> tuple[jax.Array, KVCache]:
+
+@dataclasses.dataclass(frozen=True)
+class _Drawer:
+    """Bodies of the loops that generate the last `asked` slots of a sequence.
+
+    With `scale_BL`, the guidance scale of each of them, the sequence has every window twice: under its text, and under
+    the negative prompt.
+    """
+
+    model: Transformer
+    sequence: Sequence
+    layers: Any
+    keys_B: jax.Array
+    scale_BL: jax.Array | None
+    asked: int
+    sampling: Sampling
+
+    @property
+    def first(self) -> int:
+        """The first slot that is generated."""
+        return self.sequence.token.shape[1] - self.asked
+
+    def at_once(self, width: int, start: int) -> Callable[[jax.Array, Carry], Carry]:
+        """Draws `width` tokens, each from the logits of a slot that holds the token one step before."""
+
+        def body(i: jax.Array, carry: Carry) -> Carry:
+            cache, tokens_BLQ = carry
+            rank = start + i * width
+            before_L = rank - width + jnp.arange(width)
+            rows_BLQ = self.model.vocabulary.of_video(tokens_BLQ[:, jnp.maximum(before_L, 0)])
+            hidden_BLD, cache = self._ask(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
+            drawn_BLQ, _ = self._answer(hidden_BLD, rank, self._keys(rank))
+            return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, drawn_BLQ, rank, axis=1)
+
+        return body
+
+    def in_rounds(self, size: int) -> Callable[[jax.Array, Carry], Carry]:
+        """Draws a latent frame of `size` tokens: each round keeps the surest and asks again for the others."""
+
+        def body(i: jax.Array, carry: Carry) -> Carry:
+            cache, tokens_BLQ = carry
+            B, _, Q = tokens_BLQ.shape
+            rank, vocabulary = i * size, self.model.vocabulary
+
+            def one_round(number: jax.Array, carry: tuple) -> tuple:
+                cache, now_BLQ, stands_BL = carry
+                rows_BLQ = jnp.where(stands_BL[..., None], vocabulary.of_video(now_BLQ), self._begin_Q)
+                hidden_BLD, cache = self._ask(cache, rank, rows_BLQ)
+                keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._keys(rank), number)
+                drawn_BLQ, likelihood_BL = self._answer(hidden_BLD, rank, keys_B)
+                now_BLQ = jnp.where(stands_BL[..., None], now_BLQ, drawn_BLQ)
+                done = (number + 1) / self.sampling.rounds
+                return cache, now_BLQ, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
+
+            start = (cache, jnp.zeros((B, size, Q), jnp.int32), jnp.zeros((B, size), bool))
+            cache, now_BLQ, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
+            _, cache = self._ask(cache, rank, vocabulary.of_video(now_BLQ))  # the frames that follow see them all
+            return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, now_BLQ, rank, axis=1)
+
+        return body
+
+    @property
+    def _begin_Q(self) -> jax.Array:
+        return self.model.vocabulary.alone(self.model.vocabulary.begin)
+
+    def _keys(self, rank: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, self.first + rank)
+
+    def _ask(self, cache: KVCache, rank: jax.Array, input_BLQ: jax.Array) -> tuple[jax.Array, KVCache]:
         """The slots from the `rank`-th generated one on, each under both texts where there is guidance."""
-        input_BLQ = jnp.repeat(input_BLQ, 2, axis=0) if guided else input_BLQ
-        return step(model, sequence, cache, first + rank, input_BLQ, layers)
+        input_BLQ = input_BLQ if self.scale_BL is None else jnp.repeat(input_BLQ, 2, axis=0)
+        return step(self.model, self.sequence, cache, self.first + rank, input_BLQ, self.layers)
 
-    def answer(hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _answer(self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Tokens of the slots from the `rank`-th on, (B, L, Q), and how likely each is, (B, L)."""
-        likelihoods = []
+        likelihoods, guided = [], self.scale_BL is not None
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
-            if guided:
-                scale_B = guidance_BT[:, jnp.array(asked_T)][:, rank // (H * W)]
-                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], scale_B)
+            if self.scale_BL is not None:
+                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, rank])
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
-            ids_BL = draw(keys, logits_BLV, method)
+            ids_BL = draw(keys, logits_BLV, self.sampling)
             every_BLV = jax.nn.log_softmax(logits_BLV)
             likelihoods.append(jnp.take_along_axis(every_BLV, ids_BL[..., None], axis=-1)[..., 0])
             return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL
 
-        ids_BLQ = model.head.draw(hidden_BLD, choose)
+        ids_BLQ = self.model.head.draw(hidden_BLD, choose)
         return ids_BLQ[0::2] if guided else ids_BLQ, sum(likelihoods, jnp.zeros(()))
-
-    def keys_at(rank: jax.Array) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, first + rank)
-
-    def at_once(width: int, start: int):
-        """Draws `width` tokens, each from the logits of a slot that holds the token one step before."""
-
-        def body(i: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
-            cache, made_BLQ = carry
-            rank = start + i * width
-            before_L = rank - width + jnp.arange(width)
-            rows_BLQ = model.vocabulary.of_video(made_BLQ[:, jnp.maximum(before_L, 0)])
-            hidden_BLD, cache = ask(cache, rank, jnp.where(before_L[:, None] < 0, begin_Q, rows_BLQ))
-            drawn_BLQ, _ = answer(hidden_BLD, rank, keys_at(rank))
-            return cache, jax.lax.dynamic_update_slice_in_dim(made_BLQ, drawn_BLQ, rank, axis=1)
-
-        return body
-
-    def in_rounds(i: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
-        """Draws a latent frame: each round keeps the surest tokens and asks again for the others."""
-        cache, made_BLQ = carry
-        rank = i * H * W
-
-        def body(number: jax.Array, carry: tuple) -> tuple:
-            cache, now_BLQ, stands_BL = carry
-            rows_BLQ = jnp.where(stands_BL[..., None], model.vocabulary.of_video(now_BLQ), begin_Q)
-            hidden_BLD, cache = ask(cache, rank, rows_BLQ)
-            keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_at(rank), number)
-            drawn_BLQ, likelihood_BL = answer(hidden_BLD, rank, keys_B)
-            now_BLQ = jnp.where(stands_BL[..., None], now_BLQ, drawn_BLQ)
-            done = (number + 1) / method.rounds
-            return cache, now_BLQ, surest(keys_B, likelihood_BL, stands_BL, done, method)
-
-        start = (cache, jnp.zeros((B, H * W, Q), jnp.int32), jnp.zeros((B, H * W), bool))
-        cache, now_BLQ, _ = jax.lax.fori_loop(0, method.rounds, body, start)
-        _, cache = ask(cache, rank, model.vocabulary.of_video(now_BLQ))  # what comes next sees them all
-        return cache, jax.lax.dynamic_update_slice_in_dim(made_BLQ, now_BLQ, rank, axis=1)
-
-    carry = prefill(model, sequence, first, layers), jnp.zeros((B, len(asked_T) * H * W, Q), jnp.int32)
-    if width == H * W:
-        made_BLQ = jax.lax.fori_loop(0, count, in_rounds, carry)[1]
-    else:
-        lead = 0 if given_T or width == 1 else W  # as `layout` has it: rows wait for the first one
-        if lead:
-            carry = jax.lax.fori_loop(0, jnp.minimum(lead, total), at_once(1, 0), carry)
-        made_BLQ = jax.lax.fori_loop(0, (total - lead) // width, at_once(width, lead), carry)[1]
-    tokens = jnp.asarray(batch.tokens, jnp.int32)
-    return tokens.at[:, jnp.array(asked_T)].set(made_BLQ.reshape(B, -1, H, W, Q))

@@ -4,23 +4,25 @@ Every level is a rolling window over tokens. A level pulls from the one below no
 frames leave in order, as they are made, in memory that doesn't grow with length.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.windows import captions_in_force
 from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import (
-    Coarse,
     Models,
     Prompt,
     RollingWindow,
+    Source,
     StreamDecoder,
     window_ends,
 )
-from tokvid.types import Caption, tokens_at_once
+from tokvid.tasks.conditions import Condition
+from tokvid.tasks.tasks import trained_refinement
+from tokvid.types import Caption, captions_in_force, tokens_at_once
 
 Scheme = Literal["hierarchical", "one-level"]  # level by level, or at once at the rate asked for
 
@@ -49,17 +51,17 @@ def rates_of(models: Models, fps: float, scheme: Scheme | None) -> list[float]:
     UserError where they can't, but it is asked for.
     """
     about, rates = models.transformer.about, [fps]
-    if scheme == "one-level" or (scheme is None and not was_trained(models, "interpolation")):
+    if scheme == "one-level" or (scheme is None and trained_refinement(about) is None):
         return rates
-    factor = _factor(models)
-    while rates[0] / factor > 0.999 * min(about["fps"]):
-        rates.insert(0, rates[0] / factor)
+    slower = refinement(models)[1].slower
+    while rates[0] / slower > 0.999 * min(about["fps"]):
+        rates.insert(0, rates[0] / slower)
     return rates
 
 
 def rates_between(models: Models, fps: float, factor: int) -> list[float]:
     """The rates of the levels that make `factor` frames of each one at `fps`; UserError where the weights can't."""
-    by, rates = _factor(models), [fps]
+    by, rates = refinement(models)[1].slower, [fps]
     while round(rates[-1] / fps) < factor:
         rates.append(rates[-1] * by)
     if len(rates) == 1 or round(rates[-1] / fps) != factor:
@@ -67,28 +69,23 @@ def rates_between(models: Models, fps: float, factor: int) -> list[float]:
     return rates[1:]
 
 
-def _factor(models: Models) -> int:
-    """How many frames the weights make of one at each level; UserError where none."""
-    if not was_trained(models, "interpolation"):
+def refinement(models: Models) -> tuple[str, Condition]:
+    """The condition from which the weights make a video of a higher rate, after its name; UserError without one."""
+    if (found := trained_refinement(models.transformer.about)) is None:
         raise UserError(
-            "these weights were not trained to interpolate; train some with layouts.interpolation and "
-            "tokens.coarse_factor, or tell stories with --scheme one-level"
+            "these weights were not trained to interpolate; train some with the task interpolation in layouts.tasks, "
+            "or make stories with --scheme one-level"
         )
-    return int(models.transformer.about["coarse_factor"])
+    return found
 
 
-def was_trained(models: Models, task: str) -> bool:
-    """Whether the weights know a task, a field of `LayoutConfig`."""
-    return bool(models.transformer.about.get("layouts", {}).get(task))
-
-
-def check_rows(models: Models, method: Sampling) -> None:
+def check_rows(models: Models, sampling: Sampling) -> None:
     """UserError where the weights weren't trained to draw so many rows at once."""
-    tokens_at_once(method.rows, models.transformer.config.latent)
+    tokens_at_once(sampling.rows, models.transformer.config.latent)
     trained = sorted(set(models.transformer.about.get("layouts", {}).get("rows", [0])))
-    if method.rows not in trained:
+    if sampling.rows not in trained:
         raise UserError(
-            f"these weights draw {trained} rows at once (0 is token by token), not {method.rows}; "
+            f"these weights draw {trained} rows at once (0 is token by token), not {sampling.rows}; "
             "use one of these, or train with layouts.rows"
         )
 
@@ -113,45 +110,50 @@ def steps_of(
     return steps
 
 
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """How the levels of a video are made: their rates, the lowest first, and what windows keep and draw by."""
+
+    rates: Sequence[float]
+    latent_frames: int  # at the last rate
+    keep: int = 2
+    sampling: Sampling = Sampling()
+
+
 def videos(
     models: Models,
     prompts: Sequence[Prompt],
-    rates: Sequence[float],
-    latent_frames: int,
-    *,
-    keep: int,
-    method: Sampling,
+    levels: Levels,
     given_BTHWQ: np.ndarray,
+    *,
     kept: Callable[[float], Kept | None] = lambda fps: None,
-    coarse: tuple[float, Iterator[np.ndarray]] | None = None,
+    source: Source | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
-    They have `latent_frames` at the last of `rates`. What is `given` of them begins every level, so it is nothing, one
-    picture, or at the only rate; without it, the first level's first latent frame begins the others. `coarse` is a
-    video to interpolate: its rate, and its latent frames (B, T, H, W, Q) in turn. `kept(fps)` says where a level keeps
-    its tokens.
+    What is `given` of them begins every level, so it is nothing, one picture, or at the only rate; without it, the
+    first level's first latent frame begins the others. `source` is the condition that the first level is made from.
+    `kept(fps)` says where a level keeps its tokens.
     """
-    check_rows(models, method)
-    batch = len(given_BTHWQ)
-    counts = [latent_frames]
+    check_rows(models, levels.sampling)
+    rates, counts = levels.rates, [levels.latent_frames]
+    tokens: Iterator[np.ndarray] = iter(())
     for slow, fast in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
         counts.insert(0, 1 + -(-(counts[0] - 1) // round(fast / slow)))
-    for fps, count in zip(rates, counts, strict=True):
-        below = None if coarse is None else Coarse(*coarse)
-        window = RollingWindow(models, batch, fps, keep=keep, method=method, coarse=below)
-        if below is not None and not given_BTHWQ.shape[1]:
-            given_BTHWQ = below.take(0, 1)  # the first latent frame is one frame, the same at every rate
-        tokens = _level(models, window, prompts, count, keep, given_BTHWQ, kept(fps))
-        coarse = (fps, tokens)
+    for number, (fps, count) in enumerate(zip(rates, counts, strict=True)):
+        if number:
+            source = Source(refinement(models)[0], rates[number - 1], tokens)
+        window = RollingWindow(models, len(given_BTHWQ), fps, keep=levels.keep, sampling=levels.sampling, source=source)
+        if source is not None and source.fps < fps and not given_BTHWQ.shape[1]:
+            given_BTHWQ = source.take(0, 1)  # the first latent frame is one frame, the same at every rate
+        tokens = _level(window, prompts, count, levels.keep, given_BTHWQ, kept(fps))
     _, rows, columns = models.transformer.config.latent
-    decoder = StreamDecoder(models.tokenizer, batch, rows, columns)
+    decoder = StreamDecoder(models.tokenizer, len(given_BTHWQ), rows, columns)
     for tokens_BTHWQ in tokens:
         yield decoder.feed(tokens_BTHWQ)
 
 
 def _level(
-    models: Models,
     window: RollingWindow,
     prompts: Sequence[Prompt],
     latent_frames: int,
@@ -162,7 +164,7 @@ def _level(
     """Latent frames (B, T, H, W, Q) at one rate: those given, those kept, and then window after window new ones."""
     given = given_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]
-    steps = steps_of(models, starts, window.fps, latent_frames, keep=keep, given=given)
+    steps = steps_of(window.models, starts, window.fps, latent_frames, keep=keep, given=given)
     window.given(given_BTHWQ)
     for index in range(given):
         yield given_BTHWQ[:, index : index + 1]

@@ -17,9 +17,18 @@ from tokvid.config import from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
 from tokvid.io.files import atomic
-from tokvid.sampling.levels import Scheme, rates_of, steps_of, videos
+from tokvid.sampling.levels import Levels, Scheme, rates_of, steps_of, videos
 from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
-from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, frames_of, latent_frames_for
+from tokvid.sampling.stream import (
+    Guidance,
+    Models,
+    Prompt,
+    StreamDecoder,
+    StreamEncoder,
+    frames_of,
+    latent_frames_for,
+    make_prompt,
+)
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
@@ -157,24 +166,17 @@ def joins(story: Story, models: Models) -> list[int]:
 
 def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt]:
     """What each segment asks of the models; the first one from 0 s on, the others after `before` seconds more."""
-    encode = models.text.encoder(models.transformer.config.text_length)
     prompts = []
     for number, (start, segment) in enumerate(zip(story.starts, story.segments, strict=False)):
         # A segment of its own seed always comes out the same from the same past; others differ by their number.
         seed = segment.seed if segment.seed is not None else (story.seed + 7919 * number) % 2**32
-        guidance = segment.guidance if segment.guidance is not None else story.guidance
-        last = segment.last_guidance if segment.last_guidance is not None else story.last_guidance
-        negative = segment.negative if segment.negative is not None else story.negative
-        prompts.append(
-            Prompt(
-                start + before if number else 0.0,
-                encode(segment.prompt)[None],
-                encode(negative)[None],
-                np.array([seed]),
-                np.array([guidance]),
-                np.array([guidance if last is None else last]),
-            )
+        guidance = Guidance(
+            segment.guidance if segment.guidance is not None else story.guidance,
+            segment.last_guidance if segment.last_guidance is not None else story.last_guidance,
+            segment.negative if segment.negative is not None else story.negative,
         )
+        at = start + before if number else 0.0
+        prompts.append(make_prompt(models, [segment.prompt], np.array([seed]), guidance, at))
     return prompts
 
 
@@ -199,11 +201,8 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
         frames = videos(
             models,
             prompts_of(story, models, before / story.fps),
-            rates,
-            latent_frames_for(before + story.frames, patch),
-            keep=story.keep,
-            method=story.sampling,
-            given_BTHWQ=given_THWQ[None],
+            Levels(rates, latent_frames_for(before + story.frames, patch), story.keep, story.sampling),
+            given_THWQ[None],
             kept=kept,
         )
         yield from first_frames(before + story.frames, frames)
@@ -222,9 +221,12 @@ def forget(partial: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def encode_opening(models: Models, frames: Iterator[np.ndarray]) -> np.ndarray:
-    """Frames uint8 (H, W, 3) of the models' size → tokens (T', H', W', Q); a last latent frame not full is left out."""
-    encoder = StreamEncoder(models.tokenizer, 1, models.size)
+def encode_opening(models: Models, frames: Iterator[np.ndarray], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Frames uint8 (H, W, 3) → tokens (T', H', W', Q); a last latent frame that isn't full is left out.
+
+    They have the models' size, unless another is given.
+    """
+    encoder = StreamEncoder(models.tokenizer, 1, size or models.size)
     return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +14,14 @@ from flax import nnx
 from tokvid import weights
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
-from tokvid.input_pipeline.windows import coarse_span
-from tokvid.sampling.decode import generate
-from tokvid.sampling.methods import Sampling
+from tokvid.sampling.decode import Request, generate
+from tokvid.sampling.methods import GUIDANCE, Sampling
+from tokvid.tasks.conditions import CONDITIONS
+from tokvid.tasks.tasks import trained_tasks
 from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side
 from tokvid.tokenizer.quantizers import codes_of
-from tokvid.types import token_batch
+from tokvid.transformer.layout import kind_of
+from tokvid.types import Clip, token_batch
 
 MOST_PATCHES = 8192  # of a latent frame: attention among them takes a gigabyte or two
 
@@ -41,6 +43,11 @@ class Models(NamedTuple):
         """No latent frames of theirs: (B, 0, H, W, Q)."""
         config = self.transformer.config
         return np.zeros((batch, 0, *config.latent[1:], config.subcodes), np.int32)
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """The tasks that they were trained for, and their shares."""
+        return trained_tasks(self.transformer.about)
 
     @property
     def mark(self) -> str:
@@ -138,10 +145,10 @@ class StreamDecoder:
 
 
 class Prompt(NamedTuple):
-    """What every video of a batch is told from `start` seconds on.
+    """What is asked of every video of a batch from `start` seconds on.
 
-    Texts (B, L) to follow and to turn away from, padded with -1, seeds, and the guidance of the first and of the last
-    latent frame, (B,) each.
+    Texts (B, L) to follow and to turn away from, padded with -1, seeds, and the guidance scale of the first and of the
+    last latent frame, (B,) each.
     """
 
     start: float
@@ -152,12 +159,50 @@ class Prompt(NamedTuple):
     last_guidance_B: np.ndarray
 
 
-class Coarse:
-    """A video at a lower rate, latent frame after latent frame, of which only what may still be seen is kept."""
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How closely a text is followed: the scale at the beginning and at the end (None: the same), a negative prompt."""
 
-    def __init__(self, fps: float, tokens: Iterator[np.ndarray]):
-        self.fps, self._tokens = fps, tokens
+    scale: float = GUIDANCE
+    last: float | None = None
+    negative: str = ""
+
+
+def make_prompt(
+    models: Models, texts: Sequence[str], seeds_B: np.ndarray, guidance: Guidance, start: float = 0.0
+) -> Prompt:
+    """A prompt for a video of each text."""
+    encode, batch = models.text.encoder(models.transformer.config.text_length), len(texts)
+    last = guidance.scale if guidance.last is None else guidance.last
+    return Prompt(
+        start,
+        np.stack([encode(text) for text in texts]),
+        np.stack([encode(guidance.negative)] * batch),
+        seeds_B,
+        np.full(batch, guidance.scale, np.float32),
+        np.full(batch, last, np.float32),
+    )
+
+
+class Source:
+    """The condition that a video is made from, latent frame after latent frame; only what may still be seen is kept."""
+
+    def __init__(self, name: str, fps: float, tokens: Iterator[np.ndarray]):
+        """`name` is a key of CONDITIONS; `fps` its own rate; `tokens` (B, T, H, W, Q) in turn."""
+        self.name, self.fps, self._tokens = name, fps, tokens
         self._first, self._last_BTHWQ = 0, next(tokens)
+
+    def clip(self, first: int, models: Models) -> Clip:
+        """Those latent frames that a window sees whose first new latent frame is number `first`."""
+        config = models.transformer.config
+        start, count = CONDITIONS[self.name].span(first, config.latent_frames)
+        batch = len(self._last_BTHWQ)
+        return Clip(
+            self.take(start, count),
+            np.full(batch, start, np.int32),
+            np.full(batch, self.fps, np.float32),
+            np.full(batch, kind_of(config, self.name), np.int32),
+        )
 
     def take(self, first: int, count: int) -> np.ndarray:
         """Latent frames from number `first` on, (B, count, H, W, Q), -1 behind its end; those before are forgotten."""
@@ -176,8 +221,8 @@ class Coarse:
 class RollingWindow:
     """Tokens that go on and on: the last `keep` latent frames stay as what is known, the next are generated.
 
-    A new text just re-prefills the kept latent frames under it; no frame is ever decoded and encoded again. With
-    `coarse`, the same video at a lower rate, its seconds are filled in.
+    A new text just re-prefills the kept latent frames under it; no frame is ever decoded and encoded again. With a
+    `source`, the video is made from that condition.
     """
 
     def __init__(
@@ -187,15 +232,15 @@ class RollingWindow:
         fps: float,
         *,
         keep: int = 2,
-        method: Sampling = Sampling(),
-        coarse: Coarse | None = None,
+        sampling: Sampling = Sampling(),
+        source: Source | None = None,
     ):
-        frames = models.transformer.config.latent[0]
+        frames = models.transformer.config.latent_frames
         if not 1 <= keep < frames:
             raise UserError(f"keep should be 1 to {frames - 1} latent frames (the window has {frames}), got {keep}")
         if not 0 < fps <= 240:
             raise UserError(f"fps should be above 0 and at most 240, got {fps}")
-        self._models, self._keep, self._method, self._coarse = models, keep, method, coarse
+        self.models, self._keep, self._sampling, self._source = models, keep, sampling, source
         self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
         self.fps, self._batch = fps, batch
         self.latent_frames = 0  # how many there are by now
@@ -211,51 +256,47 @@ class RollingWindow:
     def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None = None) -> np.ndarray:
         """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W, Q).
 
-        What comes after them may be known, too: then they lead there (and what is known fills the window).
+        With `until_BTHWQ`, the new latent frames lead up to it (and it ends the window).
         """
-        if self._method.rows and not self.latent_frames and self._knows_serial:
+        if self._sampling.rows and not self.latent_frames and self._knows_serial:
             # All others follow from a video's first latent frame, so that one is worth the time.
-            first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._method, rows=0))
+            first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._sampling, rows=0))
             if guidance_BT.shape[1] == 1:
                 return first_BTHWQ
             return np.concatenate([first_BTHWQ, self.extend(prompt, guidance_BT[:, 1:], until_BTHWQ)], axis=1)
-        return self._generate(prompt, guidance_BT, until_BTHWQ, self._method)
+        return self._generate(prompt, guidance_BT, until_BTHWQ, self._sampling)
 
     def _generate(
-        self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None, method: Sampling
+        self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None, sampling: Sampling
     ) -> np.ndarray:
-        transformer, batch = self._models.transformer, self._batch
-        window, known, count = transformer.config.latent[0], self._last.shape[1], guidance_BT.shape[1]
-        tokens = np.zeros((batch, window, *self._last.shape[2:]), np.int32)
+        transformer, (window, H, W) = self.models.transformer, self.models.transformer.config.latent
+        known, count = self._last.shape[1], guidance_BT.shape[1]
+        tokens = np.zeros((self._batch, window, *self._last.shape[2:]), np.int32)
         tokens[:, :known] = self._last
-        given_T = np.arange(window) < known
+        known_T = np.arange(window) < known
         if until_BTHWQ is not None:
-            tokens[:, known + count :], given_T[known + count :] = until_BTHWQ, True
-        fps_B = np.full(batch, self.fps, np.float32)
-        request = token_batch(tokens, np.full(batch, self._first, np.int32), fps_B, prompt.text_BL)
-        if self._coarse is not None:
-            start, span = coarse_span(self.latent_frames, window, round(self.fps / self._coarse.fps))
-            request = request._replace(
-                coarse=self._coarse.take(start, span),
-                coarse_start=np.full(batch, start, np.int32),
-                coarse_fps=np.full(batch, self._coarse.fps, np.float32),
-            )
-        scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge")
+            tokens[:, known + count :], known_T[known + count :] = until_BTHWQ, True
+        batch = token_batch(
+            tokens,
+            np.full(self._batch, self._first, np.int32),
+            np.full(self._batch, self.fps, np.float32),
+            prompt.text_BL,
+            np.broadcast_to(known_T, (self._batch, window)),
+            [] if self._source is None else [self._source.clip(self.latent_frames, self.models)],
+        )
+        keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
+        scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)
         filled = generate(
             transformer.graph,
             transformer.params,
-            request,
-            prompt.negative_BL,
-            _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames)),
-            scale_BT.astype(np.float32),
-            np.int32(count),
-            known=tuple(given_T.tolist()),
-            method=method,
+            Request(batch, prompt.negative_BL, keys_B, scale_BT, np.int32(count * H * W)),
+            known=int(known_T.sum()) * H * W,
+            sampling=sampling,
             guided=bool(np.any(guidance_BT != 1)),
         )
-        made = np.asarray(filled)[:, known : known + count]
-        self.given(made)
-        return made
+        new_BTHWQ = np.asarray(filled)[:, known : known + count]
+        self.given(new_BTHWQ)
+        return new_BTHWQ
 
 
 def window_ends(first: int, end: int, window: int, keep: int) -> Iterator[int]:

@@ -1,282 +1,82 @@
-"""The token cache: every video through the tokenizer once, so that the transformer trains on ready tokens.
-
-Videos are taken in parts, which are kept until all are there: several processes share them out, and who starts again
-goes on behind the last one.
-"""
+"""The token cache as those who read it get it: opened and checked in one place. `tokenize.py` writes it."""
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from tokvid import weights
-from tokvid.config import Recipe, to_dict
-from tokvid.distributed import check_same, first, reached, together
+from tokvid.config import LayoutConfig, Recipe, TransformerConfig
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import captions_within, fingerprint, holds_out, open_source, usable_rates
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
-from tokvid.input_pipeline.text import TextModel, train_text_model
-from tokvid.input_pipeline.windows import window_lengths
-from tokvid.io.progress import progress
-from tokvid.sharding import make_mesh, running_on
-from tokvid.tokenizer.cvivit import latent_shape
-from tokvid.tokenizer.quantizers import codes_of
-from tokvid.train.tokenizer_step import describe_data, encode_ids
-from tokvid.train.transformer_step import HELD_OUT
-from tokvid.types import Caption, VideoItem, VideoSource
+from tokvid.input_pipeline.records import RecordSource
+from tokvid.input_pipeline.text import TextModel
+from tokvid.tasks.conditions import CONDITIONS
+from tokvid.tasks.tasks import conditions_of
 
-BATCH = 16  # videos that a device tokenizes at once
-PART = 4096  # videos; whole batches, for any number of devices that is usual
-Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
+AGAIN = "run `tokvid tokenize` again"
+HELD_OUT = "tokens_held_out"  # beside the token cache
 
 
-def write_token_cache(recipe: Recipe, workdir: Path) -> None:
-    """Reads the recipe's videos and `workdir`/tokenizer; writes text.model, tokens/ and HELD_OUT there.
+@dataclasses.dataclass(frozen=True)
+class TokenCache:
+    """Ready tokens, their captions' text model, and the config and layouts that windows of them are for.
 
-    Each video gives one stretch, from a random second on, at one of the rates; its captions are moved along. With
-    `tokens.coarse_factor` the tokens of the same seconds at a rate so many times lower are kept beside it. A source
-    with fewer videos than `tokens.videos` is gone through again, with other stretches and rates. Of several processes
-    all do this together, each with its devices; the records and their order are the same. UserError where the
-    tokenizer is missing or not for these videos, stretches are shorter than a window, or too many videos are no use.
+    UserError where these don't belong together, with both values.
     """
-    folders = {"train": workdir / "tokens", "held_out": workdir / HELD_OUT}
-    for folder in folders.values():
-        check_replaceable(folder)
-    with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
-        tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
-        _check(recipe, tokenizer, workdir)
-        text = write_text_model(recipe, open_source(recipe.data), workdir)
-        _write(recipe, tokenizer, text, "train", folders["train"])
-        if holds_out(recipe.data) and recipe.tokens.held_out:
-            few = dataclasses.replace(recipe.tokens, videos=recipe.tokens.held_out)
-            _write(dataclasses.replace(recipe, tokens=few), tokenizer, text, "held_out", folders["held_out"])
-        elif first():  # those of an earlier tokenizer would be validated with
-            shutil.rmtree(folders["held_out"], ignore_errors=True)
+
+    source: RecordSource
+    text: TextModel
+    config: TransformerConfig
+    layouts: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
+
+    def __post_init__(self) -> None:
+        path, config, about = self.source.path, self.config, self.about
+        if self.source.kind != "tokens" or not len(self.source):
+            raise UserError(f"{path} holds {len(self.source)} records of kind {self.source.kind}, no tokens; {AGAIN}")
+        earlier = {"subcodes": 1} if "vocabulary" in about else {}  # caches that say nothing of sub-codes
+        for name, value in (
+            ("vocabulary", config.vocabulary),
+            ("subcodes", config.subcodes),
+            ("grid", list(config.grid)),
+            ("temporal_patch", config.temporal_patch),
+        ):
+            if (there := (earlier | about).get(name, value)) != value:
+                raise UserError(f"{path} needs transformer {name} {there}, the config has {value}; use one tokenizer")
+        if (there := about.get("text_model", self.text.fingerprint)) != self.text.fingerprint:
+            raise UserError(f"{path} was made with text model {there}, this one is {self.text.fingerprint}; {AGAIN}")
+        if self.text.vocabulary > config.text_vocabulary:  # fewer are fine: captions of few words give no more
+            raise UserError(
+                f"the text model of {path} has {self.text.vocabulary} ids, the config's transformer.text_vocabulary "
+                f"is {config.text_vocabulary}; raise it to {self.text.vocabulary}"
+            )
+        self._check_conditions()
+
+    def _check_conditions(self) -> None:
+        there = self.about.get("conditions", {})
+        if self.about.get("tokens", {}).get("coarse_factor") == CONDITIONS["coarse"].slower:  # of earlier versions
+            there = {"coarse": CONDITIONS["coarse"].facts}
+        for name, condition in conditions_of(self.layouts.tasks).items():
+            if there.get(name) != condition.facts:
+                raise UserError(f"{self.source.path} has no tokens of the condition {name} as it is now; {AGAIN}")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What was written beside the tokens."""
+        return self.source.metadata
+
+    @property
+    def held_out(self) -> "TokenCache | None":
+        """The tokens of videos that training holds out, or None where there are none."""
+        folder = self.source.path.with_name(HELD_OUT)
+        return dataclasses.replace(self, source=RecordSource(folder)) if folder.is_dir() else None
 
 
-def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: str, folder: Path) -> None:
-    """`tokens.videos` stretches of the videos of a split as one token cache."""
-    source, metadata = open_source(recipe.data, split), _metadata(recipe, tokenizer, text)
-    found = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
-    check_same(metadata | found)
-    aside = folder.with_name(f"{folder.name}.parts")
-    parts = [aside / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-    _write_parts(recipe, tokenizer, source, parts, metadata | found)
-    together("tokens")
-    if first():
-        written = [RecordSource(part) for part in parts]
-        failed = recipe.tokens.videos - sum(map(len, written))
-        errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
-        _refuse(recipe, failed, recipe.tokens.videos, (errors or [""])[-1])
-        join_records(parts, folder, "tokens", metadata)
-        shutil.rmtree(aside)
-    together("token cache")
-
-
-def _check(recipe: Recipe, tokenizer: weights.Loaded, workdir: Path) -> None:
-    config, size, tokens = tokenizer.config, recipe.data.size, recipe.tokens
-    if size != config.size:
-        raise UserError(f"the tokenizer in {workdir} is for size {config.size}, data.size is {size}; make them equal")
-    if tokens.videos < 1:
-        raise UserError(f"tokens.videos should be 1 or more, got {tokens.videos}")
-    if tokens.latent_frames < (longest := _lengths(recipe)[1]):
-        raise UserError(
-            f"tokens.latent_frames {tokens.latent_frames} is less than the {longest} of a window (transformer.latent, "
-            "layouts.lengths); raise it"
-        )
-    if tokens.coarse_factor < 1:
-        raise UserError(f"tokens.coarse_factor should be 1 (no coarse tokens) or more, got {tokens.coarse_factor}")
-
-
-def _metadata(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel) -> dict[str, Any]:
-    grid = latent_shape(tokenizer.config, 1, *recipe.data.size)
-    return {
-        "tokenizer": tokenizer.about.get("codes", tokenizer.about["fingerprint"]),
-        "text_model": text.fingerprint,
-        "vocabulary": codes_of(tokenizer.config).vocabulary,
-        "subcodes": codes_of(tokenizer.config).per_token,
-        "text_vocabulary": text.vocabulary,
-        "grid": [grid.rows, grid.columns],
-        "temporal_patch": tokenizer.config.temporal_patch,
-        "fps": list(recipe.data.fps),
-        "size": list(recipe.data.size),
-        "data": describe_data(recipe.data),
-        "tokens": to_dict(recipe.tokens),
-    }
-
-
-def _write_parts(
-    recipe: Recipe, tokenizer: weights.Loaded, source: VideoSource, parts: Sequence[Path], metadata: Mapping[str, Any]
-) -> None:
-    """This process's share of the parts, without those that are there already."""
-    mine = range(jax.process_index(), len(parts), jax.process_count())
-    missing = [number for number in mine if not _is_there(parts[number], metadata)]
-    total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
-    seen = failed = 0
-    with progress("tokens", total, "videos", done=total - left, quiet=not first()) as advance:
-        for number in missing:
-            reached(f"in part {number} of the tokens")
-            with RecordWriter(parts[number], "tokens", metadata) as writer:
-                writer.metadata["last_error"] = ""
-                for found in _read_ahead(recipe, source, tokenizer.config.temporal_patch, _videos(recipe, number)):
-                    errors = [result for result in found if isinstance(result, str)]
-                    seen, failed = seen + len(found), failed + len(errors)
-                    if errors:
-                        writer.metadata["last_error"] = errors[-1]
-                        _refuse(recipe, failed, seen, errors[-1])
-                    for video in _tokenized(recipe, tokenizer, [it for it in found if not isinstance(it, str)]):
-                        writer.write(video)
-                    advance(len(found))
-
-
-def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretch]) -> Iterator[StoredVideo]:
-    factor, longest = recipe.tokens.coarse_factor, recipe.tokens.latent_frames
-    videos = [video_THWC for video_THWC, *_ in stretches]
-    fine = _encode(tokenizer, videos, longest)
-    coarse: Sequence[np.ndarray | None] = [None] * len(videos)
-    if factor > 1:  # of the same frames, so that both show the same
-        slower = [video_THWC[::factor] for video_THWC in videos]
-        coarse = _encode(tokenizer, slower, 1 + (longest - 1) // factor)
-    for (video_THWC, fps, captions, key), ids_THWQ, coarse_THWQ in zip(stretches, fine, coarse, strict=True):
-        made = StoredVideo(key, len(video_THWC) / fps, captions, tokens=ids_THWQ, fps=fps)
-        yield dataclasses.replace(made, coarse=coarse_THWQ, coarse_factor=factor)
-
-
-def _lengths(recipe: Recipe) -> tuple[int, int]:
-    """Latent frames of the shortest and of the longest window that the transformer is trained on."""
-    lengths = window_lengths(recipe.layouts, recipe.transformer)
-    whole = [recipe.transformer.latent[0]] if recipe.layouts.interpolation else []
-    return min(lengths), max(lengths + whole)
-
-
-def _batch() -> int:
-    """Videos that this process tokenizes at once."""
-    return BATCH * jax.local_device_count()
-
-
-def _videos(recipe: Recipe, part: int) -> range:
-    return range(part * PART, min((part + 1) * PART, recipe.tokens.videos))
-
-
-def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether an earlier start wrote this part, whole, under the same settings."""
-    try:
-        found = RecordSource(part).metadata
-    except UserError:
-        return False
-    return {name: found.get(name) for name in metadata} == json.loads(json.dumps(metadata))
-
-
-def _refuse(recipe: Recipe, failed: int, read: int, last_error: str) -> None:
-    """UserError where too many of the videos that were read are no use.
-
-    That is known where they are too many of all. It is believed where they are too many of those read so far, and would
-    be of a part: few, early on, say nothing yet.
-    """
-    total, most = recipe.tokens.videos, recipe.data.max_unreadable
-    hopeless = failed > most * read and failed > max(BATCH, most * PART)
-    if hopeless or failed > most * total or failed == total:
-        raise UserError(
-            f"{failed} of {read} videos cannot be used (the last: {last_error}); mend them, use faster rates "
-            "(data.fps) or a smaller window (transformer.latent, layouts.lengths), or raise data.max_unreadable"
-        )
-
-
-def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -> list[np.ndarray]:
-    """At most a batch of videos of up to `longest` latent frames → tokens (T, H, W) of those that are full."""
-    if not videos:
-        return []
-    patch = tokenizer.config.temporal_patch
-    # One compiled shape: short videos show their last frame on, which changes nothing before it.
-    video_BTHWC = np.zeros((_batch(), 1 + (longest - 1) * patch, *videos[0].shape[1:]), np.uint8)
-    counts = []
-    for i, video_THWC in enumerate(videos):
-        latents = 1 + (len(video_THWC) - 1) // patch
-        whole = video_THWC[: 1 + (latents - 1) * patch]
-        video_BTHWC[i, : len(whole)], video_BTHWC[i, len(whole) :] = whole, whole[-1]
-        counts.append(latents)
-    ids_BTHWQ = np.asarray(encode_ids(tokenizer.graph, tokenizer.params, video_BTHWC))
-    return [ids_BTHWQ[i, :count] for i, count in enumerate(counts)]
-
-
-def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:
-    """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes.
-
-    Of several processes the first one does it.
-    """
-    if first():
-        some = range(min(len(source), recipe.tokens.text_samples))
-        captions = (caption.text for index in some for caption in source[index].captions)
-        train_text_model(captions, workdir / "text.model", recipe.transformer.text_vocabulary)
-    together("text model")
-    return TextModel.load(workdir / "text.model")
-
-
-def open_token_cache(workdir: Path) -> tuple[Path, dict[str, Any], TextModel]:
-    """The cache's folder, its metadata, and its text model; UserError where a part is missing or doesn't belong."""
+def open_token_cache(workdir: Path, recipe: Recipe) -> TokenCache:
+    """The token cache of a training folder; UserError where a part is missing or doesn't belong."""
     folder = workdir / "tokens"
     if not folder.is_dir():
         raise UserError(f"no token cache in {folder}; make it with `tokvid tokenize CONFIG.py --workdir {workdir}`")
-    source, again = RecordSource(folder), "run `tokvid tokenize` again"
-    if source.kind != "tokens" or not len(source):
-        raise UserError(f"{folder} holds {len(source)} records of kind {source.kind}, no token cache; {again}")
-    text = TextModel.load(workdir / "text.model")
-    tokenizer = weights.describe(workdir / "tokenizer", "tokenizer")
-    wanted = source.metadata.get("tokenizer")
+    source, text = RecordSource(folder), TextModel.load(workdir / "text.model")
+    tokenizer, wanted = weights.describe(workdir / "tokenizer", "tokenizer"), source.metadata.get("tokenizer")
     if not weights.same_codes(wanted, tokenizer):
-        raise UserError(f"{folder} was made with tokenizer {wanted}, {workdir} has {tokenizer.get('codes')}; {again}")
-    if (wanted := source.metadata.get("text_model")) != text.fingerprint:
-        raise UserError(f"{folder} was made with text_model {wanted}, {workdir} has {text.fingerprint}; {again}")
-    return folder, source.metadata, text
-
-
-def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.random.Generator) -> Stretch | None:
-    """Frames uint8 (T, H, W, 3) with T = 1 + n·temporal_patch, their rate, captions from 0 on, and a name; or None.
-
-    As long as the longest window, where the video is at any rate; else as the shortest at least (at the highest rate,
-    where `fps_rule` is "lowest"); None where it is too short even for that. Captions that end before the stretch, or
-    begin after it, are left out.
-    """
-    lowest = recipe.data.fps_rule == "lowest"
-    shortest, longest = (1 + (latents - 1) * temporal_patch for latents in _lengths(recipe))
-    rates = usable_rates(item.seconds, longest, recipe.data.fps)
-    if not rates:
-        rates = usable_rates(item.seconds, shortest, recipe.data.fps)[-1 if lowest else 0 :]
-    if not rates:
-        return None
-    fps = rates[0] if lowest else float(rng.choice(rates))
-    room = max(1, int(np.ceil(item.seconds * fps - 1e-6)))  # an image takes no time
-    latents = min(recipe.tokens.latent_frames, 1 + (room - 1) // temporal_patch)
-    frames = 1 + (latents - 1) * temporal_patch
-    start = float(rng.uniform(0, max(0.0, item.seconds - frames / fps)))
-    video_THWC = item.read(start, fps, frames, recipe.data.size)
-    return video_THWC, fps, captions_within(item.captions, start, start + frames / fps), f"{item.key}@{start:.2f}s"
-
-
-def _read_ahead(
-    recipe: Recipe, source: VideoSource, temporal_patch: int, videos: range
-) -> Iterator[list[Stretch | str]]:
-    """What each video gives, a batch at a time: a stretch, or why none. Threads read the next one meanwhile."""
-
-    def read(index: int) -> Stretch | str:
-        rng = np.random.default_rng([recipe.data.seed, index])
-        try:
-            stretch = cut_stretch(source[index % len(source)], recipe, temporal_patch, rng)
-        except (UserError, OSError) as error:
-            return str(error)
-        return stretch or "shorter than a window at every rate"
-
-    def batch(pool: ThreadPoolExecutor, start: int) -> list[Future[Stretch | str]]:
-        return [pool.submit(read, index) for index in videos[start : start + _batch()]]
-
-    with ThreadPoolExecutor(max(1, recipe.data.threads)) as pool:
-        coming = batch(pool, 0)
-        for start in range(0, len(videos), _batch()):
-            now, coming = coming, batch(pool, start + _batch())
-            yield [future.result() for future in now]
+        raise UserError(f"{folder} was made with tokenizer {wanted}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")
+    return TokenCache(source, text, recipe.transformer, recipe.layouts)

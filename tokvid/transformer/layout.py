@@ -1,13 +1,13 @@
-"""The one idea: one trunk, every task is a layout. Training and sampling both build their sequences here.
+"""The one idea: one trunk, every task is a layout. Training and sampling both ask here for all facts about layouts.
 
 A layout is an ordered list of segments. Each becomes slots with an input token, a position in (seconds, row, column), a
-block number for attention, and a loss weight. Tasks differ in nothing else:
+block number for attention, and whether it is generated. Tasks differ in nothing else:
 
     text → video            [text][rate] <clip>
     image + text → video    [text][rate][first frame] <rest of the clip>
     continuation            [text][rate][last K latent frames] <next latent frames>
-    infilling               [text][rate][any latent frames] <the others>
-    interpolation           [text][rate][coarse clip][finer rate][last K latent frames] <next fine latent frames>
+    infilling               [text][rate][any tokens] <the others>
+    from another video      [text][its rate][condition][rate][last K latent frames] <next latent frames>
 
 Known slots hold their own token and come first. A generated slot holds the token generated one step before it (BEGIN
 at first) but has its own position: it is asked "what stands here?", and its output predicts its own token. With `step`
@@ -15,14 +15,20 @@ tokens generated at once, a step's slots share a block and look one step back, s
 step is a whole latent frame, it is drawn in rounds (MaskGIT): slots that are drawn hold their own token, others BEGIN.
 """
 
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as Several
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tokvid.config import TransformerConfig
+from tokvid.errors import UserError
 from tokvid.nn.visibility import NEVER
-from tokvid.types import AnyArray, Codes
+from tokvid.tasks.conditions import CONDITIONS
+from tokvid.types import AnyArray, Clip, Codes, TokenBatch, tokens_at_once
 
 NOTHING = -1  # a row of no table: adds nothing to a slot's input
 
@@ -34,7 +40,7 @@ class Text(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Frames per second (B,) of what follows."""
+    """Frames per second (B,) of the video that follows."""
 
     fps_B: AnyArray
 
@@ -42,15 +48,30 @@ class Rate(NamedTuple):
 class Video(NamedTuple):
     """Latent frames at one rate: ids (B, T, H, W, Q), -1 where there is nothing, each shown at `seconds_BT`.
 
-    Those in `known_BT` are given, the others generated, `step_B` tokens at once: 1, some rows, or a whole latent frame,
-    of which `drawn_BTHW` stand already.
+    Those in `known_BTHW` are given, the others generated, `step_B` tokens at once: 1, some rows, or a whole latent
+    frame, of which `drawn_BTHW` stand already.
     """
 
     ids_BTHWQ: AnyArray
     seconds_BT: AnyArray
-    known_BT: AnyArray
+    known_BTHW: AnyArray
     step_B: AnyArray
     drawn_BTHW: AnyArray
+
+
+class Condition(NamedTuple):
+    """A video that is given as a whole: ids and seconds as above, one of whose tokens covers `spread` x `spread`.
+
+    `kind_B` numbers its embedding; 0 is none.
+    """
+
+    ids_BTHWQ: AnyArray
+    seconds_BT: AnyArray
+    kind_B: AnyArray
+    spread: int = 1
+
+
+Segment = Text | Rate | Video | Condition
 
 
 class Vocabulary(NamedTuple):
@@ -92,14 +113,15 @@ class Sequence(NamedTuple):
     """Slots of a batch, all (B, L), position (B, L, 3), token and target (B, L, Q): what the trunk reads and is asked.
 
     `token` the input's rows in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `step` how
-    many tokens are generated together with this one, 0 where it is known; `target` the video code to predict where
-    `generated`.
+    many tokens are generated together with this one, 0 where it is known; `kind` the number of a condition's embedding,
+    else 0; `target` the video code to predict where `generated`.
     """
 
     token: Int[Array, "b l q"]
     fps: Float[Array, "b l"]
     order: Int[Array, "b l"]
     step: Int[Array, "b l"]
+    kind: Int[Array, "b l"]
     position: Float[Array, "b l 3"]
     block: Int[Array, "b l"]
     target: Int[Array, "b l q"]
@@ -118,11 +140,78 @@ class Sequence(NamedTuple):
         return Sequence(*longer)._replace(block=block_BL)
 
 
-def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary) -> Sequence:
+def lay_out(config: TransformerConfig, batch: TokenBatch) -> Sequence:
+    """The layout of every task: they differ in what is known, in the conditions, and in the step."""
+    if batch.text.shape[1] > config.text_length:  # XLA would give all that is too long the last place
+        raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
+    segments: list[Segment] = [Text(batch.text)]
+    for clip in batch.conditions:
+        spread = batch.tokens.shape[2] // clip.tokens.shape[2]
+        segments += [Rate(clip.fps), Condition(clip.tokens, _seconds(config, batch, clip), clip.kind, spread)]
+    seconds_BT = _seconds(config, batch, batch)
+    segments += [Rate(batch.fps), Video(batch.tokens, seconds_BT, batch.known, batch.step, batch.drawn)]
+    return build(segments, vocabulary_of(config))
+
+
+def clip_slots(batch: TokenBatch) -> slice:
+    """The slots of the batch's window in its sequence. Text, rates and conditions are never predicted."""
+    return slice(-math.prod(batch.tokens.shape[1:4]), None)
+
+
+def slot_count(
+    config: TransformerConfig, frames: int | None = None, conditions: Several[tuple[int, int, int]] = ()
+) -> int:
+    """Slots of a window of `frames` latent frames (default: the config's), beside conditions of shapes (T, H, W)."""
+    whole, rows, columns = config.latent
+    beside = sum(1 + math.prod(shape) for shape in conditions)
+    return config.text_length + beside + 1 + (frames or whole) * rows * columns
+
+
+def condition_shape(config: TransformerConfig, name: str) -> tuple[int, int, int]:
+    """Latent frames, rows and columns that a window sees of a condition."""
+    condition, (frames, rows, columns) = CONDITIONS[name], config.latent
+    return condition.span(0, frames)[1], rows // condition.smaller, columns // condition.smaller
+
+
+def kind_of(config: TransformerConfig, name: str) -> int:
+    """The number of a condition's embedding, or 0."""
+    return config.conditions.index(name) + 1 if name in config.conditions else 0
+
+
+class Schedule(NamedTuple):
+    """How the tokens of a window are drawn: the first `lead` one by one, then `at_once` a step."""
+
+    lead: int
+    at_once: int
+
+
+def schedule(latent: tuple[int, int, int], rows: int, given: bool) -> Schedule:
+    """That of a window of which something is `given`, or nothing, drawn so many rows at once (0: token by token)."""
+    at_once = tokens_at_once(rows, latent)
+    return Schedule(int(_lead(at_once, given, latent)), at_once)
+
+
+def _lead(step: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArray:
+    """Rows wait for the first row of a video, which has none above it and is drawn token by token."""
+    _, H, W = latent
+    return W * ((step > 1) & (step < H * W) & (given == 0))
+
+
+def in_order(known_BTHW: AnyArray) -> jax.Array:
+    """The tokens of a window (B, L) in the order of their slots: the known ones first, so the generated ones end it."""
+    return jnp.argsort(~jnp.asarray(known_BTHW).reshape(len(known_BTHW), -1), axis=1, stable=True)
+
+
+def vocabulary_of(config: TransformerConfig) -> Vocabulary:
+    """The table of input tokens that a config asks for."""
+    return Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary)
+
+
+def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
     """Lays the segments out one after another.
 
-    Blocks rise from segment to segment. A text, a rate, the known part of a video are one block each; generated tokens
-    are one block a step. For a text of 2, a rate, and a video of 4 tokens with 2 known::
+    Blocks rise from segment to segment. A text, a rate, a condition, the known part of a video are one block each;
+    generated tokens are one block a step. For a text of 2, a rate, and a video of 4 tokens with 2 known::
 
         block   0 0 | 1 | 2 2 3 4
         input   a b | R | p q B s      p q are given; B is BEGIN; s and t are generated
@@ -130,31 +219,27 @@ def build(segments: list[Text | Rate | Video], vocabulary: Vocabulary) -> Sequen
     """
     parts, block = [], 0
     for segment in segments:
-        if isinstance(segment, Text):
-            part, block = _text(segment, vocabulary, block)
-        elif isinstance(segment, Rate):
-            part, block = _rate(segment, vocabulary, block)
-        else:
-            part, block = _video(segment, vocabulary, block)
+        part, more = _SLOTS[type(segment)](segment, vocabulary, block)
         parts.append(part)
+        block += more
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
 
 
-def corrupted(sequence: Sequence, video: int, most: float, vocabulary: Vocabulary, key: jax.Array) -> Sequence:
-    """With some input tokens of the last `video` slots replaced by those that another sample of the batch has there.
+def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabulary, key: jax.Array) -> Sequence:
+    """With some input tokens of the `clip_slots` replaced by those that another sample of the batch has there.
 
     What is sampled goes on from tokens of its own making, which are worse than those it was trained on; a model that
     has seen wrong ones doesn't let errors grow (Infinity, section 3.3). The share rises from 0 at the clip's beginning
     to a random number of at most `most`, each sample's own, at its end. Targets stay.
     """
-    token_BLQ = sequence.token[:, -video:]
+    token_BLQ = sequence.token[:, clip]
     share_key, slot_key = jax.random.split(key)
     share_B1 = jax.random.uniform(share_key, (len(token_BLQ), 1), maxval=most)
-    drawn_BL = jax.random.uniform(slot_key, token_BLQ.shape[:2]) < share_B1 * jnp.linspace(0, 1, video)
+    drawn_BL = jax.random.uniform(slot_key, token_BLQ.shape[:2]) < share_B1 * jnp.linspace(0, 1, token_BLQ.shape[1])
     others_BLQ = jnp.roll(token_BLQ, 1, axis=0)
     both_BL = (token_BLQ[..., 0] < vocabulary.begin) & (others_BLQ[..., 0] < vocabulary.begin)
     replaced_BLQ = jnp.where((drawn_BL & both_BL)[..., None], others_BLQ, token_BLQ)
-    return sequence._replace(token=jnp.concatenate([sequence.token[:, :-video], replaced_BLQ], axis=1))
+    return sequence._replace(token=sequence.token.at[:, clip].set(replaced_BLQ))
 
 
 def latent_seconds(latent_T: jax.Array, fps: jax.Array, temporal_patch: int) -> jax.Array:
@@ -162,67 +247,95 @@ def latent_seconds(latent_T: jax.Array, fps: jax.Array, temporal_patch: int) -> 
     return latent_T * temporal_patch / fps
 
 
+def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBatch) -> jax.Array:
+    """When the latent frames (B, T) of the window itself, or of a condition, are shown.
+
+    A window in mid-video counts from 1, so that only a real first frame stands at 0 seconds.
+    """
+    number_BT = clip.start[:, None] + jnp.arange(clip.tokens.shape[1])
+    before_B1 = jnp.maximum(batch.start - 1, 0)[:, None]
+    before = latent_seconds(before_B1, batch.fps[:, None], config.temporal_patch)
+    return latent_seconds(number_BT, clip.fps[:, None], config.temporal_patch) - before
+
+
+def _slots(token_BLQ: jax.Array, block_BL: AnyArray, **fields: AnyArray) -> Sequence:
+    """Slots that are given, and differ from plain ones in `fields`."""
+    zero = jnp.zeros(token_BLQ.shape[:2], jnp.int32)
+    plain = {
+        "fps": jnp.zeros(zero.shape, jnp.float32),
+        "order": zero - 1,
+        "step": zero,
+        "kind": zero,
+        "position": jnp.zeros((*zero.shape, 3), jnp.float32),
+        "target": jnp.zeros_like(token_BLQ),
+        "generated": zero.astype(bool),
+    }
+    return Sequence(token=token_BLQ.astype(jnp.int32), block=(zero + block_BL).astype(jnp.int32), **(plain | fields))
+
+
 def _text(text: Text, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
-    ids = text.ids_BL
-    (B, L), real = ids.shape, ids >= 0
-    zero = jnp.zeros((B, L), jnp.int32)
-    return Sequence(
-        token=vocabulary.alone(jnp.where(real, ids + vocabulary.first_text, 0)),
-        fps=jnp.zeros((B, L), jnp.float32),
-        order=jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L)),
-        step=zero,
-        position=jnp.zeros((B, L, 3), jnp.float32),
-        block=jnp.where(real, block, NEVER).astype(jnp.int32),
-        target=jnp.zeros((B, L, vocabulary.codes.per_token), jnp.int32),
-        generated=zero.astype(bool),
-    ), block + 1
+    ids, real = text.ids_BL, text.ids_BL >= 0
+    token = vocabulary.alone(jnp.where(real, ids + vocabulary.first_text, 0))
+    order = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    return _slots(token, jnp.where(real, block, NEVER), order=order), 1
 
 
 def _rate(rate: Rate, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
     fps = rate.fps_B[:, None].astype(jnp.float32)
-    zero = jnp.zeros(fps.shape, jnp.int32)
-    return Sequence(
-        token=vocabulary.alone(zero + vocabulary.rate),
-        fps=fps,
-        order=zero - 1,
-        step=zero,
-        position=jnp.zeros((*fps.shape, 3), jnp.float32),
-        block=zero + block,
-        target=jnp.zeros((*fps.shape, vocabulary.codes.per_token), jnp.int32),
-        generated=zero.astype(bool),
-    ), block + 1
+    return _slots(vocabulary.alone(jnp.full(fps.shape, vocabulary.rate)), block, fps=fps), 1
+
+
+def _condition(condition: Condition, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
+    B, T, H, W, Q = condition.ids_BTHWQ.shape
+    ids = jnp.asarray(condition.ids_BTHWQ).reshape(B, T * H * W, Q)
+    kind = jnp.broadcast_to(jnp.asarray(condition.kind_B)[:, None], ids.shape[:2])
+    block_BL = jnp.where(ids[..., 0] >= 0, block, NEVER)
+    position = _positions(condition.seconds_BT, (H, W), condition.spread)
+    return _slots(vocabulary.of_video(jnp.maximum(ids, 0)), block_BL, kind=kind, position=position), 1
+
+
+def _positions(seconds_BT: AnyArray, grid: tuple[int, int], spread: int = 1) -> jax.Array:
+    """(B, T·H·W, 3): seconds, row and column of every token, at its middle where it covers several."""
+    B, T = seconds_BT.shape
+    row_H, column_W = (spread * jnp.arange(size) + (spread - 1) / 2 for size in grid)
+    axes = jnp.asarray(seconds_BT)[:, :, None, None], row_H[None, None, :, None], column_W[None, None, None]
+    places = [jnp.broadcast_to(axis, (B, T, *grid)) for axis in axes]
+    return jnp.stack(places, axis=-1).reshape(B, -1, 3).astype(jnp.float32)
 
 
 def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
-    B, T, H, W, _ = video.ids_BTHWQ.shape
-    # Known latent frames first: whichever they are, what is generated is the end of the sequence.
-    frame_BT = jnp.argsort(~video.known_BT, axis=1, stable=True)
+    B, T, H, W, Q = video.ids_BTHWQ.shape
+    L = T * H * W
+    order_BL = in_order(video.known_BTHW)
 
-    def in_order(x_BTHW: AnyArray) -> jax.Array:
-        of = frame_BT.reshape(B, T, *[1] * (x_BTHW.ndim - 2))
-        return jnp.take_along_axis(jnp.asarray(x_BTHW), of, axis=1).reshape(B, T * H * W, *x_BTHW.shape[4:])
+    def ordered(x_BLC: AnyArray) -> jax.Array:
+        return jnp.take_along_axis(x_BLC, order_BL[..., None], axis=1)
 
-    ids, slot_L, step_B1 = in_order(video.ids_BTHWQ), jnp.arange(T * H * W), jnp.asarray(video.step_B)[:, None]
-    rank = slot_L - H * W * video.known_BT.sum(axis=1, keepdims=True)  # among what is generated; below 0: known
-    # The first row of a video has no row above it, so rows wait until it is drawn token by token.
-    lead_B1 = jnp.where((step_B1 > 1) & (step_B1 < H * W) & ~video.known_BT.any(axis=1, keepdims=True), W, 0)
+    ids, slot_L, step_B1 = ordered(video.ids_BTHWQ.reshape(B, L, Q)), jnp.arange(L), jnp.asarray(video.step_B)[:, None]
+    known_B1 = video.known_BTHW.reshape(B, L).sum(axis=1, keepdims=True)
+    rank = slot_L - known_B1  # among the generated slots; below 0: known
+    lead_B1 = _lead(step_B1, known_B1, (T, H, W))
     step = jnp.where(rank < lead_B1, 1, step_B1)
     number = jnp.where(rank < lead_B1, rank, lead_B1 + (rank - lead_B1) // step_B1)  # of the step
     rows = vocabulary.of_video(jnp.maximum(ids, 0))
     before = jnp.take_along_axis(rows, jnp.maximum(slot_L - step, 0)[..., None], axis=1)
-    drawn = in_order(video.drawn_BTHW) & (step_B1 == H * W)
+    drawn = ordered(video.drawn_BTHW.reshape(B, L, 1))[..., 0] & (step_B1 == H * W)
     begin = vocabulary.alone(jnp.full(rank.shape, vocabulary.begin))
     asked = jnp.where(((rank >= step) & (step_B1 < H * W))[..., None], before, begin)
     known, there = rank < 0, ids[..., 0] >= 0
-    seconds = jnp.repeat(jnp.take_along_axis(jnp.asarray(video.seconds_BT), frame_BT, axis=1), H * W, axis=1)
-    place = jnp.broadcast_to(jnp.stack([slot_L // W % H, slot_L % W], axis=-1), (B, T * H * W, 2))
-    return Sequence(
-        token=jnp.where((known | drawn)[..., None], rows, asked).astype(jnp.int32),
-        fps=jnp.zeros(rank.shape, jnp.float32),
-        order=jnp.full(rank.shape, -1, jnp.int32),
+    return _slots(
+        jnp.where((known | drawn)[..., None], rows, asked),
+        jnp.where(there, jnp.where(known, block, block + 1 + number), NEVER),
         step=jnp.where(known, 0, step).astype(jnp.int32),
-        position=jnp.concatenate([seconds[..., None], place], axis=-1).astype(jnp.float32),
-        block=jnp.where(there, jnp.where(known, block, block + 1 + number), NEVER).astype(jnp.int32),
+        position=ordered(_positions(video.seconds_BT, (H, W))),
         target=jnp.maximum(ids, 0).astype(jnp.int32),
         generated=~known & ~drawn,
-    ), block + 1 + T * H * W
+    ), 1 + L
+
+
+_SLOTS: dict[type, Callable[..., tuple[Sequence, int]]] = {
+    Text: _text,
+    Rate: _rate,
+    Condition: _condition,
+    Video: _video,
+}

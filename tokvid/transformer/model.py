@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokvid.config import TransformerConfig
-from tokvid.errors import UserError
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
 from tokvid.nn.cache import KVCache, empty_cache, write_blocks, write_layer
 from tokvid.nn.position import fourier_features, rotation
@@ -15,10 +14,10 @@ from tokvid.nn.products import compute_dtype
 from tokvid.nn.visibility import Blocks
 from tokvid.sharding import constrain, parts, platform
 from tokvid.transformer.head import make_head
-from tokvid.transformer.layout import NOTHING, Rate, Sequence, Text, Video, Vocabulary, build, latent_seconds
-from tokvid.types import Codes, TokenBatch
+from tokvid.transformer.layout import NOTHING, Sequence, vocabulary_of
 
 OCTAVES = 8  # Fourier features per axis
+MOST_CONDITIONS = 32  # of which each has an embedding; there is room, so that more can be fine-tuned
 
 
 class Transformer(nnx.Module):
@@ -26,13 +25,15 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.vocabulary = Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary)
+        self.vocabulary = vocabulary_of(config)
         D = config.width
         self.embedding = weight(rngs, (self.vocabulary.size, D), 1, ("vocabulary", "embed"), gain=0.5)
         self.text_order = weight(rngs, (config.text_length, D), 1, (None, "embed"), gain=0.5)
         self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
+        if config.conditions:
+            self.condition = weight(rngs, (MOST_CONDITIONS, D), 1, (None, "embed"), gain=0.5)
         shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, config.layers, config.dtype, config.attention)
         # Stacked on a leading axis, however the layers are then run, so that every checkpoint has one shape.
         stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
@@ -115,37 +116,10 @@ class Transformer(nnx.Module):
         for layer, number in ((self.rate, sequence.fps), (self.step, sequence.step)):
             octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
             x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
+        if self.config.conditions:
+            kinds = constrain(self.condition[...], None, None)[jnp.maximum(sequence.kind - 1, 0)]
+            x_BLD += jnp.where(sequence.kind[..., None] > 0, kinds, 0)
         return constrain(x_BLD, "batch", "length", None)
-
-
-def sequence_of(config: TransformerConfig, batch: TokenBatch) -> Sequence:
-    """The layout of every task: they differ in what is known, whether there is a coarse clip, and the step."""
-    if batch.text.shape[1] > config.text_length:  # XLA would give all that is too long the last place
-        raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
-    segments: list[Text | Rate | Video] = [Text(batch.text)]
-    if batch.coarse.shape[1]:
-        all_known, none_drawn = jnp.ones(batch.coarse.shape[:2], bool), jnp.zeros(batch.coarse.shape[:4], bool)
-        segments += [
-            Rate(batch.coarse_fps),
-            Video(batch.coarse, _seconds(config, batch, coarse=True), all_known, batch.step, none_drawn),
-        ]
-    clip = Video(batch.tokens, _seconds(config, batch), batch.known, batch.step, batch.drawn)
-    segments += [Rate(batch.fps), clip]
-    return build(segments, Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary))
-
-
-def _seconds(config: TransformerConfig, batch: TokenBatch, coarse: bool = False) -> jax.Array:
-    """When the latent frames (B, T) of the clip, or of the coarse one, are shown.
-
-    A window in mid-video counts from 1, so that only a real first frame stands at 0 seconds.
-    """
-    tokens, start_B, fps_B = (
-        (batch.coarse, batch.coarse_start, batch.coarse_fps) if coarse else (batch.tokens, batch.start, batch.fps)
-    )
-    number_BT = start_B[:, None] + jnp.arange(tokens.shape[1])
-    before_B1 = jnp.maximum(batch.start - 1, 0)[:, None]
-    before = latent_seconds(before_B1, batch.fps[:, None], config.temporal_patch)
-    return latent_seconds(number_BT, fps_B[:, None], config.temporal_patch) - before
 
 
 def _unstack(layers: nnx.State, count: int) -> list[nnx.State]:

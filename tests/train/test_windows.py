@@ -10,14 +10,25 @@ import pytest
 
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
-from tokvid.flops import window_slots, windows_in_a_row
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import PADDING, train_text_model
-from tokvid.input_pipeline.windows import AT_SWITCH, TASKS, captions_in_force, coarse_span, cut_window, token_batches
-from tokvid.types import Caption
+from tokvid.tasks.conditions import Condition
+from tokvid.tasks.tasks import TASKS
+from tokvid.train import windows
+from tokvid.train.token_cache import TokenCache
+from tokvid.train.windows import cut_window, windows_in_a_row
+from tokvid.transformer.layout import slot_count
+from tokvid.types import Caption, captions_in_force
 
-CONFIG = TransformerConfig(vocabulary=1000, subcodes=2, text_length=8, latent=(4, 2, 3), temporal_patch=2)
+CONFIG = TransformerConfig(vocabulary=1000, subcodes=2, text_length=8, latent_frames=4, grid=(2, 3), temporal_patch=2)
 WORDS = ("red left", "blue right", "green up")
+PLAIN = {"text_to_video": 0.4, "image_to_video": 0.1, "continuation": 0.5}  # the default mixture
+AT_SWITCH = TASKS["continuation"].at_switch
+
+
+def token_batches(source, layouts, config, batch, seed, *, text_model, **options):
+    source = source if isinstance(source, RecordSource) else RecordSource(source)
+    return windows.token_batches(TokenCache(source, text_model, config, layouts), batch, seed, **options)
 
 
 def video(latent_frames, switches=(), fps=4.0, key="v"):
@@ -28,7 +39,8 @@ def video(latent_frames, switches=(), fps=4.0, key="v"):
     tokens_THWQ = np.empty((latent_frames, 2, 3, 2), np.uint16)
     tokens_THWQ[:] = 10 * np.arange(latent_frames)[:, None, None, None] + [0, 5]
     captions = tuple(Caption(start, WORDS[i]) for i, start in enumerate((0.0, *switches)))
-    return StoredVideo(key, 100.0, captions, None, None, tokens_THWQ, fps, tokens_THWQ[::2] + np.uint16(1), 2)
+    coarse = {"coarse": tokens_THWQ[::2] + np.uint16(1)}
+    return StoredVideo(key, 100.0, captions, None, None, tokens_THWQ, fps, coarse)
 
 
 def cut(video, task, draws=300, frames=4, **options):
@@ -44,7 +56,9 @@ def text_model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     path = tmp_path_factory.mktemp("cache") / "tokens"
-    with RecordWriter(path, "tokens", {"temporal_patch": 2, "tokens": {"coarse_factor": 2}}) as writer:
+    with RecordWriter(
+        path, "tokens", {"temporal_patch": 2, "conditions": {"coarse": {"slower": 2, "smaller": 1}}}
+    ) as writer:
         for i in range(12):
             writer.write(video(6 + i % 3, (1.5,) if i % 2 else (), fps=(2.0, 4.0)[i % 4 // 2], key=str(i)))
     return path
@@ -67,8 +81,8 @@ def test_captions_in_force():
 def test_windows_from_the_start():
     for task, known in (("text_to_video", 0), ("image_to_video", 1)):
         for window in cut(video(9), task, 5):
-            assert (window.start, window.known.tolist(), window.text) == (0, [i < known for i in range(4)], WORDS[0])
-            assert window.coarse.shape == (0, 2, 3, 2)
+            assert (window.start, count_known(window), window.text) == (0, known, WORDS[0])
+            assert window.condition is None
             np.testing.assert_array_equal(window.tokens[:, 0, 0, 0], [0, 10, 20, 30])
 
 
@@ -82,15 +96,17 @@ def test_continuations_of_one_caption():
 
 def count_known(window):
     """How many latent frames are known, all at the beginning."""
-    known = int(window.known.sum())
-    assert window.known.tolist() == [i < known for i in range(len(window.known))]
+    frames = len(window.known)
+    known = int(window.known[:, 0, 0].sum())
+    assert (window.known == (np.arange(frames) < known)[:, None, None]).all() and window.known.shape[1:] == (2, 3)
     return known
 
 
 def test_infilling_knows_any_latent_frames():
     windows = cut(video(6), "infilling", 500)
     assert {window.start for window in windows} == {0, 1, 2}
-    found = {tuple(window.known.tolist()) for window in windows}
+    found = {tuple(window.known[:, 1, 1].tolist()) for window in windows}
+    assert all((window.known == window.known[:, :1, :1]).all() for window in windows)
     assert len(found) == 2**4 - 2, "all but none and all"
 
 
@@ -111,22 +127,25 @@ def test_an_interpolation_sees_the_coarse_clip_from_just_before_to_the_end(start
     found = {(window.start, count_known(window)): window for window in windows}
     assert set(found) == {(0, 0), *((start, known) for start in range(6) for known in (1, 2, 3))}
     window = found[start, known]
-    assert (window.coarse_start, window.coarse[:, 0, 0, 0].tolist()) == wanted
+    assert (window.condition_start, window.condition[:, 0, 0, 0].tolist()) == wanted
     last = -(-(start + 3) // 2)  # coarse latent frame that shows the last of the window
-    assert window.coarse_start <= (start + known) / 2 and last < window.coarse_start + (window.coarse >= 0).sum() / 12
+    assert (
+        window.condition_start <= (start + known) / 2
+        and last < window.condition_start + (window.condition >= 0).sum() / 12
+    )
 
 
 def test_an_interpolation_ends_where_the_coarse_clip_does():
-    short = dataclasses.replace(video(10), coarse=video(10).coarse[:4])
+    short = dataclasses.replace(video(10), conditions={"coarse": video(10).conditions["coarse"][:4]})
     assert {window.start for window in cut(short, "interpolation")} == {0, 1, 2, 3}
-    with pytest.raises(UserError, match=r"v has no coarse tokens; set tokens\.coarse_factor"):
-        cut(dataclasses.replace(short, coarse=None), "interpolation", 1)
+    with pytest.raises(UserError, match="v has no tokens of the condition coarse; tokenize again"):
+        cut(dataclasses.replace(short, conditions={}), "interpolation", 1)
 
 
 @pytest.mark.parametrize("frames, factor", [(4, 2), (6, 2), (5, 2), (4, 3), (6, 4), (2, 2)])
 def test_coarse_spans_reach_over_every_window(frames, factor):
     for first in range(30):
-        start, count = coarse_span(first, frames, factor)
+        start, count = Condition("", slower=factor).span(first, frames)
         for generated in range(1, frames if first else frames + 1):
             assert start * factor < max(first, 1) and (start + count - 1) * factor >= first + generated - 1
 
@@ -166,36 +185,36 @@ def test_an_image_is_no_continuation():
 
 def test_batches(cache, text_model):
     batch = next(token_batches(cache, LayoutConfig(), CONFIG, 5, 0, text_model=text_model, threads=0))
-    shapes = {name: (array.shape, array.dtype) for name, array in batch._asdict().items()}
+    assert batch.conditions == ()
+    shapes = {name: (array.shape, array.dtype) for name, array in batch._asdict().items() if name != "conditions"}
     assert shapes == {
         "tokens": ((5, 4, 2, 3, 2), np.int32),
         "start": ((5,), np.int32),
         "fps": ((5,), np.float32),
         "text": ((5, 8), np.int32),
-        "known": ((5, 4), bool),
+        "known": ((5, 4, 2, 3), bool),
         "step": ((5,), np.int32),
         "drawn": ((5, 4, 2, 3), bool),
-        "coarse": ((5, 0, 2, 3, 2), np.int32),
-        "coarse_start": ((5,), np.int32),
-        "coarse_fps": ((5,), np.float32),
     }
 
 
 def test_batches_are_what_the_cache_says(cache, text_model):
     """Every sample's tokens are at its start; its text is the caption there, or nothing."""
-    layouts = LayoutConfig(interpolation=0.5, rows=(0, 1, 2))
+    layouts = LayoutConfig(PLAIN | {"interpolation": 0.5}, rows=(0, 1, 2))
     iterator = token_batches(cache, layouts, CONFIG, 16, 0, text_model=text_model, threads=0)
     seen = collections.Counter()
     for batch in (next(iterator) for _ in range(80)):
-        interpolates = batch.coarse.shape[1] > 0
-        assert batch.coarse.shape[1] in (0, 3) and not batch.drawn[batch.step < 6].any()
-        np.testing.assert_array_equal(batch.coarse_fps, batch.fps / 2)
-        for i, (start, known) in enumerate(zip(batch.start, batch.known.sum(axis=1), strict=True)):
+        interpolates, coarse = bool(batch.conditions), next(iter(batch.conditions), None)
+        assert not batch.drawn[batch.step < 6].any()
+        if coarse is not None:
+            assert coarse.tokens.shape == (16, 3, 2, 3, 2) and not coarse.kind.any()
+            np.testing.assert_array_equal(coarse.fps, batch.fps / 2)
+        for i, (start, known) in enumerate(zip(batch.start, batch.known[:, :, 0, 0].sum(axis=1), strict=True)):
             np.testing.assert_array_equal(batch.tokens[i, :, 0, 0, 0], 10 * (start + np.arange(4)))
             np.testing.assert_array_equal(batch.tokens[i, ..., 1], batch.tokens[i, ..., 0] + 5)
             if interpolates:
-                coarse_T = batch.coarse[i, :, 0, 0, 0]
-                wanted_T = 20 * (batch.coarse_start[i] + np.arange(3)) + 1
+                coarse_T = coarse.tokens[i, :, 0, 0, 0]
+                wanted_T = 20 * (coarse.start[i] + np.arange(3)) + 1
                 np.testing.assert_array_equal(coarse_T[coarse_T >= 0], wanted_T[coarse_T >= 0])
             text = text_model.decode(batch.text[i])
             assert text in ("", *WORDS[:2])
@@ -220,7 +239,9 @@ def test_batches_are_what_the_cache_says(cache, text_model):
 
 def test_in_rounds_latent_frames_stand_in_part(cache, text_model):
     """From hardly anything to nearly all, and often all before one that doesn't."""
-    iterator = token_batches(cache, LayoutConfig(1, 0, 0, rows=(2,)), CONFIG, 256, 0, text_model=text_model, threads=0)
+    iterator = token_batches(
+        cache, LayoutConfig({"text_to_video": 1}, rows=(2,)), CONFIG, 256, 0, text_model=text_model, threads=0
+    )
     drawn_BTL = next(iterator).drawn.reshape(256, 4, 6)
     share_BT = drawn_BTL.mean(axis=2)
     assert not share_BT[:, -1].all() and 0.2 < share_BT[:, -1].mean() < 0.5, "1 - 2/π = 0.36 for the last"
@@ -232,28 +253,31 @@ def test_in_rounds_latent_frames_stand_in_part(cache, text_model):
 def test_interpolations_come_in_whole_batches_of_all_processes(cache, text_model):
     kinds = []
     for shard in ((0, 2), (1, 2)):
-        layouts = LayoutConfig(0.5, 0, 0, interpolation=0.5)
+        layouts = LayoutConfig({"text_to_video": 0.5, "interpolation": 0.5})
         iterator = token_batches(cache, layouts, CONFIG, 3, 5, text_model=text_model, threads=0, shard=shard)
-        kinds.append([next(iterator).coarse.shape[1] > 0 for _ in range(20)])
+        kinds.append([len(next(iterator).conditions) for _ in range(20)])
     assert kinds[0] == kinds[1] and 4 < sum(kinds[0]) < 16
 
 
 def test_short_windows_fill_as_many_slots_as_whole_ones(cache, text_model):
     """Of text 8, rate and latent frames of 6 slots each, whole windows of 4 take 33, and two images 30."""
-    layouts, counts = LayoutConfig(interpolation=0.4, rows=(0, 2), lengths=(0, 2, 1)), collections.Counter()
+    layouts, counts = (
+        LayoutConfig(PLAIN | {"interpolation": 0.4}, rows=(0, 2), lengths=(0, 2, 1)),
+        collections.Counter(),
+    )
     for shard in ((0, 2), (1, 2)):
         iterator = token_batches(cache, layouts, CONFIG, 5, 0, text_model=text_model, threads=0, shard=shard)
         for number in range(60):
             batch = next(iterator)
             frames = batch.tokens.shape[1]
             rows = 5 * {4: 1, 2: 1, 1: 2}[frames]
-            assert all(len(array) == rows for array in batch) and (frames == 4 or not batch.coarse.shape[1])
+            assert all(len(array) == rows for array in batch[:-1]) and (frames == 4 or not batch.conditions)
             np.testing.assert_array_equal(batch.tokens[..., 0, 0, 0], 10 * (batch.start[:, None] + np.arange(frames)))
             if frames == 1:
                 assert not batch.known.any() and not batch.start.any(), "an image: a video's first frame, from text"
             else:
-                assert batch.known.sum(axis=1).max() < frames
-            counts[number, frames, batch.coarse.shape[1]] += 1
+                assert batch.known[:, :, 0, 0].sum(axis=1).max() < frames
+            counts[number, frames, len(batch.conditions)] += 1
     assert set(counts.values()) == {2}, "a batch is alike in all processes"
     seen = collections.Counter(frames for _, frames, coarse in counts if not coarse)
     assert min(seen[1], seen[2], seen[4]) > 5 and len(counts) - sum(seen.values()) > 10
@@ -262,7 +286,7 @@ def test_short_windows_fill_as_many_slots_as_whole_ones(cache, text_model):
 @pytest.mark.parametrize("length, text, wanted", [(1, 8, 2), (2, 8, 1), (4, 8, 1), (1, 0, 3), (1, 1, 3), (2, 0, 1)])
 def test_windows_in_a_row(length, text, wanted):
     config = dataclasses.replace(CONFIG, text_length=text)
-    whole, short = window_slots(config), window_slots(config, frames=length)
+    whole, short = slot_count(config), slot_count(config, length)
     assert windows_in_a_row(config, length) == wanted and wanted * short <= whole < (wanted + 1) * short
 
 
@@ -288,12 +312,12 @@ def test_order_and_resuming(cache, text_model, threads):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"latent": (4, 3, 3)}, r"2x3 tokens of 2 sub-codes a latent frame.*\(4, 3, 3\)"),
-        ({"subcodes": 1}, r"2x3 tokens of 2 sub-codes a latent frame.*\(4, 2, 3\) and subcodes 1"),
+        ({"grid": (3, 3)}, r"2x3 tokens of 2 sub-codes a latent frame.*\(3, 3\)"),
+        ({"subcodes": 1}, r"2x3 tokens of 2 sub-codes a latent frame.*\(2, 3\) and subcodes 1"),
         ({"vocabulary": 20}, "has tokens .*vocabulary is 20"),
-        ({"temporal_patch": 4}, "temporal_patch 2, the transformer has 4"),
-        ({"text_vocabulary": 10}, "text_vocabulary 10"),
-        ({"latent": (30, 2, 3)}, "no window of 30 latent frames"),
+        ({"temporal_patch": 4}, "temporal_patch 2, the config has 4"),
+        ({"text_vocabulary": 10}, "text_vocabulary is 10"),
+        ({"latent_frames": 30}, "no window of 30 latent frames"),
     ],
 )
 def test_what_does_not_belong_together(cache, text_model, change, said):
@@ -303,31 +327,37 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
 
 
 @pytest.mark.parametrize(
-    "layouts",
+    ("layouts", "said"),
     [
-        LayoutConfig(0, 0, 0),
-        LayoutConfig(-1, 1, 1),
-        LayoutConfig(text_dropout=1.5),
-        LayoutConfig(rows=(0, 3)),
-        LayoutConfig(lengths=(4, 5)),
-        LayoutConfig(lengths=()),
-        LayoutConfig(lengths=(-1,)),
+        ({"tasks": {"text_to_video": 0}}, "should be above 0"),
+        ({"tasks": {"text_to_video": 1, "continuation": -1}}, "continuation should be 0 or more"),
+        ({"tasks": {"text_to_video": float("nan")}}, "text_to_video should be 0 or more"),
+        ({"tasks": {"text2video": 1}}, "unknown task 'text2video' .did you mean 'text_to_video'"),
+        ({"text_dropout": 1.5}, "text_dropout should be 0 to 1"),
+        ({"corruption": -0.5}, "corruption should be 0 to 1"),
+        ({"rows": ()}, "rows should be 0"),
+        ({"rows": (0, 3)}, "rows should be 0"),
+        ({"lengths": (4, 5)}, "lengths .* should be 1 to 4"),
+        ({"lengths": ()}, "lengths .* should be 1 to 4"),
+        ({"lengths": (-1,)}, "lengths .* should be 1 to 4"),
     ],
 )
-def test_mixtures_that_cannot_be(cache, text_model, layouts):
-    with pytest.raises(UserError, match="should be"):
-        token_batches(cache, layouts, CONFIG, 8, 0, text_model=text_model)
+def test_mixtures_that_cannot_be(cache, text_model, layouts, said):
+    with pytest.raises(UserError, match=said):
+        token_batches(cache, LayoutConfig(**layouts), CONFIG, 8, 0, text_model=text_model)
 
 
-def test_interpolation_needs_coarse_tokens(tmp_path, text_model):
-    with RecordWriter(tmp_path / "set", "tokens", {}) as writer:
-        writer.write(dataclasses.replace(video(6), coarse=None, coarse_factor=1))
-    with pytest.raises(UserError, match=r"interpolation 0\.1 needs coarse tokens.*set tokens\.coarse_factor"):
-        token_batches(tmp_path / "set", LayoutConfig(interpolation=0.1), CONFIG, 2, 0, text_model=text_model)
+@pytest.mark.parametrize("facts", [None, {"slower": 3, "smaller": 1}])
+def test_a_condition_needs_its_tokens(tmp_path, text_model, facts):
+    with RecordWriter(tmp_path / "set", "tokens", {"conditions": {"coarse": facts}} if facts else {}) as writer:
+        writer.write(dataclasses.replace(video(6), conditions={}))
+    with pytest.raises(UserError, match=r"no tokens of the condition coarse as it is now; run `tokvid tokenize` again"):
+        token_batches(
+            tmp_path / "set", LayoutConfig({"interpolation": 0.1}), CONFIG, 2, 0, text_model=text_model, threads=0
+        )
 
 
-def test_the_text_model_beside_the_cache(tmp_path, text_model):
-    train_text_model(WORDS, tmp_path / "text.model", 400)
+def test_the_text_model_of_the_cache(tmp_path, text_model):
     for metadata, said in (
         ({}, None),
         ({"text_model": text_model.fingerprint}, None),
@@ -335,16 +365,17 @@ def test_the_text_model_beside_the_cache(tmp_path, text_model):
     ):
         with RecordWriter(tmp_path / "set", "tokens", metadata) as writer:
             writer.write(video(6))
+        how = {"text_model": text_model, "threads": 0}
         if said is None:
-            assert next(token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 2, 0, threads=0)).text.max() > 0
+            assert next(token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 2, 0, **how)).text.max() > 0
         else:
             with pytest.raises(UserError, match=said):
-                token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 2, 0, threads=0)
+                next(token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 2, 0, **how))
 
 
 def test_a_cache_of_something_else(tmp_path, text_model):
     with RecordWriter(tmp_path / "set", "frames"):
         pass
-    with pytest.raises(UserError, match="0 records of kind 'frames', not tokens"):
+    with pytest.raises(UserError, match="0 records of kind frames, no tokens"):
         token_batches(tmp_path / "set", LayoutConfig(), CONFIG, 8, 0, text_model=text_model)
     assert RecordSource(tmp_path / "set").kind == "frames"

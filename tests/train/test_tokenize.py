@@ -17,8 +17,9 @@ from tokvid.input_pipeline.datasets import fingerprint, open_source
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.tokenizer.cvivit import CViViT
-from tokvid.train import token_cache
-from tokvid.train.token_cache import cut_stretch, open_token_cache, write_token_cache
+from tokvid.train import tokenize
+from tokvid.train.token_cache import TokenCache, open_token_cache
+from tokvid.train.tokenize import cut_stretch, write_token_cache
 from tokvid.train.tokenizer_step import to_signed
 from tokvid.train.transformer_step import TransformerTask
 from tokvid.types import Caption
@@ -41,7 +42,7 @@ RECIPE = Recipe(
         dtype="float32",
     ),
     transformer=TransformerConfig(
-        vocabulary=16, subcodes=12, text_vocabulary=330, text_length=8, latent=(3, 2, 2), width=16
+        vocabulary=16, subcodes=12, text_vocabulary=330, text_length=8, latent_frames=3, grid=(2, 2), width=16
     ),
     tokens=TokensConfig(videos=40, held_out=0, latent_frames=5, text_samples=30),
 )
@@ -139,8 +140,8 @@ def test_where_short_windows_are_trained_short_videos_are_of_use():
 
 def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
     """Each record's tokens are those of its very frames, encoded alone; the source is gone through again."""
-    folder, about, text = open_token_cache(workdir)
-    records, source = RecordSource(folder), open_source(RECIPE.data)
+    cache, source = open_token_cache(workdir, RECIPE), open_source(RECIPE.data)
+    records, about, text = cache.source, cache.about, cache.text
     assert len(records) == 40 and about["grid"] == [2, 2]
     assert (about["vocabulary"], about["subcodes"]) == (16, 12) and records[0].tokens.shape == (5, 2, 2, 12)
     assert about["text_vocabulary"] == text.vocabulary <= 330
@@ -157,7 +158,8 @@ def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
 
 def test_coarse_tokens_are_those_of_every_other_frame(tmp_path, model):
     save_tokenizer(tmp_path, model)
-    write_token_cache(change(RECIPE, tokens={"videos": 4, "coarse_factor": 2}), tmp_path)
+    tasks = {"text_to_video": 1.0, "interpolation": 1.0}
+    write_token_cache(change(RECIPE, tokens={"videos": 4}, layouts={"tasks": tasks}), tmp_path)
     records, source = RecordSource(tmp_path / "tokens"), open_source(RECIPE.data)
     for i in range(4):
         video_THWC, *_ = cut_stretch(source[i], RECIPE, 2, np.random.default_rng([RECIPE.data.seed, i]))
@@ -165,10 +167,8 @@ def test_coarse_tokens_are_those_of_every_other_frame(tmp_path, model):
         slower_THWC = slower_THWC[: 1 + (len(slower_THWC) - 1) // 2 * 2]
         ids_BTHWQ = model.encode(jnp.asarray(to_signed(slower_THWC[None]))).ids
         record = records[i]
-        assert record.coarse_factor == 2 and record.coarse.shape == ids_BTHWQ.shape[1:]
-        assert np.mean(record.coarse == ids_BTHWQ[0]) > 0.95
-    with pytest.raises(UserError, match="coarse_factor should be 1"):
-        write_token_cache(change(RECIPE, tokens={"coarse_factor": 0}), tmp_path)
+        assert set(record.conditions) == {"coarse"} and record.conditions["coarse"].shape == ids_BTHWQ.shape[1:]
+        assert np.mean(record.conditions["coarse"] == ids_BTHWQ[0]) > 0.95
 
 
 def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):
@@ -181,7 +181,7 @@ def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Three parts of 16, 16 and 8 videos."""
-    monkeypatch.setattr(token_cache, "PART", 16)
+    monkeypatch.setattr(tokenize, "PART", 16)
 
 
 def records_of(workdir):
@@ -198,7 +198,7 @@ def test_the_parts_together_are_the_cache(workdir, tmp_path, model, small_parts)
     write_token_cache(RECIPE, tmp_path)
     assert records_of(tmp_path) == records_of(workdir)
     assert RecordSource(tmp_path / "tokens").counts == [16, 16, 8]
-    assert open_token_cache(tmp_path)[1] == open_token_cache(workdir)[1]
+    assert open_token_cache(tmp_path, RECIPE).about == open_token_cache(workdir, RECIPE).about
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.model", "tokenizer", "tokens"]
 
 
@@ -225,19 +225,19 @@ def test_who_starts_again_goes_on_behind_the_last_part(workdir, tmp_path, model,
     save_tokenizer(tmp_path, model)
     stopped = Broken(open_source(RECIPE.data), at=39, error=KeyboardInterrupt())
     again, other = Broken(stopped.source), Broken(stopped.source)
-    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": stopped)
+    monkeypatch.setattr(tokenize, "open_source", lambda config, split="train": stopped)
     with pytest.raises(KeyboardInterrupt):
         write_token_cache(RECIPE, tmp_path)
     kept = tmp_path / "tokens.parts"
     assert {path.name for path in kept.iterdir()} == {"00000", "00001"} and not (tmp_path / "tokens").exists()
     shutil.copytree(tmp_path, tmp_path / "copy")
-    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": again)
+    monkeypatch.setattr(tokenize, "open_source", lambda config, split="train": again)
     write_token_cache(RECIPE, tmp_path)
     assert sorted(again.read) == sorted(index % 30 for index in range(32, 40))
     assert records_of(tmp_path) == records_of(workdir) and not kept.exists()
     # A part whose file is gone is none.
     (tmp_path / "copy" / "tokens.parts" / "00000" / "00000.array_record").unlink()
-    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": other)
+    monkeypatch.setattr(tokenize, "open_source", lambda config, split="train": other)
     write_token_cache(RECIPE, tmp_path / "copy")
     assert len(other.read) == 16 + 8 and records_of(tmp_path / "copy") == records_of(workdir)
 
@@ -251,16 +251,16 @@ def test_parts_outlive_a_join_that_fails(workdir, tmp_path, model, small_parts, 
             records.join_records(*arguments)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(token_cache, "join_records", interrupted)
+        patched.setattr(tokenize, "join_records", interrupted)
         write_token_cache(RECIPE, tmp_path)
     assert len(list((tmp_path / "tokens.parts").glob("*/00000.array_record"))) == 3
     assert not (tmp_path / "tokens").exists()
     again, longer = Broken(open_source(RECIPE.data)), Broken(open_source(change(RECIPE, data={"videos": 31}).data))
     shutil.copytree(tmp_path, tmp_path / "copy")
-    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": again)
+    monkeypatch.setattr(tokenize, "open_source", lambda config, split="train": again)
     write_token_cache(RECIPE, tmp_path)
     assert not again.read and records_of(tmp_path) == records_of(workdir)
-    monkeypatch.setattr(token_cache, "open_source", lambda config, split="train": longer)
+    monkeypatch.setattr(tokenize, "open_source", lambda config, split="train": longer)
     write_token_cache(RECIPE, tmp_path / "copy")
     assert len(longer.read) == 40, "of another source they don't belong to it"
 
@@ -277,8 +277,8 @@ def test_what_is_no_token_cache_is_not_replaced(tmp_path, model):
 def test_parts_of_other_settings_are_made_again(workdir, tmp_path, model, small_parts, monkeypatch):
     save_tokenizer(tmp_path, model)
     with monkeypatch.context() as patched:
-        patched.setattr(token_cache, "join_records", lambda *arguments: None)
-        patched.setattr(token_cache.shutil, "rmtree", lambda folder, **options: None)
+        patched.setattr(tokenize, "join_records", lambda *arguments: None)
+        patched.setattr(tokenize.shutil, "rmtree", lambda folder, **options: None)
         write_token_cache(change(RECIPE, data={"seed": 1}), tmp_path)
     write_token_cache(RECIPE, tmp_path)
     assert records_of(tmp_path) == records_of(workdir)
@@ -293,7 +293,7 @@ def test_failures_of_all_parts_are_added_up(tmp_path, model, small_parts, monkey
         return None if item.key in unusable else cut_stretch(item, recipe, patch, rng)
 
     unusable = {source[index].key for index in (3, 4, 20, 21, 29)}  # 3 and 4 come twice: 7 of 40
-    monkeypatch.setattr(token_cache, "cut_stretch", cut)
+    monkeypatch.setattr(tokenize, "cut_stretch", cut)
     with pytest.raises(UserError, match=r"7 of 40 videos cannot be used \(the last: shorter than a window"):
         write_token_cache(change(RECIPE, data={"max_unreadable": 0.15}), tmp_path)
     assert not (tmp_path / "tokens").exists()
@@ -303,25 +303,26 @@ def test_failures_of_all_parts_are_added_up(tmp_path, model, small_parts, monkey
 
 def test_parts_that_do_not_belong_together(workdir, tmp_path, random_model, model):
     with pytest.raises(UserError, match=r"no token cache in .*make it with `tokvid tokenize"):
-        open_token_cache(tmp_path)
+        open_token_cache(tmp_path, RECIPE)
     (tmp_path / "tokens").symlink_to(workdir / "tokens")
     (tmp_path / "text.model").symlink_to(workdir / "text.model")
     save_tokenizer(tmp_path, random_model(CViViT, RECIPE.tokenizer, seed=1))
     with pytest.raises(UserError, match=r"was made with tokenizer [0-9a-f]{16}, .* has [0-9a-f]{16}; run `tokvid tok"):
-        open_token_cache(tmp_path)
+        open_token_cache(tmp_path, RECIPE)
     save_tokenizer(tmp_path, model)
-    assert open_token_cache(tmp_path)[0] == tmp_path / "tokens"
+    assert open_token_cache(tmp_path, RECIPE).source.path == tmp_path / "tokens"
     (tmp_path / "text.model").unlink()
     train_text_model(["other words"], tmp_path / "text.model", 300)
-    with pytest.raises(UserError, match="was made with text_model "):
-        open_token_cache(tmp_path)
+    with pytest.raises(UserError, match="was made with text model "):
+        open_token_cache(tmp_path, RECIPE)
 
 
 def test_records_of_something_else_are_no_cache(tmp_path):
     with RecordWriter(tmp_path / "tokens", "frames") as writer:
         writer.write(StoredVideo("v", 1.0, (Caption(0.0, "a"),), frames=np.zeros((2, 4, 4, 3), np.uint8), fps=2.0))
-    with pytest.raises(UserError, match="holds 1 records of kind frames, no token cache"):
-        open_token_cache(tmp_path)
+    text = train_text_model(["a b"], tmp_path / "text.model", 300)
+    with pytest.raises(UserError, match="holds 1 records of kind frames, no tokens"):
+        TokenCache(RecordSource(tmp_path / "tokens"), text, RECIPE.transformer)
 
 
 @pytest.mark.parametrize(
@@ -331,8 +332,8 @@ def test_records_of_something_else_are_no_cache(tmp_path):
         ({"tokens": {"videos": 0}}, "tokens.videos should be 1 or more, got 0"),
         (
             {
-                "tokens": {"latent_frames": 1, "coarse_factor": 2},
-                "layouts": {"lengths": (1,), "interpolation": 1.0},
+                "tokens": {"latent_frames": 1},
+                "layouts": {"lengths": (1,), "tasks": {"interpolation": 1.0}},
             },
             "latent_frames 1 is less than the 3 of a window",
         ),
@@ -355,27 +356,27 @@ def test_recipes_that_make_no_cache(tmp_path, model, changes, named):
     [
         ({"vocabulary": 17}, "needs transformer vocabulary 16, the config has 17"),
         ({"subcodes": 1}, "needs transformer subcodes 12, the config has 1"),
-        ({"latent": (3, 4, 4)}, r"needs transformer rows and columns of latent \[2, 2\], the config has \[4, 4\]"),
+        ({"grid": (4, 4)}, r"needs transformer grid \[2, 2\], the config has \[4, 4\]"),
         ({"temporal_patch": 1}, "needs transformer temporal_patch 2, the config has 1"),
-        ({"text_vocabulary": 300}, "has 3.. ids, the config's transformer text_vocabulary is 300; raise it to 3"),
+        ({"text_vocabulary": 300}, "has 3.. ids, the config's transformer.text_vocabulary is 300; raise it to 3"),
     ],
 )
 def test_transformers_that_do_not_fit_the_cache(workdir, changes, named):
     with pytest.raises(UserError, match=named):
-        TransformerTask(change(RECIPE, transformer=changes), *open_token_cache(workdir))
+        open_token_cache(workdir, change(RECIPE, transformer=changes))
 
 
 def test_caches_of_earlier_versions_are_of_one_code(workdir):
     """Their metadata says nothing of sub-codes."""
-    folder, about, text = open_token_cache(workdir)
-    about = {name: value for name, value in about.items() if name != "subcodes"}
+    cache = open_token_cache(workdir, RECIPE)
+    del cache.source.metadata["subcodes"]
     with pytest.raises(UserError, match="needs transformer subcodes 1, the config has 12"):
-        TransformerTask(RECIPE, folder, about, text)
-    TransformerTask(change(RECIPE, transformer={"subcodes": 1}), folder, about, text)
+        TokenCache(cache.source, cache.text, RECIPE.transformer)
+    TokenCache(cache.source, cache.text, dataclasses.replace(RECIPE.transformer, subcodes=1))
 
 
 def test_a_cache_of_other_data_is_another_training(workdir):
-    task = TransformerTask(RECIPE, *open_token_cache(workdir))
+    task = TransformerTask(RECIPE, open_token_cache(workdir, RECIPE))
     about = task.describe()
     assert to_dict(RECIPE.tokens).items() <= about["tokens"].items() and about["data"]["fps"] == [2.0, 4.0]
     assert about["tokens"]["files"] == fingerprint(DataConfig(source="records", path=str(workdir / "tokens")))

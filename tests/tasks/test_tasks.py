@@ -1,0 +1,64 @@
+"""The registries of tasks and conditions: every entry, without a line for a new one."""
+
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.tasks.conditions import CONDITIONS, Condition
+from tokvid.tasks.tasks import TASKS, check_mixture, conditions_of, trained_refinement, trained_tasks
+
+SHAPE = (6, 4, 5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_leaves_something_to_generate(name):
+    task, rng = TASKS[name], np.random.default_rng(0)
+    assert task.help and (not task.condition or task.condition in CONDITIONS) and 0 <= task.at_switch <= 1
+    pairs = task.given.placements(9, SHAPE[0])
+    assert pairs and all(0 <= start <= 3 and 0 <= leading < SHAPE[0] for start, leading in pairs)
+    assert not task.given.placements(SHAPE[0] - 1, SHAPE[0]), "a video shorter than the window"
+    for start, leading in pairs:
+        known_THW = task.given.known(SHAPE, leading, rng)
+        assert known_THW.shape == SHAPE and known_THW.dtype == bool and not known_THW.all()
+        assert task.given.mask is not None or known_THW.sum() == leading * 20
+        assert start == 0 or leading or task.given.mask is not None, "a window of mid-video goes on from something"
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_is_made_frame_by_frame(name):
+    condition = CONDITIONS[name]
+    video = np.random.default_rng(0).integers(256, size=(9, 16, 24, 3), dtype=np.uint8)
+    whole = condition.apply(video)
+    frames = 1 + 8 // condition.slower
+    assert whole.shape == (frames, 16 // condition.smaller, 24 // condition.smaller, 3) and whole.dtype == np.uint8
+    assert condition.help and condition.named == (condition.slower == condition.smaller == 1)
+    for number in range(frames):
+        at = number * condition.slower
+        np.testing.assert_array_equal(condition.apply(video[at : at + 1])[0], whole[number])
+
+
+def test_a_smaller_condition_holds_the_means_of_its_pixels():
+    video = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    small = Condition("", smaller=2).apply(video)
+    assert small.shape == (2, 2, 2, 3)
+    np.testing.assert_array_equal(small[0, 0, 0], np.rint(video[0, :2, :2].mean(axis=(0, 1))))
+
+
+def test_mixtures():
+    check_mixture({"text_to_video": 1, "interpolation": 0})
+    assert not conditions_of({"text_to_video": 1, "interpolation": 0})
+    assert set(conditions_of({"interpolation": 0.1})) == {"coarse"}
+    for tasks, said in (({}, "above 0"), ({"colorise": 1}, "unknown task"), ({"continuation": -0.1}, "0 or more")):
+        with pytest.raises(UserError, match=said):
+            check_mixture(tasks)
+
+
+def test_what_weights_were_trained_for():
+    """By this version, and by earlier ones, which saved a field for each task."""
+    now = {"layouts": {"tasks": {"text_to_video": 0.5, "interpolation": 0.5, "gone": 1.0}, "rows": [0]}}
+    earlier = {"layouts": {"text_to_video": 0.5, "interpolation": 0.5, "infilling": 0.0, "rows": [0]}}
+    for about in (now, earlier, earlier | {"coarse_factor": 2}):
+        assert trained_tasks(about) == {"text_to_video": 0.5, "interpolation": 0.5}
+        assert trained_refinement(about) == ("coarse", CONDITIONS["coarse"])
+    assert trained_refinement(earlier | {"coarse_factor": 3}) is None, "another rate than the condition has now"
+    assert trained_tasks({}) == {} and trained_refinement({}) is None

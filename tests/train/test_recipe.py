@@ -1,0 +1,44 @@
+"""A recipe says each thing once."""
+
+import dataclasses
+
+import pytest
+
+from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TransformerConfig
+from tokvid.errors import UserError
+from tokvid.tasks import conditions, tasks
+from tokvid.train.recipe import fitted
+
+RECIPE = Recipe(
+    data=DataConfig(size=(32, 48)),
+    tokenizer=TokenizerConfig(patch=4, fold=2, groups=3, temporal_patch=4, quantizer="fsq", levels=(8, 5)),
+)
+
+
+def test_the_transformer_is_for_the_tokens_of_the_tokenizer():
+    recipe = fitted(RECIPE)
+    assert recipe.tokenizer.size == (32, 48)
+    assert recipe.transformer.latent == (RECIPE.transformer.latent_frames, 4, 6)
+    assert (recipe.transformer.vocabulary, recipe.transformer.subcodes, recipe.transformer.temporal_patch) == (
+        40,
+        12,
+        4,
+    )
+    assert fitted(recipe) == recipe
+
+
+@pytest.mark.parametrize("name, value", [("grid", (9, 9)), ("subcodes", 5), ("temporal_patch", 3)])
+def test_what_is_said_otherwise_is_refused(name, value):
+    with pytest.raises(UserError, match=rf"transformer\.{name} .* is not the tokenizer's, which is .*; leave it out"):
+        fitted(dataclasses.replace(RECIPE, transformer=TransformerConfig(**{name: value})))
+
+
+def test_conditions_that_need_an_embedding_have_one(monkeypatch):
+    monkeypatch.setitem(conditions.CONDITIONS, "grey", conditions.Condition("a grey clip"))
+    monkeypatch.setitem(tasks.TASKS, "colourise", tasks.Task("colours", condition="grey"))
+    layouts = LayoutConfig({"colourise": 1, "interpolation": 1})
+    recipe = fitted(dataclasses.replace(RECIPE, layouts=layouts))
+    assert recipe.transformer.conditions == ("grey",)
+    other = dataclasses.replace(recipe.transformer, conditions=("edges",))
+    with pytest.raises(UserError, match="lacks grey; add it"):
+        fitted(dataclasses.replace(recipe, transformer=other))

@@ -1,0 +1,43 @@
+"""Recipes as they are trained: each fact is said once, and taken from there by whoever needs it, too."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, load_recipe
+from tokvid.errors import UserError
+from tokvid.tasks.tasks import conditions_of
+from tokvid.tokenizer.cvivit import latent_shape
+from tokvid.tokenizer.quantizers import codes_of
+
+
+def open_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """The recipe that a config file defines, with fields changed by `--field.name value`, `fitted`."""
+    return fitted(load_recipe(path, overrides))
+
+
+def fitted(recipe: Recipe) -> Recipe:
+    """A recipe whose tokenizer is for its data, and whose transformer is for the tokenizer's tokens and for its tasks.
+
+    What the recipe doesn't say is taken from where it stands; UserError where it says otherwise.
+    """
+    size = recipe.tokenizer.size if recipe.tokenizer.size != TokenizerConfig.size else recipe.data.size
+    tokenizer, transformer = dataclasses.replace(recipe.tokenizer, size=size), recipe.transformer
+    if not transformer.vocabulary:
+        codes, (_, *grid) = codes_of(tokenizer), latent_shape(tokenizer, 1, *size)
+        facts: dict[str, Any] = {
+            "grid": tuple(grid),
+            "temporal_patch": tokenizer.temporal_patch,
+            "vocabulary": codes.vocabulary,
+            "subcodes": codes.per_token,
+        }
+        for name, value in facts.items():
+            if (said := getattr(transformer, name)) not in (value, getattr(TransformerConfig, name)):
+                raise UserError(f"transformer.{name} {said} is not the tokenizer's, which is {value}; leave it out")
+        transformer = dataclasses.replace(transformer, **facts)
+    named = tuple(name for name, condition in conditions_of(recipe.layouts.tasks).items() if condition.named)
+    if not transformer.conditions:
+        transformer = dataclasses.replace(transformer, conditions=named)
+    if missing := set(named) - set(transformer.conditions):
+        raise UserError(f"transformer.conditions {transformer.conditions} lacks {min(missing)}; add it")
+    return dataclasses.replace(recipe, tokenizer=tokenizer, transformer=transformer)
