@@ -15,7 +15,9 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline import clips, video_file
-from tokvid.input_pipeline.clips import FolderSource, probe, read_clip, read_image, stream_frames
+from tokvid.input_pipeline.clips import probe, read_clip, read_image, stream_frames
+from tokvid.input_pipeline.folder import FolderSource
+from tokvid.types import Caption
 
 BITS = 10
 
@@ -449,7 +451,7 @@ def test_a_folder_is_a_source(tmp_path):
     source = FolderSource(folder, fit="letterbox")
     assert len(source) == 3 and not source.unreadable
     item = source[2]
-    assert item.key == "2.mp4" and item.captions == (clips.Caption(0.0, "caption 2 视频"),)
+    assert item.key == "2.mp4" and item.captions == (Caption(0.0, "caption 2 视频"),)
     assert item.seconds == probe(folder / "2.mp4").seconds
     clip = item.read(0.0, 5.0, 3, (32, 80))
     np.testing.assert_array_equal(clip, read_clip(folder / "2.mp4", start=0, fps=5, frames=3, size=(32, 80)))

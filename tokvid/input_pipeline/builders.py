@@ -19,6 +19,7 @@ import numpy as np
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline import mnist
 from tokvid.input_pipeline.records import Kind, StoredVideo, from_values, stored
+from tokvid.input_pipeline.source import Source, part_of
 from tokvid.io.files import read_json
 from tokvid.io.urls import local
 from tokvid.shapes.drawing import ShapesDataset
@@ -157,8 +158,7 @@ class ClipFolder(_VideoBuilder):
 
     def source(self, split: str) -> VideoSource:
         from tokvid.config import DataConfig
-        from tokvid.input_pipeline.clips import FolderSource
-        from tokvid.input_pipeline.splits import part_of
+        from tokvid.input_pipeline.folder import FolderSource
 
         config = DataConfig(source="folder", path=str(self.folder), held_out=self.held_out)
         source = FolderSource(local(self.folder), max_unreadable=self.max_unreadable, full=self.full)
@@ -256,3 +256,16 @@ def _refuse_foreign_names(folder: Path) -> None:
                 if foreign:
                     raise UserError(f"{folder} names {name} {str(inner)!r:.80}, which no builder of tokvid writes")
                 pending.append(inner)
+
+
+def _has_held_out(path: str | Path) -> bool:
+    info = read_json(_prepared_folder(local(path)) / "dataset_info.json", "the description of a dataset")
+    splits = info["splits"] if isinstance(info.get("splits"), list) else []
+    return any(isinstance(split, dict) and split.get("name") == "held_out" for split in splits)
+
+
+SOURCE = Source(
+    open=lambda config: open_prepared(config.path, "train", fit=config.fit),
+    held_out=lambda config: open_prepared(config.path, "held_out", fit=config.fit),
+    holds_out=lambda config: _has_held_out(config.path),
+)

@@ -38,7 +38,7 @@ def read_captions(folder: Path) -> list[Line]:
     UserError, with the numbers of lines, for what can't be understood: no folder, no captions file, not UTF-8, columns
     of other names, more values than columns, texts that aren't Unicode, a file outside of the folder or named twice.
     """
-    path = _captions_file(folder)
+    path = captions_file(folder)
     finder, lines, bad = _Finder(folder.resolve()), [], []
     first_line: dict[str, int] = {}
     unused: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class _BadLine(Exception):
     """What is wrong with a line."""
 
 
-def _captions_file(folder: Path) -> Path:
+def captions_file(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos")
     found = [folder / name for name in NAMES if (folder / name).is_file()]

@@ -20,6 +20,7 @@ import numpy as np
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.records import show
+from tokvid.input_pipeline.source import Source
 from tokvid.types import Caption
 
 FRAMES, FPS, SIZE, DIGIT = 20, 8.0, 64, 28  # the published set has no rate; at 8 a video takes 2.5 seconds
@@ -205,3 +206,10 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(content) != math.prod(shape):
         raise UserError(f"{path} should hold {math.prod(shape)} bytes of digits, found {len(content)}; copy it again")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+SOURCE = Source(
+    open=lambda config: MovingMnist(config.path, "train", config.seed),
+    held_out=lambda config: MovingMnist(config.path, "test", config.seed),
+    files=digit_files,
+)

@@ -8,6 +8,7 @@ import bisect
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import os
 import shutil
@@ -19,12 +20,16 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
+from tokvid.input_pipeline.source import Source
 from tokvid.io.files import atomic, check_replaced, read_json, write_json
 from tokvid.types import Caption, VideoItem
 
 if TYPE_CHECKING:
     from tokvid.input_pipeline.video_file import Fit
+
+log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "tokvid records", 1
 Kind = Literal["video", "frames", "tokens"]
@@ -405,3 +410,16 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
 def _within(what: str, value: Any, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{what} should be {least} to {most}, found {value!r:.40}")
+
+
+def _open_source(config: DataConfig) -> RecordSource:
+    source = RecordSource(config.path, fit=config.fit)
+    if source.fit != config.fit:
+        log.warning("%s was written to be read with fit %s; fit %s is ignored", config.path, source.fit, config.fit)
+    stored = source.metadata.get("size")
+    if stored and tuple(stored) != config.size:
+        log.warning("%s holds frames of %dx%d, resized to %dx%d as they are read", config.path, *stored, *config.size)
+    return source
+
+
+SOURCE = Source(open=_open_source, files=lambda path: [path / "dataset.json", *path.glob("*.array_record")])

@@ -20,8 +20,10 @@ import numpy as np
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import LONGEST_CAPTION
-from tokvid.input_pipeline.clips import CheckedSource, VideoInfo, probe, read_clip
+from tokvid.input_pipeline.checked import CheckedSource
+from tokvid.input_pipeline.clips import VideoInfo, probe, read_clip
 from tokvid.input_pipeline.records import MOST_BYTES
+from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.text import checked
 from tokvid.input_pipeline.video_file import KINDS, Fit, NamedBytes, reason
 from tokvid.types import Caption
@@ -293,3 +295,10 @@ def _stretch(file: io.BufferedReader, begin: int, size: int) -> bytes:
     if len(content) < size:
         raise UserError(f"{file.name} ends before byte {begin + size}; it was changed while it was read")
     return content
+
+
+SOURCE = Source(
+    open=lambda config: WebDataset(config.path, fit=config.fit, max_unreadable=config.max_unreadable),
+    files=shards_of,
+    parts=members_of,
+)

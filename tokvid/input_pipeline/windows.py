@@ -12,7 +12,7 @@ import numpy as np
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.flops import windows_in_a_row
-from tokvid.input_pipeline.datasets import batches, samples_of
+from tokvid.input_pipeline.loader import batches, samples_of
 from tokvid.input_pipeline.records import RecordSource, StoredVideo
 from tokvid.input_pipeline.text import TextModel
 from tokvid.types import Caption, TokenBatch, tokens_at_once
@@ -173,7 +173,7 @@ def token_batches(
     A batch of shorter windows (`layouts.lengths`) has so many more that it fills as many slots: three images, say,
     where a whole window would be. So nothing is padded, and no mask need keep samples of one sequence apart.
     The cache is records of kind "tokens"; without `text_model`, the `text.model` beside their folder is
-    taken. `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `datasets.clip_batches`.
+    taken. `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `loader.clip_batches`.
     UserError when cache, text model and the transformer's config don't belong together, with both values.
     """
     source = RecordSource(cache_path)

@@ -13,7 +13,7 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, window_flops, windows_in_a_row
-from tokvid.input_pipeline.datasets import fingerprint
+from tokvid.input_pipeline.sources import fingerprint
 from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import TASKS, coarse_span, token_batches, window_lengths
 from tokvid.transformer.layout import corrupted
