@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline import clips, video_file
+from tokvid.input_pipeline import clips, picture, video_file
 from tokvid.input_pipeline.clips import probe, read_clip, read_image, stream_frames
 from tokvid.input_pipeline.folder import FolderSource
 from tokvid.types import Caption
@@ -425,7 +425,8 @@ def test_what_is_not_a_video_is_refused(tmp_path):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     encode(tmp_path / "v.mp4", irregular(5))
     PIL.Image.new("L", (90, 90)).save(tmp_path / "a.png")
-    monkeypatch.setattr(video_file, "MAX_PIXELS", 1000)
+    for module in (video_file, picture):
+        monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     for name in ["v.mp4", "a.png"]:
         with pytest.raises(UserError, match="1000"):
             probe(tmp_path / name)

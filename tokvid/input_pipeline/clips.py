@@ -11,27 +11,15 @@ import numpy as np
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clock import steady_rate
-from tokvid.input_pipeline.video_file import (
-    MAX_CLIP_BYTES,
-    MAX_SECONDS,
-    Damage,
-    DamagedVideo,
-    Fit,
-    Fitter,
-    Source,
-    VideoFile,
-    image_kind,
-    is_still,
-    name_of,
-    open_image,
-    shown_size,
-)
+from tokvid.input_pipeline.encoded import Encoded, image_kind, name_of
+from tokvid.input_pipeline.picture import Fit, Fitter, is_still, open_image, shown_size
+from tokvid.input_pipeline.video_file import MAX_SECONDS, Damage, DamagedVideo, VideoFile
 from tokvid.input_pipeline.webp import WebP
 
 __all__ = [
     "DamagedVideo",
+    "Encoded",
     "Fit",
-    "Source",
     "VideoInfo",
     "probe",
     "read_clip",
@@ -40,6 +28,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+MAX_CLIP_BYTES = 8 * 2**30  # of what `read_clip` returns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +50,11 @@ class VideoInfo:
     rate: float = 0.0
 
 
-def _open(source: Source, fps: float | None = None) -> VideoFile | WebP:
+def _open(source: Encoded, fps: float | None = None) -> VideoFile | WebP:
     return (WebP if image_kind(source) == "WEBP" else VideoFile)(source, fps)
 
 
-def probe(source: Source, *, full: bool = False) -> VideoInfo:
+def probe(source: Encoded, *, full: bool = False) -> VideoInfo:
     """What is in a video or image file: reads every packet but decodes only the first frame, unless `full`.
 
     Raises:
@@ -93,8 +83,17 @@ def _check_rate(fps: float) -> None:
         raise UserError(f"fps is {fps}, it should be above 0 and at most 1000")
 
 
+def _check_clip(start: float, frames: int, size: tuple[int, int]) -> None:
+    if frames < 1 or not 0 <= start <= MAX_SECONDS:
+        raise UserError(f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later")
+    if frames * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
+        raise UserError(
+            f"a clip of {frames} frames of {size[1]}x{size[0]} is over {MAX_CLIP_BYTES} bytes; ask for fewer"
+        )
+
+
 def read_clip(
-    source: Source, *, start: float, fps: float, frames: int, size: tuple[int, int], fit: Fit = "crop"
+    source: Encoded, *, start: float, fps: float, frames: int, size: tuple[int, int], fit: Fit = "crop"
 ) -> np.ndarray:
     """The frames shown at times start + i/fps: uint8 (frames, height, width, 3).
 
@@ -107,21 +106,15 @@ def read_clip(
         DamagedVideo: the frames asked for are damaged; earlier ones may be fine.
     """
     _check_rate(fps)
-    if frames < 1 or not 0 <= start <= MAX_SECONDS:
-        raise UserError(f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later")
-    if frames * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
-        raise UserError(
-            f"a clip of {frames} frames of {size[1]}x{size[0]} is over {MAX_CLIP_BYTES} bytes; ask for fewer"
-        )
-    times = [start + i / fps for i in range(frames)]
-    clip_THWC = np.empty((frames, *size, 3), np.uint8)
+    _check_clip(start, frames, size)
     if is_still(source):
-        if times[-1] > 0:
+        if start > 0 or frames > 1:
             raise UserError(
                 f"{name_of(source)} is a still image, asked for {frames} frames from {start:.2f} s; ask for 1 at 0 s"
             )
-        clip_THWC[0] = Fitter(size, fit)(open_image(source))
-        return clip_THWC
+        return Fitter(size, fit)(open_image(source))[None]
+    times = [start + i / fps for i in range(frames)]
+    clip_THWC = np.empty((frames, *size, 3), np.uint8)
     with _open(source, fps) as video:
         fitter = Fitter(size, fit, video.aspect)
         shown, done = None, 0
@@ -158,7 +151,7 @@ def read_clip(
 
 
 def stream_frames(
-    source: Source, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
+    source: Encoded, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
 ) -> Iterator[np.ndarray]:
     """Every frame, one after the other, as uint8 (height, width, 3): memory stays flat for any length.
 
@@ -204,7 +197,7 @@ def stream_frames(
         yield from until(max(end, 2 * video.epsilon) if done == 0 else end)
 
 
-def read_image(source: Source, size: tuple[int, int] | None = None, fit: Fit = "crop") -> np.ndarray:
+def read_image(source: Encoded, size: tuple[int, int] | None = None, fit: Fit = "crop") -> np.ndarray:
     """An image, or a video's first frame: uint8 (height, width, 3). UserError when it cannot be read."""
     frames = stream_frames(source, size=size, fit=fit)
     try:

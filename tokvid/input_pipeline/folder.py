@@ -11,8 +11,8 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import captions_file, check_captioned, missing, read_captions
 from tokvid.input_pipeline.checked import CheckedSource
 from tokvid.input_pipeline.clips import Fit, VideoInfo, probe, read_clip
+from tokvid.input_pipeline.encoded import reason
 from tokvid.input_pipeline.source import Source
-from tokvid.input_pipeline.video_file import reason
 from tokvid.types import Caption
 
 
@@ -38,7 +38,7 @@ class FolderItem:
 
     @property
     def place(self) -> Path:
-        """What to call it in messages."""
+        """Its name in messages."""
         return self.path
 
     def probe(self, full: bool) -> VideoInfo | str:

@@ -161,8 +161,8 @@ def digit_files(path: str | Path) -> list[Path]:
         raise UserError(f"cannot read digits from {path}: {error}; {WHAT}") from error
 
 
-def _only(found: list[Path], folder: Path) -> Path:
-    training = [file for file in found if "train" in file.name] or found
+def _only(files: list[Path], folder: Path) -> Path:
+    training = [file for file in files if "train" in file.name] or files
     if not training:
         raise UserError(f"no digits in {folder}; {WHAT}")
     return training[0]

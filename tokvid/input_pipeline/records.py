@@ -27,7 +27,7 @@ from tokvid.io.files import atomic, check_replaced, read_json, write_json
 from tokvid.types import Caption, VideoItem
 
 if TYPE_CHECKING:
-    from tokvid.input_pipeline.video_file import Fit
+    from tokvid.input_pipeline.picture import Fit
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def show(
 def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.ndarray:
     import av
 
-    from tokvid.input_pipeline.video_file import Fitter
+    from tokvid.input_pipeline.picture import Fitter
 
     fitter = Fitter(size, fit)
     return np.stack([fitter(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")) for image_HWC in video_THWC])
@@ -304,12 +304,12 @@ def _open(path: Path, count: int) -> Any:
         raise UserError(f"{path} is missing; copy the dataset again, all of its files")
     try:
         reader = array_record_module.ArrayRecordReader(os.fsencode(path), "readahead_buffer_size:0,max_parallelism:0")
-        found = reader.num_records() if reader.ok() else 0
+        readable = reader.num_records() if reader.ok() else 0
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if found != count:
+    if readable != count:
         raise UserError(
-            f"{path} is damaged: it should hold {count} records, {found} can be read; copy or write it again"
+            f"{path} is damaged: it should hold {count} records, {readable} can be read; copy or write it again"
         )
     return reader
 
@@ -374,11 +374,11 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
     starts = [start for start, _ in captions]
     if starts != sorted(starts):
         raise ValueError(f"captions start at {starts}, which is not in order")
-    told = tuple(Caption(float(start), text) for start, text in captions) or (Caption(0.0, ""),)
+    texts = tuple(Caption(float(start), text) for start, text in captions) or (Caption(0.0, ""),)
     if kind == "video":
         if not isinstance(values["video"], bytes):
             raise TypeError("video is not bytes")
-        return StoredVideo(key, float(seconds), told, video=values["video"], fit=fit)
+        return StoredVideo(key, float(seconds), texts, video=values["video"], fit=fit)
     shape, dtype, content, fps = tuple(values["shape"]), values["dtype"], values[kind], values["fps"]
     if kind == "tokens" and len(shape) == 3:  # of earlier versions, which knew no sub-codes
         shape = (*shape, 1)
@@ -398,13 +398,13 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
         raise ValueError(f"shape {shape} doesn't fit {array.size} values")
     array = array.reshape(shape)
     if kind == "frames":
-        return StoredVideo(key, float(seconds), told, frames=array, fps=float(fps), fit=fit)
-    made = StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps))
+        return StoredVideo(key, float(seconds), texts, frames=array, fps=float(fps), fit=fit)
+    video = StoredVideo(key, float(seconds), texts, tokens=array, fps=float(fps))
     if "coarse" not in values:
-        return made
+        return video
     _within("coarse_factor", values["coarse_factor"], 2, MOST_FPS)
     coarse = np.frombuffer(values["coarse"], array.dtype).reshape(-1, *shape[1:])
-    return dataclasses.replace(made, coarse=coarse, coarse_factor=int(values["coarse_factor"]))
+    return dataclasses.replace(video, coarse=coarse, coarse_factor=int(values["coarse_factor"]))
 
 
 def _within(what: str, value: Any, least: float, most: float) -> None:
