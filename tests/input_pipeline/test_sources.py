@@ -301,13 +301,19 @@ def test_an_unknown_source_or_split():
     ],
 )
 def test_the_rule_for_unreadable_videos(most, sample, results, stops):
-    unreadable = Unreadable(most, sample, "here")
+    unreadable = Unreadable(most, sample, "here", "look again")
     for number, result in enumerate(results, 1):
         if result == ".":
             unreadable.good()
         elif number == stops:
-            with pytest.raises(UserError, match=rf"of the {number} videos in here cannot be used, at most {most:.0%}"):
+            with pytest.raises(UserError) as caught:
                 unreadable.add(f"number {number}")
+            count, first = results[:number].count("x"), f"the first: number {results.index('x') + 1}; look again"
+            problem = (
+                f"{count} of the {number} videos in here cannot be used, at most {100 * most:g}% may (max_unreadable)"
+            )
+            none = f"none of the {number} videos in here can be used"
+            assert str(caught.value) == f"{none if most == 1 else problem}; {first}"
             return
         else:
             unreadable.add(f"number {number}")

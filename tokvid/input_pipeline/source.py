@@ -70,13 +70,14 @@ def part_of(source: VideoSource, config: DataConfig, split: Split) -> VideoSourc
 class Unreadable:
     """Counts videos that cannot be used and raises a UserError when there are too many. Threads may share one.
 
-    The rule: at most the share `most` (data.max_unreadable) of `sample` videos may be unusable, and never all of
-    them. `sample` is the number of videos where all are read once. Where reading goes on for longer, it is the number
-    of reads from which on the share is judged; after those, it is judged of all that were read.
+    The rule: at most the share `most` (data.max_unreadable) of `sample` videos may be unusable, and never all of them.
+    `sample` is the number of videos where that is known. Where reading goes on without end, it is the number of reads
+    before which a share means nothing; beyond it, the share is of all that were read. `where` says in the error where
+    the videos are, `advice` what else to do.
     """
 
-    def __init__(self, most: float, sample: int = FEWEST_READS, where: str | Path = ""):
-        self.most, self.sample, self.where = most, sample, where
+    def __init__(self, most: float, sample: int = FEWEST_READS, where: str | Path = "", advice: str = ""):
+        self.most, self.sample, self.where, self.advice = most, sample, where, advice
         self.read = self.count = 0
         self.first = ""  # why the first of them cannot be used
         self._lock = threading.Lock()
@@ -87,13 +88,18 @@ class Unreadable:
             self.read += videos
 
     def add(self, *errors: object) -> None:
-        """Counts videos that cannot be used, each with the reason. UserError where there are too many."""
+        """Counts videos that cannot be used, one for each error. UserError where there are too many."""
         with self._lock:
             self.first = self.first or str(next(iter(errors), ""))
             self.read, self.count = self.read + len(errors), self.count + len(errors)
             read, count = self.read, self.count
-        if count > self.most * max(read, self.sample) or self.sample <= read == count:
-            raise UserError(
-                f"{count} of the {read} videos {f'in {self.where}' if self.where else 'read'} cannot be used, at most "
-                f"{100 * self.most:g}% may (max_unreadable); the first: {self.first}"
+        videos = f"videos in {self.where}" if self.where else "videos read"
+        if count > self.most * max(read, self.sample):
+            problem = (
+                f"{count} of the {read} {videos} cannot be used, at most {100 * self.most:g}% may (max_unreadable)"
             )
+        elif self.sample <= read == count:
+            problem = f"none of the {read} {videos} can be used"
+        else:
+            return
+        raise UserError("; ".join(filter(None, (problem, f"the first: {self.first}", self.advice))))
