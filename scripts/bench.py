@@ -34,7 +34,7 @@ from flax import nnx
 from tokvid.config import Recipe, TransformerConfig, load_recipe
 from tokvid.errors import UserError
 from tokvid.flops import chip_of, tokenizer_flops, transformer_flops
-from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.input_pipeline.loader import clip_batches
 from tokvid.io.files import Outputs, write_json
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import generate

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-IMPORTED = ["tokvid.train.loop", "tokvid.train.tokenizer_step", "tokvid.input_pipeline.datasets"]
+IMPORTED = ["tokvid.train.loop", "tokvid.train.tokenizer_step", "tokvid.input_pipeline.loader"]
 
 
 def start(count: int, target: Callable[..., None], *arguments: Any) -> list[BaseProcess]:

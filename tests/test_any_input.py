@@ -24,7 +24,8 @@ from tokvid import weights
 from tokvid.cli.main import main
 from tokvid.config import load_recipe
 from tokvid.errors import UserError
-from tokvid.input_pipeline.clips import FolderSource, probe, read_clip, stream_frames
+from tokvid.input_pipeline.clips import probe, read_clip, stream_frames
+from tokvid.input_pipeline.folder import FolderSource
 from tokvid.input_pipeline.records import RecordWriter, stored
 from tokvid.sampling import film, stream
 from tokvid.sampling.story import forget, load_story, prompts_of, tell

@@ -32,7 +32,7 @@ def _at_least(config: Any, least: int, *names: str) -> None:
 class DataConfig:
     """Where videos come from and how clips are cut from them."""
 
-    source: str = "shapes"  # a key of input_pipeline.datasets.SOURCES
+    source: str = "shapes"  # a key of input_pipeline.sources.SOURCES
     path: str = ""  # the folder, shards, record file or digits file; procedural sources need none
     videos: int = 1_000_000  # how many videos a procedural source offers
     held_out: int = 0  # leave the last n videos of a stored source out of training

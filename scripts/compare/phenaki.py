@@ -38,7 +38,7 @@ from phenaki_pytorch import CViViT as PhenakiCViViT
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TrainConfig
 from tokvid.evaluate.batches import through
-from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.input_pipeline.loader import clip_batches
 from tokvid.io.files import Outputs, write_json
 from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr, ssim

@@ -8,7 +8,7 @@ import pytest
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.augment import augment, check, magnified
-from tokvid.input_pipeline.datasets import clip_batches
+from tokvid.input_pipeline.loader import clip_batches
 
 PLAIN = DataConfig(size=(8, 8), frames=3)
 

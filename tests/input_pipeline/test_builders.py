@@ -13,7 +13,8 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 from tokvid.input_pipeline import mnist  # noqa: E402
 from tokvid.input_pipeline.builders import CaptionedMovingMnist, ClipFolder, MovingShapes, open_prepared  # noqa: E402
-from tokvid.input_pipeline.datasets import clip_batches, open_source  # noqa: E402
+from tokvid.input_pipeline.loader import clip_batches  # noqa: E402
+from tokvid.input_pipeline.sources import open_source  # noqa: E402
 from tokvid.shapes.drawing import ShapesDataset  # noqa: E402
 
 tfds.disable_progress_bar()

@@ -9,7 +9,7 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import read_captions
-from tokvid.input_pipeline.clips import FolderSource
+from tokvid.input_pipeline.folder import FolderSource
 
 
 @pytest.fixture

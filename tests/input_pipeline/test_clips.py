@@ -14,8 +14,10 @@ import PIL.Image
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline import clips, video_file
-from tokvid.input_pipeline.clips import FolderSource, probe, read_clip, read_image, stream_frames
+from tokvid.input_pipeline import clips, picture, video_file
+from tokvid.input_pipeline.clips import probe, read_clip, read_image, stream_frames
+from tokvid.input_pipeline.folder import FolderSource
+from tokvid.types import Caption
 
 BITS = 10
 
@@ -423,7 +425,8 @@ def test_what_is_not_a_video_is_refused(tmp_path):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     encode(tmp_path / "v.mp4", irregular(5))
     PIL.Image.new("L", (90, 90)).save(tmp_path / "a.png")
-    monkeypatch.setattr(video_file, "MAX_PIXELS", 1000)
+    for module in (video_file, picture):
+        monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     for name in ["v.mp4", "a.png"]:
         with pytest.raises(UserError, match="1000"):
             probe(tmp_path / name)
@@ -449,7 +452,7 @@ def test_a_folder_is_a_source(tmp_path):
     source = FolderSource(folder, fit="letterbox")
     assert len(source) == 3 and not source.unreadable
     item = source[2]
-    assert item.key == "2.mp4" and item.captions == (clips.Caption(0.0, "caption 2 视频"),)
+    assert item.key == "2.mp4" and item.captions == (Caption(0.0, "caption 2 视频"),)
     assert item.seconds == probe(folder / "2.mp4").seconds
     clip = item.read(0.0, 5.0, 3, (32, 80))
     np.testing.assert_array_equal(clip, read_clip(folder / "2.mp4", start=0, fps=5, frames=3, size=(32, 80)))

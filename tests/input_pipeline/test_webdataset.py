@@ -19,7 +19,8 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline import webdataset
 from tokvid.input_pipeline.clips import read_clip
-from tokvid.input_pipeline.datasets import clip_batches, fingerprint, open_source
+from tokvid.input_pipeline.loader import clip_batches
+from tokvid.input_pipeline.sources import fingerprint, open_source
 from tokvid.input_pipeline.webdataset import WebDataset
 
 RECIPE = """

@@ -13,8 +13,8 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TransformerConfig, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline import records
-from tokvid.input_pipeline.datasets import fingerprint, open_source
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
+from tokvid.input_pipeline.sources import fingerprint, open_source
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train import tokenize

@@ -276,7 +276,7 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    from tokvid.input_pipeline.datasets import open_source
+    from tokvid.input_pipeline.sources import open_source
     from tokvid.io.compiled import keep_programs
     from tokvid.train.loop import train as run_training
     from tokvid.train.recipe import open_recipe
@@ -420,7 +420,7 @@ def data(options: argparse.Namespace) -> None:
 
         source = MovingMnist(options.file, options.split or "train", options.seed)
     else:
-        from tokvid.input_pipeline.clips import FolderSource
+        from tokvid.input_pipeline.folder import FolderSource
 
         with _warnings_unless_it_fails():
             source = FolderSource(

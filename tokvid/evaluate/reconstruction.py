@@ -11,7 +11,8 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, through
-from tokvid.input_pipeline.datasets import captions_within, holds_out, open_source, usable_rates
+from tokvid.input_pipeline.loader import captions_within, usable_rates
+from tokvid.input_pipeline.sources import holds_out, open_source
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error

@@ -19,6 +19,7 @@ import numpy as np
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline import mnist
 from tokvid.input_pipeline.records import Kind, StoredVideo, from_values, stored
+from tokvid.input_pipeline.source import Source, part_of
 from tokvid.io.files import read_json
 from tokvid.io.urls import local
 from tokvid.shapes.drawing import ShapesDataset
@@ -32,7 +33,7 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    from tokvid.input_pipeline.video_file import Fit
+    from tokvid.input_pipeline.picture import Fit
 
 FEATURES = "tensorflow_datasets.core.features."  # where the classes live that a prepared set may name
 
@@ -51,10 +52,10 @@ class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     def __init__(self, settings: dict[str, Any], **options: Any):
         self.settings = json.loads(json.dumps(settings))
         super().__init__(**({"file_format": "array_record"} | options))
-        found = dict(self.info.metadata or {})  # what is prepared already, if anything is
-        if found != self.settings:
+        prepared = dict(self.info.metadata or {})  # these settings, where nothing is prepared yet
+        if prepared != self.settings:
             raise UserError(
-                f"{self.data_path} was prepared with {found}, asked for is {self.settings}; "
+                f"{self.data_path} was prepared with {prepared}, asked for is {self.settings}; "
                 "ask for the same (builder_kwargs) or give another data_dir"
             )
 
@@ -157,8 +158,7 @@ class ClipFolder(_VideoBuilder):
 
     def source(self, split: str) -> VideoSource:
         from tokvid.config import DataConfig
-        from tokvid.input_pipeline.clips import FolderSource
-        from tokvid.input_pipeline.splits import part_of
+        from tokvid.input_pipeline.folder import FolderSource
 
         config = DataConfig(source="folder", path=str(self.folder), held_out=self.held_out)
         source = FolderSource(local(self.folder), max_unreadable=self.max_unreadable, full=self.full)
@@ -231,13 +231,13 @@ def open_prepared(path: str | Path, split: str = "train", *, fit: "Fit" = "crop"
 def _prepared_folder(path: Path) -> Path:
     if (path / "dataset_info.json").is_file():
         return path
-    found = sorted(file.parent for file in path.glob("*/*/dataset_info.json")) or sorted(
+    folders = sorted(file.parent for file in path.glob("*/*/dataset_info.json")) or sorted(
         file.parent for file in path.glob("*/dataset_info.json")
     )
-    if len(found) != 1:
-        what = f"{len(found)} prepared datasets, name one of them" if found else "no dataset_info.json"
+    if len(folders) != 1:
+        what = f"{len(folders)} prepared datasets, name one of them" if folders else "no dataset_info.json"
         raise UserError(f"{path} has {what}; prepare one with a builder of tokvid.input_pipeline.builders")
-    return found[0]
+    return folders[0]
 
 
 def _refuse_foreign_names(folder: Path) -> None:
@@ -256,3 +256,16 @@ def _refuse_foreign_names(folder: Path) -> None:
                 if foreign:
                     raise UserError(f"{folder} names {name} {str(inner)!r:.80}, which no builder of tokvid writes")
                 pending.append(inner)
+
+
+def _has_held_out(path: str | Path) -> bool:
+    info = read_json(_prepared_folder(local(path)) / "dataset_info.json", "the description of a dataset")
+    splits = info["splits"] if isinstance(info.get("splits"), list) else []
+    return any(isinstance(split, dict) and split.get("name") == "held_out" for split in splits)
+
+
+SOURCE = Source(
+    open=lambda config: open_prepared(config.path, "train", fit=config.fit),
+    held_out=lambda config: open_prepared(config.path, "held_out", fit=config.fit),
+    holds_out=lambda config: _has_held_out(config.path),
+)

@@ -38,7 +38,7 @@ def read_captions(folder: Path) -> list[Line]:
     UserError, with the numbers of lines, for what can't be understood: no folder, no captions file, not UTF-8, columns
     of other names, more values than columns, texts that aren't Unicode, a file outside of the folder or named twice.
     """
-    path = _captions_file(folder)
+    path = captions_file(folder)
     finder, lines, bad = _Finder(folder.resolve()), [], []
     first_line: dict[str, int] = {}
     unused: Counter[str] = Counter()
@@ -86,14 +86,14 @@ class _BadLine(Exception):
     """What is wrong with a line."""
 
 
-def _captions_file(folder: Path) -> Path:
+def captions_file(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos")
-    found = [folder / name for name in NAMES if (folder / name).is_file()]
-    if len(found) > 1:
-        log.warning("%s is read, %s is not; keep one of them", *found)
-    if found:
-        return found[0]
+    files = [folder / name for name in NAMES if (folder / name).is_file()]
+    if len(files) > 1:
+        log.warning("%s is read, %s is not; keep one of them", *files)
+    if files:
+        return files[0]
     like = ", ".join(sorted(name for name in _names_in(folder) if name.lower().startswith(("caption", "metadata")))[:3])
     raise UserError(
         f'{folder} has no captions.jsonl (a line: {{"file": "a.mp4", "caption": "a dog runs"}}) and no '
@@ -209,8 +209,8 @@ def _line(row: Any, finder: "_Finder") -> Line:
         raise _BadLine(f'needs an object like {{"file": "a.mp4", "caption": "a dog runs"}}, found {type(row).__name__}')
     for field in FIELDS:
         if not isinstance(row.get(field), str) or not (row[field].strip() or field == "caption"):
-            found = ", ".join(f"{name!r:.40}" for name in list(row)[:5]) or "nothing"
-            kind = f"{field} is {row[field]!r:.40}" if field in row else f"found {found}"
+            names = ", ".join(f"{name!r:.40}" for name in list(row)[:5]) or "nothing"
+            kind = f"{field} is {row[field]!r:.40}" if field in row else f"found {names}"
             raise _BadLine(f"needs the texts file and caption, {kind}")
         try:
             checked(row[field], f"the {field}")
@@ -242,11 +242,11 @@ class _Finder:
                 if Path(path).is_absolute() or ".." in Path(path).parts:
                     what = "is an absolute path" if Path(path).is_absolute() else "goes up by '..'"
                     raise _BadLine(f"{name!r:.200} {what}; name files as seen from the folder, inside of it")
-                found = path if _is_there(self.root / path) else self._composed(path)
-                if not Path(os.path.realpath(self.root / (found or path))).is_relative_to(self.root):
+                there = path if _is_there(self.root / path) else self._composed(path)
+                if not Path(os.path.realpath(self.root / (there or path))).is_relative_to(self.root):
                     raise _BadLine(f"{name!r:.200} links to outside of the folder; copy the file into it")
-                if found is not None:
-                    return os.path.normpath(found)
+                if there is not None:
+                    return os.path.normpath(there)
         except OSError as error:
             raise _BadLine(f"{name!r:.60} is not a file name ({error.strerror})") from error
         if PureWindowsPath(name).root:
@@ -254,13 +254,13 @@ class _Finder:
         return os.path.normpath(name)
 
     def _composed(self, name: str) -> str | None:
-        found = Path()
+        path = Path()
         for part in Path(name).parts:
-            same = self._listing(found).get(unicodedata.normalize("NFC", part), [])
+            same = self._listing(path).get(unicodedata.normalize("NFC", part), [])
             if len(same) != 1:
                 return None
-            found /= same[0]
-        return str(found)
+            path /= same[0]
+        return str(path)
 
     def _list(self, within: Path) -> dict[str, list[str]]:
         """What is in a folder, by composed names."""

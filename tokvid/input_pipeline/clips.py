@@ -1,48 +1,25 @@
-"""Videos and images as files: what is in them, clips by time stamp, streams of frames, captioned folders.
+"""Reads video and image files: what is in them, clips by time stamp, streams of frames.
 
-What makes opening a stranger's file safe is in `video_file.py`; this is what the rest of tokvid calls.
+The rest of tokvid reads files through this; `video_file.py` makes it safe to open a stranger's.
 """
 
-import concurrent.futures
 import dataclasses
-import functools
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.captions import check_captioned, missing, read_captions
 from tokvid.input_pipeline.clock import steady_rate
-from tokvid.input_pipeline.video_file import (
-    MAX_CLIP_BYTES,
-    MAX_SECONDS,
-    Damage,
-    DamagedVideo,
-    Fit,
-    Fitter,
-    Source,
-    VideoFile,
-    image_kind,
-    is_still,
-    name_of,
-    open_image,
-    reason,
-    shown_size,
-)
+from tokvid.input_pipeline.encoded import Encoded, image_kind, name_of
+from tokvid.input_pipeline.picture import Fit, Fitter, is_still, open_image, shown_size
+from tokvid.input_pipeline.video_file import MAX_SECONDS, Damage, DamagedVideo, VideoFile
 from tokvid.input_pipeline.webp import WebP
-from tokvid.types import Caption, VideoItem
 
 __all__ = [
-    "CheckedSource",
     "DamagedVideo",
+    "Encoded",
     "Fit",
-    "FolderItem",
-    "FolderSource",
-    "Source",
     "VideoInfo",
     "probe",
     "read_clip",
@@ -51,6 +28,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+MAX_CLIP_BYTES = 8 * 2**30  # of what `read_clip` returns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +50,11 @@ class VideoInfo:
     rate: float = 0.0
 
 
-def _open(source: Source, fps: float | None = None) -> VideoFile | WebP:
+def _open(source: Encoded, fps: float | None = None) -> VideoFile | WebP:
     return (WebP if image_kind(source) == "WEBP" else VideoFile)(source, fps)
 
 
-def probe(source: Source, *, full: bool = False) -> VideoInfo:
+def probe(source: Encoded, *, full: bool = False) -> VideoInfo:
     """What is in a video or image file: reads every packet but decodes only the first frame, unless `full`.
 
     Raises:
@@ -104,8 +83,17 @@ def _check_rate(fps: float) -> None:
         raise UserError(f"fps is {fps}, it should be above 0 and at most 1000")
 
 
+def _check_clip(start: float, frames: int, size: tuple[int, int]) -> None:
+    if frames < 1 or not 0 <= start <= MAX_SECONDS:
+        raise UserError(f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later")
+    if frames * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
+        raise UserError(
+            f"a clip of {frames} frames of {size[1]}x{size[0]} is over {MAX_CLIP_BYTES} bytes; ask for fewer"
+        )
+
+
 def read_clip(
-    source: Source, *, start: float, fps: float, frames: int, size: tuple[int, int], fit: Fit = "crop"
+    source: Encoded, *, start: float, fps: float, frames: int, size: tuple[int, int], fit: Fit = "crop"
 ) -> np.ndarray:
     """The frames shown at times start + i/fps: uint8 (frames, height, width, 3).
 
@@ -118,21 +106,15 @@ def read_clip(
         DamagedVideo: the frames asked for are damaged; earlier ones may be fine.
     """
     _check_rate(fps)
-    if frames < 1 or not 0 <= start <= MAX_SECONDS:
-        raise UserError(f"asked for {frames} frames from {start} s; ask for at least 1 frame from 0 s or later")
-    if frames * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
-        raise UserError(
-            f"a clip of {frames} frames of {size[1]}x{size[0]} is over {MAX_CLIP_BYTES} bytes; ask for fewer"
-        )
-    times = [start + i / fps for i in range(frames)]
-    clip_THWC = np.empty((frames, *size, 3), np.uint8)
+    _check_clip(start, frames, size)
     if is_still(source):
-        if times[-1] > 0:
+        if start > 0 or frames > 1:
             raise UserError(
                 f"{name_of(source)} is a still image, asked for {frames} frames from {start:.2f} s; ask for 1 at 0 s"
             )
-        clip_THWC[0] = Fitter(size, fit)(open_image(source))
-        return clip_THWC
+        return Fitter(size, fit)(open_image(source))[None]
+    times = [start + i / fps for i in range(frames)]
+    clip_THWC = np.empty((frames, *size, 3), np.uint8)
     with _open(source, fps) as video:
         fitter = Fitter(size, fit, video.aspect)
         shown, done = None, 0
@@ -169,7 +151,7 @@ def read_clip(
 
 
 def stream_frames(
-    source: Source, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
+    source: Encoded, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
 ) -> Iterator[np.ndarray]:
     """Every frame, one after the other, as uint8 (height, width, 3): memory stays flat for any length.
 
@@ -215,138 +197,10 @@ def stream_frames(
         yield from until(max(end, 2 * video.epsilon) if done == 0 else end)
 
 
-def read_image(source: Source, size: tuple[int, int] | None = None, fit: Fit = "crop") -> np.ndarray:
+def read_image(source: Encoded, size: tuple[int, int] | None = None, fit: Fit = "crop") -> np.ndarray:
     """An image, or a video's first frame: uint8 (height, width, 3). UserError when it cannot be read."""
     frames = stream_frames(source, size=size, fit=fit)
     try:
         return next(frames)
     finally:
         frames.close()  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _probe_once(path: str, changed: int, size: int, full: bool) -> VideoInfo | str:
-    """`probe` of a file as it is now, or why it cannot be read; several sources over a folder share it."""
-    try:
-        return probe(path, full=full)
-    except UserError as error:
-        return str(error)
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderItem:
-    """A captioned video file: a `tokvid.types.VideoItem`."""
-
-    path: Path
-    key: str
-    captions: tuple[Caption, ...]
-    fit: Fit = "crop"
-    seconds: float = 0.0
-    fps: float = 0.0
-
-    @property
-    def place(self) -> Path:
-        """What to call it in messages."""
-        return self.path
-
-    def probe(self, full: bool) -> VideoInfo | str:
-        """What is in it, or why it cannot be read."""
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return missing(self.path)
-        except OSError as error:
-            return f"cannot read {self.path}: {reason(error)}"
-        return _probe_once(str(self.path), status.st_mtime_ns, status.st_size, full)
-
-    def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
-        """See `read_clip`."""
-        return read_clip(self.path, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
-
-
-class _Probed(VideoItem, Protocol):
-    """A video that says itself what is in it; `seconds` and `fps` are set by what it says."""
-
-    @property
-    def place(self) -> Path: ...
-
-    def probe(self, full: bool) -> VideoInfo | str: ...
-
-
-Probed = TypeVar("Probed", bound=_Probed)
-
-
-class CheckedSource(Sequence[Probed]):
-    """The videos of a source that can be read: all are probed (with `full`, decoded).
-
-    Those that are missing or cannot be read are logged, skipped and listed in `unreadable`, with the reason.
-
-    Raises:
-        UserError: a larger share than `max_unreadable` cannot be read, or (if `captioned`) all captions of those that
-            can be are empty.
-    """
-
-    def __init__(
-        self,
-        where: str | Path,
-        items: Sequence[Probed],
-        *,
-        max_unreadable: float,
-        threads: int | None = None,
-        full: bool = False,
-        captioned: bool = True,
-    ):
-        self.unreadable: list[tuple[Path, str]] = []
-        self.items: list[Probed] = []
-        with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(lambda item: item.probe(full), items))
-        for item, info in zip(items, found, strict=True):
-            if isinstance(info, str):
-                self.unreadable.append((item.place, info))
-                log.warning("skipped: %s", info)
-                continue
-            for warning in info.warnings:
-                log.warning("%s: %s", item.place, warning)
-            self.items.append(dataclasses.replace(item, seconds=info.seconds, fps=info.fps))  # type: ignore[type-var]
-        if len(self.unreadable) > max_unreadable * len(items) or not self.items:
-            raise UserError(
-                f"{len(self.unreadable)} of the {len(items)} videos in {where} cannot be read, at most "
-                f"{max_unreadable:.0%} may (max_unreadable); the first: {self.unreadable[0][1]}"
-            )
-        if captioned:
-            check_captioned((item.captions[0].text for item in self.items), where)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
-
-
-class FolderSource(CheckedSource[FolderItem]):
-    """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`; see `CheckedSource`.
-
-    A line of the first is {"file": "a.mp4", "caption": "a dog runs"}, of the second a.mp4,a dog runs below
-    the header file,caption.
-
-    Raises:
-        UserError: no captions file, bad lines in it (each with its number), a file that is named twice or outside of
-            the folder; and as `CheckedSource` does.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        fit: Fit = "crop",
-        max_unreadable: float = 0.1,
-        threads: int | None = None,
-        full: bool = False,
-        captioned: bool = True,
-    ):
-        folder = Path(path)
-        lines = read_captions(folder)
-        if captioned:  # before the files are looked at, which takes a while
-            check_captioned((line.caption for line in lines), folder)
-        items = [FolderItem(folder / line.file, line.file, (Caption(0.0, line.caption),), fit) for line in lines]
-        super().__init__(folder, items, max_unreadable=max_unreadable, threads=threads, full=full, captioned=captioned)

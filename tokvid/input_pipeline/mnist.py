@@ -20,6 +20,7 @@ import numpy as np
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.records import show
+from tokvid.input_pipeline.source import Source
 from tokvid.types import Caption
 
 FRAMES, FPS, SIZE, DIGIT = 20, 8.0, 64, 28  # the published set has no rate; at 8 a video takes 2.5 seconds
@@ -160,8 +161,8 @@ def digit_files(path: str | Path) -> list[Path]:
         raise UserError(f"cannot read digits from {path}: {error}; {WHAT}") from error
 
 
-def _only(found: list[Path], folder: Path) -> Path:
-    training = [file for file in found if "train" in file.name] or found
+def _only(files: list[Path], folder: Path) -> Path:
+    training = [file for file in files if "train" in file.name] or files
     if not training:
         raise UserError(f"no digits in {folder}; {WHAT}")
     return training[0]
@@ -205,3 +206,10 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(content) != math.prod(shape):
         raise UserError(f"{path} should hold {math.prod(shape)} bytes of digits, found {len(content)}; copy it again")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+SOURCE = Source(
+    open=lambda config: MovingMnist(config.path, "train", config.seed),
+    held_out=lambda config: MovingMnist(config.path, "test", config.seed),
+    files=digit_files,
+)

@@ -8,6 +8,7 @@ import bisect
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import os
 import shutil
@@ -19,13 +20,17 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
+from tokvid.input_pipeline.source import Source
 from tokvid.io.files import atomic, check_replaced, read_json, write_json
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import Caption, VideoItem
 
 if TYPE_CHECKING:
-    from tokvid.input_pipeline.video_file import Fit
+    from tokvid.input_pipeline.picture import Fit
+
+log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "tokvid records", 1
 Kind = Literal["video", "frames", "tokens"]
@@ -93,7 +98,7 @@ def show(
 def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.ndarray:
     import av
 
-    from tokvid.input_pipeline.video_file import Fitter
+    from tokvid.input_pipeline.picture import Fitter
 
     fitter = Fitter(size, fit)
     return np.stack([fitter(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")) for image_HWC in video_THWC])
@@ -299,12 +304,12 @@ def _open(path: Path, count: int) -> Any:
         raise UserError(f"{path} is missing; copy the dataset again, all of its files")
     try:
         reader = array_record_module.ArrayRecordReader(os.fsencode(path), "readahead_buffer_size:0,max_parallelism:0")
-        found = reader.num_records() if reader.ok() else 0
+        readable = reader.num_records() if reader.ok() else 0
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if found != count:
+    if readable != count:
         raise UserError(
-            f"{path} is damaged: it should hold {count} records, {found} can be read; copy or write it again"
+            f"{path} is damaged: it should hold {count} records, {readable} can be read; copy or write it again"
         )
     return reader
 
@@ -371,25 +376,25 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
     starts = [start for start, _ in captions]
     if starts != sorted(starts):
         raise ValueError(f"captions start at {starts}, which is not in order")
-    told = tuple(Caption(float(start), text) for start, text in captions) or (Caption(0.0, ""),)
+    texts = tuple(Caption(float(start), text) for start, text in captions) or (Caption(0.0, ""),)
     if kind == "video":
         if not isinstance(values["video"], bytes):
             raise TypeError("video is not bytes")
-        return StoredVideo(key, float(seconds), told, video=values["video"], fit=fit)
+        return StoredVideo(key, float(seconds), texts, video=values["video"], fit=fit)
     shape, dtype, fps = _shape(values["shape"], kind), values["dtype"], values["fps"]
     if dtype not in (("uint8",) if kind == "frames" else TOKEN_TYPES):
         raise ValueError(f"{kind} have type {dtype!r:.20}")
     _within("fps", fps, 1e-3, MOST_FPS)
     array = _array(values[kind], np.dtype(dtype), shape)
     if kind == "frames":
-        return StoredVideo(key, float(seconds), told, frames=array, fps=float(fps), fit=fit)
+        return StoredVideo(key, float(seconds), texts, frames=array, fps=float(fps), fit=fit)
     conditions = {
         name: _array(each["tokens"], array.dtype, _shape(each["shape"], kind))
         for name, each in values.get("conditions", {}).items()
     }
     if values.get("coarse_factor") == CONDITIONS["coarse"].slower:  # of earlier versions
         conditions["coarse"] = np.frombuffer(values["coarse"], array.dtype).reshape(-1, *shape[1:])
-    return StoredVideo(key, float(seconds), told, tokens=array, fps=float(fps), conditions=conditions)
+    return StoredVideo(key, float(seconds), texts, tokens=array, fps=float(fps), conditions=conditions)
 
 
 def _shape(dims: list[int], kind: str) -> tuple[int, ...]:
@@ -418,3 +423,16 @@ def _array(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
 def _within(what: str, value: Any, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{what} should be {least} to {most}, found {value!r:.40}")
+
+
+def _open_source(config: DataConfig) -> RecordSource:
+    source = RecordSource(config.path, fit=config.fit)
+    if source.fit != config.fit:
+        log.warning("%s was written to be read with fit %s; fit %s is ignored", config.path, source.fit, config.fit)
+    stored = source.metadata.get("size")
+    if stored and tuple(stored) != config.size:
+        log.warning("%s holds frames of %dx%d, resized to %dx%d as they are read", config.path, *stored, *config.size)
+    return source
+
+
+SOURCE = Source(open=_open_source, files=lambda path: [path / "dataset.json", *path.glob("*.array_record")])

@@ -132,16 +132,16 @@ class TextModel:
     def encoder(self, length: int, keep: int = 100_000) -> Callable[[str], np.ndarray]:
         """`encode` to `length` tokens that remembers the last `keep` texts; the arrays are read-only.
 
-        Of the texts that are cut, only the first is told.
+        Only the first text that is cut is logged.
         """
-        told = False
+        warned = False
 
         @functools.lru_cache(maxsize=keep)
         def encode(text: str) -> np.ndarray:
-            nonlocal told
+            nonlocal warned
             ids_L, cut = self._encode(text, length)
-            if cut and not told:
-                told = True
+            if cut and not warned:
+                warned = True
                 log.warning("%s; so are others: transformer.text_length sets how many are kept", cut)
             ids_L.flags.writeable = False
             return ids_L

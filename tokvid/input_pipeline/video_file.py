@@ -1,10 +1,10 @@
-"""One video or image file, opened safely: packets, frames up to the first damage, frames fitted to a size.
+"""One video file, opened safely: its packets, and its frames up to the first damage.
 
-Files are strangers' property. So containers and codecs are allow-listed, size is capped before anything is
-decoded, a header's counts are never believed, and decoding stops at the first damage: the frames before it
-are good, what comes after is refused by name instead of being shown grey, black or frozen. (A decoder can't
-tell all damage: a flipped bit may decode to another picture. Of 160 mutated H.264 files 5 passed unnoticed.)
-`clips.py` is the room's door.
+Files come from strangers. So containers and codecs are allow-listed, size is capped before anything is decoded, a
+header's counts are never trusted, and decoding stops at the first damage: the frames before it are good, the rest is
+refused by name instead of being shown grey, black or frozen. (A decoder can't detect all damage: a flipped bit may
+decode to another picture. Of 160 mutated H.264 files 5 passed unnoticed.)
+`clips.py` reads clips and streams from these.
 """
 
 import contextlib
@@ -14,26 +14,18 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
-import numpy as np
 import PIL.Image
-import PIL.ImageOps
-from av.video.reformatter import Interpolation, VideoReformatter
 
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError
 from tokvid.input_pipeline.clock import Clock, steady_times
+from tokvid.input_pipeline.encoded import KINDS, MAX_PIXELS, Encoded, head_of, name_of, reason
+from tokvid.input_pipeline.picture import on_white
 
-Source = str | Path | bytes
-Fit = Literal["crop", "letterbox"]
-
-MAX_BYTES = 64 * 2**30  # of a file
-MAX_PIXELS = 8192 * 4320  # of a frame: 8K
 MAX_PACKETS = 20_000_000  # of a file: 90 hours at 60 frames a second
 MAX_SECONDS = 24 * 3600.0
-MAX_CLIP_BYTES = 8 * 2**30  # of what `read_clip` returns
 
 # FFmpeg's names of what may be opened. Sound is never decoded, but looked at to tell the streams apart.
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,flv,gif,apng"
@@ -43,8 +35,6 @@ ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif", "apng")  # every packet 
 ROUNDED = {"gif": 1e-2, "apng": 1e-3}  # seconds to which these round how long a frame lasts
 PACKED = rb"DivX\d+(b|Build)\d+p"  # in the headers of MPEG-4 with two frames in a packet
 NEAR_A_JOIN = 4  # packets: FFmpeg marks one of the last before a join of recordings as damaged
-IMAGES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}  # first bytes: Pillow's name
-KINDS = "mp4, mov, mkv, webm, avi, ts, flv, gif, png, jpg, bmp, webp"
 
 OPTIONS = {
     "protocol_whitelist": "file",  # no network, and no `concat` of other files
@@ -53,20 +43,6 @@ OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
     "err_detect": "explode",  # a damaged frame is an error, not a guess
 }
-
-# FFmpeg's fast paths are 1.4 grey levels too dark on real clips; this agrees with exact averaging to 0.3.
-ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-
-
-class NamedBytes(bytes):
-    """An encoded file in memory, and what to call it in messages."""
-
-    name: str
-
-    def __new__(cls, content: bytes, name: str) -> "NamedBytes":
-        made = super().__new__(cls, content)
-        made.name = name
-        return made
 
 
 class DamagedVideo(UserError):
@@ -89,48 +65,7 @@ def damaged(name: str, damage: Damage) -> DamagedVideo:
     )
 
 
-def reason(error: Exception) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-
-
-def name_of(source: Source) -> str:
-    """What to call it in messages."""
-    if isinstance(source, bytes) and not isinstance(source, NamedBytes):
-        return f"the video of {len(source)} bytes"
-    return " ".join(str(source.name if isinstance(source, NamedBytes) else source).split("\n"))
-
-
-def head_of(source: Source) -> bytes:
-    """The first bytes of a regular file that isn't too large; UserError otherwise. (A pipe would block.)"""
-    name = name_of(source)
-    if isinstance(source, bytes):
-        size, head = len(source), source[:16]
-    else:
-        path = Path(source)
-        try:
-            known, regular = path.exists(), path.is_file()
-            size = path.stat().st_size if regular else 0
-            head = b""
-            if regular:
-                with path.open("rb") as file:
-                    head = file.read(16)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {name}: {reason(error)}; check the path and its permissions") from error
-        if not regular:
-            raise UserError(f"{name} is {'not a file' if known else 'not there'}; give a video file ({KINDS})")
-    if not head:
-        raise UserError(f"{name} is empty (0 bytes); copy it again or remove it")
-    if size > MAX_BYTES:
-        raise UserError(f"{name} has {size} bytes, allowed are {MAX_BYTES}; cut it into parts")
-    return head
-
-
-def _file(source: Source) -> Any:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
-
-
-def _tail(source: Source) -> bytes:
+def _tail(source: Encoded) -> bytes:
     if isinstance(source, bytes):
         return source[-64:]
     with open(source, "rb") as file:
@@ -167,7 +102,7 @@ class Survey:
     starts: tuple[float, ...] = ()
 
 
-def survey(opener: Callable[[Source], Any], source: Source) -> Survey:
+def survey(opener: Callable[[Encoded], Any], source: Encoded) -> Survey:
     """Looks at all of a video that `opener` opens; once for every file."""
     if isinstance(source, bytes):
         return _survey(opener, source)
@@ -176,11 +111,11 @@ def survey(opener: Callable[[Source], Any], source: Source) -> Survey:
 
 
 @functools.lru_cache(maxsize=4096)
-def _survey_once(opener: Callable[[Source], Any], path: str, changed: int, size: int) -> Survey:
+def _survey_once(opener: Callable[[Encoded], Any], path: str, changed: int, size: int) -> Survey:
     return _survey(opener, path)
 
 
-def _survey(opener: Callable[[Source], Any], source: Source) -> Survey:
+def _survey(opener: Callable[[Encoded], Any], source: Encoded) -> Survey:
     with opener(source) as video:
         return video.survey()
 
@@ -191,7 +126,7 @@ class VideoFile:
     With `fps`, times that the container has rounded to its hundredths are what they were at that rate.
     """
 
-    def __init__(self, source: Source, fps: float | None = None):
+    def __init__(self, source: Encoded, fps: float | None = None):
         self.source, self.name, self.fps = source, name_of(source), fps
         # A GIF has neither an index nor lengths that would show that its end, and half of a frame, is
         # missing.
@@ -358,8 +293,8 @@ class VideoFile:
                 if packet is None:
                     break
                 decoded = packet.decode()
-            except Damage as found:
-                damage = found
+            except Damage as here:
+                damage = here
             except av.EOFError:
                 break
             except av.FFmpegError as error:
@@ -517,126 +452,3 @@ class VideoFile:
 
     def damaged(self, damage: Damage) -> DamagedVideo:
         return damaged(self.name, damage)
-
-
-def _turn(frame: Any) -> tuple[bool, bool, bool]:
-    """(swap rows and columns, then flip rows, then flip columns): how the display matrix wants a frame."""
-    try:
-        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:9].reshape(3, 3)
-    except (KeyError, ValueError):
-        return False, False, False
-    (a, b), (c, d) = matrix[:2, :2].tolist()
-    if abs(a) + abs(d) >= abs(b) + abs(c):  # other angles than quarter turns are shown as the nearest of these
-        return False, d < 0, a < 0
-    return True, b < 0, c < 0
-
-
-def shown_size(frame: Any, aspect: Any) -> tuple[int, int]:
-    """Height and width of a frame in square pixels, after rotation."""
-    ratio = float(aspect) if aspect and 1 / 4 <= aspect <= 4 else 1.0
-    height, width = frame.height, max(1, round(frame.width * ratio))
-    return (width, height) if _turn(frame)[0] else (height, width)
-
-
-class Fitter:
-    """Turns decoded frames into uint8 (H, W, 3) of one size; keeps FFmpeg's scaler between frames."""
-
-    def __init__(self, size: tuple[int, int] | None, fit: Fit, aspect: Any = None):
-        if fit not in ("crop", "letterbox"):
-            raise UserError(did_you_mean(fit, ("crop", "letterbox"), "fit"))
-        if size is not None and not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
-            raise UserError(f"size {size[0]}x{size[1]} should be at least 1x1 and at most {MAX_PIXELS} pixels")
-        self.size, self.fit, self.aspect = size, fit, aspect
-        self.scaler = VideoReformatter()
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        """Turned upright, averaged by area when scaled down, bilinear when up; centre crop or black bars."""
-        swap, flip_rows, flip_columns = _turn(frame)
-        shown_h, shown_w = shown_size(frame, self.aspect)
-        if self.size is None:
-            self.size = (shown_h, shown_w)  # the first frame's, should a stream change its size
-        h, w = self.size
-        scale = (max if self.fit == "crop" else min)(h / shown_h, w / shown_w)
-        new_h, new_w = max(1, round(shown_h * scale)), max(1, round(shown_w * scale))
-        if new_h * new_w > MAX_PIXELS:
-            raise UserError(f"a frame of {shown_w}x{shown_h} pixels cannot be cropped to {w}x{h}; use fit letterbox")
-        filter_ = Interpolation.AREA if scale < 1 else Interpolation.BILINEAR
-        to_w, to_h = (new_h, new_w) if swap else (new_w, new_h)
-        image_HWC = self.scaler.reformat(
-            frame, width=to_w, height=to_h, format="rgb24", interpolation=filter_ | ACCURATE, threads=1
-        ).to_ndarray()
-        if swap:
-            image_HWC = image_HWC.swapaxes(0, 1)
-        image_HWC = image_HWC[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-        if self.fit == "crop":
-            top, left = (new_h - h) // 2, (new_w - w) // 2
-            return np.ascontiguousarray(image_HWC[top : top + h, left : left + w])
-        out_HWC = np.zeros((h, w, 3), np.uint8)
-        top, left = (h - new_h) // 2, (w - new_w) // 2
-        out_HWC[top : top + new_h, left : left + new_w] = image_HWC
-        return out_HWC
-
-
-def image_kind(source: Source) -> str | None:
-    """Pillow's name for what begins as an image does; None for another file; UserError when it can't be read."""
-    head = head_of(source)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    return next((kind for magic, kind in IMAGES.items() if head.startswith(magic)), None)
-
-
-def is_still(source: Source) -> bool:
-    """Whether it is an image, and no animation; UserError when it can't be read."""
-    kind = image_kind(source)
-    if kind in ("PNG", "WEBP"):
-        # What cannot be opened here is told by who reads it as a still.
-        with contextlib.suppress(Exception), PIL.Image.open(_file(source), formats=(kind,)) as image:
-            return not getattr(image, "is_animated", False)
-    return kind is not None
-
-
-def on_white(image: Any) -> Any:
-    """An image of Pillow's, upright and without transparency, as a frame for Fitter."""
-    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # how the file has its pixels
-    upright = _eight_bits(PIL.ImageOps.exif_transpose(image), raw)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright)
-    return av.VideoFrame.from_ndarray(np.asarray(upright.convert("RGB")), format="rgb24")
-
-
-# Pillow tells the transparent grey or colour of a PNG in the file's own numbers; in the 8 bits that it makes of these,
-# it is so many times as much.
-TRANSPARENT = {"1": 255, "L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-
-
-def _eight_bits(image: PIL.Image.Image, raw: str) -> PIL.Image.Image:
-    """A picture in 8 bits a channel, of which Pillow makes all but 16-bit grey, which it would clip to 255."""
-    key = image.info.get("transparency")
-    if image.mode.startswith("I"):
-        grey_HW = np.asarray(image).astype(np.uint32)
-        opaque_HW = 255 * (grey_HW != key).astype(np.uint8)
-        grey_HW = ((255 * grey_HW + 32767) // 65535).astype(np.uint8)
-        return PIL.Image.merge("LA", [PIL.Image.fromarray(grey_HW), PIL.Image.fromarray(opaque_HW)])
-    if key is not None and (scale := TRANSPARENT.get(raw)):
-        key = tuple(int(value * scale) for value in key) if isinstance(key, tuple) else int(key * scale)
-        image.info["transparency"] = key
-    return image
-
-
-def open_image(source: Source) -> Any:
-    """A still image, upright and without transparency (on white), as a frame for Fitter."""
-    try:
-        with PIL.Image.open(_file(source), formats=(*IMAGES.values(), "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{name_of(source)} has {image.width}x{image.height} pixels, allowed are {MAX_PIXELS}; "
-                    "scale it down"
-                )
-            return on_white(image)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise UserError(
-            f"{name_of(source)} is not a readable image ({reason(error)}); copy it again or remove it"
-        ) from error

@@ -1,7 +1,7 @@
 """WebDataset shards: .tar archives of KEY.mp4 beside KEY.txt or KEY.json, read in place and in any order.
 
-Archives are strangers' property, as videos are. Only their headers are walked, nothing is ever extracted, and a member
-whose header isn't that of an ordinary file is not read.
+Archives come from strangers, as videos do. Only their headers are walked, nothing is ever extracted, and only members
+with the header of an ordinary file are read.
 """
 
 import dataclasses
@@ -20,10 +20,13 @@ import numpy as np
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import LONGEST_CAPTION
-from tokvid.input_pipeline.clips import CheckedSource, VideoInfo, probe, read_clip
+from tokvid.input_pipeline.checked import CheckedSource
+from tokvid.input_pipeline.clips import VideoInfo, probe, read_clip
+from tokvid.input_pipeline.encoded import KINDS, NamedBytes, reason
+from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.records import MOST_BYTES
+from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.text import checked
-from tokvid.input_pipeline.video_file import KINDS, Fit, NamedBytes, reason
 from tokvid.types import Caption
 
 VIDEOS = (*(f".{kind}" for kind in KINDS.split(", ")), ".m4v", ".jpeg", ".apng")
@@ -59,7 +62,7 @@ class ShardItem:
 
     @property
     def place(self) -> Path:
-        """What to call it in messages."""
+        """Its name in messages."""
         return self.shard / self.name
 
     def probe(self, full: bool) -> VideoInfo | str:
@@ -111,12 +114,12 @@ def shards_of(path: str | Path) -> list[Path]:
     """The shards that a path or a pattern names, in order. UserError where one is not there, or there are none."""
     path = Path(path)
     if path.is_dir():
-        found = [file for file in path.iterdir() if file.name.lower().endswith(SHARDS) and file.is_file()]
-        if not found:
+        shards = [file for file in path.iterdir() if file.name.lower().endswith(SHARDS) and file.is_file()]
+        if not shards:
             raise UserError(f"{path} holds no .tar shards; give the folder that they lie in, or a pattern")
-        return sorted(found)
+        return sorted(shards)
     names = [str(path)] if path.exists() else list(_without_braces(str(path)))
-    shards: list[Path] = []
+    shards = []
     for name in names:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
         shards += [Path(match) for match in matches]
@@ -130,17 +133,17 @@ def shards_of(path: str | Path) -> list[Path]:
 
 def _without_braces(pattern: str) -> Iterator[str]:
     """The names that a pattern with {a,b} or {000..123} stands for."""
-    if not (found := re.search(r"\{([^{}]*)\}", pattern)):
+    if not (braces := re.search(r"\{([^{}]*)\}", pattern)):
         yield pattern
         return
-    choices: list[str] = found[1].split(",")
-    if bounds := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1]):
+    choices: list[str] = braces[1].split(",")
+    if bounds := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", braces[1]):
         first, last = int(bounds[1]), int(bounds[2])
         if last - first >= MOST_SHARDS:
             raise UserError(f"{pattern!r:.200} stands for {last - first + 1} shards, at most {MOST_SHARDS} are allowed")
         choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
     for choice in choices:
-        yield from _without_braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        yield from _without_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
 
 
 def members_of(shard: Path) -> tuple[tuple[int, int], ...]:
@@ -293,3 +296,10 @@ def _stretch(file: io.BufferedReader, begin: int, size: int) -> bytes:
     if len(content) < size:
         raise UserError(f"{file.name} ends before byte {begin + size}; it was changed while it was read")
     return content
+
+
+SOURCE = Source(
+    open=lambda config: WebDataset(config.path, fit=config.fit, max_unreadable=config.max_unreadable),
+    files=shards_of,
+    parts=members_of,
+)

@@ -10,21 +10,9 @@ import PIL.Image
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clock import steady_times
-from tokvid.input_pipeline.video_file import (
-    MAX_PIXELS,
-    MAX_SECONDS,
-    Damage,
-    DamagedVideo,
-    Look,
-    Shown,
-    Source,
-    Survey,
-    damaged,
-    name_of,
-    on_white,
-    reason,
-    survey,
-)
+from tokvid.input_pipeline.encoded import MAX_PIXELS, Encoded, name_of, reason
+from tokvid.input_pipeline.picture import on_white
+from tokvid.input_pipeline.video_file import MAX_SECONDS, Damage, DamagedVideo, Look, Shown, Survey, damaged, survey
 
 UNIT = 1e-3  # seconds to which durations are rounded
 SHORTEST, USUAL = 10, 100  # milliseconds: what lasts no longer is shown as long as browsers do
@@ -35,7 +23,7 @@ class WebP:
 
     aspect = None
 
-    def __init__(self, source: Source, fps: float | None = None):
+    def __init__(self, source: Encoded, fps: float | None = None):
         self.source, self.name, self.fps = source, name_of(source), fps
         self.tick = self.unit = UNIT
         self.epsilon = UNIT / 2

@@ -19,8 +19,9 @@ from tokvid import weights
 from tokvid.config import Recipe, to_dict
 from tokvid.distributed import check_same, first, reached, together
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import captions_within, fingerprint, holds_out, open_source, usable_rates
+from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
+from tokvid.input_pipeline.sources import fingerprint, holds_out, open_source
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.io.progress import progress
 from tokvid.sharding import make_mesh, running_on

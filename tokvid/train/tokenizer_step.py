@@ -18,7 +18,8 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, tokenizer_flops
-from tokvid.input_pipeline.datasets import clip_batches, fingerprint, holds_out
+from tokvid.input_pipeline.loader import clip_batches
+from tokvid.input_pipeline.sources import fingerprint, holds_out
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.io.media import contact_sheet
 from tokvid.tokenizer.cvivit import CViViT, latent_shape

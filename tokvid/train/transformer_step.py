@@ -12,7 +12,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, computed, to_dict
 from tokvid.flops import TRAINING, transformer_flops
-from tokvid.input_pipeline.datasets import fingerprint
+from tokvid.input_pipeline.sources import fingerprint
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
 from tokvid.transformer.layout import clip_slots, corrupted, lay_out

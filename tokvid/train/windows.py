@@ -9,7 +9,7 @@ import numpy as np
 
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
-from tokvid.input_pipeline.datasets import batches, samples_of
+from tokvid.input_pipeline.loader import batches, samples_of
 from tokvid.input_pipeline.records import StoredVideo
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS, conditions_of
@@ -154,7 +154,7 @@ def token_batches(
 
     A batch of shorter windows (`layouts.lengths`) has so many more that it fills as many slots: three images, say,
     where a whole window would be. So nothing is padded, and no mask need keep samples of one sequence apart.
-    `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `datasets.clip_batches`.
+    `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `loader.clip_batches`.
     """
     sampler = WindowSampler(cache)
 

@@ -1,0 +1,76 @@
+"""A source of files that may be damaged: all are looked at when it is opened, those that can be read are kept."""
+
+import concurrent.futures
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tokvid.input_pipeline.captions import check_captioned
+from tokvid.input_pipeline.clips import VideoInfo
+from tokvid.input_pipeline.source import Unreadable
+from tokvid.types import VideoItem
+
+log = logging.getLogger(__name__)
+
+
+class _Probed(VideoItem, Protocol):
+    """A video file; `CheckedSource` sets its `seconds` and `fps` to what `probe` reads."""
+
+    @property
+    def place(self) -> Path:
+        """Its name in messages."""
+        ...
+
+    def probe(self, full: bool) -> VideoInfo | str:
+        """What is in it, or why it cannot be read."""
+        ...
+
+
+Probed = TypeVar("Probed", bound=_Probed)
+
+
+class CheckedSource(Sequence[Probed]):
+    """The videos of a source that can be read: all are probed (with `full`, decoded).
+
+    Those that are missing or cannot be read are logged, skipped and listed in `unreadable`, with the reason.
+
+    Raises:
+        UserError: too many cannot be read (see `Unreadable`), or (if `captioned`) all captions of the others are empty.
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
+        items: Sequence[Probed],
+        *,
+        max_unreadable: float,
+        threads: int | None = None,
+        full: bool = False,
+        captioned: bool = True,
+    ):
+        self.unreadable: list[tuple[Path, str]] = []
+        self.items: list[Probed] = []
+        with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
+            probed = list(pool.map(lambda item: item.probe(full), items))
+        for item, info in zip(items, probed, strict=True):
+            if isinstance(info, str):
+                self.unreadable.append((item.place, info))
+                log.warning("skipped: %s", info)
+                continue
+            for warning in info.warnings:
+                log.warning("%s: %s", item.place, warning)
+            self.items.append(dataclasses.replace(item, seconds=info.seconds, fps=info.fps))  # type: ignore[type-var]
+        unreadable = Unreadable(max_unreadable, len(items), where)
+        unreadable.good(len(self.items))
+        unreadable.add(*(error for _, error in self.unreadable))
+        if captioned:
+            check_captioned((item.captions[0].text for item in self.items), where)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]

@@ -1,0 +1,95 @@
+"""A folder of clips with `captions.jsonl` or `captions.csv` as a source."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tokvid.errors import UserError
+from tokvid.input_pipeline.captions import captions_file, check_captioned, missing, read_captions
+from tokvid.input_pipeline.checked import CheckedSource
+from tokvid.input_pipeline.clips import Fit, VideoInfo, probe, read_clip
+from tokvid.input_pipeline.encoded import reason
+from tokvid.input_pipeline.source import Source
+from tokvid.types import Caption
+
+
+@functools.cache
+def _probe_once(path: str, changed: int, size: int, full: bool) -> VideoInfo | str:
+    """`probe` of a file as it is now, or why it cannot be read; several sources over a folder share it."""
+    try:
+        return probe(path, full=full)
+    except UserError as error:
+        return str(error)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderItem:
+    """A captioned video file: a `tokvid.types.VideoItem`."""
+
+    path: Path
+    key: str
+    captions: tuple[Caption, ...]
+    fit: Fit = "crop"
+    seconds: float = 0.0
+    fps: float = 0.0
+
+    @property
+    def place(self) -> Path:
+        """Its name in messages."""
+        return self.path
+
+    def probe(self, full: bool) -> VideoInfo | str:
+        """What is in it, or why it cannot be read."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return missing(self.path)
+        except OSError as error:
+            return f"cannot read {self.path}: {reason(error)}"
+        return _probe_once(str(self.path), status.st_mtime_ns, status.st_size, full)
+
+    def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
+        """See `read_clip`."""
+        return read_clip(self.path, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
+
+
+class FolderSource(CheckedSource[FolderItem]):
+    """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`; see `CheckedSource`.
+
+    A line of the first is {"file": "a.mp4", "caption": "a dog runs"}, of the second a.mp4,a dog runs below
+    the header file,caption.
+
+    Raises:
+        UserError: no captions file, bad lines in it (each with its number), a file that is named twice or outside of
+            the folder; and as `CheckedSource` does.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fit: Fit = "crop",
+        max_unreadable: float = 0.1,
+        threads: int | None = None,
+        full: bool = False,
+        captioned: bool = True,
+    ):
+        folder = Path(path)
+        lines = read_captions(folder)
+        if captioned:  # before the files are looked at, which takes a while
+            check_captioned((line.caption for line in lines), folder)
+        items = [FolderItem(folder / line.file, line.file, (Caption(0.0, line.caption),), fit) for line in lines]
+        super().__init__(folder, items, max_unreadable=max_unreadable, threads=threads, full=full, captioned=captioned)
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """The captions, and each file that they name, whether it can be read or not."""
+    return [captions_file(folder), *(folder / line.file for line in read_captions(folder))]
+
+
+SOURCE = Source(
+    open=lambda config: FolderSource(config.path, fit=config.fit, max_unreadable=config.max_unreadable), files=_files
+)
