@@ -1,6 +1,6 @@
-"""Two processes train together, and something happens to one of them: how long until both have gone, and what they say.
+"""Injects faults into one of two training processes: how long until both have ended, and what they print.
 
-python scripts/fault_test.py                 # all of it
+python scripts/fault_test.py                 # all faults
 python scripts/fault_test.py killed sleeps   # these only
 """
 

@@ -1,10 +1,10 @@
-"""Kills a small training at random moments, again and again, and compares its end with one that was left alone.
+"""Kills a small training run repeatedly at random moments, and compares its result with an uninterrupted run.
 
 python scripts/kill_test.py --kills 20 --pair-kills 10    # SIGKILL; the ten hit one of two processes
 python scripts/kill_test.py --kills 20 --signals TERM     # it must save, say so and leave with exit code 0
 
-Every other SIGKILL comes while a checkpoint is being written. No step that was committed may be lost, nothing may
-outlive a training that was killed, and every array must be equal bit for bit in the end.
+Every other SIGKILL comes while a checkpoint is being written. No committed step may be lost, no process may outlive a
+killed run, and the final arrays must be equal bit for bit.
 """
 
 import argparse
