@@ -1,4 +1,4 @@
-"""Generated videos beside real ones, on the held-out part of any dataset: `tokvid evaluate generation`."""
+"""Compares generated videos with real ones, on the held-out split of any dataset: `tokvid evaluate generation`."""
 
 import collections
 import dataclasses
@@ -19,8 +19,8 @@ from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import Models, Prompt, StreamEncoder, frames_of, latent_frames_for
 
-MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # how many latent frames of a clip are given
-TRAINING_CLIPS = 256  # among which the nearest is looked for
+MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
+TRAINING_CLIPS = 256  # searched for the nearest one
 
 
 class Clips(NamedTuple):
@@ -33,7 +33,7 @@ class Clips(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of the models: clips of `seconds` at `fps`, for how many held-out captions."""
+    """The clips to generate: `seconds` at `fps`, for `samples` held-out captions."""
 
     samples: int
     seconds: float
@@ -42,7 +42,7 @@ class Request:
 
     @property
     def frames(self) -> int:
-        """Of a clip."""
+        """Frames per clip."""
         return 1 + round(self.seconds * self.fps)
 
 
@@ -54,14 +54,15 @@ def evaluate_generation(
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
-    """Videos generated from the captions of held-out clips, beside these clips.
+    """Compares videos generated from the captions of held-out clips with these clips.
 
-    For each of MODES: Fréchet and kernel distances by `features` (beside those of one half of the truth from the
-    other); for each second PSNR and SSIM against the true clip, and the distance of features from its, beside repeating
-    the last frame given; the energy of motion over the truth's; diversity, how much two seeds differ over how much two
-    true clips do; copying, the distance to the nearest training clip over the same of the truth (near 0: copied).
-    Once: bits per pixel of the true clips, and how often the true caption makes its clip likelier than the captions of
-    others do. `show` gets the first clips, as what `contact_sheet` takes. UserError where there are fewer than 4 clips.
+    For each of MODES: Fréchet and kernel distances by `features` (with those between two halves of the real clips);
+    PSNR and SSIM against the real clip for each second, and the distance between their features, all compared with
+    repeating the last given frame; motion energy ÷ that of the real clips; diversity, the difference between two seeds
+    ÷ that between two real clips; copying, the distance to the nearest training clip ÷ that of the real clips (near 0:
+    copied). Once: bits per pixel of the real clips, and the share of them that are likelier under their own caption
+    than under any other. `show` gets the first clips as arguments for `contact_sheet`. UserError for fewer than 4
+    clips.
     """
     if request.samples < 4 or min(data.size) < LEAST_FOR_SSIM or request.frames < 2:
         raise UserError(
@@ -93,7 +94,7 @@ def evaluate_generation(
 
 
 class _Measured:
-    """What is known of the clips so far: their figures, the features of all sets, and rows for a sheet."""
+    """Accumulates the clips' figures, the features of all sets, and rows for a contact sheet."""
 
     def __init__(self, models: Models, request: Request, features: Features, settings: Settings):
         self.models, self.request, self.settings, self.extract = models, request, settings, features.extract
@@ -104,7 +105,7 @@ class _Measured:
         self.clips = self._batches = 0
 
     def add(self, clips: Clips, rng: np.random.Generator) -> None:
-        """Generates videos in every mode for these clips, and compares."""
+        """Generates videos in every mode for these clips, and compares them."""
         fps, count = self.request.fps, len(clips.truth)
         better_B, nats_B = caption_ranks(self.models, clips.tokens, fps, clips.captions, 0, rng)
         self.scores["retrieved"] += (better_B == 0).tolist()
@@ -127,7 +128,7 @@ class _Measured:
         self.clips, self._batches = self.clips + count, self._batches + 1
 
     def figures(self, training_ND: np.ndarray | None) -> dict[str, Any]:
-        """Of all modes, and of the likelihood of the true clips."""
+        """The figures of all modes, and the likelihood of the real clips."""
         sets = {name: np.concatenate(parts) for name, parts in self.sets.items()}
         halves = np.array_split(sets["truth"], 2)
         return {
@@ -141,7 +142,7 @@ class _Measured:
 
 
 def _given(models: Models, latent_frames: int) -> int:
-    """How many frames so many latent frames are."""
+    """The number of frames in `latent_frames` latent frames."""
     return frames_of(latent_frames, models.tokenizer.config.temporal_patch)
 
 
@@ -160,7 +161,7 @@ def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Gene
 
 
 def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray) -> np.ndarray:
-    """Videos of the clips' captions that begin with their first `known` latent frames."""
+    """Videos generated from the clips' captions, continuing their first `known` latent frames."""
     count, frames = clips.truth.shape[:2]
     text_BL = np.stack([models.text.encode(text, models.transformer.config.text_length) for text in clips.captions])
     scale_B = np.full(count, settings.guidance, np.float32)
@@ -177,7 +178,7 @@ def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settin
 
 
 def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:
-    """The truth with every frame after the `given` first ones replaced by the last of these."""
+    """The real clips, with every frame after the first `given` ones replaced by the last of these."""
     return truth_BTHWC[:, np.minimum(np.arange(truth_BTHWC.shape[1]), given - 1)]
 
 
@@ -201,7 +202,7 @@ def _compare(
 def _figures(
     scores: dict[str, list[float]], sets: dict[str, np.ndarray], name: str, training_ND: np.ndarray | None
 ) -> dict[str, float | None]:
-    """Of one mode. Single videos are compared by features in units of the truth's standard deviations."""
+    """The figures of one mode. Features of single videos are compared in standard deviations of the real clips'."""
     truth_ND, made_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
 
     def apart(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:

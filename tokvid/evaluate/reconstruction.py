@@ -1,4 +1,4 @@
-"""What a tokenizer is worth, as numbers: `tokvid evaluate reconstruction`."""
+"""Measures tokenizer quality: `tokvid evaluate reconstruction`."""
 
 import collections
 import itertools
@@ -31,13 +31,12 @@ def evaluate_reconstruction(
     features: Features,
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
-    """Held-out clips through the tokenizer, beside repeating their first frame.
+    """Reconstructs held-out clips, compared with repeating their first frame.
 
-    PSNR (dB), SSIM, L1 and error of the changes between frames (grey levels), share of the truth's fine detail, bits
-    per pixel, codes used. Distances of the sets of clips by `features`; to compare with, those of one half of the truth
-    from the other, and of the truth from itself with its frames out of order. `show` gets the first clips, as what
-    `contact_sheet` takes.
-    Where the data holds nothing out (and is not procedural), training videos are used and `split` says so.
+    PSNR (dB), SSIM, L1 and error of frame-to-frame changes (grey levels), fine detail relative to the real clips, bits
+    per pixel, codes used. Distances between the sets of clips by `features`, with two references: between two halves of
+    the real clips, and between these and their shuffled frames. `show` gets the first clips as arguments for
+    `contact_sheet`. If the data holds nothing out (and is not procedural), training videos are used, as `split` says.
     """
     if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
         raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
@@ -51,7 +50,7 @@ def evaluate_reconstruction(
     batch = min(BATCH, samples)
     with progress("evaluate reconstruction", samples, "clips") as advance:
         while truths := list(itertools.islice(clips, batch)):
-            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # nothing is compiled for the last ones
+            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # the last batch isn't compiled anew
             made, ids = through(tokenizer, filled)
             shuffled = filled[:, rng.permutation(data.frames)]
             for name, videos in (("real", filled), ("made", made), ("shuffled", shuffled)):
@@ -86,12 +85,12 @@ def evaluate_reconstruction(
 
 
 def split_of(data: DataConfig) -> str:
-    """What is measured on: what training holds out, if anything."""
+    """The split to measure on: held-out videos if there are any."""
     return "held_out" if holds_out(data) else "train"
 
 
 def _compare(truth_THWC: np.ndarray, made_THWC: np.ndarray) -> dict[str, float]:
-    """Figures of one clip, and those of repeating its first frame."""
+    """The figures of one clip, and of repeating its first frame."""
     repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
     figures = {}
     for prefix, video_THWC in (("", made_THWC), ("repeat_", repeated_THWC)):
@@ -119,7 +118,7 @@ def _distances(seen: dict[str, np.ndarray]) -> dict[str, float]:
 def some_clips(
     data: DataConfig, split: str, samples: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, tuple[Caption, ...]]]:
-    """At most `samples` clips of different videos, at random times and rates, and their captions; no damaged ones."""
+    """Up to `samples` readable clips of different videos, at random times and rates, with their captions."""
     source = open_source(data, split)
     found = 0
     for index in rng.permutation(min(len(source), 10 * samples + 1000)):

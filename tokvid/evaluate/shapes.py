@@ -1,4 +1,4 @@
-"""What the weights are worth on Moving Shapes, as numbers: `tokvid evaluate shapes`."""
+"""Measures model quality on Moving Shapes: `tokvid evaluate shapes`."""
 
 import dataclasses
 import math
@@ -23,11 +23,11 @@ ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
 def evaluate_shapes(
     models: Models, samples: int, seed: int, settings: Settings = Settings(), rates: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Generates `samples` clips (and a quarter as many of held-out compositions, and as many stories) and reads them.
+    """Generates `samples` clips, a quarter as many of held-out compositions and as many stories, and measures them.
 
-    Every figure is measured by the same reader: on generated video, on the truth (`ceiling_real`), and on the truth
-    through the tokenizer (`ceiling_reconstruction`). Speed errors are relative, of those that were to move. `rates` are
-    frames per second, trained on or not (default: those trained on).
+    The same attribute reader measures generated videos, real ones (`ceiling_real`) and reconstructed real ones
+    (`ceiling_reconstruction`). Speed errors are relative, over prompts with motion. `rates` are frames per second, in
+    the training range or not (default: the training rates).
     """
     height, width = models.size
     if samples < 4 or height != width:
@@ -52,8 +52,8 @@ def evaluate_shapes(
 def _batches(
     stories: Sequence[ShapesStory], batch: int, *stream: int
 ) -> Iterator[tuple[list[ShapesStory], int, np.ndarray]]:
-    """Stories, `batch` at a time; how many of them count (the last ones are filled up, so that nothing is compiled for
-    them); a seed each, of a random `stream`."""
+    """Batches of stories, padded so that the last one isn't compiled anew; the number of unpadded stories; a seed for
+    each story, from a random `stream`."""
     for start in range(0, len(stories), batch):
         now = list(stories[start : start + batch])
         seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
@@ -69,7 +69,7 @@ def _clips(
     settings: Settings,
     advance: Callable[..., None],
 ) -> dict[str, Any]:
-    """One-segment videos, shared out among the rates: each at least two seconds and one window long."""
+    """One-segment videos, divided among the rates, each at least two seconds and one window long."""
     patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
     scores: dict[str, list[dict[str, bool]]] = {
         name: [] for name in ("attributes", "ceiling_real", "ceiling_reconstruction", "held_out")
@@ -114,8 +114,8 @@ def _clips(
 def _stories(
     models: Models, samples: int, fps: float, seed: int, settings: Settings, advance: Callable[..., None]
 ) -> dict[str, Any]:
-    """Two-segment videos: does the motion follow the second prompt within a second, is it still the same object, and
-    are the joins of the windows seamless (and how seamless is the truth there, through the tokenizer)?"""
+    """Two-segment videos: whether the motion follows the second prompt within a second, whether the object stays the
+    same, and the seam ratio of windows, with that of real video through the tokenizer."""
     dataset = ShapesDataset(samples, _stream(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
     starts = joins(plan, models)
@@ -136,7 +136,7 @@ def _stories(
             follows.append(right["direction"] and right["speed"])
             keeps.append(_same_object(was, became, same_color=first.color == second.color))
             for name, video in zip(ratios, (made[index], again[index]), strict=True):
-                if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # nan where nothing moves
+                if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # NaN if nothing moves
                     ratios[name].append(ratio)
         advance(count)
     switch = {"follows_within_a_second": mean(follows), "keeps_identity": mean(keeps), "samples": samples}
@@ -144,7 +144,7 @@ def _stories(
 
 
 def _stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:
-    """Stories of one segment that is at least so long."""
+    """Stories with one segment of at least `seconds`."""
     length = (math.ceil(seconds),) * 2
     dataset = ShapesDataset(max(1, count), seed, held_out, segments=(1, 1), segment_seconds=length)
     return [dataset[index].story for index in range(count)]
@@ -157,5 +157,5 @@ def _same_object(was: ShapeReading | None, became: ShapeReading | None, same_col
 
 
 def _stream(seed: int, number: int) -> int:
-    """A dataset's seed for each part of an evaluation."""
+    """The dataset seed of one part of an evaluation."""
     return int(np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""What a training on a pod comes to, in memory, days and videos: for people, and as JSON values."""
+"""The plan of a training on a pod (memory, days, videos), as text and as JSON values."""
 
 import dataclasses
 import math
@@ -38,11 +38,11 @@ def plan(
     rows: int = 0,
     keep: Callable[[str, str], object] = lambda name, text: None,
 ) -> dict[str, Any]:
-    """What a training of the recipe's transformer on so many slices of topology `where` comes to, as JSON values.
+    """The plan for training the recipe's transformer on `slices` slices of topology `where`, as JSON values.
 
-    `only` "training" or "decoding" is half the work; decoding draws so many `rows` at once, as sampling does; `keep`
-    gets each compiled program's name and text. `fits` says whether they fit, `reason` why not. UserError where
-    mesh, batch and topology don't go together.
+    `only` "training" or "decoding" halves the work; decoding draws `rows` rows at once, as in sampling; `keep` gets
+    each compiled program's name and text. In the result, `fits` says whether both fit, and `reason` why not. UserError
+    if mesh, batch and topology don't match.
     """
     found = topology(where, slices)
     if mesh is not None:
@@ -87,10 +87,10 @@ def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Callable[[str, s
     at_once = tokens_at_once(rows, config.latent)
     program = decoding_program(config, mesh, Sampling(rows=rows))
     keep("decoding", program.text)
-    # How often the loops run whose length is an argument (how much is drawn): rows wait for a video's first one.
+    # Trip counts of the loops whose length is an argument: a video's first row is drawn token by token.
     lead = width if 1 < at_once < math.prod(config.latent[1:]) else 0
     trips = (*([lead] if lead else []), (tokens - lead) // at_once)
-    # With the text and without.
+    # Twice: with and without the text.
     result = judge(program, found, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)
     windows = DAY / result["seconds"]["at least"]
     return result | {
@@ -108,11 +108,11 @@ def _too_large(name: str, memory: dict[str, float]) -> list[str]:
     return [f"{name}: takes {_size(memory['total'])} of the {_size(memory['of'])} of a chip"]
 
 
-# For people
+# As text
 
 
 def lines(config: Path, result: dict[str, Any]) -> list[str]:
-    """The plan, a line each."""
+    """The plan as lines of text."""
     chip = result["chip"]
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
     several = f"{result['slices']} slices of " if result["slices"] > 1 else ""

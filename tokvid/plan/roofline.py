@@ -1,4 +1,4 @@
-"""The roofline of a compiled program: how long each part of a chip is busy with it at least (Williams et al. 2009)."""
+"""The roofline of a compiled program: lower bounds on the time of each part of a chip (Williams et al. 2009)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SHOWN = 5  # collectives
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The seconds that a run takes at least if it were limited by one thing alone."""
+    """Lower bounds on the seconds of a run, one per resource."""
 
     compute: float
     memory: float
@@ -24,7 +24,7 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """All at the same time: what can't be beaten."""
+        """The bound with perfect overlap."""
         return max(dataclasses.astuple(self))
 
     @property
@@ -33,7 +33,7 @@ class Roofline:
 
 
 def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Sequence[int] = ()) -> dict[str, Any]:
-    """A program's memory, work, roofline and MFU, as JSON values. `flops` are the model's, of all devices."""
+    """A program's memory, work, roofline and MFU, as JSON values. `flops` are the model's, over all devices."""
     devices: Any = mesh.devices.flat
     chip, coordinates = found.chip, [tuple(device.coords) for device in devices]
     done = work(program.text, len(coordinates), trips)
@@ -57,14 +57,14 @@ def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Se
 
 
 def roofline_of(done: Work, chip: Chip, exchanging: float, between: float = 0.0) -> Roofline:
-    """`exchanging` is how long the links are busy, `between` how long the network between slices is."""
+    """`exchanging` is the busy time of the links, `between` that of the network between slices."""
     return Roofline(done.flops / chip.flops, done.bytes / chip.bandwidth, exchanging, between)
 
 
 def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: Topology) -> float:
-    """How long a collective takes at least: every device sends both ways along each axis of the torus that it spans.
+    """A lower bound on a collective's time: every device sends both ways along each spanned axis of the torus.
 
-    On an axis that is no ring, the last device gets all that it gets over one link.
+    On an axis that isn't a ring, the last device receives everything over one link.
     """
     if not each.sent:
         return 0.0
@@ -80,7 +80,7 @@ def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: 
 
 
 def _summary(times: list[tuple[Collective, float]]) -> dict[str, Any]:
-    """By kind: how many run, bytes that each device sends, and how long that takes at least."""
+    """By kind: the number of runs, the bytes that each device sends, and the least time for that."""
     kinds: dict[str, dict[str, float]] = {}
     for each, seconds in times:
         sums = kinds.setdefault(_name(each), {"runs": 0, "bytes": 0.0, "seconds": 0.0})
@@ -94,7 +94,7 @@ def _name(each: Collective) -> str:
 
 
 def _largest(times: list[tuple[Collective, float]]) -> list[dict[str, Any]]:
-    """The longest, those of one kind, size and source taken together."""
+    """The slowest collectives, grouped by kind, size and source."""
     alike: dict[tuple, dict[str, Any]] = {}
     for each, seconds in times:
         size = max(map(len, each.groups), default=1)
