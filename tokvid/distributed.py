@@ -57,12 +57,12 @@ def joined(
     if not (coordinator or detect or _one_of_several()):
         if (processes, process) != (None, None):
             raise UserError(
-                "give the coordinator's address (host:port) beside the number of processes and which this is"
+                "give the coordinator's address (host:port) with the number of processes and this one's number"
             )
         yield
         return
     if (processes is None) != (process is None) or (processes is not None and not 0 <= (process or 0) < processes):
-        raise UserError(f"process {process} of {processes}: give both, processes 1 or more, process from 0 to one less")
+        raise UserError(f"process {process} of {processes}: give both, with 0 <= process < processes")
     jax.config.update("jax_enable_preemption_service", agree_to_stop)
     try:
         jax.distributed.initialize(
@@ -73,7 +73,7 @@ def joined(
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes of this job cannot find one another: {_line(error)}") from error
+        raise UserError(f"the processes of this job cannot connect: {_line(error)}") from error
     here = f"process {jax.process_index()} of {jax.process_count()}"
     with _witnessed(here):
         try:
@@ -179,12 +179,12 @@ def check_same(value: Any) -> None:
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
-    different = np.flatnonzero((found != found[0]).any(axis=1))
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+    different = np.flatnonzero((digests != digests[0]).any(axis=1))
     if different.size:
         raise UserError(
-            f"process {different[0]} of {len(found)} was started with another recipe or other data than process 0; "
-            "give all the same"
+            f"process {different[0]} of {len(digests)} was started with another recipe or other data than process 0; "
+            "start all with the same"
         )
 
 

@@ -63,7 +63,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
             f"{path} lacks {error} in its metadata, which `tokvid export` writes; see docs/weights.md"
         ) from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is no .safetensors file that can be read here ({error}); export it again") from error
+        raise UserError(f"{path} cannot be read as a .safetensors file ({error}); export it again") from error
     if kind not in weights.KINDS:
         raise UserError(did_you_mean(kind, weights.KINDS, f"kind of model in {path}"))
     config = from_dict(weights.KINDS[kind][0], config, f"the config in {path}")
@@ -72,11 +72,11 @@ def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
         numbers = np.arange(leaf.size).reshape(leaf.shape)  # the position of each of our elements in theirs
         flat = np.empty(leaf.size, np.float32)
         for their_name, their_numbers in _outward(name, numbers):
-            found = tensors.get(their_name)
-            if found is None or found.shape != their_numbers.shape:
-                what = "nothing" if found is None else f"shape {found.shape}"
+            tensor = tensors.get(their_name)
+            if tensor is None or tensor.shape != their_numbers.shape:
+                what = "nothing" if tensor is None else f"shape {tensor.shape}"
                 raise UserError(f"{path}: {their_name} should have shape {their_numbers.shape}, found {what}")
-            flat[their_numbers] = found
+            flat[their_numbers] = tensor
         inward[name] = flat.reshape(leaf.shape)
     for ours in ("format", "fingerprint", "codes"):
         about.pop(ours, None)

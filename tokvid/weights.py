@@ -65,7 +65,7 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
         try:
             _read(_described(config_path, kind), kind, config_path, weights_path)
         except UserError as error:
-            raise UserError(f"nothing was written to {folder}, for it couldn't be read back: {error}") from error
+            raise UserError(f"nothing was written to {folder}, because reading it back failed: {error}") from error
     return mark
 
 
@@ -91,8 +91,8 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
 def _described(path: Path, kind: str) -> dict[str, Any]:
     about = read_json(path, f"{kind} config")
     if about.get("kind") != kind or about.get("format") != FORMAT:
-        found = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
-        raise UserError(f"{path} has {found}; this program reads kind {kind!r}, format {FORMAT}")
+        actual = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
+        raise UserError(f"{path} has {actual}; this program reads kind {kind!r}, format {FORMAT}")
     return about
 
 
@@ -148,8 +148,8 @@ def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> 
 def _check(leaves: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
     for name, leaf in leaves.items():
         if name not in tensors or tensors[name].shape != leaf.shape:
-            found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
-            raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {found}")
+            actual = f"shape {tensors[name].shape}" if name in tensors else "nothing"
+            raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {actual}")
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {name} has values that are not finite; train it again")
 

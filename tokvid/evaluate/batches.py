@@ -39,7 +39,7 @@ def generate_batch(
         prompts.append(Prompt(start, text_BL, np.full_like(text_BL, -1), seeds_B, guidance_B, guidance_B))
         start += seconds
     frames = round(start * fps)
-    made = videos(
+    generated = videos(
         models,
         prompts,
         rates_of(models, fps, settings.scheme),
@@ -49,7 +49,7 @@ def generate_batch(
         given_BTHWQ=models.no_tokens(batch),
         reencode=settings.scheme == "re-encoding",
     )
-    return np.concatenate(list(made), axis=1)[:, :frames]
+    return np.concatenate(list(generated), axis=1)[:, :frames]
 
 
 def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

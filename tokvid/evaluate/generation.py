@@ -114,14 +114,16 @@ class _Measured:
         seeds = np.random.SeedSequence([EVALUATION_SEED, self.request.seed, self._batches]).generate_state(2 * count)
         shown = {"truth": clips.truth}
         for name, known in self.modes.items():
-            made, again = (_made(self.models, clips, known, fps, self.settings, half) for half in np.split(seeds, 2))
-            self.sets[name].append(self.extract(made))
+            generated, again = (
+                _generate(self.models, clips, known, fps, self.settings, half) for half in np.split(seeds, 2)
+            )
+            self.sets[name].append(self.extract(generated))
             self.sets[f"{name} again"].append(self.extract(again))
             if given := _given(self.models, known):
                 self.sets[f"{name} repeated"].append(self.extract(_repeated(clips.truth, given)))
-            for truth_THWC, made_THWC in zip(clips.truth, made, strict=True):
-                _compare(self.scores, name, truth_THWC, made_THWC, given, fps)
-            shown[name] = made
+            for truth_THWC, generated_THWC in zip(clips.truth, generated, strict=True):
+                _compare(self.scores, name, truth_THWC, generated_THWC, given, fps)
+            shown[name] = generated
         for index in range(min(count, SHOWN - self.clips)):
             titles = {"truth": f"truth: {clips.captions[index]}"}
             self.rows += [(video[index], titles.get(name, name.replace("_", " "))) for name, video in shown.items()]
@@ -149,8 +151,8 @@ def _given(models: Models, latent_frames: int) -> int:
 def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Generator) -> Iterator[Clips]:
     """Held-out clips with one caption each."""
     every = some_clips(data, split_of(data), 4 * samples, rng)
-    told_once = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
-    pairs = itertools.islice(told_once, samples)
+    single_caption = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
+    pairs = itertools.islice(single_caption, samples)
     while some := list(itertools.islice(pairs, BATCH)):
         truth = np.stack([clip_THWC for clip_THWC, _ in some])
         spare = -(truth.shape[1] - 1) % models.tokenizer.config.temporal_patch
@@ -160,12 +162,14 @@ def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Gene
         )
 
 
-def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray) -> np.ndarray:
+def _generate(
+    models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray
+) -> np.ndarray:
     """Videos generated from the clips' captions, continuing their first `known` latent frames."""
     count, frames = clips.truth.shape[:2]
     text_BL = np.stack([models.text.encode(text, models.transformer.config.text_length) for text in clips.captions])
     scale_B = np.full(count, settings.guidance, np.float32)
-    made = videos(
+    generated = videos(
         models,
         [Prompt(0.0, text_BL, np.full_like(text_BL, -1), seeds_B, scale_B, scale_B)],
         rates_of(models, fps, settings.scheme) if known < 2 else [fps],
@@ -174,7 +178,7 @@ def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settin
         method=settings.sampling,
         given_BTHWQ=clips.tokens[:, :known],
     )
-    return np.concatenate(list(made), axis=1)[:, :frames]
+    return np.concatenate(list(generated), axis=1)[:, :frames]
 
 
 def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:
@@ -183,10 +187,15 @@ def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:
 
 
 def _compare(
-    scores: dict[str, list[float]], name: str, truth_THWC: np.ndarray, made_THWC: np.ndarray, given: int, fps: float
+    scores: dict[str, list[float]],
+    name: str,
+    truth_THWC: np.ndarray,
+    generated_THWC: np.ndarray,
+    given: int,
+    fps: float,
 ) -> None:
     """Adds the figures of one clip whose first `given` frames were given."""
-    others = {"": made_THWC}
+    others = {"": generated_THWC}
     if given:
         others["repeat_"] = _repeated(truth_THWC[None], given)[0]
     for second in range(int(np.ceil((len(truth_THWC) - given) / fps))):
@@ -194,7 +203,7 @@ def _compare(
         for kind, video_THWC in others.items():
             scores[f"{name} {kind}psnr_{second + 1}s"].append(min(psnr(truth_THWC[part], video_THWC[part]), 100.0))
             scores[f"{name} {kind}ssim_{second + 1}s"].append(ssim(truth_THWC[part], video_THWC[part]))
-    for kind, video_THWC in (("made", made_THWC), ("true", truth_THWC)):
+    for kind, video_THWC in (("made", generated_THWC), ("true", truth_THWC)):
         change = np.abs(np.diff(video_THWC.astype(np.float32), axis=0)).mean()
         scores[f"{name} motion {kind}"].append(float(change))
 
@@ -203,19 +212,19 @@ def _figures(
     scores: dict[str, list[float]], sets: dict[str, np.ndarray], name: str, training_ND: np.ndarray | None
 ) -> dict[str, float | None]:
     """The figures of one mode. Features of single videos are compared in standard deviations of the real clips'."""
-    truth_ND, made_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
+    truth_ND, generated_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
 
     def apart(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
         return np.sqrt(np.mean(np.square((a_ND - b_ND) / scale_D), axis=-1))
 
     motion = [sum(scores[f"{name} motion {kind}"]) for kind in ("made", "true")]
     figures = {
-        "frechet": frechet_distance(truth_ND, made_ND),
-        "kernel": kernel_distance(truth_ND, made_ND),
-        "distance": float(apart(truth_ND, made_ND).mean()),
+        "frechet": frechet_distance(truth_ND, generated_ND),
+        "kernel": kernel_distance(truth_ND, generated_ND),
+        "distance": float(apart(truth_ND, generated_ND).mean()),
         "motion": motion[0] / max(motion[1], 1e-9),
         "diversity": float(
-            apart(made_ND, sets[f"{name} again"]).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
+            apart(generated_ND, sets[f"{name} again"]).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
         ),
         **{
             key.removeprefix(f"{name} "): mean(values)
@@ -227,6 +236,6 @@ def _figures(
         figures["repeat_frechet"] = frechet_distance(truth_ND, repeated_ND)
         figures["repeat_distance"] = float(apart(truth_ND, repeated_ND).mean())
     if training_ND is not None:
-        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (made_ND, truth_ND)]
+        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (generated_ND, truth_ND)]
         figures["copying"] = float(nearest[0] / nearest[1])
     return figures

@@ -50,23 +50,23 @@ def evaluate_interpolation(
     batch, length = min(BATCH, samples), models.transformer.config.text_length
     clip = dataclasses.replace(data, frames=frames, fps=(max(data.fps),))
     every = some_clips(clip, split_of(data), 4 * samples, rng)
-    told_once = ((clip_THWC, captions) for clip_THWC, captions in every if len(captions) < 2)
-    items = itertools.islice(told_once, samples)
+    single_caption = ((clip_THWC, captions) for clip_THWC, captions in every if len(captions) < 2)
+    items = itertools.islice(single_caption, samples)
     with progress("evaluate interpolation", samples, "clips") as advance:
         for number in itertools.count():
-            found = list(itertools.islice(items, batch))
-            if not found:
+            chosen = list(itertools.islice(items, batch))
+            if not chosen:
                 break
-            filled = found + found[-1:] * (batch - len(found))  # so that the last batch isn't compiled anew
+            filled = chosen + chosen[-1:] * (batch - len(chosen))  # so that the last batch isn't compiled anew
             truth = np.stack([video_THWC for video_THWC, _ in filled])
-            told = [captions[0].text if captions else "" for _, captions in filled]
-            text_BL = np.stack([models.text.encode(text, length) for text in told])
+            texts = [captions[0].text if captions else "" for _, captions in filled]
+            text_BL = np.stack([models.text.encode(text, length) for text in texts])
             seeds_B = np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(batch)
             scale_B = np.full(batch, settings.guidance, np.float32)
             prompt = Prompt(0.0, text_BL, np.full_like(text_BL, -1), seeds_B, scale_B, scale_B)
             tokens = StreamEncoder(models.tokenizer, batch, data.size).feed(truth[:, ::factor])
             slow = max(data.fps) / factor
-            made = videos(
+            generated = videos(
                 models,
                 [prompt],
                 rates_between(models, slow, factor),
@@ -77,13 +77,13 @@ def evaluate_interpolation(
                 coarse=(slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1]))),
             )
             clips = {
-                "": np.concatenate(list(made), axis=1),
+                "": np.concatenate(list(generated), axis=1),
                 "blend_": blend(truth, factor),
                 "repeat_": truth[:, np.arange(frames) // factor * factor],
                 "ceiling_": through(models.tokenizer, truth)[0],
             }
             between = np.arange(frames) % factor > 0
-            for index in range(len(found)):
+            for index in range(len(chosen)):
                 for name, videos_BTHWC in clips.items():
                     scores[f"{name}psnr"].append(min(100.0, psnr(truth[index, between], videos_BTHWC[index, between])))
                 jitters = [jitter(clip[index], max(data.fps)) for clip in (clips[""], clips["ceiling_"], truth)]
@@ -92,7 +92,7 @@ def evaluate_interpolation(
                         scores[name].append(float(value or 0.0))
                 if len(shown) < 3 * SHOWN:
                     shown += [truth[index], clips[""][index], clips["blend_"][index]]
-            advance(len(found))
+            advance(len(chosen))
     if len(scores["psnr"]) < 4:
         raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {max(data.fps):g} fps; need 4")
     captions = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)

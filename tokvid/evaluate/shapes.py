@@ -87,12 +87,12 @@ def _clips(
         done = 0
         for now, count, seeds_B in _batches(plain + unseen, min(BATCH, samples), seed, number):
             prompts = [story.segments[0].caption for story in now]
-            made = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
+            generated = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
             real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
             again = through(models.tokenizer, real)[0] if done < len(plain) else real
             for index in range(count):
                 wanted = now[index].segments[0].attributes
-                reading = read_attributes(made[index], fps)
+                reading = read_attributes(generated[index], fps)
                 if done + index >= len(plain):
                     scores["held_out"].append(score(reading, wanted))
                     continue
@@ -105,9 +105,9 @@ def _clips(
             done += count
             advance(count)
         errors[f"{fps:g}"] = mean(relative)
-    shares = {name: {key: mean([s[key] for s in found]) for key in ATTRIBUTES} for name, found in scores.items()}
+    shares = {name: {key: mean([s[key] for s in values]) for key in ATTRIBUTES} for name, values in scores.items()}
     held_out_joint = {"joint": shares.pop("held_out")["joint"], "samples": held_out_samples}
-    by_language = {language: {"joint": mean(found), "samples": len(found)} for language, found in joint.items()}
+    by_language = {language: {"joint": mean(values), "samples": len(values)} for language, values in joint.items()}
     return {**shares, "held_out": held_out_joint, "by_language": by_language, "speed_error_by_fps": errors}
 
 
@@ -126,21 +126,24 @@ def _stories(
     stories = [dataset[index].story for index in range(samples)]
     for now, count, seeds_B in _batches(stories, min(BATCH, samples), seed, 50):
         parts = [(3.0, [story.segments[part].caption for story in now]) for part in (0, 1)]
-        made = generate_batch(models, fps, parts, seeds_B, settings)
+        generated = generate_batch(models, fps, parts, seeds_B, settings)
         real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in now])
         again = through(models.tokenizer, real)[0]
         for index in range(count):
             first, second = (segment.attributes for segment in now[index].segments)
-            was, became = read_attributes(made[index, :before], fps), read_attributes(made[index, after:], fps)
+            was, became = (
+                read_attributes(generated[index, :before], fps),
+                read_attributes(generated[index, after:], fps),
+            )
             right = score(became, second)
             follows.append(right["direction"] and right["speed"])
             keeps.append(_same_object(was, became, same_color=first.color == second.color))
-            for name, video in zip(ratios, (made[index], again[index]), strict=True):
+            for name, video in zip(ratios, (generated[index], again[index]), strict=True):
                 if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # NaN if nothing moves
                     ratios[name].append(ratio)
         advance(count)
     switch = {"follows_within_a_second": mean(follows), "keeps_identity": mean(keeps), "samples": samples}
-    return {"prompt_switch": switch, **{name: mean(found) for name, found in ratios.items()}}
+    return {"prompt_switch": switch, **{name: mean(values) for name, values in ratios.items()}}
 
 
 def _stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:

@@ -69,7 +69,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     if not re.fullmatch(r"\d+(x\d+){1,2}", sizes) or 0 in dims:
         raise UserError(f"topology {name!r} should be a TPU and its sizes, such as v5p:4x4x8 or v6e:16x16")
     if slices < 1 or (slices > 1 and not next(chip for chip in CHIPS if chip.name == kind).network):
-        raise UserError(f"{slices} slices of {kind}: give 1 or more, and one where its network isn't known")
+        raise UserError(f"{slices} slices of {kind}: give 1 or more, and only 1 if its network is unknown")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning compiles with libtpu, which isn't installed: pip install 'tokvid[tpu]'")
     for variable, value in LIBTPU.items():
@@ -83,7 +83,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     chip = chip_of(devices[0].device_kind)
     if chip is None or len(devices) != slices * math.prod(dims):
         raise UserError(
-            f"{name} has {len(devices)} devices of kind {devices[0].device_kind}, which can't be planned for"
+            f"{name} has {len(devices)} devices of kind {devices[0].device_kind}, which `plan` doesn't support"
         )
     return Topology(name, chip, dims, devices)
 
@@ -116,13 +116,13 @@ def decoding_program(config: TransformerConfig, mesh: Mesh, method: Sampling) ->
     return _by_kind(program, {"parameters": _bytes(params)})
 
 
-def decoding_mesh(config: TransformerConfig, found: Topology) -> Mesh:
+def decoding_mesh(config: TransformerConfig, target: Topology) -> Mesh:
     """The mesh with the most copies of the weights: each on the fewest chips where it takes a quarter of the memory."""
     params = nnx.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    ways = [n for n in (1, 2, 4, 8, 16) if not config.heads % n and not len(found.devices) % n]
-    fewest = next((n for n in ways if size / n <= found.chip.memory / 4), ways[-1])
-    return make_mesh((-1, 1, fewest, 1), found.devices)
+    ways = [n for n in (1, 2, 4, 8, 16) if not config.heads % n and not len(target.devices) % n]
+    fewest = next((n for n in ways if size / n <= target.chip.memory / 4), ways[-1])
+    return make_mesh((-1, 1, fewest, 1), target.devices)
 
 
 def windows(config: TransformerConfig, batch: int) -> TokenBatch:
@@ -154,12 +154,12 @@ def _compile(function: Any, mesh: Mesh, *arguments: Any, **options: Any) -> tupl
 
 def _by_kind(program: tuple[Any, float], arguments: dict[str, float]) -> Program:
     compiled, seconds = program
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     memory = arguments | {
-        "batch and padding": found.argument_size_in_bytes - sum(arguments.values()),
-        "temporaries": found.temp_size_in_bytes,
-        "output": found.output_size_in_bytes - found.alias_size_in_bytes,  # excluding outputs written in place
-        "code": found.generated_code_size_in_bytes,
+        "batch and padding": analysis.argument_size_in_bytes - sum(arguments.values()),
+        "temporaries": analysis.temp_size_in_bytes,
+        "output": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,  # excluding outputs written in place
+        "code": analysis.generated_code_size_in_bytes,
     }
     return Program(compiled.as_text(), {name: float(size) for name, size in memory.items()}, seconds)
 
@@ -174,6 +174,6 @@ def _bytes(tree: Any) -> float:
 def _first_line(error: Exception) -> str:
     """XLA's message without its error code and trace."""
     text = str(error).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-    if found := re.search(r"(?i)(ran out of memory in memory space \w+)\. (used [\d.]+\w* of [\d.]+\w*)", text):
-        return f"{found[1]}: {found[2]}"
+    if match := re.search(r"(?i)(ran out of memory in memory space \w+)\. (used [\d.]+\w* of [\d.]+\w*)", text):
+        return f"{match[1]}: {match[2]}"
     return text

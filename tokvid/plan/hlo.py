@@ -56,9 +56,9 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
-        if line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
-            current = computations.setdefault(found[2], {})
-            entry = found[2] if found[1] else entry
+        if line.endswith("{") and (match := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
+            current = computations.setdefault(match[2], {})
+            entry = match[2] if match[1] else entry
         elif line.startswith("}"):
             current = None
         elif current is not None and (instruction := _instruction(line)):
@@ -67,10 +67,10 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
-    if not found:
+    match = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
         return None
-    start = found.end()
+    start = match.end()
     end = _closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
     opening = line.index("(", end)
     closing = _closing(line, opening)
@@ -78,15 +78,15 @@ def _instruction(line: str) -> Instruction | None:
         re.findall(r"[\w.\-]+", line[opening:closing]) if line[end:opening].strip() != "constant" else ()
     )
     return Instruction(
-        found[2], shapes_of(line[start:end]), line[end:opening].strip(), operands, line[opening:], bool(found[1])
+        match[2], shapes_of(line[start:end]), line[end:opening].strip(), operands, line[opening:], bool(match[1])
     )
 
 
 def shapes_of(text: str) -> tuple[Shape, ...]:
     """The arrays of a type: one, or those of a tuple."""
 
-    def shape(found: re.Match[str]) -> Shape:
-        kind, dims, layout = found[1], found[2], found[3] or ""
+    def shape(match: re.Match[str]) -> Shape:
+        kind, dims, layout = match[1], match[2], match[3] or ""
         order, _, rest = layout.partition(":")
         tile, space = re.search(r"T\(([\d,]+)\)", rest), re.search(r"S\((\d+)\)", rest)
         return Shape(
@@ -114,14 +114,14 @@ def users(name: str, fused: Computation) -> Iterator[Instruction]:
 
 def groups_of(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """The groups of devices that communicate, in any of XLA's notations; by default, one group of all."""
-    if found := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _rows(_iota(numbers(found[2]), numbers(found[3])).reshape(numbers(found[1])))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)\)?)? ?\{([^}]*)\}", text):
-        return _mesh_groups(found[1], found[2] or "", found[3])
+    if match := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
+        return tuple(numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
+        return tuple(numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _rows(_iota(numbers(match[2]), numbers(match[3])).reshape(numbers(match[1])))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)\)?)? ?\{([^}]*)\}", text):
+        return _mesh_groups(match[1], match[2] or "", match[3])
     return (tuple(range(devices)),)
 
 
@@ -129,8 +129,8 @@ def _mesh_groups(axes: str, order: str, among: str) -> tuple[tuple[int, ...], ..
     """`'a'=4,'b'=2` and `'b'`: devices that differ only in b. `'a':(2)2` is part of an axis: 2, after 2."""
     names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True)
     ids = np.arange(math.prod(sizes))
-    if found := re.search(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+))?", order):
-        ids = _iota(numbers(found[2] or found[1]), numbers(found[3] or "")).ravel()
+    if match := re.search(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+))?", order):
+        ids = _iota(numbers(match[2] or match[1]), numbers(match[3] or "")).ravel()
     grid, chosen = ids.reshape(sizes), []
     split: list[int] = []
     for name, size in zip(names, sizes, strict=True):
@@ -157,10 +157,10 @@ def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
 def _closing(text: str, start: int) -> int:
     """The position of the parenthesis that closes the one at `start`."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
         if not depth:
-            return found.start()
+            return match.start()
     return len(text) - 1
 
 
@@ -176,8 +176,8 @@ def number(parameter: Instruction) -> int:
 
 def field(text: str, pattern: str) -> str:
     """The pattern's first group in a text, or ""."""
-    found = re.search(pattern, text)
-    return found[1] if found else ""
+    match = re.search(pattern, text)
+    return match[1] if match else ""
 
 
 @functools.cache

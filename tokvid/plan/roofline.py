@@ -32,12 +32,12 @@ class Roofline:
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
 
-def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Sequence[int] = ()) -> dict[str, Any]:
+def judge(program: Program, target: Topology, mesh: Mesh, flops: float, trips: Sequence[int] = ()) -> dict[str, Any]:
     """A program's memory, work, roofline and MFU, as JSON values. `flops` are the model's, over all devices."""
     devices: Any = mesh.devices.flat
-    chip, coordinates = found.chip, [tuple(device.coords) for device in devices]
+    chip, coordinates = target.chip, [tuple(device.coords) for device in devices]
     done = work(program.text, len(coordinates), trips)
-    times = [(each, seconds_of(each, coordinates, found)) for each in done.collectives]
+    times = [(each, seconds_of(each, coordinates, target)) for each in done.collectives]
     inside, between = (sum(seconds for each, seconds in times if each.network == far) for far in (False, True))
     roofline = roofline_of(done, chip, inside, between)
     share = flops / (len(coordinates) * chip.flops)
@@ -61,7 +61,7 @@ def roofline_of(done: Work, chip: Chip, exchanging: float, between: float = 0.0)
     return Roofline(done.flops / chip.flops, done.bytes / chip.bandwidth, exchanging, between)
 
 
-def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: Topology) -> float:
+def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], target: Topology) -> float:
     """A lower bound on a collective's time: every device sends both ways along each spanned axis of the torus.
 
     On an axis that isn't a ring, the last device receives everything over one link.
@@ -69,14 +69,14 @@ def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: 
     if not each.sent:
         return 0.0
     if each.network:
-        return each.sent / found.chip.network
+        return each.sent / target.chip.network
     if each.kind == "collective-permute":  # to one neighbour
-        return each.sent / found.chip.link
+        return each.sent / target.chip.link
     group, links = max(each.groups, key=len), 0
-    for length, places in zip(found.dims, zip(*(coordinates[i] for i in group), strict=True), strict=False):
+    for length, places in zip(target.dims, zip(*(coordinates[i] for i in group), strict=True), strict=False):
         if (reach := len(set(places))) > 1:
-            links += 2 if reach == length and length % found.chip.wraps == 0 else 1
-    return each.sent / (max(links, 1) * found.chip.link)
+            links += 2 if reach == length and length % target.chip.wraps == 0 else 1
+    return each.sent / (max(links, 1) * target.chip.link)
 
 
 def _summary(times: list[tuple[Collective, float]]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def work(text: str, devices: int, trips: Sequence[int] = ()) -> Work:
     computations, entry = parse(text)
     unknown = iter(trips)
     flops = moved = 0.0
-    found: dict[Any, Collective] = {}
+    collectives: dict[Any, Collective] = {}
     for name, times, fused in _executed(computations, entry, unknown):
         computation = computations[name]
         for each in computation.values():
@@ -74,10 +74,10 @@ def work(text: str, devices: int, trips: Sequence[int] = ()) -> Work:
             if collective := _collective(each, computation, devices, times):
                 # A collective that overlaps several fused instructions appears in each, with the same channel.
                 mark = (name, each.name) if not fused else (field(each.text, r"channel_id=(\d+)") or each.name, times)
-                if fused and (collective.kind, mark) not in found:
+                if fused and (collective.kind, mark) not in collectives:
                     moved += times * _exchanged(each, collective, computation)
-                found[collective.kind, mark] = collective
-    return Work(flops, moved, tuple(found.values()))
+                collectives[collective.kind, mark] = collective
+    return Work(flops, moved, tuple(collectives.values()))
 
 
 def _executed(
@@ -105,8 +105,8 @@ def _executed(
 
 def _rounds(loop: Instruction, computations: dict[str, Computation]) -> int | None:
     """A loop's trip count, from XLA or from the one constant in its condition; None if it depends on data."""
-    if found := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
-        return int(found[1])
+    if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
+        return int(match[1])
     pending, bounds = [called(loop)["condition"][0]], []
     while pending:
         for each in computations[pending.pop()].values():
@@ -127,8 +127,8 @@ def _flops(each: Instruction, computation: Computation) -> float:
         return 2.0 * math.prod(each.shapes[0].dims) * math.prod(left.dims[axis] for axis in axes)
     if each.opcode == "convolution":
         return _convolution_flops(each, *(computation[name].shapes[0] for name in each.operands[:2]))
-    if each.opcode == "custom-call" and (found := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.text)):
-        return float(found[1])
+    if each.opcode == "custom-call" and (match := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.text)):
+        return float(match[1])
     return 0.0
 
 
@@ -215,24 +215,24 @@ def _read_within(
 
 
 def _written_within(
-    root: Instruction, made: tuple[Shape, ...], fused: Computation, computations: dict[str, Computation]
+    root: Instruction, results: tuple[Shape, ...], fused: Computation, computations: dict[str, Computation]
 ) -> float:
     """Bytes that a fused instruction writes: its results, or only the update of an array changed in place."""
     if root.opcode == "tuple":
         parts = (fused[name] for name in root.operands)
         return sum(
-            _written_within(part, (shape,), fused, computations) for part, shape in zip(parts, made, strict=False)
+            _written_within(part, (shape,), fused, computations) for part, shape in zip(parts, results, strict=False)
         )
     while root.opcode == "bitcast" and root.operands[0] in fused:
         root = fused[root.operands[0]]
     if root.opcode == "fusion":
         inner = computations[called(root)["calls"][0]]
-        return _written_within(next(it for it in inner.values() if it.root), made, inner, computations)
+        return _written_within(next(it for it in inner.values() if it.root), results, inner, computations)
     if root.opcode in ("parameter", *COLLECTIVES):
         return 0.0  # as in `_read_within`
-    if root.opcode == "dynamic-update-slice" and _bytes(made):
+    if root.opcode == "dynamic-update-slice" and _bytes(results):
         return fused[root.operands[1]].shapes[0].size
-    return _bytes(made)
+    return _bytes(results)
 
 
 def _bytes(shapes: tuple[Shape, ...]) -> float:
@@ -279,5 +279,5 @@ def _exchanged(each: Instruction, collective: Collective, computation: Computati
 
 def _scattered(each: Instruction, computation: Computation) -> bool:
     """Whether each device keeps only its own part of the reduced array."""
-    found = list(users(each.name, computation))
-    return bool(found) and all(user.opcode == "dynamic-slice" and user.root for user in found)
+    consumers = list(users(each.name, computation))
+    return bool(consumers) and all(user.opcode == "dynamic-slice" and user.root for user in consumers)

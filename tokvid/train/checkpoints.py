@@ -36,7 +36,7 @@ FORMAT = 3
 HASHING = 4  # threads
 READ_BACK = 1 << 28  # bytes at once
 NONE = -1  # no step
-ADVICE = "free some space or choose another --workdir, then run again: training goes on from the last checkpoint"
+ADVICE = "free some space or choose another --workdir, then run again: training resumes from the last checkpoint"
 
 
 class Checkpoints:
@@ -126,21 +126,21 @@ class Checkpoints:
         self._manager.reload()
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
         try:
-            found = self._manager.restore(step, args=args)
+            restored = self._manager.restore(step, args=args)
         except Exception as error:
             raise UserError(
                 f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({_first_line(error)}); "
                 "resume with the version that wrote it or use another --workdir"
             ) from error
         self._saved = step
-        return step, found["state"], found["data"]
+        return step, restored["state"], restored["data"]
 
     def newest(self) -> str:
         """A description of the newest committed checkpoint, after waiting for the last save."""
         if self._thread is not None:
             self._thread.join()
         saved = [step for step in self._steps() if self._record(step).exists()]
-        return f"checkpoint {self._path(saved[-1])}" if saved else "the beginning, for there is no checkpoint yet"
+        return f"checkpoint {self._path(saved[-1])}" if saved else "the beginning: there is no checkpoint yet"
 
     def _newest_whole(self, like: Any) -> int:
         """The step of the newest intact checkpoint, or NONE if nothing was ever saved. Sets damaged ones aside."""
@@ -154,7 +154,7 @@ class Checkpoints:
             return step
         if damaged:
             named = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
-            raise UserError(f"no checkpoint in {self.folder} is whole ({named}); use another --workdir to start anew")
+            raise UserError(f"no checkpoint in {self.folder} is intact ({named}); use another --workdir to start again")
         return NONE
 
     def _commit(self, step: int, leaves: Mapping[str, Any], data: Any) -> None:
@@ -175,7 +175,7 @@ class Checkpoints:
             if not finite:
                 raise UserError(
                     f"{name} is not finite at step {step}, which was not saved. Lower the learning rate, then run "
-                    f"again: training goes on from {self.newest()}"
+                    f"again: training resumes from {self.newest()}"
                 )
 
     def _close(self) -> None:
@@ -206,10 +206,10 @@ class Checkpoints:
             # Compare the text, too: 1E-3 and 1e-3 are equal as values.
             if record["sha256"] != _seal(record) or text != to_json(record) or record["finite"] is not True:
                 return "commit.json is not what was saved"
-            wanted, found = record["files"], _hashes(self._path(step))
+            wanted, actual = record["files"], _hashes(self._path(step))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"unreadable: {_first_line(error)}"
-        bad = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        bad = sorted(name for name in wanted.keys() | actual.keys() if wanted.get(name) != actual.get(name))
         return f"{bad[0]} is not what was saved" if bad else ""
 
     def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:
@@ -227,9 +227,9 @@ class Checkpoints:
 
     def _check_agreement(self, step: int, like: Any) -> None:
         record = json.loads(self._record(step).read_text())
-        if (found := record.get("format")) != FORMAT:
+        if (version := record.get("format")) != FORMAT:
             raise UserError(
-                f"checkpoint {self._path(step)} has format {found!r}, this version of tokvid reads {FORMAT}; "
+                f"checkpoint {self._path(step)} has format {version!r}, this version of tokvid reads {FORMAT}; "
                 "resume with the version that wrote it or use another --workdir"
             )
         saved = record["agree"]
@@ -272,7 +272,7 @@ def _locked(folder: Path) -> IO[str]:
         lock.close()
         raise UserError(f"another job is training in {folder.parent}; wait for it or use another --workdir") from error
     except OSError as error:
-        log.warning("%s cannot be locked (%s): take care that no other job trains there", folder, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other job trains there", folder, error.strerror)
     return lock
 
 
@@ -303,16 +303,16 @@ def _read_back(step: Path, leaves: Mapping[str, Any], data: Any, values: bool) -
     With `values`, reads all values, too, READ_BACK bytes at a time.
     """
     if ocp.JsonCheckpointHandler().restore(step / "data") != data:
-        raise ValueError("the place in the data reads back as another one")
+        raise ValueError("the position in the data reads back differently")
     arrays = ocp.PyTreeCheckpointHandler()
-    found, tree = jax.tree.flatten(arrays.metadata(step / "state").tree)
-    told = {leaf.name.removesuffix(".value"): [str(leaf.dtype), list(leaf.shape)] for leaf in found}
-    if told != leaves:
-        wrong = next(name for name in [*leaves, *told] if told.get(name) != leaves.get(name))
-        raise ValueError(f"{wrong} reads back as {_kind(told.get(wrong))}, not {_kind(leaves.get(wrong))}")
-    ends = np.cumsum([np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in found]) // READ_BACK
+    stored, tree = jax.tree.flatten(arrays.metadata(step / "state").tree)
+    kinds = {leaf.name.removesuffix(".value"): [str(leaf.dtype), list(leaf.shape)] for leaf in stored}
+    if kinds != leaves:
+        wrong = next(name for name in [*leaves, *kinds] if kinds.get(name) != leaves.get(name))
+        raise ValueError(f"{wrong} reads back as {_kind(kinds.get(wrong))}, not {_kind(leaves.get(wrong))}")
+    ends = np.cumsum([np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in stored]) // READ_BACK
     for part in np.unique(ends) if values else ():
-        chosen = [leaf if end == part else ocp.PLACEHOLDER for leaf, end in zip(found, ends, strict=True)]
+        chosen = [leaf if end == part else ocp.PLACEHOLDER for leaf, end in zip(stored, ends, strict=True)]
         some = jax.tree.unflatten(tree, chosen)
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), some)
         arrays.restore(step / "state", args=ocp.args.PyTreeRestore(item=some, restore_args=as_numpy))

@@ -58,7 +58,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 window = saved["metrics"]
             step = begun = int(state.step)
             if restored is not None and first():
-                print(f"{task.name}: goes on from step {step} ({folder})", file=sys.stderr, flush=True)
+                print(f"{task.name}: resumes from step {step} ({folder})", file=sys.stderr, flush=True)
             with (
                 progress(task.name, config.steps, "steps", done=step, quiet=not first()) as advance,
                 MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
@@ -86,10 +86,10 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                         return
                     with contextlib.closing(held_out):
                         some = itertools.islice(held_out, config.val_batches)
-                        found = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
-                    if not found:
+                        results = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
+                    if not results:
                         return
-                    log.validated(step, {name: float(np.mean([each[name] for each in found])) for name in found[0]})
+                    log.validated(step, {name: float(np.mean([each[name] for each in results])) for name in results[0]})
 
                 def sample() -> None:
                     if (variables := to_first((state.ema, state.buffers))) is not None:
@@ -114,9 +114,9 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
             if (variables := to_first((state.ema, state.buffers))) is not None:
                 task.finish(nnx.merge_state(*variables), folder, step)
     if step < config.steps:
-        end = f"stopped at step {step} of {config.steps} and saved; run the same command again to go on from there"
+        end = f"stopped at step {step} of {config.steps} and saved; run the same command again to resume"
     elif step == begun:
-        end = f"was trained to step {step} already; wrote its weights again"
+        end = f"is already trained to step {step}; wrote its weights again"
     else:
         end = f"trained to step {step}"
     if first():

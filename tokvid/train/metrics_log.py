@@ -106,8 +106,8 @@ class MetricsLog:
         self._skipped += 1
         if skipped >= self._config.max_non_finite:
             raise UserError(
-                f"the loss was not finite for {skipped} steps up to step {step}; nothing of them was kept. Lower the "
-                f"learning rate or look at the data, then run again: training goes on from {self._saved()}"
+                f"the loss was not finite for {skipped} steps up to step {step}; they changed nothing. Lower the "
+                f"learning rate or check the data, then run again: training resumes from {self._saved()}"
             )
         if skipped == 1:
             log.warning("the loss of step %d is not finite: the step changes nothing", step)

@@ -178,12 +178,14 @@ def make_step(
             value, metrics = task.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
 
-        found = jax.value_and_grad(loss, has_aux=True)
+        differentiate = jax.value_and_grad(loss, has_aux=True)
         with on_mesh(mesh):  # for the model's computations only
             if config.accumulate == 1:
-                (value, (metrics, buffers)), gradients = found(state.params, batch, key)
+                (value, (metrics, buffers)), gradients = differentiate(state.params, batch, key)
             else:
-                value, metrics, gradients = _accumulated(task, found, config.accumulate, like, state, batch, key)
+                value, metrics, gradients = _accumulated(
+                    task, differentiate, config.accumulate, like, state, batch, key
+                )
                 buffers = state.buffers
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -232,14 +234,20 @@ def check_batch(config: TrainConfig, mesh: Mesh) -> None:
 
 
 def _accumulated(
-    task: Task, found: Callable[..., Any], parts: int, like: TrainState, state: TrainState, batch: Any, key: jax.Array
+    task: Task,
+    differentiate: Callable[..., Any],
+    parts: int,
+    like: TrainState,
+    state: TrainState,
+    batch: Any,
+    key: jax.Array,
 ) -> tuple[jax.Array, Metrics, Any]:
     """The loss, metrics and gradients of a batch, as weighted means over its micro-batches."""
     # A micro-batch is every n-th sample, so every device already holds its share of each.
     split = jax.tree.map(lambda leaf: leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
 
     def weighed(number: jax.Array, part: Any) -> Any:
-        (value, (metrics, _)), gradients = found(state.params, part, jax.random.fold_in(key, number))
+        (value, (metrics, _)), gradients = differentiate(state.params, part, jax.random.fold_in(key, number))
         return jax.tree.map(lambda leaf: task.weight(part) * leaf, (jnp.ones(()), value, metrics, gradients))
 
     def add(sums: Any, each: tuple[jax.Array, Any]) -> tuple[Any, None]:

@@ -92,7 +92,7 @@ class Watchdog:
             if self._waited > self._patience:
                 print(
                     f"tokvid: process {jax.process_index()} of {jax.process_count()} has hung for {self._waited:.0f} s "
-                    f"{self._where}; this is where each thread stands",
+                    f"{self._where}; the stacks of all threads follow",
                     file=sys.stderr,
                     flush=True,
                 )
