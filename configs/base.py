@@ -1,7 +1,7 @@
-"""The tokenizer that measures best here, at a size for accelerators: 17 frames of 128×128, 8192 codes.
+"""The best-measured tokenizer design, scaled up for accelerators: 17 frames of 128×128, 8192 codes.
 
-VQ, layers in turn, Muon (docs/tokenizer.md has the measurements), a decoder larger than the encoder. Not trained at
-this size here: two CPU cores made the choices, at 64×64.
+VQ, alternating layers, Muon, a decoder larger than the encoder (measurements in docs/tokenizer.md). Not yet trained at
+this size: the choices come from experiments on two CPU cores at 64×64.
 
     tokvid data folder YOUR_CLIPS --out runs/base/data --size 128 128 --fps 8
     tokvid train tokenizer configs/base.py --workdir runs/base

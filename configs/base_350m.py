@@ -1,4 +1,4 @@
-"""base.py with its 340 M transformer laid out for pods and for nodes of GPUs: AdamW, a large batch.
+"""base.py with its 340 M transformer, set up for pods and GPU nodes: AdamW, a large batch.
 
 tokvid plan configs/base_350m.py --topology v6e:4x4
 tokvid data folder YOUR_CLIPS --out runs/base/data --size 128 128 --fps 8
@@ -6,11 +6,11 @@ tokvid train tokenizer configs/base_350m.py --workdir runs/base
 tokvid tokenize configs/base_350m.py --workdir runs/base
 tokvid train transformer configs/base_350m.py --workdir runs/base
 
-Meshes (`--train_transformer.mesh` data fsdp tensor context); so small a model is best not split at all:
+Meshes (`--train_transformer.mesh` data fsdp tensor context); a model this small is best replicated:
 
     v5p:2x2x4    16 1 1 1    16 chips
     v6e:4x4      16 1 1 1    16 chips
-    H100         -1 1 1 1    one GPU (with --train_transformer.batch 32), or as many as there are
+    H100         -1 1 1 1    one GPU (with --train_transformer.batch 32), or all available ones
 """
 
 import dataclasses

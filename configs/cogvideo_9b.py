@@ -1,8 +1,8 @@
 """CogVideo's size (Hong et al. 2022): 9 B parameters, 48 layers of width 3072 with 48 heads; 5 frames of 20×20 tokens.
 
-Sequences of 64 text tokens, the rate and 5×400 video tokens; guidance 3; Adam (0.9, 0.95), 2e-4, weight decay 1e-4. Its
-second attention channel is not in this house: here the MLPs have those parameters. Not trained here, but compiled for
-the pods below (docs/pods.md has what came out):
+Sequences of 64 text tokens, the rate and 5×400 video tokens; guidance scale 3; Adam (0.9, 0.95), 2e-4, weight decay
+1e-4. CogVideo's second attention channel is not implemented; the MLPs have those parameters instead. Not trained, but
+compiled for the pods below (results in docs/pods.md):
 
     tokvid plan configs/cogvideo_9b.py --topology v5p:4x4x8
     tokvid plan configs/cogvideo_9b.py --topology v6e:16x16 --mesh 16 16 1 1 --train_transformer.batch 1024
@@ -14,9 +14,9 @@ the pods below (docs/pods.md has what came out):
 
 Meshes (`--train_transformer.mesh` data fsdp tensor context):
 
-    v5p:4x4x8    4 32 1 1     128 chips, parameters split over two axes of the torus
-    v6e:16x16    16 16 1 1    256 chips, parameters split over one axis; with --train_transformer.batch 1024
-    H100         8 8 1 1      64 GPUs: parameters split within each node of 8, gradients summed between nodes
+    v5p:4x4x8    4 32 1 1     128 chips, parameters sharded over two axes of the torus
+    v6e:16x16    16 16 1 1    256 chips, parameters sharded over one axis; with --train_transformer.batch 1024
+    H100         8 8 1 1      64 GPUs: parameters sharded within each node of 8, gradients summed between nodes
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Your own clips at 64×64, half an hour of two CPU cores: change `path`, and the steps to the time you have.
+"""Your own clips at 64×64, half an hour on two CPU cores: set `path`, and adapt the steps to the time you have.
 
 tokvid data folder YOUR_CLIPS --out runs/clips/data --size 64 64 --fps 8
 tokvid train tokenizer configs/folder.py --workdir runs/clips

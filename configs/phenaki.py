@@ -1,14 +1,14 @@
 """Phenaki's C-ViViT (Villegas et al. 2022, section 2.1): 11 frames of 128×128, all space layers before all time layers.
 
-Written down from the paper, not trained here. Give `data.path` clips of your own, packed at 128×128:
+Reproduced from the paper, not trained. Set `data.path` to your own clips, packed at 128×128:
 
     tokvid data folder YOUR_CLIPS --out runs/phenaki/data --size 128 128 --fps 8
     tokvid train tokenizer configs/phenaki.py --workdir runs/phenaki
     tokvid tokenize configs/phenaki.py --workdir runs/phenaki
     tokvid train transformer configs/phenaki.py --workdir runs/phenaki
 
-Unlike the paper's, its MLPs are gated (with as many parameters), its second stage is the causal transformer of this
-house, and without a file for `train_tokenizer.perceptual` there is no perceptual loss.
+Differences from the paper: gated MLPs (with the same number of parameters), tokvid's causal transformer as the second
+stage, and no perceptual loss unless `train_tokenizer.perceptual` names a weights file.
 """
 
 from tokvid.config import (

@@ -1,6 +1,6 @@
 """Phenaki's transformer at its size (Villegas et al. 2022): 24 layers, 1.8 B parameters, on the tokens of phenaki.py.
 
-11 frames of 128×128 are 6×16×16 = 1536 tokens. Not trained here, but compiled for the pods below (docs/pods.md):
+11 frames of 128×128 are 6×16×16 = 1536 tokens. Not trained, but compiled for the pods below (docs/pods.md):
 
     tokvid plan configs/phenaki_1_8b.py --topology v5e:16x16
     tokvid plan configs/phenaki_1_8b.py --topology v6e:16x16
@@ -12,10 +12,10 @@
 
 Meshes (`--train_transformer.mesh` data fsdp tensor context):
 
-    v5e:16x16    16 16 1 1    256 chips, parameters split over one axis of the torus
+    v5e:16x16    16 16 1 1    256 chips, parameters sharded over one axis of the torus
     v5p:4x4x8    8 16 1 1     128 chips
     v6e:16x16    16 16 1 1    256 chips
-    H100         4 8 1 1      32 GPUs: parameters split within each node of 8, gradients summed between nodes
+    H100         4 8 1 1      32 GPUs: parameters sharded within each node of 8, gradients summed between nodes
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Both models from nothing in twelve minutes on two CPU cores: right colours, roughly right motion.
+"""Both models from scratch in twelve minutes on two CPU cores: right colours, roughly right motion.
 
     tokvid train tokenizer configs/quickstart.py --workdir runs/quickstart
     tokvid tokenize configs/quickstart.py --workdir runs/quickstart

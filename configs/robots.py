@@ -7,8 +7,8 @@
     tokvid train transformer configs/robots.py --workdir runs/robots
     tokvid evaluate reconstruction --weights runs/robots --samples 96 --json runs/robots/reconstruction.json
 
-`held_out` is what scripts/droid.py says: whole recording days. A patch of 4 pixels and 2 frames has 18 bits, and four
-of them share a token of 8 sub-codes, so the transformer sees 64 tokens a latent frame.
+`held_out` is the number that scripts/droid.py prints: the clips of whole recording days. A patch of 4×4 pixels and 2
+frames has 18 bits, and four patches share a token of 8 sub-codes, so a latent frame has 64 tokens.
 """
 
 from tokvid.config import (

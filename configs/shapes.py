@@ -6,8 +6,8 @@ On two CPU cores: 18 minutes for the tokenizer, 3 for the tokens, 55 for the tra
     tokvid tokenize configs/shapes.py --workdir runs/shapes
     tokvid train transformer configs/shapes.py --workdir runs/shapes
 
-Clips of 7 frames always show the decoder a video's first frame. So it goes on alone, on longer clips and at last
-against flicker, while what encodes stands still: tokens and transformer remain good.
+In clips of 7 frames, the decoder always sees a video's first frame. So it is fine-tuned on longer clips, and finally
+against flicker, with the encoder frozen: tokens and transformer stay valid.
 
     DECODER="--data.frames 17 --train_tokenizer.freeze tokenizer.embed tokenizer.encoder tokenizer.to_latent"
     tokvid train tokenizer configs/shapes.py --workdir runs/longer --train_tokenizer.start runs/shapes $DECODER \\
@@ -20,8 +20,8 @@ against flicker, while what encodes stands still: tokens and transformer remain 
     cp runs/finer/tokenizer/config.json runs/finer/tokenizer/weights.safetensors runs/shapes/tokenizer/
     tokvid evaluate shapes --weights runs/shapes --samples 512 --json runs/shapes/evaluation.json
 
-Trained on for an hour and a half, the transformer also interpolates, infills, and draws rows or whole latent frames at
-once. Ever more of it is drawn by rows, as that is what is hard; these are the weights in `data/`.
+Fine-tuned for an hour and a half, the transformer also interpolates, infills, and draws rows or whole latent frames at
+once. The share of rows, which are hardest, grows during fine-tuning. These are the weights in `data/`.
 
     mkdir -p runs/levels runs/rows && cp -r runs/shapes/tokenizer runs/levels/
     LEVELS="--layouts.tasks.text_to_video 0.22 --layouts.tasks.image_to_video 0.05 --layouts.tasks.continuation 0.25

@@ -1,11 +1,11 @@
-"""Both models at their smallest, for trying things out: the whole chain in three minutes. Expect coloured blobs.
+"""Both models at minimal size, to try out the whole pipeline in three minutes. Expect coloured blobs.
 
 tokvid train tokenizer configs/tiny.py --workdir runs/tiny
 tokvid tokenize configs/tiny.py --workdir runs/tiny
 tokvid train transformer configs/tiny.py --workdir runs/tiny
 tokvid story --weights runs/tiny --out tiny.mp4 --prompt "a large red circle moves quickly up"
 
-It also shows in a minute whether a pod's software works (tokvid plan configs/tiny.py --topology v6e:2x2). Meshes
+It also checks a pod's software in a minute (tokvid plan configs/tiny.py --topology v6e:2x2). Meshes
 (`--train_transformer.mesh` data fsdp tensor context):
 
     v5p:2x2x1    4 1 1 1

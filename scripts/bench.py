@@ -1,15 +1,15 @@
-"""How fast everything is, and what share that is of what this machine can do.
+"""Speed of every component, and its share of what this machine can do.
 
 python scripts/bench.py --weights data --config configs/shapes.py --json bench.json
 python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2 \
     --train_transformer.batch 2
 python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
 
-The machine's limits, a matrix multiplication and reading and writing memory, are measured in the same run. Shares are
-of these, or on an accelerator that tokvid/flops.py knows of its maker's numbers: there the share of FLOPs is the MFU.
-FLOPs are counted from the configs (a training step is three forward passes), padding and masked attention included;
-bytes of decoding are the parameters and the cache, once a step and in the type that is computed in. Every number is the
-median of several runs after the first, which compiles. Of a training step, the operations that take longest are named.
+The same run measures the machine's limits: a matrix multiplication, and memory reads and writes. Shares are relative to
+these or, on an accelerator in tokvid/flops.py, to its manufacturer's numbers, where the share of FLOPs is the MFU.
+FLOPs are counted from the configs (a training step is three forward passes), padding and masked attention included; the
+bytes of decoding are the parameters and the cache, once per step, in the compute type. Every number is the median of
+several runs after the first, which compiles. The slowest operations of a training step are named.
 """
 
 import argparse

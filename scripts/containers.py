@@ -1,11 +1,12 @@
-"""Which containers, codecs and rates are read right: every frame once and in order. Prints a Markdown table.
+"""Tests which containers, codecs and rates are read correctly: every frame once, in order. Prints a Markdown table.
 
 python scripts/containers.py                # all rates; a few minutes
 python scripts/containers.py --rates 8 30
 
 Each file is written by PyAV or Pillow and shows its frames' numbers. It is read natively, at its own rate, at half and
-at twice of it, and in the middle, where a seek has to give what reading from the start gives. `ok` is all of these.
-What cannot be written here is left out; what is refused is shown with the reason. Ends with 1 if one is read wrongly.
+at twice that rate, and in the middle, where a seek must give the same frames as reading from the start. `ok` means all
+of these. Files that can't be written here are left out; refused files are listed with the reason. Exits with 1 if any
+file is read wrongly.
 """
 
 import argparse

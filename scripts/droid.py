@@ -1,11 +1,11 @@
-"""Prepares clips of DROID (Khazatsky et al. 2024) for `tokvid data folder`, with whole recording days kept for the end.
+"""Prepares clips of DROID (Khazatsky et al. 2024) for `tokvid data folder`, with whole recording days held out.
 
 python scripts/droid.py DROID --out runs/robots/clips
 tokvid data folder runs/robots/clips --out runs/robots/data --size 64 64 --fps 8
 
-DROID holds captions.jsonl and the clips that it names, LAB_YYYY-MM-DD_….mp4. Clips of one day show the same room and
-often the same objects, so single clips kept out of training would measure memory. The clips of every ninth day go
-to the end of captions.jsonl instead, where `data.held_out` keeps them out.
+DROID is a folder of captions.jsonl and the clips it lists, LAB_YYYY-MM-DD_….mp4. Clips of one day show the same room
+and often the same objects, so holding out single clips would measure memorisation. The clips of every ninth day go to
+the end of captions.jsonl instead, where `data.held_out` holds them out.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Two processes train together, and something happens to one of them: how long until both have gone, and what they say.
+"""Injects faults into one of two training processes: how long until both have ended, and what they print.
 
-python scripts/fault_test.py                 # all of it
+python scripts/fault_test.py                 # all faults
 python scripts/fault_test.py killed sleeps   # these only
 """
 
@@ -63,7 +63,7 @@ class Fault:
 
 ON_FIRE = r"process {rank} of 2 ended after step \d+: RuntimeError: a part of the machine is on fire"
 DIED = r"process {rank} of 2 died after step \d+"
-HANGS = r"process 1 of 2 has hung for \d+ s after step \d+; this is where each thread stands"
+HANGS = r"process 1 of 2 has hung for \d+ s after step \d+; the stacks of all threads follow"
 OTHER = "process 1 of 2 was started with another recipe or other data than process 0"
 SAVED = r"toy: stopped at step \d+ of \d+ and saved"
 LATE = TIMEOUT + MOST_SECONDS

@@ -1,9 +1,9 @@
-"""Does a long story cost more per frame, or more memory, than a short one? Both ratios should be about 1.
+"""Cost per frame and memory of a long story relative to a short one. Both ratios should be about 1.
 
 python scripts/flat_cost.py --weights data
 
-Tells a 10-second and a 60-second story, each in a process of its own, after everything is compiled. Prints the time per
-frame of the long one's last 10 seconds ÷ that of its first 10, then its peak memory ÷ that of the short one.
+Generates a 10-second and a 60-second story, each in its own process, after compilation. Prints the long story's time
+per frame in its last 10 seconds ÷ its first 10, then its peak memory ÷ that of the short one.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Does a long video need more memory than a short one to go through the tokenizer? The ratio should be about 1.
+"""Peak memory of the tokenizer on a long video relative to a short one. The ratio should be about 1.
 
 python scripts/flat_memory.py --weights data
 
-Draws Moving Shapes of 1,000 and 10,000 frames, sends each through `tokvid reconstruct` in a process of its own, and
-prints the peak memory of each.
+Draws Moving Shapes of 1,000 and 10,000 frames, runs `tokvid reconstruct` on each in its own process, and prints the
+peak memory.
 """
 
 import argparse

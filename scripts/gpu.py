@@ -1,10 +1,10 @@
-"""Measures an NVIDIA GPU, then trains a recipe on it. scripts/gpu.sh sets up the environment and starts it.
+"""Benchmarks an NVIDIA GPU, then trains a recipe on it. scripts/gpu.sh sets up the environment and starts it.
 
-Stages, each a process of its own: the tests marked `gpu`; a training step of configs/base_350m.py with cuDNN attention;
-decoding with the same model; a training step of configs/base.py's tokenizer; that tokenizer as it streams; and where a
-recipe is given, its training: tokenizer, token cache, transformer. A stage whose result lies in the output folder is
-skipped, so that a second call goes on. A call ends in time: training is stopped by SIGTERM, which saves, and so
-does SIGTERM to this program. The numbers are printed last, and are in gpu.json in the output folder.
+Stages, each in its own process: the tests marked `gpu`; a training step of configs/base_350m.py with cuDNN attention;
+decoding with the same model; a training step of configs/base.py's tokenizer; that tokenizer streaming; and, for a given
+recipe, its training: tokenizer, token cache, transformer. A second call skips stages whose result is in the output
+folder. A call respects its time limit: SIGTERM stops training, which saves, as does SIGTERM to this program. The
+numbers are printed last and written to gpu.json in the output folder.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The processes of one job on this machine. They start quickly: what all of them import is imported once."""
+"""Starts the processes of one job on this machine, quickly: their common modules are imported once."""
 
 import multiprocessing
 import os

@@ -1,10 +1,10 @@
-"""Kills a small training at random moments, again and again, and compares its end with one that was left alone.
+"""Kills a small training run repeatedly at random moments, and compares its result with an uninterrupted run.
 
 python scripts/kill_test.py --kills 20 --pair-kills 10    # SIGKILL; the ten hit one of two processes
 python scripts/kill_test.py --kills 20 --signals TERM     # it must save, say so and leave with exit code 0
 
-Every other SIGKILL comes while a checkpoint is being written. No step that was committed may be lost, nothing may
-outlive a training that was killed, and every array must be equal bit for bit in the end.
+Every other SIGKILL comes while a checkpoint is being written. No committed step may be lost, no process may outlive a
+killed run, and the final arrays must be equal bit for bit.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 from job import begin, left, start
 
 BEGUN = "training has begun"
-GOES_ON = re.compile(r"goes on from step (\d+)")
+RESUMES = re.compile(r"resumes from step (\d+)")
 ALONE_SECONDS = 15.0  # that a process may live on when the other is killed
 
 
@@ -163,7 +163,7 @@ def torment(alone: Path, name: str, options: argparse.Namespace, kills: int, pro
     for attempt in itertools.count():
         folder, moment = alone.with_name(f"{alone.name}-{attempt}"), ""
         while moment is not None:  # until it comes to its end
-            saved, before = checkpoints(folder)[0], GOES_ON.findall(said(folder.with_suffix(".log")))
+            saved, before = checkpoints(folder)[0], RESUMES.findall(said(folder.with_suffix(".log")))
             workers, last = start(processes, work, folder, options.steps, processes), done == kills
             number, seconds = (signal.SIGKILL, 3600) if last else (next(signals), moments.uniform(0, took))
             began = time.monotonic()
@@ -174,7 +174,7 @@ def torment(alone: Path, name: str, options: argparse.Namespace, kills: int, pro
             finally:
                 for worker in workers:
                     worker.kill()
-            gone_on = GOES_ON.findall(said(folder.with_suffix(".log")))[len(before) :]
+            gone_on = RESUMES.findall(said(folder.with_suffix(".log")))[len(before) :]
             if gone_on and int(gone_on[0]) != saved[-1]:
                 raise RuntimeError(f"{saved[-1]} was committed, and training went on from step {gone_on[0]}")
             if moment is None:  # programs that were compiled before make it faster

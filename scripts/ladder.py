@@ -1,10 +1,10 @@
-"""The decoding ladder: quality against tokens per second, from token by token to whole latent frames in rounds.
+"""The decoding ladder: quality against tokens per second, from single tokens to whole latent frames in rounds.
 
 python scripts/ladder.py --weights data --samples 128 --json ladder.json --figure ladder.png
 
-Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are those of one video
-alone and of a batch of 8, after everything is compiled, the median of several runs; ratios are to token by token.
-They are the transformer's: the tokenizer's decoder takes the same time on every rung.
+Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are medians of several runs
+after compilation, for one video and for a batch of 8; ratios are relative to single tokens. Only the transformer is
+timed: the tokenizer's decoder takes the same time on every rung.
 """
 
 import argparse

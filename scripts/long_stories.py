@@ -2,10 +2,10 @@
 
 python scripts/long_stories.py --weights data --seconds 120 600 --json long.json
 
-Six prompts of one object, again and again, ten seconds each. Printed for each way and length: in how many windows of
-two seconds all attributes are right, in all and in the first and last quarter; how far hue (degrees) and size (world
-units) drift from the first prompt to the last, beside how far true videos through the tokenizer lie apart; the seam
-ratio; seconds a frame in the first and the last quarter, and their ratio; the peak memory of its process, in MB.
+A cycle of six prompts about one object, ten seconds each. Printed for each way and length: the share of two-second
+windows with all attributes right, overall and in the first and last quarter; the drift of hue (degrees) and size (world
+units) from the first prompt to the last, with the distance between real videos through the tokenizer; the seam ratio;
+seconds per frame in the first and the last quarter, and their ratio; the peak memory of the process, in MB.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What safety costs: checkpoints and their hashes at the default interval, and the loop around the jitted step.
+"""Cost of checkpoints and their hashes at the default interval, and of the loop around the jitted step.
 
 python scripts/overhead.py                       # configs/tiny.py's tokenizer
 python scripts/overhead.py configs/base.py --steps 20
 
-A checkpoint is counted twice: while training waits for it, and up to its commit, as if nothing of it went on beside the
-training (which at 20 ms a step is much: orbax takes half a second for however little). The loop is timed on
-ready batches, against the same step called in a bare loop, in turn. Everything is told in seconds of the clock and in
-seconds of the processor, which say more where other programs run as well.
+A checkpoint is timed twice: while training waits for it, and up to its commit, as if none of it ran concurrently (an
+overestimate that is large at 20 ms per step, since orbax takes at least half a second). The loop is timed on ready
+batches, alternating with a bare loop over the same step. Times are wall-clock and CPU seconds; the latter are more
+reliable on a shared machine.
 """
 
 import argparse

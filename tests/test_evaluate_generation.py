@@ -93,7 +93,7 @@ def test_all_figures_of_a_model(tiny_models):
 
 
 def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
-    monkeypatch.setattr(generation, "_made", lambda models, clips, *rest: clips.truth)
+    monkeypatch.setattr(generation, "_generate", lambda models, clips, *rest: clips.truth)
     figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
     for name in MODES:
         of = figures[name]

@@ -149,7 +149,7 @@ def test_files_of_others_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="lacks 'tokvid' in its metadata"):
         bring_in(changed(folder, tmp_path, lambda tensors: None, metadata=False), tmp_path / "out")
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(UserError, match=r"is no \.safetensors file"):
+    with pytest.raises(UserError, match=r"cannot be read as a \.safetensors file"):
         bring_in(tmp_path / "text.safetensors", tmp_path / "out")
     with pytest.raises(UserError, match="no weights in"):
         export(tmp_path, tmp_path / "out.safetensors")

@@ -1,4 +1,4 @@
-"""Several processes as one job: how they find one another, what each of them does, and that none outlives another."""
+"""Several processes as one job: joining, dividing the work, and ending together."""
 
 import contextlib
 import hashlib
@@ -18,11 +18,11 @@ from jax.sharding import Sharding
 
 from tokvid.errors import Terminated, UserError
 
-# A process that isn't heard of for so long is dead, and the others end. jax waits 100 s.
+# A process that is silent for this long counts as dead, and the others end. JAX's default is 100 s.
 HEARTBEAT_SECONDS = 6
-# How long those that are done wait at their end for the one that still writes. jax waits 300 s.
+# How long finished processes wait for one that is still writing. JAX's default is 300 s.
 SHUTDOWN_SECONDS = 3600
-# Stands beside each process, and says where it was when it is killed, by a signal or by jax for the death of another.
+# A companion of each process that prints its last step when it is killed, by a signal or by JAX after another's death.
 WITNESS = """
 import sys
 where = "before the first step"
@@ -43,13 +43,13 @@ def joined(
     *,
     agree_to_stop: bool = True,
 ) -> Iterator[None]:
-    """Joins the other processes of this job, if there are any, before a device is touched; inside, an error ends all.
+    """Joins the other processes of this job, if any, before a device is touched; inside, an error ends all of them.
 
-    Plain processes are told where the first one listens (`coordinator`, host:port), how many they are and which this
-    is, here or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On SLURM, Open MPI and TPU slices jax
-    finds it out; `detect` lets it try where nothing in the environment shows that there are several. SIGTERM is left to
-    jax, whom the training loop asks at which step to stop, unless `agree_to_stop` is False. UserError for half of it,
-    and where the processes don't find one another.
+    Plain processes need the address of process 0 (`coordinator`, host:port), the number of processes and this one's
+    number, as arguments or as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX detects SLURM, Open
+    MPI and TPU slices; `detect` makes it try where the environment shows no sign of several processes. JAX handles
+    SIGTERM, and the training loop asks it at which step to stop, unless `agree_to_stop` is False. UserError for
+    incomplete settings, or if the processes can't connect.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
@@ -57,12 +57,12 @@ def joined(
     if not (coordinator or detect or _one_of_several()):
         if (processes, process) != (None, None):
             raise UserError(
-                "give the coordinator's address (host:port) beside the number of processes and which this is"
+                "give the coordinator's address (host:port) with the number of processes and this one's number"
             )
         yield
         return
     if (processes is None) != (process is None) or (processes is not None and not 0 <= (process or 0) < processes):
-        raise UserError(f"process {process} of {processes}: give both, processes 1 or more, process from 0 to one less")
+        raise UserError(f"process {process} of {processes}: give both, with 0 <= process < processes")
     jax.config.update("jax_enable_preemption_service", agree_to_stop)
     try:
         jax.distributed.initialize(
@@ -73,7 +73,7 @@ def joined(
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes of this job cannot find one another: {_line(error)}") from error
+        raise UserError(f"the processes of this job cannot connect: {_line(error)}") from error
     here = f"process {jax.process_index()} of {jax.process_count()}"
     with _witnessed(here):
         try:
@@ -87,7 +87,7 @@ def joined(
 def _witnessed(here: str) -> Iterator[None]:
     global _witness
     command = [sys.executable, "-I", "-S", "-c", WITNESS, here]
-    # In a session of its own, so that what kills this process leaves it time to say so; it ends with its input.
+    # In its own session, so that it survives the signal that kills this process; it ends when its input closes.
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
         _witness = process.stdin
         try:
@@ -98,7 +98,7 @@ def _witnessed(here: str) -> Iterator[None]:
 
 
 def reached(where: str) -> None:
-    """Remembers where this process is ("after step 3"), in case it is killed; "" for at its end."""
+    """Records the progress of this process ("after step 3") in case it is killed; "" at its regular end."""
     if _witness is not None:
         with contextlib.suppress(OSError, ValueError):
             _witness.write(f"{where}\n")
@@ -106,7 +106,7 @@ def reached(where: str) -> None:
 
 
 def _end(here: str, error: BaseException) -> NoReturn:
-    """Ends this process at once, and so the job. By the usual way it would wait for the others, as they do for it."""
+    """Ends this process at once, and so the job. A regular exit would wait for the others, which wait for this one."""
     code = 1
     if isinstance(error, UserError):
         code = 2
@@ -125,14 +125,14 @@ def _end(here: str, error: BaseException) -> NoReturn:
 
 
 def first() -> bool:
-    """Whether this is the one process that writes metrics, samples and weights, and commits checkpoints."""
+    """Whether this is process 0, which writes metrics, samples and weights, and commits checkpoints."""
     return jax.process_index() == 0
 
 
 def block_of(sharding: Sharding, rows: int) -> tuple[int, int]:
-    """(i, n): of n equal blocks of a batch's `rows`, this process's devices hold block i. Others may hold it as well.
+    """(i, n): this process's devices hold block i of n equal blocks of a batch's `rows`. Other processes may, too.
 
-    UserError where devices are so arranged that there are no such blocks.
+    UserError if the arrangement of devices has no such blocks.
     """
     held: dict[int, set[int]] = {}
     device: Any
@@ -148,9 +148,9 @@ def block_of(sharding: Sharding, rows: int) -> tuple[int, int]:
 
 
 def to_first(tree: Any) -> Any:
-    """All of a sharded tree as arrays of the first process, None in the others; what one process has stays as it is.
+    """Gathers a sharded tree to process 0, and returns None in the others. With one process, returns the tree.
 
-    Leaf by leaf, so that no more than one is whole on the devices.
+    Gathers leaf by leaf, so that devices hold at most one unsharded leaf.
     """
     if jax.process_count() == 1:
         return tree
@@ -164,35 +164,35 @@ def to_first(tree: Any) -> Any:
 
 
 def told_by_first(value: int) -> int:
-    """The first process's `value`, in all of them."""
+    """The `value` of process 0, in all processes."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def together(name: str) -> None:
-    """Returns when all processes have come here."""
+    """A barrier: returns when all processes have reached it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_same(value: Any) -> None:
-    """UserError where processes were started with different settings (JSON values)."""
+    """UserError if processes were started with different settings (JSON values)."""
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
-    different = np.flatnonzero((found != found[0]).any(axis=1))
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+    different = np.flatnonzero((digests != digests[0]).any(axis=1))
     if different.size:
         raise UserError(
-            f"process {different[0]} of {len(found)} was started with another recipe or other data than process 0; "
-            "give all the same"
+            f"process {different[0]} of {len(digests)} was started with another recipe or other data than process 0; "
+            "start all with the same"
         )
 
 
 def _one_of_several() -> bool:
-    """Whether the environment says that this process is one of several; jax then finds out the rest."""
+    """Whether the environment shows several processes, so that JAX can detect the rest."""
     environment = os.environ
     return (
-        ("SLURM_STEP_NODELIST" in environment and (_number("SLURM_NTASKS") or 1) > 1)  # not in sbatch, before srun
+        ("SLURM_STEP_NODELIST" in environment and (_number("SLURM_NTASKS") or 1) > 1)  # set by srun, not by sbatch
         or (_number("OMPI_COMM_WORLD_SIZE") or 1) > 1
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
         or (_number("MEGASCALE_NUM_SLICES") or 1) > 1

@@ -1,7 +1,7 @@
-"""Weights for other programs: one .safetensors file with PyTorch's conventions, and back; names are in docs/weights.md.
+"""Exports weights to one .safetensors file with PyTorch's conventions, and imports it; docs/weights.md has the names.
 
-Matrices are (out, in) as in torch.nn.Linear, heads are flattened, a stack of layers is one layer after the other, and
-the config travels in the file's metadata. Nothing is rounded: there and back gives the same bytes.
+Matrices are (out, in) as in torch.nn.Linear, heads are flattened, stacked layers are separate, and the config is in the
+file's metadata. Nothing is rounded: a round trip preserves every byte.
 """
 
 import json
@@ -18,14 +18,14 @@ from tokvid.config import from_dict
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import atomic
 
-KEY = "tokvid"  # of the metadata: config.json
+KEY = "tokvid"  # the metadata key of config.json
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the model in `folder` to `out`; returns how many tensors it has. UserError where there is none."""
+    """Writes the model in `folder` to `out`; returns its number of tensors. UserError if there is no model."""
     kind = weights.kind_of(folder)
     about = weights.describe(folder, kind)
-    weights.load(folder, kind)  # refuses what is damaged
+    weights.load(folder, kind)  # refuses damaged weights
     tensors = dict(
         pair
         for name, array in safetensors.numpy.load_file(folder / "weights.safetensors").items()
@@ -33,14 +33,14 @@ def export(folder: Path, out: Path) -> int:
     )
     with atomic(out) as temporary:
         temporary.write_bytes(safetensors.numpy.save(tensors, metadata={KEY: json.dumps(about)}))
-        _read(temporary)  # what couldn't be brought in again isn't given away
+        _read(temporary)  # refuses a file that couldn't be imported again
     return len(tensors)
 
 
 def bring_in(path: Path, folder: Path) -> str:
-    """Writes the model in the file `path` as weights into `folder`/tokenizer or /transformer; returns which.
+    """Writes the model in the file `path` as weights to `folder`/tokenizer or /transformer; returns which one.
 
-    UserError where the file is damaged, says no config, or a tensor (named) is missing or of another shape.
+    UserError if the file is damaged or has no config, or if a tensor (named) is missing or has another shape.
     """
     about, kind, config, tensors = _read(path)
     params = weights.fill(kind, config, tensors, path)[1]
@@ -49,7 +49,7 @@ def bring_in(path: Path, folder: Path) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
-    """What else the file says of the model, its kind, its config, and our variables by name."""
+    """The file's other metadata, the model's kind and config, and our variables by name."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -63,20 +63,20 @@ def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
             f"{path} lacks {error} in its metadata, which `tokvid export` writes; see docs/weights.md"
         ) from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is no .safetensors file that can be read here ({error}); export it again") from error
+        raise UserError(f"{path} cannot be read as a .safetensors file ({error}); export it again") from error
     if kind not in weights.KINDS:
         raise UserError(did_you_mean(kind, weights.KINDS, f"kind of model in {path}"))
     config = from_dict(weights.KINDS[kind][0], config, f"the config in {path}")
     inward: dict[str, np.ndarray] = {}
     for name, leaf in weights.shapes(kind, config)[1].items():
-        numbers = np.arange(leaf.size).reshape(leaf.shape)  # where each number of ours lies in theirs
+        numbers = np.arange(leaf.size).reshape(leaf.shape)  # the position of each of our elements in theirs
         flat = np.empty(leaf.size, np.float32)
         for their_name, their_numbers in _outward(name, numbers):
-            found = tensors.get(their_name)
-            if found is None or found.shape != their_numbers.shape:
-                what = "nothing" if found is None else f"shape {found.shape}"
+            tensor = tensors.get(their_name)
+            if tensor is None or tensor.shape != their_numbers.shape:
+                what = "nothing" if tensor is None else f"shape {tensor.shape}"
                 raise UserError(f"{path}: {their_name} should have shape {their_numbers.shape}, found {what}")
-            flat[their_numbers] = found
+            flat[their_numbers] = tensor
         inward[name] = flat.reshape(leaf.shape)
     for ours in ("format", "fingerprint", "codes"):
         about.pop(ours, None)
@@ -84,12 +84,12 @@ def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
 
 
 def _outward(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """What one of our variables is called and looks like elsewhere."""
+    """The external names and arrays of one of our variables."""
     if name.startswith("blocks."):  # stacked for jax.lax.scan
         for number, layer in enumerate(array):
             yield from _outward(f"layers.{number}.{name.removeprefix('blocks.')}", layer)
         return
-    name = name.replace("quantizer.quantizer.", "quantizer.")  # all groups' own; older files know no groups
+    name = name.replace("quantizer.quantizer.", "quantizer.")  # shared by all groups; older files have no groups
     stem, _, last = name.rpartition(".")
     if last == "scale":
         yield f"{stem}.weight", array

@@ -1,4 +1,4 @@
-"""The whole sharding policy: the mesh, and one table of logical axes → mesh axes, for any state and all in between."""
+"""The sharding policy: the mesh, and one table of logical axes → mesh axes for parameters, states and activations."""
 
 import contextlib
 import math
@@ -15,8 +15,8 @@ from tokvid.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# Parameters name their logical axes where they are made, activations where they are computed (nn/blocks.py); this is
-# where each of them goes. The width of activations has no name: every device has all of it.
+# Parameters name their logical axes where they are created, activations where they are computed (nn/blocks.py); this
+# table maps the names to mesh axes. The width of activations has no name, because it is not sharded.
 LOGICAL: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),  # the width of parameters, gathered where it is used
     "heads": ("tensor",),
@@ -25,16 +25,16 @@ LOGICAL: dict[str, tuple[str, ...]] = {
     "vocabulary": ("tensor",),
     "batch": ("data", "fsdp"),
     "length": ("context",),
-    "clips": ("data", "fsdp", "context"),  # the batch of a model whose sequences are too short to be split
+    "clips": ("data", "fsdp", "context"),  # the batch of a model whose sequences are too short to shard
 }
 BATCH = PartitionSpec(LOGICAL["batch"])
 
 
 def make_mesh(shape: tuple[int, int, int, int], among: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over all devices, or `among` these; one entry may be -1 (what is left).
+    """The mesh over all devices, or over those in `among`; one entry may be -1 (the remaining devices).
 
-    Several slices of TPUs (DCN between them, ICI inside) lie along the data axis, which talks least. UserError where
-    the numbers don't multiply up.
+    Slices of TPUs (DCN between them, ICI inside) lie along the data axis, which communicates least. UserError if the
+    product of `shape` isn't the number of devices.
     """
     among = jax.devices() if among is None else among
     devices, sizes = len(among), list(shape)
@@ -44,12 +44,12 @@ def make_mesh(shape: tuple[int, int, int, int], among: Sequence[Any] | None = No
     if len(sizes) != len(AXES) or min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(f"mesh {shape} over {AXES} doesn't fit {devices} device(s); use -1 for one axis to fill up")
     types = (AxisType.Auto,) * len(AXES)
-    # Devices of a single slice that are only compiled for don't say which it is.
+    # Ahead-of-time devices of a single slice have no slice_index.
     slices = len({getattr(device, "slice_index", 0) for device in among}) if among[0].platform == "tpu" else 1
     if slices == 1:
         try:
             return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=among)
-        except NotImplementedError:  # an entry is no product of whole axes of the TPUs' torus
+        except NotImplementedError:  # an entry isn't a product of whole axes of the TPUs' torus
             placed = create_device_mesh(tuple(sizes), among, allow_split_physical_axes=True)
             return Mesh(placed, AXES, axis_types=types)
     if sizes[0] % slices:
@@ -65,9 +65,9 @@ def make_mesh(shape: tuple[int, int, int, int], among: Sequence[Any] | None = No
 
 
 def partition(logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Where an array lies. Axes before the named ones (stacked layers) are replicated.
+    """The PartitionSpec of an array. Axes before the named ones (stacked layers) are replicated.
 
-    Of several mesh axes, a dimension is split over the first ones that divide it together.
+    Of several mesh axes, a dimension is split over the longest prefix that divides it.
     """
     names = [()] * (len(shape) - len(logical)) + [LOGICAL[name] if name else () for name in logical]
     used = [name for several in names for name in several]
@@ -83,45 +83,45 @@ def partition(logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mes
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """What is traced inside is laid out on this mesh; without, it runs where its arguments are, and costs nothing."""
+    """Functions traced inside are sharded on this mesh; without it, they run on the devices of their arguments."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def running_on(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """What runs inside, sampling above all, is spread over this mesh: weights when they are loaded, then all else."""
+    """Computations inside, such as sampling, run on this mesh: weights when they are loaded, then everything else."""
     return jax.set_mesh(mesh)
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh that is traced for, None where there is none or only one device."""
+    """The mesh of the current trace; None without a mesh or with a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES and mesh.size > 1 else None
 
 
 def platform() -> str:
-    """What is traced for, which need not be here: "cpu", "gpu" or "tpu"."""
+    """The platform of the current trace, which may differ from this machine's: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def parts(logical: str) -> int:
-    """Over how many devices the mesh that is traced for splits a logical axis."""
+    """The number of devices over which the current mesh splits a logical axis."""
     mesh = current_mesh()
     return math.prod(mesh.shape[name] for name in LOGICAL[logical]) if mesh else 1
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """x, laid out on the mesh by its logical axes, one each dimension. Without a mesh, x."""
+    """x, constrained to the mesh by one logical axis per dimension. Without a mesh, x."""
     mesh = current_mesh()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, partition(logical, x.shape, mesh))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf: parameters and whatever mirrors them (Adam's moments, EMA) by their logical axes."""
+    """A sharding for every leaf: parameters and their mirrors (Adam's moments, EMA) by their logical axes."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, nnx.Variable):
-            if not jax.tree.leaves(leaf):  # masked: an optimizer that leaves this parameter to another
+            if not jax.tree.leaves(leaf):  # masked: another optimizer updates this parameter
                 return leaf
             logical = leaf.get_metadata().get("logical", ())
             return leaf.replace(NamedSharding(mesh, partition(logical, leaf.shape, mesh)))
@@ -131,12 +131,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def placed(tree: Any) -> Any:
-    """A tree of variables on the mesh that we are running on; without one, as it is."""
+    """A tree of variables, moved to the current mesh if there is one."""
     mesh = jax.sharding.get_mesh()
     return tree if mesh.empty else jax.device_put(tree, shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's share of a batch (NumPy) → global arrays, split over the data and fsdp axes."""
+    """This process's part of a batch (NumPy) → global arrays, split over the data and fsdp axes."""
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)

@@ -1,7 +1,7 @@
-"""Trained weights as files to sample from: a config as JSON and float16 tensors as safetensors, never code.
+"""Trained weights for sampling: a config as JSON and float16 tensors as safetensors, never code.
 
-A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`; a
-workdir of training has the same shape, so either can be given to `--weights`.
+A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`. A
+training workdir has the same structure, so `--weights` takes either.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[type, type]] = {
 
 
 class Loaded(NamedTuple):
-    """A model, its graph definition and parameters, and what its config.json says."""
+    """A model: its config, graph definition, parameters and config.json."""
 
     config: Any
     graph: nnx.GraphDef
@@ -44,10 +44,10 @@ class Loaded(NamedTuple):
 
 
 def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about: Any) -> str:
-    """Writes weights and config; returns their fingerprint: 16 hex digits of what the model computes with.
+    """Writes weights and config; returns their fingerprint: 16 hex digits of a hash of both.
 
-    They are read back before they take the place of others. UserError, with nothing written, for values beyond
-    float16's 65504, and where they can't be.
+    They are read back before they replace existing files. UserError, with nothing written, for values beyond float16's
+    65504, or if reading back fails.
     """
     folder = Path(folder)
     tensors = {".".join(map(str, path)): _half(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
@@ -65,12 +65,12 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
         try:
             _read(_described(config_path, kind), kind, config_path, weights_path)
         except UserError as error:
-            raise UserError(f"nothing was written to {folder}, for it couldn't be read back: {error}") from error
+            raise UserError(f"nothing was written to {folder}, because reading it back failed: {error}") from error
     return mark
 
 
 def kind_of(folder: str | Path) -> str:
-    """What `folder` holds the weights of, "tokenizer" or "transformer"; UserError where it is neither."""
+    """The kind of weights in `folder`, "tokenizer" or "transformer"; UserError if it is neither."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"no weights in {folder}; name a folder that `tokvid train` wrote, such as runs/tokenizer")
@@ -81,7 +81,7 @@ def kind_of(folder: str | Path) -> str:
 
 
 def describe(folder: str | Path, kind: str) -> dict[str, Any]:
-    """config.json of the weights in `folder`, checked to be of that kind and format."""
+    """The config.json of the weights in `folder`, with its kind and format checked."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name another --weights")
@@ -91,13 +91,13 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
 def _described(path: Path, kind: str) -> dict[str, Any]:
     about = read_json(path, f"{kind} config")
     if about.get("kind") != kind or about.get("format") != FORMAT:
-        found = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
-        raise UserError(f"{path} has {found}; this program reads kind {kind!r}, format {FORMAT}")
+        actual = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
+        raise UserError(f"{path} has {actual}; this program reads kind {kind!r}, format {FORMAT}")
     return about
 
 
 def load(folder: str | Path, kind: str) -> Loaded:
-    """The model in `folder`. UserError where a file is missing, damaged, or a leaf (named) doesn't fit its config."""
+    """The model in `folder`. UserError if a file is missing or damaged, or a leaf (named) doesn't match the config."""
     folder = Path(folder)
     about, path = describe(folder, kind), folder / "weights.safetensors"
     config, tensors = _read(about, kind, folder / "config.json", path)
@@ -106,7 +106,7 @@ def load(folder: str | Path, kind: str) -> Loaded:
 
 
 def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """The config, and tensors by name that fit it. UserError as for `load`."""
+    """The config and its tensors by name. UserError as for `load`."""
     config: Any = from_dict(KINDS[kind][0], about.get("config", {}), str(config_path))
     try:
         data = path.read_bytes()
@@ -115,7 +115,7 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); copy or train it again") from error
-    # Of the config as it was written: a field that a later version adds must not disown the weights of earlier ones.
+    # Of the config as written: a field added by a later version must not invalidate earlier weights.
     if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
     tensors = _renamed(tensors)
@@ -123,7 +123,7 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
     return config, tensors
 
 
-# What parameters were called in weights of earlier versions.
+# Earlier names of parameters → current names.
 RENAMED = {
     "head": "head.kernel",
     "quantizer.codes": "quantizer.quantizer.codes",
@@ -136,7 +136,7 @@ def _renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model of that config and its parameters, from tensors by name. UserError names one that doesn't fit."""
+    """A model's graph and its parameters, from tensors by name. UserError names one that doesn't match."""
     graph, leaves = shapes(kind, config)
     tensors = _renamed(tensors)
     _check(leaves, tensors, path)
@@ -148,14 +148,14 @@ def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> 
 def _check(leaves: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
     for name, leaf in leaves.items():
         if name not in tensors or tensors[name].shape != leaf.shape:
-            found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
-            raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {found}")
+            actual = f"shape {tensors[name].shape}" if name in tensors else "nothing"
+            raise UserError(f"{path}: {name} should have shape {leaf.shape}, found {actual}")
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {name} has values that are not finite; train it again")
 
 
 def shapes(kind: str, config: Any) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """A model's graph, and its variables by name, with nothing computed: only shapes and types."""
+    """A model's graph, and the shapes and types of its variables by name, without computing them."""
     graph, abstract = nnx.split(nnx.eval_shape(lambda: KINDS[kind][1](config, rngs=nnx.Rngs(0))))
     return graph, {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(abstract)}
 
@@ -165,7 +165,7 @@ def _path(name: str) -> tuple[str | int, ...]:
 
 
 def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:
-    """Refuses a transformer trained on another tokenizer's codes, which would show only as noise."""
+    """UserError for a transformer trained on another tokenizer's codes, which would generate noise."""
     wanted = transformer.about.get("tokenizer")
     if not same_codes(wanted, tokenizer.about):
         raise UserError(
@@ -176,17 +176,17 @@ def check_pair(tokenizer: Loaded, transformer: Loaded) -> None:
 
 
 def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
-    """Whether `mark`, kept beside tokens, is of a tokenizer that encodes as this one (its config.json) does.
+    """Whether `mark`, stored with tokens, is that of a tokenizer with the same encoder as this one (its config.json).
 
-    Marks are of the encoder alone, so that a decoder may be trained on; those of old tokens are of the whole.
+    Marks cover only the encoder, so that the decoder may be fine-tuned; those of old tokens cover the whole tokenizer.
     """
     return mark is not None and mark in (tokenizer.get("codes"), tokenizer.get("fingerprint"))
 
 
 def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    """16 hex digits of all that decides which codes a video gets."""
+    """16 hex digits of everything that determines a video's codes."""
     without = ("size", "tile", "decoder", "dtype", "remat", "attention")
-    added = {"fold": 1, "groups": 1}  # by later versions; at these values they disown no older tokens
+    added = {"fold": 1, "groups": 1}  # by later versions; these values keep older tokens valid
     config = {
         name: value
         for name, value in config.items()
@@ -198,7 +198,7 @@ def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
 
 
 def _half(array: jax.Array) -> np.ndarray:
-    with np.errstate(over="ignore"):  # `save` says it by name
+    with np.errstate(over="ignore"):  # `save` reports it by name
         return np.asarray(array).astype(np.float16)
 
 
@@ -207,5 +207,5 @@ def _fingerprint(config: Any, data: bytes) -> str:
 
 
 def parameter_count(params: nnx.State) -> int:
-    """How many numbers the model has."""
+    """The number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,13 +1,13 @@
-"""Whether training the tokenizer in bfloat16 comes to the same loss as in float32, within 1 %.
+"""Tests whether training the tokenizer in bfloat16 reaches the same loss as in float32, within 1 %.
 
-python scripts/compare/dtypes.py --start data               # goes on from trained weights, at a tenth of their rate
-python scripts/compare/dtypes.py --quantizer vq             # the tokenizer of configs/tiny.py from nothing
+python scripts/compare/dtypes.py --start data               # fine-tunes trained weights, at a tenth of their rate
+python scripts/compare/dtypes.py --quantizer vq             # the tokenizer of configs/tiny.py from scratch
 
 Trains in both types, from the same parameters on the same clips, until the learning rate is 0, and compares the mean
-loss of the last quarter of the steps. A rounding is enough for two trainings to part, most of all where the loss still
-falls steeply, so one pair says little: there is a pair per seed, and the mean of their ratios has a standard error.
-Also prints the loss of the same trained parameters on the same clips in both types, which is the arithmetic alone.
-Exits with 1 unless the mean ratio is within 1 % of 1 by two standard errors.
+loss of the last quarter of the steps. A single rounding makes two runs diverge, most of all while the loss falls
+steeply, so there is one pair per seed, and the mean of their ratios has a standard error. Also prints the loss of the
+same trained parameters on the same clips in both types, the effect of the arithmetic alone. Exits with 1 unless the
+mean ratio is within 1 % of 1 by two standard errors.
 """
 
 import argparse

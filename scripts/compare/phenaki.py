@@ -1,17 +1,17 @@
-"""tokvid's tokenizer beside the C-ViViT of phenaki-pytorch: how good after the same training, and how fast.
+"""Compares tokvid's tokenizer with the C-ViViT of phenaki-pytorch: quality after the same training, and speed.
 
 pip install --editable . --group compare
 python scripts/compare/phenaki.py quality --data runs/clips/data --json quality.json
 python scripts/compare/phenaki.py speed --json speed.json
 
-quality: both are trained on the same clips in the same order, for as many steps, with as many tokens of one vocabulary
-and (within 5 %) as many parameters, and then reconstruct the same clips that were kept out. phenaki-pytorch is trained
-by its own optimizer, with each of its two quantizers at each of --rates, with the schedule that tokvid has; its best is
-what counts. (Its forward() leaves the quantizer's loss out unless it trains against its discriminator; here it is in.)
+quality: both are trained on the same clips in the same order, with equal steps, numbers of tokens, vocabulary and
+(within 5 %) parameters, and reconstruct the same held-out clips. phenaki-pytorch uses its own optimizer, both of its
+quantizers at each of --rates, and tokvid's schedule; its best result counts. (Its forward() omits the quantizer's loss
+unless it trains against its discriminator; here the loss is included.)
 
-speed: training steps, encoding and decoding at the same shapes and widths, a few calls of one and a few of the other in
-turn, so that whatever else the machine does hits both alike; medians. The first call of each few doesn't count: the
-other's threads may still be spinning.
+speed: medians of training steps, encoding and decoding at the same shapes and widths. A few calls of each alternate, so
+that other load on the machine affects both alike. The first call of each group is discarded: the other library's
+threads may still be spinning.
 """
 
 import argparse

@@ -1,10 +1,9 @@
-"""Every quantizer with every layer order, after the same training: a table.
+"""Compares every quantizer with every layer order after the same training, in a table.
 
 python scripts/compare/quantizers.py --data runs/clips/data --out runs/quantizers
 
-Trains each on the same clips in the same order for as many steps, with as many codes (4096) and layers, and evaluates
-it on the same clips that were kept out. Writes table.md and, per row, the training's folder and figures; run again, it
-goes on where it was.
+All train on the same clips in the same order, with equal steps, codes (4096) and layers, and are evaluated on the same
+held-out clips. Writes table.md and, per row, the training folder and figures; a second run resumes.
 """
 
 import argparse

@@ -151,7 +151,7 @@ def test_a_commit_says_what_was_saved(tmp_path):
     for other, data, said in (
         (leaves | {"kernel": ["bfloat16", [4, 4]]}, {"next": 1}, r"kernel .*float32\[4, 4\], not bfloat16\[4, 4\]"),
         (leaves | {"more": ["int32", []]}, {"next": 1}, r"more reads back as missing, not int32"),
-        (leaves, {"next": 2}, "the place in the data reads back as another one"),
+        (leaves, {"next": 2}, "the position in the data reads back differently"),
     ):
         with pytest.raises(ValueError, match=said):
             _read_back(step, other, data, values=False)
@@ -198,7 +198,7 @@ def test_all_are_damaged(folder):
     for step in "123":
         flip(folder / "checkpoints" / step)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"no checkpoint in .* is whole \(3: .*2: .*1: .*another --workdir"):
+        with pytest.raises(UserError, match=r"no checkpoint in .* is intact \(3: .*2: .*1: .*another --workdir"):
             newest(folder)
     assert committed(folder) == [1, 2, 3]
 

@@ -198,7 +198,7 @@ def test_a_signal_saves_and_stops_and_training_goes_on(lab, whole, place, capsys
     assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
     assert lab.saved[-1] == step and task.finished[0] == step and task.closed
     said = capsys.readouterr().err
-    assert f"toy: stopped at step {step} of 4 and saved; run the same command again to go on from there" in said
+    assert f"toy: stopped at step {step} of 4 and saved; run the same command again to resume" in said
     assert [line["step"] for line in lab.lines] == list(range(1, step + 1))
     rest = lab.train(sample_every=3)
     assert task.given + rest.given == [0, 1, 2, 3]
@@ -243,7 +243,7 @@ def test_trained_already(lab, whole, capsys):
     first = lab.train()
     times = {path: path.stat().st_mtime_ns for path in (lab.folder / "checkpoints").rglob("*") if path.name != "lock"}
     task = lab.train()
-    assert task.given == [] and "was trained to step 4 already; wrote its weights again" in capsys.readouterr().err
+    assert task.given == [] and "is already trained to step 4; wrote its weights again" in capsys.readouterr().err
     assert_same(task.finished, first.finished)
     after = {path: path.stat().st_mtime_ns for path in (lab.folder / "checkpoints").rglob("*") if path.name != "lock"}
     assert {path: time for path, time in after.items() if path.is_file()} == {

@@ -106,8 +106,8 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environ = environment(2) | cache  # the second training compiles nothing
     said = both(command, environ)
-    assert "trained to step 50" in said[0] and "goes on from step 25" in said[0]
-    assert "trained" not in said[1] and "goes on" not in said[1], "only the first process speaks"
+    assert "trained to step 50" in said[0] and "resumes from step 25" in said[0]
+    assert "trained" not in said[1] and "resumes" not in said[1], "only the first process speaks"
     assert [path.name for path in (two / "samples").iterdir()] == ["0000050.png"]
     shutil.copytree(two, back)
     drop_the_second_half(back)

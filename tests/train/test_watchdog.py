@@ -33,7 +33,7 @@ def start(hang="pass"):
 @pytest.mark.parametrize(
     ("hang", "code", "said"),
     [
-        ("time.sleep(60)", 3, "has hung for 1 s after step 8; this is where each thread stands"),
+        ("time.sleep(60)", 3, "has hung for 1 s after step 8; the stacks of all threads follow"),
         (
             "ctypes.PyDLL(None).sleep(60)",
             -signal.SIGABRT,

@@ -1,4 +1,4 @@
-"""Videos made in batches, for measuring them."""
+"""Generates videos in batches, for evaluation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Settings:
 def generate_batch(
     models: Models, fps: float, parts: Sequence[tuple[float, Sequence[str]]], seeds_B: np.ndarray, settings: Settings
 ) -> np.ndarray:
-    """Many videos at once, alike in rate and lengths. Each part: its seconds, and a prompt for each video.
+    """Generates videos with equal rate and lengths. Each part has its seconds, and a prompt per video.
 
     Returns uint8 (B, T, H, W, 3).
     """
@@ -48,7 +48,7 @@ def generate_batch(
 
 
 def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clips encoded and decoded, and their tokens. The last latent frame is filled up with the last frame."""
+    """Clips encoded and decoded, and their tokens. The last frame is repeated to fill the last latent frame."""
     B, T, height, width, _ = video_BTHWC.shape
     spare = -(T - 1) % tokenizer.config.temporal_patch
     padded = np.concatenate([video_BTHWC, np.repeat(video_BTHWC[:, -1:], spare, axis=1)], axis=1)
@@ -57,5 +57,5 @@ def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """JSON has no NaN: of nothing, there is no mean."""
+    """The mean, or None for no values, since JSON has no NaN."""
     return float(np.mean(values)) if values else None

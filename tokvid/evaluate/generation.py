@@ -1,4 +1,4 @@
-"""Generated videos beside real ones, on the held-out part of any dataset: `tokvid evaluate generation`."""
+"""Compares generated videos with real ones, on the held-out split of any dataset: `tokvid evaluate generation`."""
 
 import collections
 import dataclasses
@@ -19,8 +19,8 @@ from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import Guidance, Models, StreamEncoder, frames_of, make_prompt
 
-MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # how many latent frames of a clip are given
-TRAINING_CLIPS = 256  # among which the nearest is looked for
+MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
+TRAINING_CLIPS = 256  # searched for the nearest one
 
 
 class Clips(NamedTuple):
@@ -33,7 +33,7 @@ class Clips(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of the models: clips of `seconds` at `fps`, for how many held-out captions."""
+    """The clips to generate: `seconds` at `fps`, for `samples` held-out captions."""
 
     samples: int
     seconds: float
@@ -42,7 +42,7 @@ class Request:
 
     @property
     def frames(self) -> int:
-        """Of a clip."""
+        """Frames per clip."""
         return 1 + round(self.seconds * self.fps)
 
 
@@ -54,14 +54,15 @@ def evaluate_generation(
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
-    """Videos generated from the captions of held-out clips, beside these clips.
+    """Compares videos generated from the captions of held-out clips with these clips.
 
-    For each of MODES: Fréchet and kernel distances by `features` (beside those of one half of the truth from the
-    other); for each second PSNR and SSIM against the true clip, and the distance of features from its, beside repeating
-    the last frame given; the energy of motion over the truth's; diversity, how much two seeds differ over how much two
-    true clips do; copying, the distance to the nearest training clip over the same of the truth (near 0: copied).
-    Once: bits per pixel of the true clips, and how often the true caption makes its clip likelier than the captions of
-    others do. `show` gets the first clips, as what `contact_sheet` takes. UserError where there are fewer than 4 clips.
+    For each of MODES: Fréchet and kernel distances by `features` (with those between two halves of the real clips);
+    PSNR and SSIM against the real clip for each second, and the distance between their features, all compared with
+    repeating the last given frame; motion energy ÷ that of the real clips; diversity, the difference between two seeds
+    ÷ that between two real clips; copying, the distance to the nearest training clip ÷ that of the real clips (near 0:
+    copied). Once: bits per pixel of the real clips, and the share of them that are likelier under their own caption
+    than under any other. `show` gets the first clips as arguments for `contact_sheet`. UserError for fewer than 4
+    clips.
     """
     if request.samples < 4 or min(data.size) < LEAST_FOR_SSIM or request.frames < 2:
         raise UserError(
@@ -93,7 +94,7 @@ def evaluate_generation(
 
 
 class _Measured:
-    """What is known of the clips so far: their figures, the features of all sets, and rows for a sheet."""
+    """Accumulates the clips' figures, the features of all sets, and rows for a contact sheet."""
 
     def __init__(self, models: Models, request: Request, features: Features, settings: Settings):
         self.models, self.request, self.settings, self.extract = models, request, settings, features.extract
@@ -104,7 +105,7 @@ class _Measured:
         self.clips = self._batches = 0
 
     def add(self, clips: Clips, rng: np.random.Generator) -> None:
-        """Generates videos in every mode for these clips, and compares."""
+        """Generates videos in every mode for these clips, and compares them."""
         fps, count = self.request.fps, len(clips.truth)
         better_B, nats_B = caption_ranks(self.models, clips.tokens, fps, clips.captions, 0, rng)
         self.scores["retrieved"] += (better_B == 0).tolist()
@@ -113,21 +114,23 @@ class _Measured:
         seeds = np.random.SeedSequence([EVALUATION_SEED, self.request.seed, self._batches]).generate_state(2 * count)
         shown = {"truth": clips.truth}
         for name, known in self.modes.items():
-            made, again = (_made(self.models, clips, known, fps, self.settings, half) for half in np.split(seeds, 2))
-            self.sets[name].append(self.extract(made))
+            generated, again = (
+                _generate(self.models, clips, known, fps, self.settings, half) for half in np.split(seeds, 2)
+            )
+            self.sets[name].append(self.extract(generated))
             self.sets[f"{name} again"].append(self.extract(again))
             if given := _given(self.models, known):
                 self.sets[f"{name} repeated"].append(self.extract(_repeated(clips.truth, given)))
-            for truth_THWC, made_THWC in zip(clips.truth, made, strict=True):
-                _compare(self.scores, name, truth_THWC, made_THWC, given, fps)
-            shown[name] = made
+            for truth_THWC, generated_THWC in zip(clips.truth, generated, strict=True):
+                _compare(self.scores, name, truth_THWC, generated_THWC, given, fps)
+            shown[name] = generated
         for index in range(min(count, SHOWN - self.clips)):
             titles = {"truth": f"truth: {clips.captions[index]}"}
             self.rows += [(video[index], titles.get(name, name.replace("_", " "))) for name, video in shown.items()]
         self.clips, self._batches = self.clips + count, self._batches + 1
 
     def figures(self, training_ND: np.ndarray | None) -> dict[str, Any]:
-        """Of all modes, and of the likelihood of the true clips."""
+        """The figures of all modes, and the likelihood of the real clips."""
         sets = {name: np.concatenate(parts) for name, parts in self.sets.items()}
         halves = np.array_split(sets["truth"], 2)
         return {
@@ -141,15 +144,15 @@ class _Measured:
 
 
 def _given(models: Models, latent_frames: int) -> int:
-    """How many frames so many latent frames are."""
+    """The number of frames in `latent_frames` latent frames."""
     return frames_of(latent_frames, models.tokenizer.config.temporal_patch)
 
 
 def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Generator) -> Iterator[Clips]:
     """Held-out clips with one caption each."""
     every = some_clips(data, split_of(data), 4 * samples, rng)
-    told_once = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
-    pairs = itertools.islice(told_once, samples)
+    single_caption = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
+    pairs = itertools.islice(single_caption, samples)
     while some := list(itertools.islice(pairs, BATCH)):
         truth = np.stack([clip_THWC for clip_THWC, _ in some])
         spare = -(truth.shape[1] - 1) % models.tokenizer.config.temporal_patch
@@ -169,15 +172,20 @@ def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settin
 
 
 def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:
-    """The truth with every frame after the `given` first ones replaced by the last of these."""
+    """The real clips, with every frame after the first `given` ones replaced by the last of these."""
     return truth_BTHWC[:, np.minimum(np.arange(truth_BTHWC.shape[1]), given - 1)]
 
 
 def _compare(
-    scores: dict[str, list[float]], name: str, truth_THWC: np.ndarray, made_THWC: np.ndarray, given: int, fps: float
+    scores: dict[str, list[float]],
+    name: str,
+    truth_THWC: np.ndarray,
+    generated_THWC: np.ndarray,
+    given: int,
+    fps: float,
 ) -> None:
     """Adds the figures of one clip whose first `given` frames were given."""
-    others = {"": made_THWC}
+    others = {"": generated_THWC}
     if given:
         others["repeat_"] = _repeated(truth_THWC[None], given)[0]
     for second in range(int(np.ceil((len(truth_THWC) - given) / fps))):
@@ -185,7 +193,7 @@ def _compare(
         for kind, video_THWC in others.items():
             scores[f"{name} {kind}psnr_{second + 1}s"].append(min(psnr(truth_THWC[part], video_THWC[part]), 100.0))
             scores[f"{name} {kind}ssim_{second + 1}s"].append(ssim(truth_THWC[part], video_THWC[part]))
-    for kind, video_THWC in (("made", made_THWC), ("true", truth_THWC)):
+    for kind, video_THWC in (("made", generated_THWC), ("true", truth_THWC)):
         change = np.abs(np.diff(video_THWC.astype(np.float32), axis=0)).mean()
         scores[f"{name} motion {kind}"].append(float(change))
 
@@ -193,20 +201,20 @@ def _compare(
 def _figures(
     scores: dict[str, list[float]], sets: dict[str, np.ndarray], name: str, training_ND: np.ndarray | None
 ) -> dict[str, float | None]:
-    """Of one mode. Single videos are compared by features in units of the truth's standard deviations."""
-    truth_ND, made_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
+    """The figures of one mode. Features of single videos are compared in standard deviations of the real clips'."""
+    truth_ND, generated_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
 
     def apart(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
         return np.sqrt(np.mean(np.square((a_ND - b_ND) / scale_D), axis=-1))
 
     motion = [sum(scores[f"{name} motion {kind}"]) for kind in ("made", "true")]
     figures = {
-        "frechet": frechet_distance(truth_ND, made_ND),
-        "kernel": kernel_distance(truth_ND, made_ND),
-        "distance": float(apart(truth_ND, made_ND).mean()),
+        "frechet": frechet_distance(truth_ND, generated_ND),
+        "kernel": kernel_distance(truth_ND, generated_ND),
+        "distance": float(apart(truth_ND, generated_ND).mean()),
         "motion": motion[0] / max(motion[1], 1e-9),
         "diversity": float(
-            apart(made_ND, sets[f"{name} again"]).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
+            apart(generated_ND, sets[f"{name} again"]).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
         ),
         **{
             key.removeprefix(f"{name} "): mean(values)
@@ -218,6 +226,6 @@ def _figures(
         figures["repeat_frechet"] = frechet_distance(truth_ND, repeated_ND)
         figures["repeat_distance"] = float(apart(truth_ND, repeated_ND).mean())
     if training_ND is not None:
-        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (made_ND, truth_ND)]
+        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (generated_ND, truth_ND)]
         figures["copying"] = float(nearest[0] / nearest[1])
     return figures

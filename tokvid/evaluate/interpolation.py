@@ -1,4 +1,4 @@
-"""What interpolation is worth, as numbers: `tokvid evaluate interpolation`."""
+"""Measures interpolation quality: `tokvid evaluate interpolation`."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ from tokvid.sampling.stream import Guidance, Models, Source, StreamEncoder, fram
 from tokvid.shapes.reading import read_attributes, wrap
 
 JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")
-COARSE_LATENT_FRAMES = 5  # of the clips that are interpolated
+COARSE_LATENT_FRAMES = 5  # of each clip to interpolate
 
 
 def evaluate_interpolation(
@@ -31,13 +31,13 @@ def evaluate_interpolation(
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
-    """Clips of which the model sees every `factor`-th frame, and the captions: how near are the others to the truth?
+    """Interpolates clips from every `factor`-th frame and the captions, and compares the new frames with the real ones.
 
-    PSNR (dB) of the frames in between, beside blending their neighbours linearly, repeating the one before, and the
-    truth through the tokenizer, which is the most there is to reach; and the same of the half of the clips that moves
-    most, for where nothing moves, blending is perfect. `jitter` is the variance of an object's displacement from frame
-    to frame, in pixels², where one is seen in all of them (Moving Shapes). The rate is the data's highest; `show` gets
-    the first clips, as what `contact_sheet` takes. UserError where there are fewer than 4 such clips.
+    PSNR (dB) of the new frames, compared with linear blending of their neighbours, repeating the previous frame, and
+    the real video through the tokenizer (the ceiling). The same for the half of the clips that moves most, because
+    blending is perfect where nothing moves. `jitter` is the variance of an object's frame-to-frame displacement, in
+    pixels², if the object is detected in every frame (Moving Shapes). Clips have the data's highest rate; `show` gets
+    the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such clips.
     """
     if samples < 4:
         raise UserError(f"need 4 or more samples, got {samples}")
@@ -117,7 +117,7 @@ def _compare(
 
 
 def blend(truth_BTHWC: np.ndarray, factor: int) -> np.ndarray:
-    """Every `factor`-th frame, and between them their weighted means."""
+    """Every `factor`-th frame, with linear blends in between."""
     at_T = np.arange(truth_BTHWC.shape[1]) / factor
     before_T = np.minimum(at_T.astype(int), (truth_BTHWC.shape[1] - 1) // factor - 1)
     share_T = (at_T - before_T)[:, None, None, None]
@@ -126,7 +126,7 @@ def blend(truth_BTHWC: np.ndarray, factor: int) -> np.ndarray:
 
 
 def jitter(video_THWC: np.ndarray, fps: float) -> float | None:
-    """The variance of an object's displacement from frame to frame, in pixels², or None where it isn't seen."""
+    """The variance of an object's frame-to-frame displacement, in pixels², or None if it isn't detected."""
     reading = read_attributes(video_THWC, fps)
     if reading is None or not np.isfinite(reading.centroid_TC).all():
         return None

@@ -1,4 +1,4 @@
-"""Exact likelihood of real videos, which an autoregressive model has: bits per pixel, and which caption fits best."""
+"""Exact likelihood of real videos under the autoregressive model: bits per pixel, and the best-fitting caption."""
 
 import functools
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from tokvid.sampling.stream import Models, window_ends
 from tokvid.transformer.layout import clip_slots, lay_out
 from tokvid.types import TokenBatch, token_batch
 
-CANDIDATES = 16  # captions among which the true one is to be found
+CANDIDATES = 16  # captions ranked per video, the true one included
 
 
 def log_likelihood(
     models: Models, tokens_BTHWQ: np.ndarray, fps: float, captions: Sequence[str], known: int = 0, keep: int = 2
 ) -> np.ndarray:
-    """Nats (B,) of each video's tokens behind the first `known` latent frames, under its caption, token by token.
+    """Nats (B,) of each video's tokens after the first `known` latent frames, under its caption, token by token.
 
-    Long videos go through window after window, as they are sampled: each after the last `keep` latent frames before it.
+    Long videos are evaluated window by window, as in sampling, each given the `keep` latent frames before it.
     """
     config = models.transformer.config
     batch, end = tokens_BTHWQ.shape[:2]
@@ -46,7 +46,7 @@ def log_likelihood(
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _window(graph: nnx.GraphDef, params: nnx.State, batch: TokenBatch) -> jax.Array:
-    """Nats (B,) of the generated tokens of windows; there are none where tokens are -1."""
+    """Nats (B,) of the generated tokens of windows; tokens of -1 are absent."""
     model = nnx.merge(graph, params)
     sequence, clip = lay_out(model.config, batch), clip_slots(batch)
     scores = model.head.scores(model(sequence)[:, clip], sequence.target[:, clip])
@@ -57,9 +57,9 @@ def _window(graph: nnx.GraphDef, params: nnx.State, batch: TokenBatch) -> jax.Ar
 def caption_ranks(
     models: Models, tokens_BTHWQ: np.ndarray, fps: float, captions: Sequence[str], known: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each video: how many of CANDIDATES - 1 other captions make it likelier than its own, and nats under its own.
+    """Per video, how many of CANDIDATES - 1 other captions give it a higher likelihood than its own, and its own nats.
 
-    The others are drawn from the captions given that differ from its own; where there are fewer, all of them.
+    The others are drawn from the `captions` that differ from its own, or all of these if there are fewer.
     """
     own_B = log_likelihood(models, tokens_BTHWQ, fps, captions, known)
     others = [sorted({other for other in captions if other != caption}) for caption in captions]

@@ -1,4 +1,4 @@
-"""What a tokenizer is worth, as numbers: `tokvid evaluate reconstruction`."""
+"""Measures tokenizer quality: `tokvid evaluate reconstruction`."""
 
 import collections
 import itertools
@@ -32,13 +32,12 @@ def evaluate_reconstruction(
     features: Features,
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
-    """Held-out clips through the tokenizer, beside repeating their first frame.
+    """Reconstructs held-out clips, compared with repeating their first frame.
 
-    PSNR (dB), SSIM, L1 and error of the changes between frames (grey levels), share of the truth's fine detail, bits
-    per pixel, codes used. Distances of the sets of clips by `features`; to compare with, those of one half of the truth
-    from the other, and of the truth from itself with its frames out of order. `show` gets the first clips, as what
-    `contact_sheet` takes.
-    Where the data holds nothing out (and is not procedural), training videos are used and `split` says so.
+    PSNR (dB), SSIM, L1 and error of frame-to-frame changes (grey levels), fine detail relative to the real clips, bits
+    per pixel, codes used. Distances between the sets of clips by `features`, with two references: between two halves of
+    the real clips, and between these and their shuffled frames. `show` gets the first clips as arguments for
+    `contact_sheet`. If the data holds nothing out (and is not procedural), training videos are used, as `split` says.
     """
     if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
         raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
@@ -52,21 +51,21 @@ def evaluate_reconstruction(
     batch = min(BATCH, samples)
     with progress("evaluate reconstruction", samples, "clips") as advance:
         while truths := list(itertools.islice(clips, batch)):
-            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # nothing is compiled for the last ones
-            made, ids = through(tokenizer, filled)
+            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # the last batch isn't compiled anew
+            rebuilt, ids = through(tokenizer, filled)
             shuffled = filled[:, rng.permutation(data.frames)]
-            for name, videos in (("real", filled), ("made", made), ("shuffled", shuffled)):
+            for name, videos in (("real", filled), ("made", rebuilt), ("shuffled", shuffled)):
                 seen[name].append(features.extract(videos)[: len(truths)])
-            for truth_THWC, made_THWC, ids_THWQ in zip(truths, made, ids, strict=False):
-                for name, value in _compare(truth_THWC, made_THWC).items():
+            for truth_THWC, rebuilt_THWC, ids_THWQ in zip(truths, rebuilt, ids, strict=False):
+                for name, value in _compare(truth_THWC, rebuilt_THWC).items():
                     scores[name].append(value)
                 counts_V += np.bincount(ids_THWQ.ravel(), minlength=len(counts_V))
                 if len(shown) < 2 * SHOWN:
-                    shown += [truth_THWC, made_THWC]
+                    shown += [truth_THWC, rebuilt_THWC]
             advance(len(truths))
-    found = len(scores["psnr"])
-    if found < 4:
-        raise UserError(f"only {found} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
+    count = len(scores["psnr"])
+    if count < 4:
+        raise UserError(f"only {count} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
     show(shown, captions=["truth", "made"] * (len(shown) // 2))
     share_V = counts_V[counts_V > 0] / counts_V.sum()
     return {
@@ -74,11 +73,11 @@ def evaluate_reconstruction(
         "detail": float(np.sum(scores["detail"]) / max(np.sum(scores["detail_of_truth"]), 1e-9)),
         **_distances({name: np.concatenate(parts) for name, parts in seen.items()}),
         "features": f"{features.name} {features.mark}",
-        "bits_per_pixel": counts_V.sum() * math.log2(len(counts_V)) / (found * data.frames * math.prod(data.size)),
+        "bits_per_pixel": counts_V.sum() * math.log2(len(counts_V)) / (count * data.frames * math.prod(data.size)),
         "codes_used": float(np.mean(counts_V > 0)),
         "perplexity": float(np.exp(-np.sum(share_V * np.log(share_V)))),
         "split": split,
-        "samples": found,
+        "samples": count,
         "seed": seed,
         "size": list(data.size),
         "frames": data.frames,
@@ -87,22 +86,22 @@ def evaluate_reconstruction(
 
 
 def split_of(data: DataConfig) -> str:
-    """What is measured on: what training holds out, if anything."""
+    """The split to measure on: held-out videos if there are any."""
     return "held_out" if holds_out(data) else "train"
 
 
-def _compare(truth_THWC: np.ndarray, made_THWC: np.ndarray) -> dict[str, float]:
-    """Figures of one clip, and those of repeating its first frame."""
+def _compare(truth_THWC: np.ndarray, rebuilt_THWC: np.ndarray) -> dict[str, float]:
+    """The figures of one clip, and of repeating its first frame."""
     repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
     figures = {}
-    for prefix, video_THWC in (("", made_THWC), ("repeat_", repeated_THWC)):
+    for prefix, video_THWC in (("", rebuilt_THWC), ("repeat_", repeated_THWC)):
         figures[prefix + "psnr"] = min(psnr(truth_THWC, video_THWC), 100.0)
         figures[prefix + "ssim"] = ssim(truth_THWC, video_THWC)
         figures[prefix + "temporal_error"] = temporal_error(truth_THWC, video_THWC)
-    difference = truth_THWC.astype(np.float32) - made_THWC
+    difference = truth_THWC.astype(np.float32) - rebuilt_THWC
     return figures | {
         "l1": float(np.abs(difference).mean()),
-        "detail": detail(made_THWC),
+        "detail": detail(rebuilt_THWC),
         "detail_of_truth": detail(truth_THWC),
     }
 
@@ -120,12 +119,12 @@ def _distances(seen: dict[str, np.ndarray]) -> dict[str, float]:
 def some_clips(
     data: DataConfig, split: str, samples: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, tuple[Caption, ...]]]:
-    """At most `samples` clips of different videos, at random times and rates, and their captions; no damaged ones."""
+    """Up to `samples` readable clips of different videos, at random times and rates, with their captions."""
     source = open_source(data, split)
-    found = 0
+    count = 0
     for index in rng.permutation(min(len(source), 10 * samples + 1000)):
         item = source[int(index)]
-        if found == samples or not (rates := usable_rates(item.seconds, data.frames, data.fps)):
+        if count == samples or not (rates := usable_rates(item.seconds, data.frames, data.fps)):
             continue
         fps = float(rng.choice(rates))
         start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
@@ -133,5 +132,5 @@ def some_clips(
             clip_THWC = item.read(start, fps, data.frames, data.size)
         except UserError:
             continue
-        found += 1
+        count += 1
         yield clip_THWC, captions_within(item.captions, start, start + data.frames / fps)

@@ -1,4 +1,4 @@
-"""What the weights are worth on Moving Shapes, as numbers: `tokvid evaluate shapes`."""
+"""Measures model quality on Moving Shapes: `tokvid evaluate shapes`."""
 
 import dataclasses
 import math
@@ -23,11 +23,11 @@ ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
 def evaluate_shapes(
     models: Models, samples: int, seed: int, settings: Settings = Settings(), rates: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Generates `samples` clips (and a quarter as many of held-out compositions, and as many stories) and reads them.
+    """Generates `samples` clips, a quarter as many of held-out compositions and as many stories, and measures them.
 
-    Every figure is measured by the same reader: on generated video, on the truth (`ceiling_real`), and on the truth
-    through the tokenizer (`ceiling_reconstruction`). Speed errors are relative, of those that were to move. `rates` are
-    frames per second, trained on or not (default: those trained on).
+    The same attribute reader measures generated videos, real ones (`ceiling_real`) and reconstructed real ones
+    (`ceiling_reconstruction`). Speed errors are relative, over prompts with motion. `rates` are frames per second, in
+    the training range or not (default: the training rates).
     """
     height, width = models.size
     if samples < 4 or height != width:
@@ -52,8 +52,8 @@ def evaluate_shapes(
 def _batches(
     stories: Sequence[ShapesStory], batch: int, *stream: int
 ) -> Iterator[tuple[list[ShapesStory], int, np.ndarray]]:
-    """Stories, `batch` at a time; how many of them count (the last ones are filled up, so that nothing is compiled for
-    them); a seed each, of a random `stream`."""
+    """Batches of stories, padded so that the last one isn't compiled anew; the number of unpadded stories; a seed for
+    each story, from a random `stream`."""
     for start in range(0, len(stories), batch):
         now = list(stories[start : start + batch])
         seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
@@ -69,7 +69,7 @@ def _clips(
     settings: Settings,
     advance: Callable[..., None],
 ) -> dict[str, Any]:
-    """One-segment videos, shared out among the rates: each at least two seconds and one window long."""
+    """One-segment videos, divided among the rates, each at least two seconds and one window long."""
     patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
     scores: dict[str, list[dict[str, bool]]] = {
         name: [] for name in ("attributes", "ceiling_real", "ceiling_reconstruction", "held_out")
@@ -87,12 +87,12 @@ def _clips(
         done = 0
         for now, count, seeds_B in _batches(plain + unseen, min(BATCH, samples), seed, number):
             prompts = [story.segments[0].caption for story in now]
-            made = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
+            generated = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
             real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
             again = through(models.tokenizer, real)[0] if done < len(plain) else real
             for index in range(count):
                 wanted = now[index].segments[0].attributes
-                reading = read_attributes(made[index], fps)
+                reading = read_attributes(generated[index], fps)
                 if done + index >= len(plain):
                     scores["held_out"].append(score(reading, wanted))
                     continue
@@ -105,17 +105,17 @@ def _clips(
             done += count
             advance(count)
         errors[f"{fps:g}"] = mean(relative)
-    shares = {name: {key: mean([s[key] for s in found]) for key in ATTRIBUTES} for name, found in scores.items()}
+    shares = {name: {key: mean([s[key] for s in values]) for key in ATTRIBUTES} for name, values in scores.items()}
     held_out_joint = {"joint": shares.pop("held_out")["joint"], "samples": held_out_samples}
-    by_language = {language: {"joint": mean(found), "samples": len(found)} for language, found in joint.items()}
+    by_language = {language: {"joint": mean(values), "samples": len(values)} for language, values in joint.items()}
     return {**shares, "held_out": held_out_joint, "by_language": by_language, "speed_error_by_fps": errors}
 
 
 def _stories(
     models: Models, samples: int, fps: float, seed: int, settings: Settings, advance: Callable[..., None]
 ) -> dict[str, Any]:
-    """Two-segment videos: does the motion follow the second prompt within a second, is it still the same object, and
-    are the joins of the windows seamless (and how seamless is the truth there, through the tokenizer)?"""
+    """Two-segment videos: whether the motion follows the second prompt within a second, whether the object stays the
+    same, and the seam ratio of windows, with that of real video through the tokenizer."""
     dataset = ShapesDataset(samples, _stream(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
     starts = joins(plan, models)
@@ -126,25 +126,28 @@ def _stories(
     stories = [dataset[index].story for index in range(samples)]
     for now, count, seeds_B in _batches(stories, min(BATCH, samples), seed, 50):
         parts = [(3.0, [story.segments[part].caption for story in now]) for part in (0, 1)]
-        made = generate_batch(models, fps, parts, seeds_B, settings)
+        generated = generate_batch(models, fps, parts, seeds_B, settings)
         real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in now])
         again = through(models.tokenizer, real)[0]
         for index in range(count):
             first, second = (segment.attributes for segment in now[index].segments)
-            was, became = read_attributes(made[index, :before], fps), read_attributes(made[index, after:], fps)
+            was, became = (
+                read_attributes(generated[index, :before], fps),
+                read_attributes(generated[index, after:], fps),
+            )
             right = score(became, second)
             follows.append(right["direction"] and right["speed"])
             keeps.append(_same_object(was, became, same_color=first.color == second.color))
-            for name, video in zip(ratios, (made[index], again[index]), strict=True):
-                if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # nan where nothing moves
+            for name, video in zip(ratios, (generated[index], again[index]), strict=True):
+                if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # NaN if nothing moves
                     ratios[name].append(ratio)
         advance(count)
     switch = {"follows_within_a_second": mean(follows), "keeps_identity": mean(keeps), "samples": samples}
-    return {"prompt_switch": switch, **{name: mean(found) for name, found in ratios.items()}}
+    return {"prompt_switch": switch, **{name: mean(values) for name, values in ratios.items()}}
 
 
 def _stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:
-    """Stories of one segment that is at least so long."""
+    """Stories with one segment of at least `seconds`."""
     length = (math.ceil(seconds),) * 2
     dataset = ShapesDataset(max(1, count), seed, held_out, segments=(1, 1), segment_seconds=length)
     return [dataset[index].story for index in range(count)]
@@ -157,5 +160,5 @@ def _same_object(was: ShapeReading | None, became: ShapeReading | None, same_col
 
 
 def _stream(seed: int, number: int) -> int:
-    """A dataset's seed for each part of an evaluation."""
+    """The dataset seed of one part of an evaluation."""
     return int(np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Compiles the programs that a pod would run, here: ahead of time, for TPUs that needn't be there."""
+"""Compiles a pod's programs ahead of time on this machine, which needs no TPU."""
 
 import dataclasses
 import importlib.util
@@ -25,24 +25,24 @@ from tokvid.train.transformer_step import TransformerTask
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch, token_batch
 
-# It is to ask no server of Google's what machine this is, which takes minutes; nor to say that it doesn't know; nor to
-# refuse to be loaded twice on one machine, as it must where there is a TPU.
+# Keeps libtpu from querying Google's metadata server, which takes minutes, from warning about the unknown machine, and
+# from refusing to be loaded twice on one machine, as it must on a real TPU.
 LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-VIDEOS = 8  # that one copy of the weights samples at once
+VIDEOS = 8  # sampled at once per copy of the weights
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a device has; the message says how much."""
+    """The program needs more memory than a device has; the message states both."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices that a program can be compiled for, of one slice or several; `dims` are the lengths of each torus."""
+    """Devices to compile for, in one slice or several; `dims` are the dimensions of each slice's torus."""
 
     name: str
     chip: Chip
@@ -52,15 +52,15 @@ class Topology:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its text, and bytes of memory on each device by kind."""
+    """A compiled program: its text, and the bytes of memory per device by kind."""
 
     text: str
     memory: dict[str, float]
-    seconds: float  # that compiling took
+    seconds: float  # compile time
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """Of a name such as "v5p:4x4x8", and of so many. UserError where there is none of that name, or no libtpu."""
+    """`slices` slices of the topology `name`, such as "v5p:4x4x8". UserError for an unknown name or without libtpu."""
     kind, _, sizes = name.partition(":")
     names = [chip.name for chip in CHIPS if chip.kinds[0].startswith("TPU")]
     if kind not in names:
@@ -69,7 +69,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     if not re.fullmatch(r"\d+(x\d+){1,2}", sizes) or 0 in dims:
         raise UserError(f"topology {name!r} should be a TPU and its sizes, such as v5p:4x4x8 or v6e:16x16")
     if slices < 1 or (slices > 1 and not next(chip for chip in CHIPS if chip.name == kind).network):
-        raise UserError(f"{slices} slices of {kind}: give 1 or more, and one where its network isn't known")
+        raise UserError(f"{slices} slices of {kind}: give 1 or more, and only 1 if its network is unknown")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning compiles with libtpu, which isn't installed: pip install 'tokvid[tpu]'")
     for variable, value in LIBTPU.items():
@@ -78,18 +78,18 @@ def topology(name: str, slices: int = 1) -> Topology:
     several = {"num_slices": slices} if slices > 1 else {}
     try:
         devices: Any = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
-    except Exception as error:  # whatever libtpu raises of a shape that no pod has
+    except Exception as error:  # libtpu raises various types for a shape that no pod has
         raise UserError(f"there is no topology {name}: {_first_line(error)}") from error
     chip = chip_of(devices[0].device_kind)
     if chip is None or len(devices) != slices * math.prod(dims):
         raise UserError(
-            f"{name} has {len(devices)} devices of kind {devices[0].device_kind}, which can't be planned for"
+            f"{name} has {len(devices)} devices of kind {devices[0].device_kind}, which `plan` doesn't support"
         )
     return Topology(name, chip, dims, devices)
 
 
 def training_program(recipe: Recipe, mesh: Mesh) -> Program:
-    """The transformer's training step, as `train.loop` runs it. DoesNotFit where XLA finds no room for it."""
+    """The transformer's training step, as `train.loop` runs it. DoesNotFit if XLA runs out of memory."""
     task, config = TransformerTask(recipe), recipe.train_transformer
     like, graph = abstract_state(task, config, mesh)
     batch = _laid_out(windows(recipe.transformer, config.batch), mesh)
@@ -117,17 +117,17 @@ def decoding_program(config: TransformerConfig, mesh: Mesh, sampling: Sampling) 
     return _by_kind(program, {"parameters": _bytes(params)})
 
 
-def decoding_mesh(config: TransformerConfig, found: Topology) -> Mesh:
-    """As many copies of the weights as can be: each over the fewest chips where they take a quarter of the memory."""
+def decoding_mesh(config: TransformerConfig, target: Topology) -> Mesh:
+    """The mesh with the most copies of the weights: each on the fewest chips where it takes a quarter of the memory."""
     params = nnx.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    ways = [n for n in (1, 2, 4, 8, 16) if not config.heads % n and not len(found.devices) % n]
-    fewest = next((n for n in ways if size / n <= found.chip.memory / 4), ways[-1])
-    return make_mesh((-1, 1, fewest, 1), found.devices)
+    ways = [n for n in (1, 2, 4, 8, 16) if not config.heads % n and not len(target.devices) % n]
+    fewest = next((n for n in ways if size / n <= target.chip.memory / 4), ways[-1])
+    return make_mesh((-1, 1, fewest, 1), target.devices)
 
 
 def windows(config: TransformerConfig, batch: int) -> TokenBatch:
-    """A batch of windows, empty: programs are compiled for its shapes."""
+    """An empty batch of windows, whose shapes programs are compiled for."""
     return token_batch(
         tokens=np.zeros((batch, *config.latent, config.subcodes), np.int32),
         start=np.zeros(batch, np.int32),
@@ -155,26 +155,26 @@ def _compile(function: Any, mesh: Mesh, *arguments: Any, **options: Any) -> tupl
 
 def _by_kind(program: tuple[Any, float], arguments: dict[str, float]) -> Program:
     compiled, seconds = program
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     memory = arguments | {
-        "batch and padding": found.argument_size_in_bytes - sum(arguments.values()),
-        "temporaries": found.temp_size_in_bytes,
-        "output": found.output_size_in_bytes - found.alias_size_in_bytes,  # what isn't written in place
-        "code": found.generated_code_size_in_bytes,
+        "batch and padding": analysis.argument_size_in_bytes - sum(arguments.values()),
+        "temporaries": analysis.temp_size_in_bytes,
+        "output": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,  # excluding outputs written in place
+        "code": analysis.generated_code_size_in_bytes,
     }
     return Program(compiled.as_text(), {name: float(size) for name, size in memory.items()}, seconds)
 
 
 def _bytes(tree: Any) -> float:
-    """On one device."""
+    """Bytes per device."""
     return float(
         sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     )
 
 
 def _first_line(error: Exception) -> str:
-    """What XLA says is wrong, without its code and its trace."""
+    """XLA's message without its error code and trace."""
     text = str(error).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-    if found := re.search(r"(?i)(ran out of memory in memory space \w+)\. (used [\d.]+\w* of [\d.]+\w*)", text):
-        return f"{found[1]}: {found[2]}"
+    if match := re.search(r"(?i)(ran out of memory in memory space \w+)\. (used [\d.]+\w* of [\d.]+\w*)", text):
+        return f"{match[1]}: {match[2]}"
     return text

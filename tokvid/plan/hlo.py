@@ -1,4 +1,4 @@
-"""A compiled program's HLO text as instructions, and what an instruction's text says."""
+"""Parses a compiled program's HLO text into instructions, and the attributes of an instruction."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ _CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{
 
 
 class Shape(NamedTuple):
-    """One array's type, with its layout where it has one: dimensions from the fastest on, the tile, the memory."""
+    """One array's type and, if present, its layout: dimensions from minor to major, the tile, the memory space."""
 
     kind: str
     dims: tuple[int, ...]
@@ -23,12 +23,12 @@ class Shape(NamedTuple):
 
     @property
     def size(self) -> float:
-        """Bytes of its numbers."""
+        """Bytes of its elements."""
         return math.prod(self.dims) * _width(self.kind)
 
     @property
     def moved(self) -> float:
-        """Bytes of HBM that it takes, filled up to whole tiles; 0 where it lies elsewhere."""
+        """Bytes of HBM, padded to whole tiles; 0 in other memory spaces."""
         if self.space:
             return 0.0
         dims = list(self.dims)
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line: what it makes, of which others, and the rest as text."""
+    """One line: its results, its operands, and the rest as text."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -52,13 +52,13 @@ Computation = dict[str, Instruction]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Every computation of a module by its name, and the name of the first to run."""
+    """All computations of a module by name, and the name of the entry computation."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
-        if line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
-            current = computations.setdefault(found[2], {})
-            entry = found[2] if found[1] else entry
+        if line.endswith("{") and (match := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
+            current = computations.setdefault(match[2], {})
+            entry = match[2] if match[1] else entry
         elif line.startswith("}"):
             current = None
         elif current is not None and (instruction := _instruction(line)):
@@ -67,10 +67,10 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
-    if not found:
+    match = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
         return None
-    start = found.end()
+    start = match.end()
     end = _closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
     opening = line.index("(", end)
     closing = _closing(line, opening)
@@ -78,15 +78,15 @@ def _instruction(line: str) -> Instruction | None:
         re.findall(r"[\w.\-]+", line[opening:closing]) if line[end:opening].strip() != "constant" else ()
     )
     return Instruction(
-        found[2], shapes_of(line[start:end]), line[end:opening].strip(), operands, line[opening:], bool(found[1])
+        match[2], shapes_of(line[start:end]), line[end:opening].strip(), operands, line[opening:], bool(match[1])
     )
 
 
 def shapes_of(text: str) -> tuple[Shape, ...]:
-    """The arrays of a type: one, or a tuple's."""
+    """The arrays of a type: one, or those of a tuple."""
 
-    def shape(found: re.Match[str]) -> Shape:
-        kind, dims, layout = found[1], found[2], found[3] or ""
+    def shape(match: re.Match[str]) -> Shape:
+        kind, dims, layout = match[1], match[2], match[3] or ""
         order, _, rest = layout.partition(":")
         tile, space = re.search(r"T\(([\d,]+)\)", rest), re.search(r"S\((\d+)\)", rest)
         return Shape(
@@ -97,12 +97,12 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
 
 
 def called(instruction: Instruction) -> dict[str, list[str]]:
-    """The computations that an instruction runs, by what it calls them."""
+    """The computations that an instruction runs, by attribute."""
     return {key: re.findall(r"[\w.\-]+", value) for key, value in _CALLED.findall(instruction.text)}
 
 
 def users(name: str, fused: Computation) -> Iterator[Instruction]:
-    """What uses an instruction, looking through those that only rename it."""
+    """The users of an instruction, looking through bitcasts."""
     for user in fused.values():
         if name in user.operands:
             if user.opcode == "bitcast":
@@ -113,24 +113,24 @@ def users(name: str, fused: Computation) -> Iterator[Instruction]:
 
 
 def groups_of(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Who exchanges with whom, in any of the ways that XLA writes it; nothing said: all with all."""
-    if found := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _rows(_iota(numbers(found[2]), numbers(found[3])).reshape(numbers(found[1])))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)\)?)? ?\{([^}]*)\}", text):
-        return _mesh_groups(found[1], found[2] or "", found[3])
+    """The groups of devices that communicate, in any of XLA's notations; by default, one group of all."""
+    if match := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
+        return tuple(numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
+        return tuple(numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _rows(_iota(numbers(match[2]), numbers(match[3])).reshape(numbers(match[1])))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)\)?)? ?\{([^}]*)\}", text):
+        return _mesh_groups(match[1], match[2] or "", match[3])
     return (tuple(range(devices)),)
 
 
 def _mesh_groups(axes: str, order: str, among: str) -> tuple[tuple[int, ...], ...]:
-    """`'a'=4,'b'=2` and `'b'`: those that differ in b alone. `'a':(2)2` is a part of an axis: 2 of it, after 2."""
+    """`'a'=4,'b'=2` and `'b'`: devices that differ only in b. `'a':(2)2` is part of an axis: 2, after 2."""
     names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)), strict=True)
     ids = np.arange(math.prod(sizes))
-    if found := re.search(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+))?", order):
-        ids = _iota(numbers(found[2] or found[1]), numbers(found[3] or "")).ravel()
+    if match := re.search(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+))?", order):
+        ids = _iota(numbers(match[2] or match[1]), numbers(match[3] or "")).ravel()
     grid, chosen = ids.reshape(sizes), []
     split: list[int] = []
     for name, size in zip(names, sizes, strict=True):
@@ -155,33 +155,33 @@ def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """The position of the parenthesis that closes the one at `start`."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
         if not depth:
-            return found.start()
+            return match.start()
     return len(text) - 1
 
 
 def numbers(text: str | None) -> tuple[int, ...]:
-    """All in a text."""
+    """All integers in a text."""
     return tuple(map(int, re.findall(r"\d+", text or "")))
 
 
 def number(parameter: Instruction) -> int:
-    """Which operand of a computation's call a parameter is."""
+    """The operand index of a parameter."""
     return int(field(parameter.text, r"\((\d+)\)"))
 
 
 def field(text: str, pattern: str) -> str:
-    """What the pattern's first group is in a text, or nothing."""
-    found = re.search(pattern, text)
-    return found[1] if found else ""
+    """The pattern's first group in a text, or ""."""
+    match = re.search(pattern, text)
+    return match[1] if match else ""
 
 
 @functools.cache
 def _width(kind: str) -> float:
-    """Bytes of one number of a type: bf16, f32, pred, s4, f8e4m3fn …"""
+    """Bytes per element of a type: bf16, f32, pred, s4, f8e4m3fn …"""
     bits = re.search(r"\d+", kind)
     return int(bits[0]) / 8 if bits else 1.0 if kind == "pred" else 0.0

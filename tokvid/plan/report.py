@@ -1,4 +1,4 @@
-"""What a training on a pod comes to, in memory, days and videos: for people, and as JSON values."""
+"""The plan of a training on a pod (memory, days, videos), as text and as JSON values."""
 
 import dataclasses
 import math
@@ -38,21 +38,21 @@ def plan(
     rows: int = 0,
     keep: Callable[[str, str], object] = lambda name, text: None,
 ) -> dict[str, Any]:
-    """What a training of the recipe's transformer on so many slices of topology `where` comes to, as JSON values.
+    """The plan for training the recipe's transformer on `slices` slices of topology `where`, as JSON values.
 
-    `only` "training" or "decoding" is half the work; decoding draws so many `rows` at once, as sampling does; `keep`
-    gets each compiled program's name and text. `fits` says whether they fit, `reason` why not. UserError where
-    mesh, batch and topology don't go together.
+    `only` "training" or "decoding" halves the work; decoding draws `rows` rows at once, as in sampling; `keep` gets
+    each compiled program's name and text. In the result, `fits` says whether both fit, and `reason` why not. UserError
+    if mesh, batch and topology don't match.
     """
-    found = topology(where, slices)
+    target = topology(where, slices)
     if mesh is not None:
         recipe = dataclasses.replace(recipe, train_transformer=dataclasses.replace(recipe.train_transformer, mesh=mesh))
-    on = make_mesh(recipe.train_transformer.mesh, found.devices)
-    result: dict[str, Any] = {"topology": where, "slices": slices, "chips": len(found.devices)}
-    result |= {"mesh": dict(on.shape), "chip": dataclasses.asdict(found.chip)}
+    on = make_mesh(recipe.train_transformer.mesh, target.devices)
+    result: dict[str, Any] = {"topology": where, "slices": slices, "chips": len(target.devices)}
+    result |= {"mesh": dict(on.shape), "chip": dataclasses.asdict(target.chip)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "training": lambda: _training(recipe, found, on, keep),
-        "decoding": lambda: _decoding(recipe, found, rows, keep),
+        "training": lambda: _training(recipe, target, on, keep),
+        "decoding": lambda: _decoding(recipe, target, rows, keep),
     }
     reasons = []
     for name, part in parts.items():
@@ -70,7 +70,7 @@ def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Callable[[str, 
     config, slots = recipe.train_transformer, slot_count(recipe.transformer)
     program = training_program(recipe, mesh)
     keep("training", program.text)
-    result = judge(program, found, mesh, config.batch * TransformerTask(recipe).flops())
+    result = judge(program, target, mesh, config.batch * TransformerTask(recipe).flops())
     steps = DAY / result["seconds"]["at least"]
     return result | {
         "clips a step": config.batch,
@@ -88,8 +88,8 @@ def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Callable[[str, s
     keep("decoding", program.text)
     # How often the loops run whose length is an argument: how much is drawn.
     trips = (*([lead] if lead else []), (tokens - lead) // at_once)
-    # With the text and without.
-    result = judge(program, found, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)
+    # Twice: with and without the text.
+    result = judge(program, target, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)
     windows = DAY / result["seconds"]["at least"]
     return result | {
         "mesh": dict(mesh.shape),
@@ -103,14 +103,14 @@ def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Callable[[str, s
 def _too_large(name: str, memory: dict[str, float]) -> list[str]:
     if memory["total"] <= memory["of"]:
         return []
-    return [f"{name}: takes {_size(memory['total'])} of the {_size(memory['of'])} of a chip"]
+    return [f"{name}: needs {_size(memory['total'])}, but a chip has {_size(memory['of'])}"]
 
 
-# For people
+# As text
 
 
 def lines(config: Path, result: dict[str, Any]) -> list[str]:
-    """The plan, a line each."""
+    """The plan as lines of text."""
     chip = result["chip"]
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
     several = f"{result['slices']} slices of " if result["slices"] > 1 else ""
@@ -139,26 +139,24 @@ def _program_lines(result: dict[str, Any]) -> list[str]:
     memory, seconds, mfu = (result[name] for name in ("memory", "seconds", "mfu"))
     of_model, of_each = (result["flops"][name] for name in ("of the model", "executed by each device"))
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if name not in ("total", "of"))
-    found = [
+    rows = [
         f"  memory      {_size(memory['total'])} of {_size(memory['of'])}: {parts}",
         f"  FLOPs       {of_model:.3g} of the model; each device executes {of_each:.3g}",
         f"  HBM         {_size(result['bytes of HBM'])} read and written",
     ]
     for kind, sums in result["collectives"].items():
-        found.append(f"  {kind:20} {sums['runs']:6,} runs, {_size(sums['bytes']):>10} sent, {sums['seconds']:.3g} s")
+        rows.append(f"  {kind:20} {sums['runs']:6,} runs, {_size(sums['bytes']):>10} sent, {sums['seconds']:.3g} s")
     if result["largest collectives"]:
         most = result["largest collectives"][0]
-        found.append(
+        rows.append(
             f"  largest     {most['kind']} among {most['devices']}, {most['runs']} of {_size(most['bytes of each'])}, "
             f"{most['seconds']:.3g} s: {most['source'] or 'the compiler'}"
         )
     kinds = ("compute", "memory", "interconnect", *(["network"] if seconds["network"] else []))
     parts = ", ".join(f"{name} {seconds[name]:.3g} s" for name in kinds)
-    found.append(f"  roofline    {seconds['at least']:.3g} s, bound by {seconds['bound by']}: {parts}")
-    found.append(
-        f"  MFU         {mfu['allowed']:.1%} at most, {mfu['if nothing overlapped']:.1%} if nothing overlapped"
-    )
-    return found
+    rows.append(f"  roofline    {seconds['at least']:.3g} s, bound by {seconds['bound by']}: {parts}")
+    rows.append(f"  MFU         {mfu['allowed']:.1%} at most, {mfu['if nothing overlapped']:.1%} if nothing overlapped")
+    return rows
 
 
 def _size(size: float) -> str:

@@ -1,4 +1,4 @@
-"""The roofline of a compiled program: how long each part of a chip is busy with it at least (Williams et al. 2009)."""
+"""The roofline of a compiled program: lower bounds on the time of each part of a chip (Williams et al. 2009)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SHOWN = 5  # collectives
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The seconds that a run takes at least if it were limited by one thing alone."""
+    """Lower bounds on the seconds of a run, one per resource."""
 
     compute: float
     memory: float
@@ -24,7 +24,7 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """All at the same time: what can't be beaten."""
+        """The bound with perfect overlap."""
         return max(dataclasses.astuple(self))
 
     @property
@@ -32,12 +32,12 @@ class Roofline:
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
 
-def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Sequence[int] = ()) -> dict[str, Any]:
-    """A program's memory, work, roofline and MFU, as JSON values. `flops` are the model's, of all devices."""
+def judge(program: Program, target: Topology, mesh: Mesh, flops: float, trips: Sequence[int] = ()) -> dict[str, Any]:
+    """A program's memory, work, roofline and MFU, as JSON values. `flops` are the model's, over all devices."""
     devices: Any = mesh.devices.flat
-    chip, coordinates = found.chip, [tuple(device.coords) for device in devices]
+    chip, coordinates = target.chip, [tuple(device.coords) for device in devices]
     done = work(program.text, len(coordinates), trips)
-    times = [(each, seconds_of(each, coordinates, found)) for each in done.collectives]
+    times = [(each, seconds_of(each, coordinates, target)) for each in done.collectives]
     inside, between = (sum(seconds for each, seconds in times if each.network == far) for far in (False, True))
     roofline = roofline_of(done, chip, inside, between)
     share = flops / (len(coordinates) * chip.flops)
@@ -57,30 +57,30 @@ def judge(program: Program, found: Topology, mesh: Mesh, flops: float, trips: Se
 
 
 def roofline_of(done: Work, chip: Chip, exchanging: float, between: float = 0.0) -> Roofline:
-    """`exchanging` is how long the links are busy, `between` how long the network between slices is."""
+    """`exchanging` is the busy time of the links, `between` that of the network between slices."""
     return Roofline(done.flops / chip.flops, done.bytes / chip.bandwidth, exchanging, between)
 
 
-def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], found: Topology) -> float:
-    """How long a collective takes at least: every device sends both ways along each axis of the torus that it spans.
+def seconds_of(each: Collective, coordinates: Sequence[tuple[int, ...]], target: Topology) -> float:
+    """A lower bound on a collective's time: every device sends both ways along each spanned axis of the torus.
 
-    On an axis that is no ring, the last device gets all that it gets over one link.
+    On an axis that isn't a ring, the last device receives everything over one link.
     """
     if not each.sent:
         return 0.0
     if each.network:
-        return each.sent / found.chip.network
+        return each.sent / target.chip.network
     if each.kind == "collective-permute":  # to one neighbour
-        return each.sent / found.chip.link
+        return each.sent / target.chip.link
     group, links = max(each.groups, key=len), 0
-    for length, places in zip(found.dims, zip(*(coordinates[i] for i in group), strict=True), strict=False):
+    for length, places in zip(target.dims, zip(*(coordinates[i] for i in group), strict=True), strict=False):
         if (reach := len(set(places))) > 1:
-            links += 2 if reach == length and length % found.chip.wraps == 0 else 1
-    return each.sent / (max(links, 1) * found.chip.link)
+            links += 2 if reach == length and length % target.chip.wraps == 0 else 1
+    return each.sent / (max(links, 1) * target.chip.link)
 
 
 def _summary(times: list[tuple[Collective, float]]) -> dict[str, Any]:
-    """By kind: how many run, bytes that each device sends, and how long that takes at least."""
+    """By kind: the number of runs, the bytes that each device sends, and the least time for that."""
     kinds: dict[str, dict[str, float]] = {}
     for each, seconds in times:
         sums = kinds.setdefault(_name(each), {"runs": 0, "bytes": 0.0, "seconds": 0.0})
@@ -94,7 +94,7 @@ def _name(each: Collective) -> str:
 
 
 def _largest(times: list[tuple[Collective, float]]) -> list[dict[str, Any]]:
-    """The longest, those of one kind, size and source taken together."""
+    """The slowest collectives, grouped by kind, size and source."""
     alike: dict[tuple, dict[str, Any]] = {}
     for each, seconds in times:
         size = max(map(len, each.groups), default=1)

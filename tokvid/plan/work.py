@@ -1,6 +1,6 @@
-"""What a compiled program does, read from its HLO text: FLOPs, memory traffic and collectives, loops counted in full.
+"""The work of a compiled program, from its HLO text: FLOPs, memory traffic and collectives, over all loop iterations.
 
-XLA's own cost analysis counts a loop's body once, so a model whose layers are scanned would seem to have one layer.
+XLA's own cost analysis counts a loop's body once, so a model with scanned layers would appear to have a single layer.
 Here every instruction counts as often as it runs.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from tokvid.plan.hlo import Computation, Instruction, Shape, called, field, groups_of, number, numbers, parse, users
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# Neither read nor write anything: they name, group or end what others do.
+# These neither read nor write memory: they name, group or finish other instructions.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "iota", "add-dependency", "opt-barrier", "domain", "async-update"),
@@ -24,10 +24,10 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices. `size` is of the whole array: gathered, or before it is scattered, in bytes.
+    """One exchange between devices. `size` is that of the whole array, after a gather or before a scatter, in bytes.
 
-    `groups` are the numbers of the devices that exchange; `times` how often it runs; `source` JAX's name for it.
-    Between slices (`network`) every device exchanges with its like, and the groups are of slices.
+    `groups` are the device numbers that exchange, `times` the number of runs, `source` JAX's name for the operation.
+    Between slices (`network`), every device exchanges with its counterparts, and the groups consist of slices.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends at least, in all its runs."""
+        """Least bytes that each device sends, over all runs."""
         most = max((len(group) for group in self.groups), default=1)
         if most < 2:
             return 0.0
@@ -49,7 +49,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one device does in a run of the program; `bytes` read from and written to HBM."""
+    """One device's work in a run of the program; `bytes` are read from and written to HBM."""
 
     flops: float
     bytes: float
@@ -59,12 +59,12 @@ class Work:
 def work(text: str, devices: int, trips: Sequence[int] = ()) -> Work:
     """Adds up a compiled program for `devices` devices.
 
-    `trips`: how often loops run whose number of rounds the program reads from its data, in their order (else once).
+    `trips` are the trip counts of data-dependent loops, in order (default: one each).
     """
     computations, entry = parse(text)
     unknown = iter(trips)
     flops = moved = 0.0
-    found: dict[Any, Collective] = {}
+    collectives: dict[Any, Collective] = {}
     for name, times, fused in _executed(computations, entry, unknown):
         computation = computations[name]
         for each in computation.values():
@@ -72,18 +72,18 @@ def work(text: str, devices: int, trips: Sequence[int] = ()) -> Work:
             if not fused:
                 moved += times * _moved(each, computation, computations)
             if collective := _collective(each, computation, devices, times):
-                # What goes on beside several fused instructions stands in each of them, under one number.
+                # A collective that overlaps several fused instructions appears in each, with the same channel.
                 mark = (name, each.name) if not fused else (field(each.text, r"channel_id=(\d+)") or each.name, times)
-                if fused and (collective.kind, mark) not in found:
+                if fused and (collective.kind, mark) not in collectives:
                     moved += times * _exchanged(each, collective, computation)
-                found[collective.kind, mark] = collective
-    return Work(flops, moved, tuple(found.values()))
+                collectives[collective.kind, mark] = collective
+    return Work(flops, moved, tuple(collectives.values()))
 
 
 def _executed(
     computations: dict[str, Computation], entry: str, unknown: Iterator[int]
 ) -> Iterator[tuple[str, int, bool]]:
-    """Each computation that runs: its name, how often, and whether it is part of one fused instruction."""
+    """Each computation that runs: its name, its number of runs, and whether it is part of a fused instruction."""
 
     def walk(name: str, times: int, fused: bool) -> Iterator[tuple[str, int, bool]]:
         yield name, times, fused
@@ -104,9 +104,9 @@ def _executed(
 
 
 def _rounds(loop: Instruction, computations: dict[str, Computation]) -> int | None:
-    """How often a loop runs: XLA says so, or its condition compares with one constant. None where data decide."""
-    if found := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
-        return int(found[1])
+    """A loop's trip count, from XLA or from the one constant in its condition; None if it depends on data."""
+    if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
+        return int(match[1])
     pending, bounds = [called(loop)["condition"][0]], []
     while pending:
         for each in computations[pending.pop()].values():
@@ -120,20 +120,20 @@ def _rounds(loop: Instruction, computations: dict[str, Computation]) -> int | No
 
 
 def _flops(each: Instruction, computation: Computation) -> float:
-    """Of a matrix multiplication, which compilers for TPU write as a convolution, or of a kernel that tells."""
+    """FLOPs of a matrix multiplication (on TPUs written as a convolution), or of a kernel with a cost estimate."""
     if each.opcode == "dot":
         left = computation[each.operands[0]].shapes[0]
         axes = numbers(field(each.text, r"lhs_contracting_dims=\{([\d,]*)\}"))
         return 2.0 * math.prod(each.shapes[0].dims) * math.prod(left.dims[axis] for axis in axes)
     if each.opcode == "convolution":
         return _convolution_flops(each, *(computation[name].shapes[0] for name in each.operands[:2]))
-    if each.opcode == "custom-call" and (found := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.text)):
-        return float(found[1])
+    if each.opcode == "custom-call" and (match := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.text)):
+        return float(match[1])
     return 0.0
 
 
 def _convolution_flops(each: Instruction, left: Shape, right: Shape) -> float:
-    """Two for each number of the left that meets one of the right; padding and holes meet none."""
+    """Two per pair of multiplied elements; padding and dilation holes don't count."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.text)
     if not labels:
         return 0.0
@@ -171,12 +171,12 @@ _WINDOW = (
 
 
 def _moved(each: Instruction, computation: Computation, computations: dict[str, Computation]) -> float:
-    """Bytes that an instruction reads from and writes to HBM. Slices of an array touch no more than the slice."""
+    """Bytes that an instruction reads from and writes to HBM. A slice of an array touches only the slice."""
     if each.opcode in _FREE or each.opcode.endswith("-done"):
         return 0.0
     reads = [computation[name] for name in each.operands if name in computation]
     if each.opcode in ("copy-start", *(f"{kind}-start" for kind in COLLECTIVES)):
-        return _bytes(each.shapes)  # what is read stands there beside what is written
+        return _bytes(each.shapes)  # these list both source and destination
     if each.opcode == "fusion":
         fused = computations[called(each)["calls"][0]]
         inside = {number(it): it for it in fused.values() if it.opcode == "parameter"}
@@ -193,13 +193,13 @@ def _moved(each: Instruction, computation: Computation, computations: dict[str, 
 def _read_within(
     parameter: Instruction, whole: Instruction, fused: Computation, computations: dict[str, Computation]
 ) -> float:
-    """Bytes of an operand that a fused instruction reads: all, or the slices that it, or one fused into it, takes."""
+    """Bytes of an operand that a fused instruction reads: all, or only the slices taken inside the fusion."""
     if not _bytes(whole.shapes):
         return 0.0
     sliced = 0.0
     for user in users(parameter.name, fused):
         if user.opcode in ("tuple", *COLLECTIVES):
-            continue  # only handed on, or counted with what is exchanged
+            continue  # only forwarded, or counted with the collective
         if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == parameter.name:
             sliced += user.shapes[0].size
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
@@ -215,24 +215,24 @@ def _read_within(
 
 
 def _written_within(
-    root: Instruction, made: tuple[Shape, ...], fused: Computation, computations: dict[str, Computation]
+    root: Instruction, results: tuple[Shape, ...], fused: Computation, computations: dict[str, Computation]
 ) -> float:
-    """Bytes that a fused instruction writes: what it makes, or of an array changed in place only the change."""
+    """Bytes that a fused instruction writes: its results, or only the update of an array changed in place."""
     if root.opcode == "tuple":
         parts = (fused[name] for name in root.operands)
         return sum(
-            _written_within(part, (shape,), fused, computations) for part, shape in zip(parts, made, strict=False)
+            _written_within(part, (shape,), fused, computations) for part, shape in zip(parts, results, strict=False)
         )
     while root.opcode == "bitcast" and root.operands[0] in fused:
         root = fused[root.operands[0]]
     if root.opcode == "fusion":
         inner = computations[called(root)["calls"][0]]
-        return _written_within(next(it for it in inner.values() if it.root), made, inner, computations)
+        return _written_within(next(it for it in inner.values() if it.root), results, inner, computations)
     if root.opcode in ("parameter", *COLLECTIVES):
         return 0.0  # as in `_read_within`
-    if root.opcode == "dynamic-update-slice" and _bytes(made):
+    if root.opcode == "dynamic-update-slice" and _bytes(results):
         return fused[root.operands[1]].shapes[0].size
-    return _bytes(made)
+    return _bytes(results)
 
 
 def _bytes(shapes: tuple[Shape, ...]) -> float:
@@ -260,7 +260,7 @@ def _collective(each: Instruction, computation: Computation, devices: int, times
 
 
 def _between_slices(each: Instruction, computation: Computation, times: int) -> Collective | None:
-    """What TPUs hand to their host, for its peers in other slices."""
+    """The collective between slices that a `send` to the TPU's host starts, if any."""
     kind = field(each.text, r'_xla_megascale_transfer_type="(\w+)"').lower().replace("_", "-")
     if not kind:
         return None
@@ -278,6 +278,6 @@ def _exchanged(each: Instruction, collective: Collective, computation: Computati
 
 
 def _scattered(each: Instruction, computation: Computation) -> bool:
-    """Whether of what was reduced only each device's own part is kept."""
-    found = list(users(each.name, computation))
-    return bool(found) and all(user.opcode == "dynamic-slice" and user.root for user in found)
+    """Whether each device keeps only its own part of the reduced array."""
+    consumers = list(users(each.name, computation))
+    return bool(consumers) and all(user.opcode == "dynamic-slice" and user.root for user in consumers)

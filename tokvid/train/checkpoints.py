@@ -1,9 +1,9 @@
-"""Checkpoints that count only once they are proved whole.
+"""Checkpoints that count only once they are verified.
 
-orbax writes state and data iterator asynchronously; a thread then writes `commit.json` last, with the SHA-256 of every
-file and of itself, once it has read the step back. A step without its commit record never counts as saved; one whose
-files don't match it is set aside and named. Of several processes each writes its part of the arrays; the first one
-commits, examines and removes.
+orbax writes state and data iterator asynchronously. A thread then reads the step back and writes `commit.json`, with
+the SHA-256 of every file and of itself. A step without this commit record doesn't count as saved; a step whose files
+don't match it is set aside with a warning. Every process of a job writes its part of the arrays; process 0 commits,
+verifies and removes checkpoints.
 """
 
 import contextlib
@@ -36,22 +36,22 @@ FORMAT = 3
 HASHING = 4  # threads
 READ_BACK = 1 << 28  # bytes at once
 NONE = -1  # no step
-ADVICE = "free some space or choose another --workdir, then run again: training goes on from the last checkpoint"
+ADVICE = "free some space or choose another --workdir, then run again: training resumes from the last checkpoint"
 
 
 class Checkpoints:
     """The checkpoints of one training folder, locked against a second job; a context manager."""
 
     def __init__(self, folder: Path, keep: int, agree: Mapping[str, Any]):
-        """`agree`: JSON values (model config, data fingerprint) that a checkpoint must share to be resumed from.
+        """`agree`: JSON values (model config, data fingerprint) that must match a checkpoint on resuming.
 
-        UserError where the folder cannot be written to or another job is at work in it.
+        UserError if the folder cannot be written to or another job is using it.
         """
         self.folder, self.agree = folder.absolute(), json.loads(json.dumps(agree))
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._saved: int | None = None  # the step that is saved last or restored
-        self._read_back = False  # whether a save of this run has been, values and all
+        self._saved: int | None = None  # the last step saved or restored
+        self._read_back = False  # whether this run has read back all values of a save
         self._held = contextlib.ExitStack()
         if first():
             self._held.enter_context(_locked(self.folder))
@@ -61,9 +61,9 @@ class Checkpoints:
                 if not self._record(step).exists():
                     log.warning("checkpoint %d in %s was never finished: removed", step, self.folder)
                     shutil.rmtree(self._path(step))
-            together("checkpoints")  # nobody looks at them before
+            together("checkpoints")  # no process reads them before
             self._literal = self._held.enter_context(_literal(self.folder))
-            # One at least stays while the next is written, for orbax removes old ones before ours is committed.
+            # At least two, because orbax removes old checkpoints before the new one is committed.
             options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self._literal, options=options)
         except OSError as error:
@@ -82,20 +82,20 @@ class Checkpoints:
         except UserError as failed:
             if error is None:
                 raise
-            log.error("%s", failed)  # the other error comes first
+            log.error("%s", failed)  # the other error takes precedence
         finally:
             self._close()
 
     def save(self, step: int, state: Any, data: Mapping[str, Any]) -> None:
         """Starts saving, unless that step is saved already; `state` may be donated once this returns.
 
-        UserError where this save, or the one before, failed, or a leaf of the state is not finite.
+        UserError if this save or the previous one failed, or if a leaf of the state is not finite.
         """
         self.wait()
         if step == self._saved:
             return
         self._check_finite(step, state)
-        data = json.loads(json.dumps(data))  # it is written in the background, and may change meanwhile
+        data = json.loads(json.dumps(data))  # a copy: it is written in the background and may change meanwhile
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         try:
             self._manager.save(step, args=items, force=True)
@@ -106,7 +106,7 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the last save is committed; UserError where it failed (a full disk, say)."""
+        """Waits until the last save is committed; UserError if it failed (a full disk, for example)."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -115,10 +115,10 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest whole checkpoint as (step, state, data iterator state), or None where nothing was ever saved.
+        """The newest intact checkpoint as (step, state, data iterator state), or None if nothing was ever saved.
 
         `like` is a state, or one of ShapeDtypeStructs, with the shapes and shardings to restore to: any mesh, any
-        number of processes. UserError where no checkpoint is whole, or the newest one doesn't agree with this training.
+        number of processes. UserError if no checkpoint is intact, or the newest one doesn't match this training.
         """
         step = told_by_first(self._newest_whole(like) if first() else NONE)
         if step == NONE:
@@ -126,24 +126,24 @@ class Checkpoints:
         self._manager.reload()
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
         try:
-            found = self._manager.restore(step, args=args)
+            restored = self._manager.restore(step, args=args)
         except Exception as error:
             raise UserError(
                 f"checkpoint {self._path(step)} cannot be read by this version of tokvid ({_first_line(error)}); "
                 "resume with the version that wrote it or use another --workdir"
             ) from error
         self._saved = step
-        return step, found["state"], found["data"]
+        return step, restored["state"], restored["data"]
 
     def newest(self) -> str:
-        """The newest committed checkpoint, once the last save has ended, for a person to read."""
+        """A description of the newest committed checkpoint, after waiting for the last save."""
         if self._thread is not None:
             self._thread.join()
         saved = [step for step in self._steps() if self._record(step).exists()]
-        return f"checkpoint {self._path(saved[-1])}" if saved else "the beginning, for there is no checkpoint yet"
+        return f"checkpoint {self._path(saved[-1])}" if saved else "the beginning: there is no checkpoint yet"
 
     def _newest_whole(self, like: Any) -> int:
-        """Its step, NONE where nothing was ever saved. Damaged ones are set aside."""
+        """The step of the newest intact checkpoint, or NONE if nothing was ever saved. Sets damaged ones aside."""
         damaged: dict[int, str] = {}
         for step in reversed(self._steps()):
             if damage := self._damage(step):
@@ -154,7 +154,7 @@ class Checkpoints:
             return step
         if damaged:
             named = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
-            raise UserError(f"no checkpoint in {self.folder} is whole ({named}); use another --workdir to start anew")
+            raise UserError(f"no checkpoint in {self.folder} is intact ({named}); use another --workdir to start again")
         return NONE
 
     def _commit(self, step: int, leaves: Mapping[str, Any], data: Any) -> None:
@@ -170,18 +170,18 @@ class Checkpoints:
             self._error = error
 
     def _check_finite(self, step: int, state: Any) -> None:
-        """Nothing non-finite is ever saved: UserError with the name of the first such leaf."""
+        """UserError with the name of the first non-finite leaf, if any."""
         for name, finite in zip(_leaves(state), jax.device_get(_finite(state)), strict=True):
             if not finite:
                 raise UserError(
                     f"{name} is not finite at step {step}, which was not saved. Lower the learning rate, then run "
-                    f"again: training goes on from {self.newest()}"
+                    f"again: training resumes from {self.newest()}"
                 )
 
     def _close(self) -> None:
         try:
             self._manager.close()
-        except Exception as error:  # orbax tells of a failed save once more
+        except Exception as error:  # orbax reports a failed save again
             log.debug("closing the checkpoints of %s: %s", self.folder, error)
         finally:
             self._release()
@@ -192,24 +192,24 @@ class Checkpoints:
 
     def _failed(self, error: BaseException) -> UserError:
         why = _first_line(error.__cause__ or error)
-        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore says much more
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's message is much longer
             why = os.strerror(int(code[1]))
         return UserError(f"saving a checkpoint to {self.folder} failed: {why}; {ADVICE}")
 
     def _damage(self, step: int) -> str:
-        """What is wrong with a committed step, or nothing. Of another version's it isn't known."""
+        """The damage of a committed step, or "". Steps of other versions can't be checked."""
         try:
             text = self._record(step).read_text(encoding="utf-8")
             record = json.loads(text)
             if record["format"] != FORMAT and record.get("sha256") is None:
                 return ""
-            # The text too: 1E-3 and 1e-3 are one bit apart.
+            # Compare the text, too: 1E-3 and 1e-3 are equal as values.
             if record["sha256"] != _seal(record) or text != to_json(record) or record["finite"] is not True:
                 return "commit.json is not what was saved"
-            wanted, found = record["files"], _hashes(self._path(step))
+            wanted, actual = record["files"], _hashes(self._path(step))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"unreadable: {_first_line(error)}"
-        bad = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        bad = sorted(name for name in wanted.keys() | actual.keys() if wanted.get(name) != actual.get(name))
         return f"{bad[0]} is not what was saved" if bad else ""
 
     def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:
@@ -227,9 +227,9 @@ class Checkpoints:
 
     def _check_agreement(self, step: int, like: Any) -> None:
         record = json.loads(self._record(step).read_text())
-        if (found := record.get("format")) != FORMAT:
+        if (version := record.get("format")) != FORMAT:
             raise UserError(
-                f"checkpoint {self._path(step)} has format {found!r}, this version of tokvid reads {FORMAT}; "
+                f"checkpoint {self._path(step)} has format {version!r}, this version of tokvid reads {FORMAT}; "
                 "resume with the version that wrote it or use another --workdir"
             )
         saved = record["agree"]
@@ -239,7 +239,7 @@ class Checkpoints:
                     f"{self.folder.parent} was trained with {key} {_shorter(saved.get(key), self.agree.get(key))}; "
                     "resume with the same config or use another --workdir"
                 )
-        # orbax would cast one type to another without a word.
+        # orbax casts types silently.
         leaves, wanted = record["leaves"], _leaves(like)
         for name in [*wanted, *leaves]:
             if leaves.get(name) != wanted.get(name):
@@ -260,7 +260,7 @@ class Checkpoints:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """The open lock file of `folder`, made where need be: the lock goes when it is closed or its process ends."""
+    """The open lock file of `folder`, created if missing. Closing it, or the end of the process, releases the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115
@@ -272,15 +272,15 @@ def _locked(folder: Path) -> IO[str]:
         lock.close()
         raise UserError(f"another job is training in {folder.parent}; wait for it or use another --workdir") from error
     except OSError as error:
-        log.warning("%s cannot be locked (%s): take care that no other job trains there", folder, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other job trains there", folder, error.strerror)
     return lock
 
 
 @contextlib.contextmanager
 def _literal(folder: Path) -> Iterator[Path]:
-    """A path of `folder` that orbax and TensorStore can't take for a pattern or a URL: where need be, a link to it.
+    """A path to `folder`, via a link if necessary, that orbax and TensorStore don't interpret as a pattern or URL.
 
-    They do without a word: with `[` in the path, orbax doesn't find what it wrote and leaves its files unmerged.
+    They do so silently: with `[` in the path, orbax doesn't find its own files and leaves them unmerged.
     """
     if _is_literal(folder):
         yield folder
@@ -298,28 +298,28 @@ def _is_literal(path: Path) -> bool:
 
 
 def _read_back(step: Path, leaves: Mapping[str, Any], data: Any, values: bool) -> None:
-    """ValueError, or what orbax raises, where the step can't be restored: arrays lack or are other ones, or `data` is.
+    """Raises ValueError, or orbax's error, if the step can't be restored: arrays are missing, or they or `data` differ.
 
-    With `values` all numbers are read, too, READ_BACK bytes at a time.
+    With `values`, reads all values, too, READ_BACK bytes at a time.
     """
     if ocp.JsonCheckpointHandler().restore(step / "data") != data:
-        raise ValueError("the place in the data reads back as another one")
+        raise ValueError("the position in the data reads back differently")
     arrays = ocp.PyTreeCheckpointHandler()
-    found, tree = jax.tree.flatten(arrays.metadata(step / "state").tree)
-    told = {leaf.name.removesuffix(".value"): [str(leaf.dtype), list(leaf.shape)] for leaf in found}
-    if told != leaves:
-        wrong = next(name for name in [*leaves, *told] if told.get(name) != leaves.get(name))
-        raise ValueError(f"{wrong} reads back as {_kind(told.get(wrong))}, not {_kind(leaves.get(wrong))}")
-    ends = np.cumsum([np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in found]) // READ_BACK
+    stored, tree = jax.tree.flatten(arrays.metadata(step / "state").tree)
+    kinds = {leaf.name.removesuffix(".value"): [str(leaf.dtype), list(leaf.shape)] for leaf in stored}
+    if kinds != leaves:
+        wrong = next(name for name in [*leaves, *kinds] if kinds.get(name) != leaves.get(name))
+        raise ValueError(f"{wrong} reads back as {_kind(kinds.get(wrong))}, not {_kind(leaves.get(wrong))}")
+    ends = np.cumsum([np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape) for leaf in stored]) // READ_BACK
     for part in np.unique(ends) if values else ():
-        chosen = [leaf if end == part else ocp.PLACEHOLDER for leaf, end in zip(found, ends, strict=True)]
+        chosen = [leaf if end == part else ocp.PLACEHOLDER for leaf, end in zip(stored, ends, strict=True)]
         some = jax.tree.unflatten(tree, chosen)
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), some)
         arrays.restore(step / "state", args=ocp.args.PyTreeRestore(item=some, restore_args=as_numpy))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Through absl, orbax logs pages of tracebacks of a save that failed; `wait` tells it in a line."""
+    """Drops the pages of tracebacks that orbax logs via absl for a failed save; `wait` reports it on one line."""
     return not record.exc_info
 
 
@@ -334,12 +334,12 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _seal(record: Mapping[str, Any]) -> str:
-    """The SHA-256 of a commit record, its own left out."""
+    """The SHA-256 of a commit record without its own `sha256`."""
     return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
 
 
 def _leaves(state: Any) -> dict[str, list[Any]]:
-    """By name, each leaf's type and shape, as JSON values."""
+    """Each leaf's type and shape by name, as JSON values."""
     return {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): [
             str(leaf.dtype),
@@ -363,7 +363,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _shorter(saved: Any, wanted: Any) -> str:
-    """Only the fields in which two configs differ."""
+    """The fields in which two configs differ."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         names = [name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)]
         return ", ".join(f"{name}={saved.get(name)!r} (asked for: {wanted.get(name)!r})" for name in sorted(names))

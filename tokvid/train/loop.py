@@ -1,4 +1,4 @@
-"""The training loop of both models. It reads top to bottom: restore, step, log, save, sample, finish."""
+"""The training loop of both models, from top to bottom: restore, step, log, save, sample, finish."""
 
 import contextlib
 import itertools
@@ -31,9 +31,9 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; returns the step reached.
 
     SIGTERM and Ctrl-C save and return. Writes checkpoints/, metrics.jsonl, samples/ and, by `task.finish`, the weights.
-    Resuming gives the same batches and the same numbers, bit for bit on the same mesh. Of several processes all do this
-    together, with one `folder`, and the first one writes. UserError where the folder holds another training, cannot be
-    written to, or the loss stays non-finite.
+    Resuming gives the same batches and numbers, bit for bit on the same mesh. All processes of a job call this with the
+    same `folder`, and process 0 writes. UserError if the folder holds another training or cannot be written to, or if
+    the loss stays non-finite.
     """
     agree = agreement(task, config)
     with (
@@ -58,7 +58,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 window = saved["metrics"]
             step = begun = int(state.step)
             if restored is not None and first():
-                print(f"{task.name}: goes on from step {step} ({folder})", file=sys.stderr, flush=True)
+                print(f"{task.name}: resumes from step {step} ({folder})", file=sys.stderr, flush=True)
             with (
                 progress(task.name, config.steps, "steps", done=step, quiet=not first()) as advance,
                 MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
@@ -68,12 +68,12 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
 
                 def save() -> None:
                     nonlocal saved_at
-                    log.flush()  # first, so that no line of a step that is saved can be lost
+                    log.flush()  # first, so that no line of a saved step can be lost
                     checkpoints.save(step, state, {"batches": batches.get_state(), "metrics": log.window})
                     saved_at = time.monotonic()
 
                 def overdue() -> bool:
-                    # One process's clock decides for all, and they ask it only now and then.
+                    # Process 0's clock decides for all; they ask it only at log steps.
                     if not config.save_minutes or (jax.process_count() > 1 and not due(step, config.log_every)):
                         return False
                     return bool(told_by_first(time.monotonic() - saved_at > 60 * config.save_minutes))
@@ -86,10 +86,10 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                         return
                     with contextlib.closing(held_out):
                         some = itertools.islice(held_out, config.val_batches)
-                        found = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
-                    if not found:
+                        results = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
+                    if not results:
                         return
-                    log.validated(step, {name: float(np.mean([each[name] for each in found])) for name in found[0]})
+                    log.validated(step, {name: float(np.mean([each[name] for each in results])) for name in results[0]})
 
                 def sample() -> None:
                     if (variables := to_first((state.ema, state.buffers))) is not None:
@@ -114,9 +114,9 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
             if (variables := to_first((state.ema, state.buffers))) is not None:
                 task.finish(nnx.merge_state(*variables), folder, step)
     if step < config.steps:
-        end = f"stopped at step {step} of {config.steps} and saved; run the same command again to go on from there"
+        end = f"stopped at step {step} of {config.steps} and saved; run the same command again to resume"
     elif step == begun:
-        end = f"was trained to step {step} already; wrote its weights again"
+        end = f"is already trained to step {step}; wrote its weights again"
     else:
         end = f"trained to step {step}"
     if first():
@@ -125,9 +125,9 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
 
 
 def agreement(task: Task, config: TrainConfig) -> dict[str, Any]:
-    """What a run that goes on must share with its checkpoint: all that decides the next batch or the state's shape.
+    """The settings that must match on resuming: those that determine the next batch or the state's shape.
 
-    The rest (steps, rates, threads) may change.
+    Others (steps, rates, threads) may change.
     """
     return {
         **task.describe(),
@@ -137,14 +137,14 @@ def agreement(task: Task, config: TrainConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into what the loop asks before each step.
+    """Turns SIGTERM and the first Ctrl-C into a function that says before each step whether to stop.
 
-    Of several processes, the one that is signalled tells the others, and all hear of it before the same step.
+    A signal to one of several processes stops all of them before the same step.
     """
     together, flag = jax.process_count() > 1, list[int]()
 
     def handler(number: int, frame: object) -> None:
-        if not flag:  # not print(): it may be what was interrupted
+        if not flag:  # not print(), which may have been interrupted itself
             os.write(2, b"\nstopping after this step, then saving (Ctrl-C to stop at once)\n")
         flag.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -157,11 +157,11 @@ def _stop_signal() -> Iterator[Callable[[int], bool]]:
         flag.extend([1] * (not flag and multihost_utils.reached_preemption_sync_point(step)))
         return bool(flag)
 
-    # With jax.distributed, jax itself listens for SIGTERM.
+    # With jax.distributed, JAX handles SIGTERM.
     handlers = {signal.SIGINT: pass_on} if together else {signal.SIGTERM: handler, signal.SIGINT: handler}
     try:
         before = {number: signal.signal(number, handle) for number, handle in handlers.items()}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
+    except ValueError:  # not in the main thread: the caller handles signals
         yield agreed if together else lambda step: False
         return
     try:

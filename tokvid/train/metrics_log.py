@@ -1,4 +1,4 @@
-"""What training writes down of its numbers: means over `log_every` steps, as lines of JSON and for TensorBoard."""
+"""The metrics log of training: means over `log_every` steps, as lines of JSON and for TensorBoard."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ from tokvid.train.checkpoints import ADVICE
 from tokvid.train.state import Task
 
 log = logging.getLogger(__name__)
-RATES = ("clips_per_second", "flops_per_second", "mfu")  # what the clock says: the rest is the same in every run
-SHOWN = ("loss", "psnr", "accuracy", "val_loss", "clips_per_second", "mfu")  # behind the progress bar
+RATES = ("clips_per_second", "flops_per_second", "mfu")  # depend on the clock; the rest is the same in every run
+SHOWN = ("loss", "psnr", "accuracy", "val_loss", "clips_per_second", "mfu")  # beside the progress bar
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard's file where tensorboardX is installed; a context manager."""
+    """Writes metrics.jsonl, and TensorBoard events if tensorboardX is installed; a context manager."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class MetricsLog:
         advance: Callable[..., None],
         saved: Callable[[], str],
     ):
-        """Goes on after `step` with the unfinished `window` saved there; `advance` is told of every step read.
+        """Resumes after `step` with the unfinished `window` saved there; `advance` is called for every step read.
 
-        Lines of later steps are dropped: they are about to be made again. So is a line that a crash cut off. Only the
-        first process writes. `saved` says which checkpoint training can go on from.
+        Lines of later steps are dropped, since those steps will be repeated, and so is a line truncated by a crash.
+        Only process 0 writes. `saved` names the checkpoint from which training can resume.
         """
         self._task, self._config, self._advance, self._saved = task, config, advance, saved
         self._path = folder / "metrics.jsonl"
@@ -47,10 +47,10 @@ class MetricsLog:
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._sums: dict[str, float] = dict(window.get("sums", {}))
         self._count, self._skipped = window.get("count", 0), window.get("skipped", 0)
-        self._since: float | None = None  # of the rate shown; the first step, which compiles, doesn't count
+        self._since: float | None = None  # start of the current rate; excludes the first step, which compiles
         self._timed = 0
         self._notes: dict[str, float] = {}
-        self._shown: dict[str, float] = {}  # of held-out data, beside them
+        self._shown: dict[str, float] = {}  # the same for held-out data
         self._alarmed = False
 
     def _begin(self, folder: Path, step: int) -> "_TensorBoard | None":
@@ -68,16 +68,16 @@ class MetricsLog:
 
     @property
     def window(self) -> dict[str, Any]:
-        """The steps since the last line, as JSON values, so that a resumed training writes the same next line."""
+        """The sums since the last line, as JSON values, so that a resumed training writes the same next line."""
         return {"sums": self._sums, "count": self._count, "skipped": self._skipped}
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a step that was just dispatched, and reads those of the step before meanwhile."""
+        """Adds the metrics of a step just dispatched, and meanwhile reads those of the previous one."""
         self.flush()
         self._pending = step, metrics
 
     def flush(self) -> None:
-        """Reads the last step's metrics too. UserError after too many non-finite steps, or where the disk is full."""
+        """Reads the last step's metrics. UserError after too many non-finite steps, or if the disk is full."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
@@ -96,7 +96,7 @@ class MetricsLog:
         self._advance(1, **self._notes)
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the means of held-out batches after `step`, a line of their own."""
+        """Writes the means over held-out batches after `step`, on a separate line."""
         if first():
             named = {f"val_{name}": value for name, value in metrics.items()}
             self._put(step, named)
@@ -106,8 +106,8 @@ class MetricsLog:
         self._skipped += 1
         if skipped >= self._config.max_non_finite:
             raise UserError(
-                f"the loss was not finite for {skipped} steps up to step {step}; nothing of them was kept. Lower the "
-                f"learning rate or look at the data, then run again: training goes on from {self._saved()}"
+                f"the loss was not finite for {skipped} steps up to step {step}; they changed nothing. Lower the "
+                f"learning rate or check the data, then run again: training resumes from {self._saved()}"
             )
         if skipped == 1:
             log.warning("the loss of step %d is not finite: the step changes nothing", step)
@@ -128,7 +128,7 @@ class MetricsLog:
         self._notes = {name: means[name] for name in SHOWN if name in means} | self._shown
 
     def _put(self, step: int, values: Mapping[str, float]) -> None:
-        # Nine digits tell every float32 from the next.
+        # Nine digits distinguish all float32 values.
         numbers = {name: float(f"{value:.9g}") for name, value in values.items() if math.isfinite(value)}
         try:
             with open(self._path, "a") as file:
@@ -140,19 +140,19 @@ class MetricsLog:
 
 
 def _speed(clips_per_second: float, task: Task) -> dict[str, float]:
-    """As clips, as FLOPs of all devices and, where the chip is known, as the share of what they can do (MFU)."""
+    """The speed in clips, in FLOPs of all devices and, for a known chip, as a share of its peak (MFU)."""
     flops, chip = clips_per_second * task.flops(), chip_of(jax.devices()[0].device_kind)
     share = {} if chip is None else {"mfu": flops / (chip.flops * jax.device_count())}
     return {"clips_per_second": clips_per_second, "flops_per_second": flops} | share
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that is done every so many steps (0: never) is done at this one."""
+    """Whether `step` is an `every`-th step (0: never)."""
     return every > 0 and step % every == 0
 
 
 def _step_of(line: str) -> int:
-    """The step of a line in metrics.jsonl; -1 where it isn't a whole one."""
+    """The step of a line in metrics.jsonl; -1 for an incomplete line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -167,7 +167,7 @@ def _tensorboard(folder: Path, step: int) -> "_TensorBoard | None":
 
 
 class _TensorBoard:
-    """Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then its queue blocks for ever."""
+    """Replaces tensorboardX's SummaryWriter, whose thread dies on a full disk, after which its queue blocks forever."""
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX.event_file_writer import EventsWriter
@@ -175,7 +175,7 @@ class _TensorBoard:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
-        # What an earlier run wrote of later steps is hidden.
+        # Hides later steps from an earlier run.
         self._file.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

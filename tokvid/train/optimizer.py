@@ -11,11 +11,11 @@ from tokvid.config import TrainConfig
 from tokvid.errors import UserError, did_you_mean
 
 OPTIMIZERS = ("adamw", "muon", "adafactor")
-UPDATE_SIZE = 0.2  # RMS of Muon's and Adafactor's updates, about AdamW's, so that all take the same learning rates
-LEAST_FACTORED = 64  # rows and columns, those of one head among them; norms of fewer layers are kept in full
-SLOWEST_IN_BFLOAT16 = 0.98  # of the betas: in 8 bits, what changes by less than 1/256 a step doesn't change at all
+UPDATE_SIZE = 0.2  # RMS of Muon's and Adafactor's updates, close to AdamW's, so that learning rates carry over
+LEAST_FACTORED = 64  # rows and columns, enough to factor single heads, but not stacked norms of fewer layers
+SLOWEST_IN_BFLOAT16 = 0.98  # maximum beta: with 8 bits, changes below 1/256 per step are rounded away
 
-# The matrices of a block: over how many axes each contracts, and how many it puts out; its last ones, in this order.
+# The matrices of a block: their numbers of input and output axes, the last ones of each array, in this order.
 _MATRICES = {
     **dict.fromkeys(("query", "key", "value"), (1, 2)),
     "out": (2, 1),
@@ -24,7 +24,7 @@ _MATRICES = {
 
 
 def learning_rate(config: TrainConfig, peak: float | None = None) -> optax.Schedule:
-    """Step → learning rate: linear warm-up, then the `schedule` down to `final_learning_rate` of the peak."""
+    """Step → learning rate: linear warm-up, then `schedule` down to `final_learning_rate` times the peak."""
     peak = config.learning_rate if peak is None else peak
     steps, warmup = max(config.steps, 2), min(config.warmup, max(1, config.steps // 2))
     end = config.final_learning_rate * peak
@@ -44,7 +44,7 @@ def learning_rate(config: TrainConfig, peak: float | None = None) -> optax.Sched
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of both models, and of the adversary where one is trained. UserError for an unknown name."""
+    """The optimizer of both models, and of the adversary if there is one. UserError for an unknown name."""
     if config.optimizer not in OPTIMIZERS:
         raise UserError(did_you_mean(config.optimizer, OPTIMIZERS, "optimizer"))
     b1, b2 = config.betas
@@ -68,7 +68,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if not config.adversary_learning_rate:
         return optimizer
-    # Short memory: what the adversary plays against moves.
+    # Short memory, because the adversary's opponent changes.
     adversary = _adamw(config, learning_rate(config, config.adversary_learning_rate), (0.5, 0.9))
     both = {"model": optimizer, "adversary": optax.chain(optax.clip_by_global_norm(config.clip_norm), adversary)}
     return optax.partition(both, _sides)
@@ -94,7 +94,7 @@ def _adafactor(config: TrainConfig) -> optax.GradientTransformation:
         optax.scale_by_learning_rate(learning_rate(config)),
     )
 
-    # As a list of plain arrays: rows and columns have other axes than the parameter, by whose names they'd be sharded.
+    # As a list of plain arrays: otherwise rows and columns would be sharded by the parameter's axis names.
     def init(params: Any) -> Any:
         return optimizer.init(jax.tree.leaves(params))
 
@@ -106,7 +106,7 @@ def _adafactor(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def _kept_as(optimizer: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """The same, computed in float32, with its arrays kept in `dtype` from step to step."""
+    """The same optimizer, computing in float32, with its arrays stored in `dtype` between steps."""
 
     def cast(state: Any, wanted: Any) -> Any:
         def one(leaf: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ def _are_matrices(params: Any) -> Any:
 
 
 def _sides(params: Any) -> Any:
-    """Per leaf "adversary" for what lies under that name, else "model"."""
+    """Per leaf, "adversary" if it is below that name, else "model"."""
 
     def side(path, _):
         return "adversary" if any(getattr(key, "key", None) == "adversary" for key in path) else "model"
@@ -135,14 +135,14 @@ def _sides(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    """Per leaf the axes that Muon takes as one matrix's inputs and outputs; None where it isn't a block's matrix."""
+    """Per leaf, the axes that Muon treats as a matrix's inputs and outputs; None if it isn't a block's matrix."""
 
     def axes(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if names[-1] not in _MATRICES:
             return None
         inputs, outputs = _MATRICES[names[-1]]
-        first = leaf.ndim - inputs - outputs  # before it: layers in a stack
+        first = leaf.ndim - inputs - outputs  # axes before it: stacked layers
         return MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,4 +1,4 @@
-"""A trace of a few steps, to see where their time goes."""
+"""Profiles a few training steps."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ SKIPPED = 2  # steps: the first ones compile
 
 
 class Profiler:
-    """Traces `count` steps of this run into `folder`, on the first process; a context manager. 0 steps: none."""
+    """Traces `count` steps of this run (0: none) into `folder`, on process 0; a context manager."""
 
     def __init__(self, folder: Path, count: int):
         self._folder, self._count, self._running = folder, count if first() else 0, False
@@ -20,11 +20,11 @@ class Profiler:
         return self
 
     def stepped(self, step: int) -> None:
-        """`step` steps of this run have been begun."""
+        """Call after dispatching step `step` of this run."""
         if self._count and step == SKIPPED:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._running = True
-        elif self._running and step == SKIPPED + self._count + 1:  # when it is dispatched, the one before is done
+        elif self._running and step == SKIPPED + self._count + 1:  # once it is dispatched, the previous one is done
             self._stop()
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The training state, a plain pytree, and the one step that both models take."""
+"""The training state, a plain pytree, and the training step of both models."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +21,9 @@ BUFFERS = nnx.Not(nnx.Param)
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes. `skipped` counts the non-finite steps in a row that changed nothing.
+    """Everything that a step changes. `skipped` counts consecutive non-finite steps, which change nothing.
 
-    `buffers` are the model's variables that are no parameters: what its forward pass moves itself, like a codebook.
+    `buffers` are the model's variables without gradients, which its forward pass updates, such as a codebook.
     """
 
     step: jax.Array
@@ -35,47 +35,47 @@ class TrainState(NamedTuple):
 
 
 class Task(Protocol):
-    """What the loop needs to know of a model: how it is made, what it minimises, and its data."""
+    """A model to train, as the loop sees it: its construction, its loss and its data."""
 
     name: str
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
     def loss(self, model: Any, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """A scalar to minimise and named scalars to log. May move the model's buffers.
+        """A scalar to minimise and named scalars to log. May update the model's buffers.
 
-        Without a key nothing is drawn and nothing moves: the loss of held-out data.
+        Without a key, it is the loss of held-out data: nothing is random, and nothing is updated.
         """
         ...
 
     def weight(self, batch: Any) -> jax.Array:
-        """What the loss of a part of a batch counts beside that of another part.
+        """Weight of a micro-batch's loss.
 
-        UserError where weighing the parts doesn't give the loss of the whole.
+        UserError if no weighting gives the loss of the whole batch.
         """
         ...
 
     def flops(self) -> float:
-        """Of a training step, for each clip of its batch, counted from the config."""
+        """FLOPs of a training step per clip of its batch, counted from the config."""
         ...
 
     def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
         """An endless iterator of NumPy batches with `get_state`, `set_state` (JSON values) and `close`.
 
-        `block` (i, n) asks for the i-th of n equal blocks of every batch, whose order and state don't depend on n.
+        `block` (i, n) selects the i-th of n equal blocks of every batch; order and state don't depend on n.
         """
         ...
 
     def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
-        """As `batches`, of data held out of training, always the same; None where nothing is."""
+        """Like `batches`, on held-out data, always the same; None if there is none."""
         ...
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
-        """What a person should hear about the means of some steps after warm-up (a collapse, say), or nothing."""
+        """A warning about the mean metrics after warm-up (a collapse, for example), or ""."""
         ...
 
     def samples(self, model: Any, directory: Any, step: int) -> None:
-        """Writes what the model (with averaged weights) makes now, for a person to look at."""
+        """Writes samples of the model (with averaged weights) for visual inspection."""
         ...
 
     def finish(self, variables: nnx.State, directory: Any, step: int) -> None:
@@ -83,12 +83,12 @@ class Task(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """What the checkpoint must agree with when training resumes, as JSON values."""
+        """The facts that must match a checkpoint on resuming, as JSON values."""
         ...
 
 
 def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:
-    """The state's shapes, types and shardings, nothing of it computed yet, and the model's graph definition."""
+    """The state's shapes, types and shardings, without computing it, and the model's graph definition."""
     graph, *_ = nnx.split(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))), nnx.Param, ...)
     like = jax.eval_shape(_init(task, config))
     return jax.tree.map(
@@ -97,7 +97,7 @@ def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> tuple[TrainSt
 
 
 def init_state(task: Task, config: TrainConfig, like: TrainState) -> TrainState:
-    """The state of step 0, sharded as `like` (from `abstract_state`) from its first byte on."""
+    """The state of step 0, created with the shardings of `like` (from `abstract_state`)."""
     return jax.jit(_init(task, config), out_shardings=_places(like))()
 
 
@@ -112,9 +112,9 @@ def _init(task: Task, config: TrainConfig) -> Callable[[], TrainState]:
 
 
 def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
-    """The state with the weights in `folder`/`kind` in their places; what they lack (an adversary) stays as it is.
+    """The state with the weights in `folder`/`kind` filled in; leaves they lack (an adversary) stay as they are.
 
-    UserError where they are of other shapes, or have what this model hasn't.
+    UserError if shapes differ, or if the weights have a leaf that this model lacks.
     """
     loaded = {
         _name(path): leaf
@@ -129,7 +129,7 @@ def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
         used.add(name)
         if loaded[name].shape != leaf.shape:
             raise UserError(f"{folder / kind}: {name} has shape {loaded[name].shape}, the recipe wants {leaf.shape}")
-        return jax.device_put(jnp.array(loaded[name]), leaf.sharding)  # a copy: the step gives each away
+        return jax.device_put(jnp.array(loaded[name]), leaf.sharding)  # a copy: the step donates each leaf
 
     parts = {
         part: jax.tree_util.tree_map_with_path(fill, getattr(state, part)) for part in ("params", "buffers", "ema")
@@ -140,7 +140,7 @@ def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
 
 
 def frozen_leaves(params: nnx.State, freeze: tuple[str, ...]) -> Any:
-    """Per leaf whether its name begins with one of `freeze`. UserError for one that no name begins with."""
+    """Per leaf, whether its name has a prefix in `freeze`. UserError for a prefix that matches no leaf."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for beginning in freeze:
         if not any(name.startswith(beginning) for name in names):
@@ -159,9 +159,9 @@ def _places(like: Any) -> Any:
 def make_step(
     task: Task, config: TrainConfig, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The jitted training step; the state is donated. A non-finite gradient changes nothing but the counters.
+    """The jitted training step; the state is donated. A non-finite gradient changes only the counters.
 
-    UserError where the batch can't be split over the mesh's devices, in `config.accumulate` parts.
+    UserError if the batch can't be split over the mesh's devices in `config.accumulate` micro-batches.
     """
     check_batch(config, mesh)
     optimizer, rate = make_optimizer(config), learning_rate(config)
@@ -174,16 +174,18 @@ def make_step(
 
         def loss(params: nnx.State, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
             params = jax.tree.map(lambda leaf, still: jnp.where(still, jax.lax.stop_gradient(leaf), leaf), params, held)
-            model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to move what was made outside
+            model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to update variables from outside
             value, metrics = task.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
 
-        found = jax.value_and_grad(loss, has_aux=True)
-        with on_mesh(mesh):  # for all that a model computes: elsewhere it needn't know of any
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+        with on_mesh(mesh):  # for the model's computations only
             if config.accumulate == 1:
-                (value, (metrics, buffers)), gradients = found(state.params, batch, key)
+                (value, (metrics, buffers)), gradients = differentiate(state.params, batch, key)
             else:
-                value, metrics, gradients = _accumulated(task, found, config.accumulate, like, state, batch, key)
+                value, metrics, gradients = _accumulated(
+                    task, differentiate, config.accumulate, like, state, batch, key
+                )
                 buffers = state.buffers
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -192,7 +194,7 @@ def make_step(
         decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))  # short memory at first
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
-        # `where`, not a multiplication by 0, which would let NaN through.
+        # `where`, because a multiplication by 0 would propagate NaN.
         params, buffers, opt_state, ema = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, buffers, opt_state, ema),
@@ -224,7 +226,7 @@ def make_validation(
 
 
 def check_batch(config: TrainConfig, mesh: Mesh) -> None:
-    """UserError unless every device gets the same share of a batch, and of each of its parts."""
+    """UserError unless every device gets an equal share of a batch and of each micro-batch."""
     devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.accumulate
     if parts < 1 or config.batch % (devices * parts):
         over = f"{devices} devices" + f" in {parts} parts" * (parts != 1)
@@ -232,14 +234,20 @@ def check_batch(config: TrainConfig, mesh: Mesh) -> None:
 
 
 def _accumulated(
-    task: Task, found: Callable[..., Any], parts: int, like: TrainState, state: TrainState, batch: Any, key: jax.Array
+    task: Task,
+    differentiate: Callable[..., Any],
+    parts: int,
+    like: TrainState,
+    state: TrainState,
+    batch: Any,
+    key: jax.Array,
 ) -> tuple[jax.Array, Metrics, Any]:
-    """The loss, metrics and gradients of a batch, from `found` of one part after another, each by its weight."""
-    # A part is every so-manieth sample: of each part, every device holds its share already.
+    """The loss, metrics and gradients of a batch, as weighted means over its micro-batches."""
+    # A micro-batch is every n-th sample, so every device already holds its share of each.
     split = jax.tree.map(lambda leaf: leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
 
     def weighed(number: jax.Array, part: Any) -> Any:
-        (value, (metrics, _)), gradients = found(state.params, part, jax.random.fold_in(key, number))
+        (value, (metrics, _)), gradients = differentiate(state.params, part, jax.random.fold_in(key, number))
         return jax.tree.map(lambda leaf: task.weight(part) * leaf, (jnp.ones(()), value, metrics, gradients))
 
     def add(sums: Any, each: tuple[jax.Array, Any]) -> tuple[Any, None]:

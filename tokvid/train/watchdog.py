@@ -1,7 +1,6 @@
-"""A step that hangs ends the job and says where: a read that blocks, a collective whose peer has gone.
+"""Ends a job whose step hangs, with a stack trace: a blocked read, a collective whose peer is gone.
 
-Time is counted in looks, not read from a clock: a job that was stopped (Ctrl-Z) for longer than the limit goes on when
-it is continued.
+Time is counted in polls, not read from a clock, so a job stopped by Ctrl-Z for longer than the limit survives.
 """
 
 import contextlib
@@ -15,11 +14,11 @@ import jax
 
 from tokvid.distributed import reached
 
-FIRST = 10  # the first step, which compiles, gets so many times the limit
+FIRST = 10  # the first step, which compiles, gets 10x the limit
 CODE = 3  # the process's exit code
 
-# A thread can't watch for a thread that never gives the interpreter's lock back, so another process does: it hears
-# from the first at each look how long to be patient, and aborts it, with every thread's stack, when it hears nothing.
+# A thread can't run while another one holds the interpreter's lock forever, so a process watches, too. At each poll,
+# the job sends it the current limit; when it receives nothing for longer, it aborts the job, with every thread's stack.
 MONITOR = """
 import os, select, signal, sys
 job, look, patience, silent = int(sys.argv[1]), float(sys.argv[2]), float("inf"), 0.0
@@ -42,9 +41,9 @@ os.kill(job, signal.SIGABRT)
 
 
 class Watchdog:
-    """Ends the process, every thread's stack on stderr, `limit` seconds after the last `beat`; a context manager.
+    """Ends the process `limit` seconds (0: never) after the last `beat`, with every thread's stack on stderr.
 
-    `limit` 0: never. Where there are several processes, an error that leaves the block is told the step, as a note.
+    A context manager. With several processes, it adds the step as a note to an error that leaves the block.
     """
 
     def __init__(self, limit: float):
@@ -60,7 +59,7 @@ class Watchdog:
             if not faulthandler.is_enabled():
                 faulthandler.enable(file=2)
             arguments = [sys.executable, "-I", "-S", "-c", MONITOR, str(os.getpid()), str(self._look)]
-            # In a session of its own, so that what stops the job leaves it at work; it ends with its input.
+            # In its own session, so that signals to the job don't reach it; it ends when its input closes.
             self._monitor = subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
             self._thread.start()
         return self
@@ -76,7 +75,7 @@ class Watchdog:
             error.add_note(self._where)
 
     def beat(self, step: int) -> None:
-        """`step` steps have been begun, and all is well."""
+        """Restarts the limit; `step` is the last dispatched step."""
         self.step, self._patience, self._waited = step, self._limit, 0.0
         reached(self._where)
 
@@ -87,13 +86,13 @@ class Watchdog:
     def _watch(self) -> None:
         assert self._monitor is not None and self._monitor.stdin is not None
         while not self._over.wait(self._look):
-            with contextlib.suppress(BrokenPipeError):  # somebody ended it
+            with contextlib.suppress(BrokenPipeError):  # the monitor was killed
                 os.write(self._monitor.stdin.fileno(), f"{self._patience} ".encode())
             self._waited += self._look
             if self._waited > self._patience:
                 print(
                     f"tokvid: process {jax.process_index()} of {jax.process_count()} has hung for {self._waited:.0f} s "
-                    f"{self._where}; this is where each thread stands",
+                    f"{self._where}; the stacks of all threads follow",
                     file=sys.stderr,
                     flush=True,
                 )
