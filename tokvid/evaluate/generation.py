@@ -162,7 +162,9 @@ def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Gene
         )
 
 
-def _made(models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray) -> np.ndarray:
+def _generate(
+    models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray
+) -> np.ndarray:
     """Videos of the clips' captions that begin with their first `known` latent frames."""
     frames = clips.truth.shape[1]
     prompt = make_prompt(models, clips.captions, seeds_B, Guidance(settings.guidance))

@@ -66,7 +66,7 @@ def plan(
     return result | {"fits": not reasons, "reason": "; ".join(reasons)}
 
 
-def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Callable[[str, str], object]) -> dict[str, Any]:
+def _training(recipe: Recipe, target: Topology, mesh: Mesh, keep: Callable[[str, str], object]) -> dict[str, Any]:
     config, slots = recipe.train_transformer, slot_count(recipe.transformer)
     program = training_program(recipe, mesh)
     keep("training", program.text)
@@ -80,8 +80,8 @@ def _training(recipe: Recipe, found: Topology, mesh: Mesh, keep: Callable[[str, 
     }
 
 
-def _decoding(recipe: Recipe, found: Topology, rows: int, keep: Callable[[str, str], object]) -> dict[str, Any]:
-    config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, found)
+def _decoding(recipe: Recipe, target: Topology, rows: int, keep: Callable[[str, str], object]) -> dict[str, Any]:
+    config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, target)
     videos, slots, tokens = VIDEOS * mesh.shape["data"], slot_count(config), math.prod(config.latent)
     lead, at_once = schedule(config.latent, rows, given=False)
     program = decoding_program(config, mesh, Sampling(rows=rows))
