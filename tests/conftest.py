@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -19,6 +20,12 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     if version("jaxlib").startswith("0.10."):  # later ones don't know it, and an unknown flag is fatal
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# While tests run, the annotations of these rooms are checked at every call (an int does for a float); production never
+# checks them, nor do the tests' subprocesses.
+CHECKED = ["nn", "tokenizer", "metrics", "shapes"]
+BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook([f"tokvid.{room}" for room in CHECKED], BEARTYPE)
 
 # Commands keep compiled programs in the user's cache folder: here in one of the tests' own, shared by all of a run.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokvid-tests-")
@@ -35,6 +42,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if jax.default_backend() != "gpu":
             pytest.skip(f"needs an NVIDIA GPU, this is a {jax.default_backend()}")
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """As in production: wrong types reach the function, whose own error is to be tested."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

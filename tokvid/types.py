@@ -2,7 +2,7 @@
 
 Letters: B batch, T frames or latent frames, H W rows and columns (pixels or latent grid), C channels, L flat tokens,
 S cache length, Q sub-codes of a token, D model width, N heads, K key/value heads, E head width, F mlp width,
-V vocabulary.
+V vocabulary. In checked shapes they are lower case, with tl hl wl for latent frames, rows and columns.
 """
 
 import dataclasses

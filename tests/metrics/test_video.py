@@ -44,7 +44,7 @@ def test_ssim_is_scikit_images():
         np.testing.assert_allclose(ssim_per_frame(x, y, data_range), expected, atol=1e-9)
 
 
-def test_equal_videos_and_wrong_shapes():
+def test_equal_videos_and_wrong_shapes(unchecked_types):
     a, b = pair()
     assert psnr(a, a) == np.inf and ssim(a, a) == pytest.approx(1.0)
     assert psnr(a, b) == psnr(b, a) < 30

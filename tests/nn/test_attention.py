@@ -77,7 +77,7 @@ def example(queries, heads, kv_heads):
     query_BLNE = rng.normal(size=(2, queries, heads, 8)).astype(np.float32) * 3
     key_BSKE, value_BSKE = rng.normal(size=(2, 2, 7, kv_heads, 8)).astype(np.float32) * 3
     key_block_BS = np.stack([rng.permutation(7), np.int32([0, 0, NEVER, 3, 3, 6, 2])]).astype(np.int32)
-    blocks = Blocks(rng.integers(0, 7, (2, queries)).astype(np.int32), key_block_BS)
+    blocks = Blocks(jnp.asarray(rng.integers(0, 7, (2, queries)), jnp.int32), jnp.asarray(key_block_BS))
     return (query_BLNE, key_BSKE, value_BSKE), blocks, np.asarray(block_mask(*blocks))
 
 
@@ -145,7 +145,7 @@ def test_every_implementation_gives_the_same(implementation, heads, kv_heads, wi
     rng = np.random.default_rng(0)
     query_BLNE, pull_BLNE = rng.normal(size=(2, 2, 300, heads, 8)).astype(np.float32)
     key_BSKE, value_BSKE = rng.normal(size=(2, 2, 300, kv_heads, 8)).astype(np.float32)
-    block_BL = np.arange(300, dtype=np.int32)[None] // 2 if window else sequences(300, 1)
+    block_BL = jnp.asarray(np.arange(300, dtype=np.int32)[None] // 2 if window else sequences(300, 1))
     real_BLNE = np.broadcast_to(block_BL < NEVER, (2, 300))[:, :, None, None]  # what padding gets may differ
 
     def run(implementation):

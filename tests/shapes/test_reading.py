@@ -155,6 +155,6 @@ def test_the_speed_of_a_still_shape_is_right_when_its_direction_is():
         (np.zeros((3, 64, 64, 3), np.uint8), 0.0),
     ],
 )
-def test_mistakes_are_told(video, fps):
+def test_mistakes_are_told(video, fps, unchecked_types):
     with pytest.raises(UserError):
         read_attributes(video, fps)

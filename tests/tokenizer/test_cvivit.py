@@ -121,18 +121,19 @@ def test_in_bfloat16_pixels_and_latents_are_float32(random_model):
     wide, narrow = (
         random_model(CViViT, dataclasses.replace(SMALLEST, dtype=dtype)) for dtype in ("float32", "bfloat16")
     )
-    latents = wide.encode(VIDEO[:, :3]).latents
+    video = jnp.asarray(VIDEO[:, :3])
+    latents = wide.encode(video).latents
     wanted, found = (np.asarray(model.decode_step(latents)[0]) for model in (wide, narrow))
     assert found.dtype == np.float32 and 0 < np.abs(found - wanted).mean() < 0.01 * wanted.std()
     rounded = np.asarray(jnp.asarray(found, jnp.bfloat16), np.float32)
     assert (found != rounded).mean() > 0.9
     assert narrow.empty_cache("encoder", 1, 2, 2).layers[0].dtype == jnp.bfloat16
-    assert (narrow.encode(VIDEO[:, :3]).ids == wide.encode(VIDEO[:, :3]).ids).mean() > 0.8
+    assert (narrow.encode(video).ids == wide.encode(video).ids).mean() > 0.8
 
 
 def test_a_patch_holds_the_pixels_of_its_place():
     video = np.arange(2 * 6 * 16 * 24 * 3).reshape(2, 6, 16, 24, 3)
-    patches = _patches(video, 2, 8)
+    patches = _patches(jnp.asarray(video), 2, 8)
     assert patches.shape == (2, 3, 2, 3, 2 * 8 * 8 * 3)
     for b, t, h, w in np.ndindex(patches.shape[:4]):
         there = video[b, 2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
@@ -144,7 +145,7 @@ def test_a_patch_holds_the_pixels_of_its_place():
 
 
 def test_folds_of_patches_come_back_as_they_were():
-    ids = np.arange(2 * 3 * 4 * 6 * 2).reshape(2, 3, 4, 6, 2)
+    ids = jnp.arange(2 * 3 * 4 * 6 * 2).reshape(2, 3, 4, 6, 2)
     folded = _folded(ids, 2)
     assert folded.shape == (2, 3, 2, 3, 8)
     for b, t, h, w in np.ndindex(folded.shape[:4]):  # a token's patches row by row, and each one's groups
@@ -173,13 +174,13 @@ def test_a_tokens_sub_codes_are_those_of_its_own_patches(folding):
     """Who changes the latents of a patch finds them changed in one token, in that patch's sub-codes."""
     width = folding.quantizer.width
     ids = np.random.default_rng(0).integers(8, size=(1, 2, 2, 3, 8)).astype(np.int32)
-    wanted = np.asarray(folding.latents(ids))
+    wanted = np.asarray(folding.latents(jnp.asarray(ids)))
     assert wanted.shape == (1, 2, 4, 6, width)
     for row, column, q in ((0, 0, 0), (1, 2, 3), (0, 1, 5), (1, 1, 7)):
         changed = ids.copy()
         changed[0, 1, row, column, q] = (changed[0, 1, row, column, q] + 3) % 8
         patch, group = divmod(q, 2)
-        moved = np.argwhere(np.asarray(folding.latents(changed)) != wanted)
+        moved = np.argwhere(np.asarray(folding.latents(jnp.asarray(changed))) != wanted)
         places = {tuple(place) for place in moved[:, :4].tolist()}
         assert places == {(0, 1, 2 * row + patch // 2, 2 * column + patch % 2)}
         assert set((moved[:, 4] // (width // 2)).tolist()) == {group}
@@ -204,7 +205,7 @@ def test_learning_in_sub_codes_is_learning_from_every_group_of_every_patch(rando
     folding = random_model(CViViT, config)
     quantizer = folding.quantizer.quantizer
     quantizer.share[...] = jnp.ones(40)
-    codes_KC, quantized = np.asarray(quantizer.codes[...]), folding.encode(VIDEO[:1, :5])
+    codes_KC, quantized = np.asarray(quantizer.codes[...]), folding.encode(jnp.asarray(VIDEO[:1, :5]))
     folding.quantizer.learn(quantized.inputs, quantized.ids, jax.random.key(0))
     z_NC, ids_N = np.asarray(quantized.inputs).reshape(-1, 3), np.asarray(quantized.ids).ravel()
     chosen = np.bincount(ids_N, minlength=40)
@@ -360,7 +361,7 @@ def test_a_larger_frame_is_mixed_in_tiles_of_the_size_trained_on(random_model):
     """A model of one space layer each: what stands in one tile can't be seen in another, on whatever grid."""
     config = dataclasses.replace(CONFIG, encoder=("space",), decoder=("space",))
     tokenizer = random_model(CViViT, config)
-    video = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 48, 3)).astype(np.float32)
+    video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 48, 3)), jnp.float32)
     parts = [[video[:, :, i : i + 16, j : j + 16] for j in (0, 16, 32)] for i in (0, 16)]
     apart = jnp.concatenate([jnp.concatenate([tokenizer.reconstruct(part)[0] for part in row], 3) for row in parts], 2)
     np.testing.assert_allclose(tokenizer.reconstruct(video)[0], apart, atol=1e-5)

@@ -79,9 +79,11 @@ def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ):
 
         return head.draw(hidden_BLD, choose), sum(seen)
 
-    ids_BLQ, likelihood_BL = forced(hidden_BLD)
+    ids_BLQ, likelihood_BL = forced(jnp.asarray(hidden_BLD))
     np.testing.assert_array_equal(ids_BLQ, target_BLQ)
-    np.testing.assert_allclose(head.scores(hidden_BLD, target_BLQ).log_likelihood, likelihood_BL, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        head.scores(jnp.asarray(hidden_BLD), target_BLQ).log_likelihood, likelihood_BL, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_likelihoods_of_all_tokens_sum_to_1(head, hidden_BLD):
@@ -97,7 +99,8 @@ def test_a_sub_code_depends_on_those_before_it_unless_it_is_independent(head, hi
 
     def seen(*ids_Q):
         every = []
-        head.draw(hidden_BLD, lambda q, logits: every.append(np.asarray(logits)) or jnp.full((2, 5), ids_Q[q]))
+        hidden = jnp.asarray(hidden_BLD)
+        head.draw(hidden, lambda q, logits: every.append(np.asarray(logits)) or jnp.full((2, 5), ids_Q[q]))
         return np.stack(every)
 
     wanted, others = seen(0, 1, 2), (seen(3, 1, 2), seen(0, 0, 2), seen(0, 1, 3))
@@ -136,9 +139,9 @@ def test_one_code_a_token_takes_a_matrix(random_model, hidden_BLD):
     assert isinstance(make_head(CONFIG, rngs=nnx.Rngs(0)), SubcodeHead)
     flat = random_model(FlatHead, config)
     logits = hidden_BLD @ np.asarray(flat.kernel[...])
-    np.testing.assert_allclose(flat.logits(hidden_BLD), logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(flat.logits(jnp.asarray(hidden_BLD)), logits, rtol=1e-5, atol=1e-5)
     target = np.zeros((2, 5, 1), np.int32)
-    found = flat.scores(hidden_BLD, target)
+    found = flat.scores(jnp.asarray(hidden_BLD), target)
     np.testing.assert_allclose(found.log_likelihood, log_softmax(logits)[..., 0], rtol=1e-5, atol=1e-5)
-    ids = flat.draw(hidden_BLD, lambda q, logits: logits.argmax(-1))
+    ids = flat.draw(jnp.asarray(hidden_BLD), lambda q, logits: logits.argmax(-1))
     np.testing.assert_array_equal(ids[..., 0], logits.argmax(-1))

@@ -1,7 +1,7 @@
-"""What a distance between sets of videos looks at. A number means something only beside the features it was made with.
+"""The features that distances between sets of videos compare. A distance only means something with its features' name.
 
-To add some: a function in FEATURES that gives a `Features`. From outside, a Python file that defines `features`, such a
-function of no arguments, is named instead: with a trained network's features the distance is that network's.
+To add some: a function in FEATURES that returns a `Features`. Or, without a change here, name a Python file that
+defines such a function, `features`: with a trained network's features the distance is that network's.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tokvid.errors import UserError, did_you_mean
@@ -20,17 +21,17 @@ from tokvid.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """`extract`: uint8 videos (B, T, H, W, 3) → float32 (B, D). `mark` changes whenever the numbers would."""
+    """`extract` maps uint8 videos to float32 features; `mark` changes whenever they would."""
 
     name: str
     mark: str
-    extract: Callable[[np.ndarray], np.ndarray]
+    extract: Callable[[UInt8[np.ndarray, "b t h w 3"]], Float32[np.ndarray, "b d"]]
 
 
 def _random_convolutions() -> Features:
     """A fixed random network over each frame and its change from the one before, averaged over space and time.
 
-    Random features tell textures, edges and motion apart; what things are they don't know.
+    Random features distinguish textures, edges and motion, not objects.
     """
     rng = np.random.default_rng(0)
     widths = (6, 32, 64, 64)
@@ -39,14 +40,16 @@ def _random_convolutions() -> Features:
         for a, b in itertools.pairwise(widths)
     ]
 
-    def extract(video_BTHWC: np.ndarray) -> np.ndarray:
+    def extract(video_BTHWC: UInt8[np.ndarray, "b t h w 3"]) -> Float32[np.ndarray, "b d"]:
         return np.stack([_averages(video_THWC, kernels) for video_THWC in video_BTHWC])
 
     mark = hashlib.sha256(b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()[:12]
     return Features("random-convolutions", mark, extract)
 
 
-def _averages(video_THWC: np.ndarray, kernels: list[np.ndarray]) -> np.ndarray:
+def _averages(
+    video_THWC: UInt8[np.ndarray, "t h w 3"], kernels: list[Float32[np.ndarray, "4 4 _ _"]]
+) -> Float32[np.ndarray, " d"]:
     x_THWC = video_THWC.astype(np.float32) / 127.5 - 1
     x_THWC = np.concatenate([x_THWC, np.diff(x_THWC, axis=0, prepend=x_THWC[:1])], axis=-1)
     for kernel in kernels:
@@ -55,8 +58,10 @@ def _averages(video_THWC: np.ndarray, kernels: list[np.ndarray]) -> np.ndarray:
     return x_THWC.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
 
 
-def _halve(x_THWC: np.ndarray, kernel_ijCD: np.ndarray) -> np.ndarray:
-    """A convolution of 4 x 4 pixels at every second one, zeros beyond the edges: half of H and of W, D channels."""
+def _halve(
+    x_THWC: Float[np.ndarray, "t h w c"], kernel_ijCD: Float[np.ndarray, "4 4 c d"]
+) -> Float[np.ndarray, "t rows columns d"]:
+    """A convolution of 4 x 4 pixels with stride 2, zeros beyond the edges: half of H and of W, D channels."""
     x_THWC = np.pad(x_THWC, ((0, 0), (1, 1 + x_THWC.shape[1] % 2), (1, 1 + x_THWC.shape[2] % 2), (0, 0)))
     windows_THWCij = sliding_window_view(x_THWC, (4, 4), axis=(1, 2))[:, ::2, ::2]
     return np.einsum("THWCij,ijCD->THWD", windows_THWCij, kernel_ijCD, optimize=True)
@@ -67,7 +72,7 @@ FEATURES: dict[str, Callable[[], Features]] = {"random-convolutions": _random_co
 
 @functools.cache
 def load_features(name: str) -> Features:
-    """Those of that name in FEATURES, or of a Python file. UserError where there is neither."""
+    """The features of that name in FEATURES, or of a Python file. UserError where there is neither."""
     if name in FEATURES:
         return FEATURES[name]()
     path = Path(name)
@@ -76,11 +81,11 @@ def load_features(name: str) -> Features:
     if not path.is_file():
         raise UserError(f"no features file {path}; name one that defines `features`, or use {', '.join(FEATURES)}")
     try:
-        found = runpy.run_path(str(path))["features"]()
+        features = runpy.run_path(str(path))["features"]()
     except KeyError as error:
         raise UserError(f"{path} defines no `features`, a function of no arguments that gives a Features") from error
     except Exception as error:  # whatever the user's own code does wrong
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
-    if not isinstance(found, Features):
-        raise UserError(f"features() in {path} gives {type(found).__name__}; it should give a Features")
-    return found
+    if not isinstance(features, Features):
+        raise UserError(f"features() in {path} gives {type(features).__name__}; it should give a Features")
+    return features

@@ -1,4 +1,4 @@
-"""How alike two videos are (PSNR, SSIM), or two sets of features (Fréchet, kernel), and how visible joins are.
+"""How alike two videos are (PSNR, SSIM), or two sets of features (Fréchet, kernel); and how visible joins are.
 
 numpy only. The first two agree with scikit-image, see tests/metrics/test_video.py.
 """
@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float64, Num, UInt8
 
 from tokvid.metrics.ssim import RADIUS, ssim_map
 
 
-def _pair(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None) -> float:
+def _pair(a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None) -> float:
     """The data range of two videos; ValueError if they can't be compared."""
     if a_THWC.shape != b_THWC.shape or a_THWC.ndim != 4:
         raise ValueError(f"need two videos of one shape (T, H, W, C), got {a_THWC.shape} and {b_THWC.shape}")
@@ -27,14 +28,16 @@ def _decibels(mse: np.ndarray, data_range: float) -> np.ndarray:
         return 10 * np.log10(data_range**2 / mse)
 
 
-def _squared_error(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
+def _squared_error(a_HWC: Num[np.ndarray, "h w c"], b_HWC: Num[np.ndarray, "h w c"]) -> float:
     return float(np.mean((a_HWC.astype(np.float64) - b_HWC.astype(np.float64)) ** 2))
 
 
-def psnr_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> np.ndarray:
-    """Peak signal-to-noise ratio of each frame in dB: float64 (T,); inf where frames are equal.
+def psnr_per_frame(
+    a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None = None
+) -> Float64[np.ndarray, " t"]:
+    """Peak signal-to-noise ratio of each frame in dB; inf where frames are equal.
 
-    `data_range` is the largest value less the smallest that pixels can have; uint8 needs none. ValueError
+    `data_range` is the difference between the largest and the smallest possible pixel; uint8 needs none. ValueError
     when the shapes differ.
     """
     data_range = _pair(a_THWC, b_THWC, data_range)
@@ -42,15 +45,19 @@ def psnr_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | N
     return _decibels(errors_T, data_range)
 
 
-def psnr(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> float:
-    """PSNR of a whole clip in dB, from the squared error over all frames (not the mean of their PSNRs)."""
+def psnr(
+    a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None = None
+) -> float:
+    """PSNR of a whole clip in dB, from the squared error over all frames (not the mean of the frames' PSNRs)."""
     data_range = _pair(a_THWC, b_THWC, data_range)
     errors_T = np.array([_squared_error(a, b) for a, b in zip(a_THWC, b_THWC, strict=True)])
     return float(_decibels(errors_T.mean(), data_range))
 
 
-def ssim_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> np.ndarray:
-    """Structural similarity of each frame, mean over channels: float64 (T,), 1 where frames are equal.
+def ssim_per_frame(
+    a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None = None
+) -> Float64[np.ndarray, " t"]:
+    """Structural similarity of each frame, mean over channels; 1 where frames are equal.
 
     Wang et al. 2004 with their Gaussian window and population covariances, over the pixels whose window is
     inside the frame: scikit-image's `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
@@ -63,12 +70,14 @@ def ssim_per_frame(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | N
     return np.array([np.mean(ssim_map(a.astype(np.float64), b.astype(np.float64), data_range)) for a, b in frames])
 
 
-def ssim(a_THWC: np.ndarray, b_THWC: np.ndarray, data_range: float | None = None) -> float:
+def ssim(
+    a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None = None
+) -> float:
     """The mean of `ssim_per_frame`."""
     return float(ssim_per_frame(a_THWC, b_THWC, data_range).mean())
 
 
-def temporal_error(a_THWC: np.ndarray, b_THWC: np.ndarray) -> float:
+def temporal_error(a_THWC: UInt8[np.ndarray, "t h w c"], b_THWC: UInt8[np.ndarray, "t h w c"]) -> float:
     """Mean absolute difference between two uint8 videos' changes from frame to frame, in grey levels; 0 for images."""
     _pair(a_THWC, b_THWC, None)
     if len(a_THWC) == 1:
@@ -76,7 +85,7 @@ def temporal_error(a_THWC: np.ndarray, b_THWC: np.ndarray) -> float:
     return float(np.abs(np.diff(a_THWC.astype(np.float32), axis=0) - np.diff(b_THWC.astype(np.float32), axis=0)).mean())
 
 
-def detail(video_THWC: np.ndarray) -> float:
+def detail(video_THWC: Num[np.ndarray, "t h w c"]) -> float:
     """Energy of a video's high spatial frequencies (above half of the highest), per pixel, in grey levels squared."""
     grey_THW = video_THWC.astype(np.float64).mean(axis=-1)
     height, width = grey_THW.shape[1:]
@@ -85,7 +94,7 @@ def detail(video_THWC: np.ndarray) -> float:
     return float(energy_THW[:, fast_HW].sum(axis=-1).mean())
 
 
-def kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+def kernel_distance(a_ND: Float[np.ndarray, "n d"], b_ND: Float[np.ndarray, "m d"]) -> float:
     """Squared maximum mean discrepancy, kernel (x·y/D + 1)^3, unbiased (Bińkowski et al. 2018): may be below 0."""
     if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1]:
         raise ValueError(f"need features (videos, D) of one D, got {a_ND.shape} and {b_ND.shape}")
@@ -103,12 +112,12 @@ def kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
     return float(within(a_ND) + within(b_ND) - 2 * kernel(a_ND, b_ND).mean())
 
 
-def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+def frechet_distance(a_ND: Float[np.ndarray, "n d"], b_ND: Float[np.ndarray, "m d"]) -> float:
     """Squared Fréchet distance of two Gaussians fitted to features, one row a video (Dowson and Landau 1982).
 
     |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), unbiased covariances. The product's symmetric
-    form has real roots, which scipy's `sqrtm` of A B hasn't when covariances are singular. The features
-    decide what the number means: it is an FVD only with those of the published I3D network.
+    form has real roots, unlike scipy's `sqrtm` of A B when covariances are singular. The distance is an FVD
+    only with the features of the published I3D network.
     """
     if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1]:
         raise ValueError(f"need features (videos, D) of one D, got {a_ND.shape} and {b_ND.shape}")
@@ -124,12 +133,11 @@ def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
     return float(max(distance, 0.0))
 
 
-def seam_ratio(video_THWC: np.ndarray, joins: Sequence[int]) -> float:
-    """How much more changes at joins than inside: mean |frame difference| there over the mean elsewhere.
+def seam_ratio(video_THWC: Num[np.ndarray, "t h w c"], joins: Sequence[int]) -> float:
+    """How much more frames change at joins than inside: mean |frame difference| there over the mean elsewhere.
 
     `joins` are the indices of frames that begin a new segment (the difference is to the frame before). 1 is
-    seamless; nan if nothing moves at all, inf if something does only at joins. ValueError without a join or
-    without a step inside.
+    seamless; nan if nothing moves at all, inf if only joins move. ValueError without a join or without a step inside.
     """
     steps = len(video_THWC) - 1
     if not joins or not all(1 <= join <= steps for join in joins):

@@ -1,6 +1,6 @@
 """Attention as pure functions, and the one place where the implementation is chosen. Who sees whom: `visibility.py`.
 
-To add an implementation: a function with the signature of `_xla`, an entry in IMPLEMENTATIONS, its rules in `_refusal`.
+To add an implementation: a function with `_xla`'s signature, an entry in IMPLEMENTATIONS, its rules in `_refusal`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from tokvid.nn.visibility import Blocks, block_mask
 from tokvid.sharding import LOGICAL, current_mesh, partition, parts, platform
 
 CHUNK = 512  # queries whose scores "chunked" holds at once
-LONG = 1024  # sequences beyond this are never scored as a whole where it can be helped
+LONG = 1024  # queries beyond which "auto" avoids scoring a whole sequence at once
 
 
 def attend(
@@ -31,16 +31,16 @@ def attend(
 ) -> Float[Array, "b l n e"]:
     """Scaled dot-product attention; N query heads share K key/value heads (N a multiple of K). Softmax in float32.
 
-    Without `blocks` everything sees everything. What padding gets is some finite number. `implementation`, else
-    UserError:
+    Without `blocks` everything sees everything. Padding's output is finite and means nothing. The implementations, with
+    a UserError for any other:
 
-    - "xla": any device; the scores (B, N, L, S) are an array.
-    - "chunked": the same for so many queries at a time; for long sequences.
-    - "cudnn": NVIDIA from Ampere on, 16-bit types. No scores in memory, but where there are blocks a mask (B, 1, L, S).
-    - "tpu": `nn/flash.py`, a kernel that builds the mask from block numbers. Elsewhere it is interpreted, to test it.
-    - "auto": what suits the device that is traced for, and the lengths.
+    - "xla": any device; materialises the scores (B, N, L, S).
+    - "chunked": the same for CHUNK queries at a time; for long sequences.
+    - "cudnn": NVIDIA from Ampere on, 16-bit types. No scores in memory, but with `blocks` a mask (B, 1, L, S).
+    - "tpu": `nn/flash.py`, a kernel that builds the mask from block numbers; interpreted on other devices, for tests.
+    - "auto": chosen by the target device and the lengths.
 
-    On a mesh, batch and heads stay where they are (`axes` are the logical ones of B and L). Where the length is split
+    On a mesh, batch and heads stay where they are (`axes` are the logical axes of B and L). Where the length is split
     (context parallelism), each device keeps its queries and gathers all keys and values.
     """
     L, _, E = query_BLNE.shape[1:]
@@ -49,7 +49,7 @@ def attend(
     batch, length = axes
     if length and L % parts(length):  # a step of decoding: every device has all of the few queries
         length = None
-    # XLA itself divides what it made, but no kernel.
+    # XLA partitions its own operations, but not a kernel.
     if current_mesh() is None or (name == "xla" and (length is None or parts(length) == 1)):
         return attention(query_BLNE, key_BSKE, value_BSKE, blocks)
     return _on_each_device(attention, query_BLNE, key_BSKE, value_BSKE, blocks, (batch, length))
@@ -61,13 +61,13 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Blocks | None], jax.Array]
 def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
     kv_heads, (heads, width) = key_BSKE.shape[2], query_BLNE.shape[2:]
     query_BLKGE = query_BLNE.reshape(*query_BLNE.shape[:2], kv_heads, heads // kv_heads, width)
-    # Heads in front, all along: XLA's CPU backend is up to twice as fast as where the products transpose.
+    # Heads in front throughout: XLA's CPU backend is up to twice as fast as when the products transpose.
     query_BKGLE = query_BLKGE.transpose(0, 2, 3, 1, 4)
     scores_BKGLS = jnp.einsum("bkgle,bske->bkgls", query_BKGLE, key_BSKE, preferred_element_type=jnp.float32)
     scores_BKGLS *= width**-0.5
     if blocks is not None:
         scores_BKGLS += jnp.where(block_mask(*blocks), 0.0, -1e30)[:, None, None]
-    # The softmax is divided by its sum only after the values are mixed, where there is less to divide.
+    # The softmax is divided by its sum only after mixing the values: fewer elements to divide.
     scores_BKGLS -= jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
     weights_BKGLS = jnp.exp(scores_BKGLS)
     sum_BKGL1 = jnp.sum(weights_BKGLS, axis=-1, keepdims=True)
@@ -79,12 +79,12 @@ def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, bloc
 
 
 def _chunked(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
-    """Chunk after chunk of the queries; backwards, each chunk's scores are computed again."""
+    """One chunk of queries after another; the backward pass recomputes each chunk's scores."""
     L = query_BLNE.shape[1]
     count = -(-L // CHUNK)
 
     def cut(x_BL: jax.Array) -> jax.Array:
-        """(B, L, ...) → (chunks, B, CHUNK, ...); what is missing at the end is 0."""
+        """(B, L, ...) → (chunks, B, CHUNK, ...), padded with zeros."""
         padded = jnp.pad(x_BL, ((0, 0), (0, count * CHUNK - L), *[(0, 0)] * (x_BL.ndim - 2)))
         return padded.reshape(len(x_BL), count, CHUNK, *x_BL.shape[2:]).swapaxes(0, 1)
 
@@ -123,7 +123,7 @@ def _on_each_device(
 ) -> jax.Array:
     """Each device attends with its part of the batch, its heads and its queries.
 
-    A batch or heads that their mesh axes don't divide are computed by all of them.
+    All devices compute a batch or heads that their mesh axes don't divide.
     """
     mesh, split, (N, K) = current_mesh(), parts("heads"), (query_BLNE.shape[2], key_BSKE.shape[2])
     assert mesh is not None
@@ -148,7 +148,7 @@ def _on_each_device(
 
 @functools.cache  # once per kind of call, so that the log says it once
 def _choose(asked: str, platform: str, dtype: str, queries: int, keys: int, width: int, masked: bool) -> str:
-    """The implementation's name. UserError where the one asked for can't be had."""
+    """The implementation's name. UserError where the one asked for can't run."""
     if asked != "auto":
         if asked not in IMPLEMENTATIONS:
             raise UserError(did_you_mean(asked, ("auto", *IMPLEMENTATIONS), "attention implementation"))

@@ -5,11 +5,12 @@ Parameters name their logical axes (`logical=("embed", "heads", ...)`); `shardin
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.attention import attend
@@ -18,7 +19,7 @@ from tokvid.nn.products import compute_dtype, project
 from tokvid.nn.visibility import Blocks
 from tokvid.sharding import constrain
 
-# What backpropagation keeps of a layer; the rest is computed again.
+# What backpropagation keeps of a layer; it recomputes the rest.
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -33,7 +34,9 @@ def rematerialised(function: Callable[..., Any], policy: str) -> Callable[..., A
     return function if policy == "none" else jax.checkpoint(function, policy=REMAT[policy])
 
 
-def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, logical: tuple[str | None, ...], gain: float = 1.0):
+def weight(
+    rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, logical: tuple[str | None, ...], gain: float = 1.0
+) -> nnx.Param:
     """A float32 parameter, truncated normal with standard deviation gain/√fan_in."""
     init = jax.nn.initializers.truncated_normal(gain * fan_in**-0.5)
     return nnx.Param(init(rngs.params(), shape, jnp.float32), logical=logical)
@@ -45,7 +48,7 @@ class RMSNorm(nnx.Module):
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32), logical=(None,))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)
         return (wide * self.scale[...]).astype(x.dtype)
@@ -54,19 +57,21 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """x @ kernel + bias."""
 
-    def __init__(self, inputs: int, outputs: int, logical: tuple[str | None, str | None], *, rngs: nnx.Rngs, gain=1.0):
+    def __init__(
+        self, inputs: int, outputs: int, logical: tuple[str | None, str | None], *, rngs: nnx.Rngs, gain: float = 1.0
+    ):
         self.kernel = weight(rngs, (inputs, outputs), inputs, logical, gain)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32), logical=(logical[1],))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n f"]:
         return project(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """The sizes of one block; `depth` is that of the whole stack (residual outputs start at 1/√(2·depth)).
+    """The sizes of one block; `depth` counts the whole stack's blocks (residual outputs start at 1/√(2·depth)).
 
-    `dtype` is what attention and MLP compute in; what they give is rounded to the residual stream's type alone.
+    Attention and MLP compute in `dtype`; their outputs are rounded once, to the residual stream's type.
     """
 
     width: int
@@ -88,7 +93,7 @@ class BlockShape:
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with QK-norm. Keys and values are given out, so that a caller may cache them."""
+    """Multi-head attention with QK-norm. `project` returns keys and values, so that a caller may cache them."""
 
     def __init__(self, shape: BlockShape, *, rngs: nnx.Rngs):
         D, N, K, E = shape.width, shape.heads, shape.kv_heads, shape.width // shape.heads
@@ -99,15 +104,23 @@ class Attention(nnx.Module):
         self.query_norm, self.key_norm = RMSNorm(E), RMSNorm(E)
         self.implementation, self.axes = shape.attention, shape.axes
 
-    def project(self, x_BLD: jax.Array, turn: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x_BLD: Float[Array, "b l d"], turn: Rotation
+    ) -> tuple[Float[Array, "b l n e"], Float[Array, "b l k e"], Float[Array, "b l k e"]]:
         """Queries (B, L, N, E), keys and values (B, L, K, E), normed and rotated."""
         query, key, value = project(x_BLD, self.query[...], self.key[...], self.value[...])
         query = self.query_norm(constrain(query, *self.axes, "heads", None))
         key = self.key_norm(constrain(key, *self.axes, "kv_heads", None))
         return rotate(query, turn), rotate(key, turn), constrain(value, *self.axes, "kv_heads", None)
 
-    def mix(self, query_BLNE, key_BSKE, value_BSKE, blocks: Blocks | None) -> jax.Array:
-        """Attention's output, projected back: (B, L, D)."""
+    def mix(
+        self,
+        query_BLNE: Float[Array, "b l n e"],
+        key_BSKE: Float[Array, "b s k e"],
+        value_BSKE: Float[Array, "b s k e"],
+        blocks: Blocks | None,
+    ) -> Float[Array, "b l d"]:
+        """Attention's output, projected back."""
         mixed_BLNE = attend(query_BLNE, key_BSKE, value_BSKE, blocks, self.implementation, self.axes)
         return project(mixed_BLNE, self.out[...], axes=2, out=jnp.float32)
 
@@ -122,14 +135,18 @@ class SwiGLU(nnx.Module):
         self.down = weight(rngs, (F, D), F, ("mlp", "embed"), gain=(2 * shape.depth) ** -0.5)
         self.axes = shape.axes
 
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        made = project(x_BLD, self.gate[...], self.up[...])
-        gate_BLF, up_BLF = (constrain(x, *self.axes, "mlp") for x in made)
+    def __call__(self, x_BLD: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        halves = project(x_BLD, self.gate[...], self.up[...])
+        gate_BLF, up_BLF = (constrain(x, *self.axes, "mlp") for x in halves)
         return project(jax.nn.silu(gate_BLF) * up_BLF, self.down[...], out=jnp.float32)
 
 
+Keys: TypeAlias = Float[Array, "b s k e"]  # or values
+Remember: TypeAlias = Callable[[Keys, Keys], tuple[Keys, Keys]]
+
+
 class Block(nnx.Module):
-    """One pre-norm layer. `remember` turns new keys and values into all those to attend to (a cache, or themselves)."""
+    """One pre-norm layer. `remember` maps new keys and values to all those to attend to (a cache's, or themselves)."""
 
     def __init__(self, shape: BlockShape, *, rngs: nnx.Rngs):
         self.attention_norm, self.mlp_norm = RMSNorm(shape.width), RMSNorm(shape.width)
@@ -137,8 +154,12 @@ class Block(nnx.Module):
         self.mlp, self.dtype, self.axes = SwiGLU(shape, rngs=rngs), shape.dtype, shape.axes
 
     def __call__(
-        self, x_BLD, turn: Rotation, blocks: Blocks | None, remember=lambda key, value: (key, value)
-    ) -> jax.Array:
+        self,
+        x_BLD: Float[Array, "b l d"],
+        turn: Rotation,
+        blocks: Blocks | None,
+        remember: Remember = lambda key, value: (key, value),
+    ) -> Float[Array, "b l d"]:
         x_BLD = constrain(x_BLD, *self.axes, None)
         dtype = compute_dtype(self.dtype)
         query, key, value = self.attention.project(self.attention_norm(x_BLD).astype(dtype), turn)

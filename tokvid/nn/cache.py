@@ -4,31 +4,32 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from tokvid.nn.visibility import NEVER
 from tokvid.sharding import constrain
 
-Layers: TypeAlias = jax.Array | tuple[jax.Array, ...]
+Layers: TypeAlias = Float[Array, "layers b k _ _"] | tuple[Float[Array, "b k _ _"], ...]
 
 
 class KVCache(NamedTuple):
-    """Keys (B, K, E, S) and values (B, K, S, E) of every layer, block (B, S), NEVER in slots that aren't written yet.
+    """Keys (B, K, E, S) and values (B, K, S, E) of every layer; block (B, S), NEVER in slots not yet written.
 
-    Slots stand where attention wants them, so that no step transposes all that is cached. The layers are tuples of
-    arrays, so that no step copies one out; where layers are scanned, arrays with the layers in front.
+    The axes are in attention's order, so that no step transposes the whole cache. The layers are a tuple of arrays, so
+    that no step copies one out; where layers are scanned, one array with the layers in front.
     """
 
     key: Layers
     value: Layers
-    block: jax.Array
+    block: Int[Array, "b s"]
 
 
 def empty_cache(
     layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype: str, stacked: bool
 ) -> KVCache:
-    """A cache in which nothing is written, and so nothing is seen."""
+    """A cache with nothing written, hence nothing visible."""
 
-    def zeros(*shape: int) -> Layers:  # one array each: none can be donated twice
+    def zeros(*shape: int) -> Layers:  # one array for each layer: none can be donated twice
         axes = ("batch", "kv_heads", None, None)
         if stacked:
             return constrain(jnp.zeros((layers, *shape), dtype), None, *axes)
@@ -38,21 +39,21 @@ def empty_cache(
     return KVCache(zeros(batch, kv_heads, head_width, slots), zeros(batch, kv_heads, slots, head_width), block_BS)
 
 
-def write_blocks(old_BS: jax.Array, new_BL: jax.Array, slot: int | jax.Array) -> jax.Array:
-    """The slots from `slot` on replaced. The caller sees to it that they are within: past the end XLA would clamp."""
+def write_blocks(old_BS: Int[Array, "b s"], new_BL: Int[Array, "b l"], slot: int | Int[Array, ""]) -> Int[Array, "b s"]:
+    """Replaces the slots from `slot` on. The caller keeps them within the cache: past its end XLA would clamp."""
     return jax.lax.dynamic_update_slice_in_dim(old_BS, new_BL, slot, axis=1)
 
 
 def write_layer(
     past: tuple[Layers, Layers],
-    key_BLKE: jax.Array,
-    value_BLKE: jax.Array,
-    layer: int | jax.Array,
-    slot: int | jax.Array,
-) -> tuple[tuple[Layers, Layers], tuple[jax.Array, jax.Array]]:
-    """One layer's slots replaced, in place where the cache is donated or carried.
+    key_BLKE: Float[Array, "b l k e"],
+    value_BLKE: Float[Array, "b l k e"],
+    layer: int | Int[Array, ""],
+    slot: int | Int[Array, ""],
+) -> tuple[tuple[Layers, Layers], tuple[Float[Array, "b s k e"], Float[Array, "b s k e"]]]:
+    """Replaces one layer's slots, in place where the cache is donated or carried.
 
-    Takes and returns all layers' keys and values; returns also that layer's, (B, S, K, E) each.
+    Takes and returns all layers' keys and values; also returns that layer's.
     """
     keys, key_BKES = _replaced(past[0], jnp.moveaxis(key_BLKE, 1, 3), layer, (0, 0, 0, slot))
     values, value_BKSE = _replaced(past[1], jnp.moveaxis(value_BLKE, 1, 2), layer, (0, 0, slot, 0))

@@ -1,15 +1,15 @@
 """Flash attention for TPUs, forward and backward, whose mask comes from block numbers (Dao 2023; Pallas kernels).
 
-Neither the scores nor a mask ever lie in HBM: a tile of both is made in VMEM from two short vectors, and tiles in which
-nothing sees anything are neither computed nor fetched. JAX's own splash attention knows masks that are fixed when the
-program is compiled, and segments; ours is block[j] <= block[i], with numbers that differ from sample to sample.
+Neither the scores nor a mask ever lie in HBM: the kernel makes a tile of both in VMEM from two short vectors, and skips
+tiles in which nothing sees anything. JAX's own splash attention supports segments and masks fixed at compile time; ours
+is block[j] <= block[i], with numbers that differ from sample to sample.
 
-Tensors are (B, N, L, E) here, so that a tile is some slots of one head. What stands for each slot (block numbers,
-sums) is a column (B, N, L, 1) or a row (B, N, 1, L), as the tile of scores wants it.
+Tensors are (B, N, L, E) here, so that a tile is some slots of one head. Values for each slot (block numbers, sums) are
+a column (B, N, L, 1) or a row (B, N, 1, L), to match the tile of scores.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,42 +17,54 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
 
 from tokvid.nn.visibility import NEVER
 
 TILE = 512  # slots; the scores of a tile are 1 MiB
-HIDDEN, START = -1e30, -1e29  # the score of what isn't seen; the first maximum, above it, so that its weight is 0
+HIDDEN, START = -1e30, -1e29  # a hidden slot's score; the first maximum, above it, so that its weight is 0
 
 
 class Setting(NamedTuple):
-    """What is fixed when the kernels are compiled."""
+    """Fixed when the kernels are compiled."""
 
     window: int | None
     interpret: bool
 
 
 class Numbers(NamedTuple):
-    """Block numbers, filled up to whole tiles: queries (B, 1, L, 1), keys (B, 1, S, 1)."""
+    """Block numbers, padded to whole tiles."""
 
-    query: jax.Array
-    key: jax.Array
+    query: Int[Array, "b 1 l 1"]
+    key: Int[Array, "b 1 s 1"]
+
+
+class Residuals(NamedTuple):
+    """The backward pass's inputs: those of the forward pass, its output, the logarithms of the queries' sums."""
+
+    query_BNLE: Float[Array, "b n l e"]
+    key_BKSE: Float[Array, "b k s e"]
+    value_BKSE: Float[Array, "b k s e"]
+    numbers: Numbers
+    out_BNLE: Float[Array, "b n l e"]
+    total_BNL: Float[Array, "b n l"]
 
 
 def flash(
-    query_BLNE: jax.Array,
-    key_BSKE: jax.Array,
-    value_BSKE: jax.Array,
-    query_block_BL: jax.Array,
-    key_block_BS: jax.Array,
+    query_BLNE: Float[Array, "b l n e"],
+    key_BSKE: Float[Array, "b s k e"],
+    value_BSKE: Float[Array, "b s k e"],
+    query_block_BL: Int[Array, "blocks l"],
+    key_block_BS: Int[Array, "blocks s"],
     window: int | None = None,
     *,
     interpret: bool = False,
-) -> jax.Array:
-    """What `attention.attend` gives, but zeros for padding. The block numbers' batch may be 1: the same for all.
+) -> Float[Array, "b l n e"]:
+    """As `attention.attend`, but zeros for padding. The block numbers' batch may be 1, shared by all samples.
 
-    For rematerialisation, what the backward pass needs of it is named "attention".
+    For rematerialisation, the outputs that the backward pass needs are named "attention".
     """
-    # Padding asks for nothing, so that it keeps no tile from being left out; what fills up is seen by nothing.
+    # Padding queries see nothing, so that they don't keep a tile from being skipped; nothing sees padding keys.
     query_block_BL = _filled(jnp.where(query_block_BL >= NEVER, -1, query_block_BL), -1)
     numbers = Numbers(*(x[:, None, :, None] for x in (query_block_BL, _filled(key_block_BS, 2**31 - 1))))
     heads_first = (x.swapaxes(1, 2) for x in (query_BLNE, key_BSKE, value_BSKE))
@@ -64,28 +76,31 @@ def _flash(setting: Setting, query_BNLE: jax.Array, key_BKSE: jax.Array, value_B
     return _forward(setting, query_BNLE, key_BKSE, value_BKSE, numbers)[0]
 
 
-def _flash_forward(setting: Setting, *inputs: Any) -> tuple[jax.Array, tuple]:
-    out_BNLE, total_BNL1 = _forward(setting, *inputs)
+def _flash_forward(
+    setting: Setting, query_BNLE: jax.Array, key_BKSE: jax.Array, value_BKSE: jax.Array, numbers: Numbers
+) -> tuple[jax.Array, Residuals]:
+    out_BNLE, total_BNL1 = _forward(setting, query_BNLE, key_BKSE, value_BKSE, numbers)
     # Kept without its last axis, which would be stored as 128.
     out_BNLE, total_BNL = checkpoint_name(out_BNLE, "attention"), checkpoint_name(total_BNL1[..., 0], "attention")
-    return out_BNLE, (*inputs, out_BNLE, total_BNL)
+    return out_BNLE, Residuals(query_BNLE, key_BKSE, value_BKSE, numbers, out_BNLE, total_BNL)
 
 
-def _flash_backward(setting: Setting, kept: tuple, pull_BNLE: jax.Array) -> tuple:
-    query_BNLE, key_BKSE, value_BKSE, numbers, out_BNLE, total_BNL = kept
-    mean_BNL = jnp.sum(pull_BNLE.astype(jnp.float32) * out_BNLE.astype(jnp.float32), axis=-1)
-    inputs = (setting, query_BNLE, key_BKSE, value_BKSE, numbers, pull_BNLE, total_BNL, mean_BNL)
-    return _to_query(*inputs), *_to_key_and_value(*inputs), None
+def _flash_backward(setting: Setting, kept: Residuals, pull_BNLE: jax.Array) -> tuple:
+    mean_BNL = jnp.sum(pull_BNLE.astype(jnp.float32) * kept.out_BNLE.astype(jnp.float32), axis=-1)
+    return _to_query(setting, kept, pull_BNLE, mean_BNL), *_to_key_and_value(setting, kept, pull_BNLE, mean_BNL), None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def _forward(setting, query_BNLE, key_BKSE, value_BKSE, numbers: Numbers) -> list[jax.Array]:
+def _forward(
+    setting: Setting, query_BNLE: jax.Array, key_BKSE: jax.Array, value_BKSE: jax.Array, numbers: Numbers
+) -> Sequence[jax.Array]:
     """The output, and the logarithm of each query's sum of exponentials (B, N, L, 1), float32."""
     tiles = Tiles(query_BNLE, key_BKSE, numbers)
 
-    def kernel(last, first, query_block, key_block, query, key, value, out, total, peak, sum_, mixed):
+    def kernel(last, first, *refs):
+        query_block, key_block, query, key, value, out, total, peak, sum_, mixed = refs
         here = tiles.here()
 
         @pl.when(pl.program_id(3) == 0)
@@ -126,11 +141,13 @@ def _forward(setting, query_BNLE, key_BKSE, value_BKSE, numbers: Numbers) -> lis
     )
 
 
-def _to_query(setting, query_BNLE, key_BKSE, value_BKSE, numbers, pull_BNLE, total_BNL, mean_BNL) -> jax.Array:
+def _to_query(setting: Setting, kept: Residuals, pull_BNLE: jax.Array, mean_BNL: jax.Array) -> jax.Array:
     """The queries' gradient."""
+    query_BNLE, key_BKSE, value_BKSE, numbers, _, total_BNL = kept
     tiles = Tiles(query_BNLE, key_BKSE, numbers)
 
-    def kernel(last, first, query_block, key_block, query, key, value, pull, total, mean, out, sum_):
+    def kernel(last, first, *refs):
+        query_block, key_block, query, key, value, pull, total, mean, out, sum_ = refs
         here = tiles.here()
 
         @pl.when(pl.program_id(3) == 0)
@@ -161,11 +178,15 @@ def _to_query(setting, query_BNLE, key_BKSE, value_BKSE, numbers, pull_BNLE, tot
     )[0]
 
 
-def _to_key_and_value(setting, query_BNLE, key_BKSE, value_BKSE, numbers, pull_BNLE, total_BNL, mean_BNL):
-    """The keys' and the values' gradients. Scores are turned here, keys by queries, so that no tile is transposed."""
+def _to_key_and_value(
+    setting: Setting, kept: Residuals, pull_BNLE: jax.Array, mean_BNL: jax.Array
+) -> Sequence[jax.Array]:
+    """The keys' and the values' gradients. Scores are keys by queries here, so that no tile is transposed."""
+    query_BNLE, key_BKSE, value_BKSE, numbers, _, total_BNL = kept
     tiles = Tiles(query_BNLE, key_BKSE, numbers, keys_outside=True)
 
-    def kernel(last, first, query_block, key_block, query, key, value, pull, total, mean, key_out, out, key_sum, sum_):
+    def kernel(last, first, *refs):
+        query_block, key_block, query, key, value, pull, total, mean, key_out, out, key_sum, sum_ = refs
         here = tiles.here()
 
         @pl.when(pl.program_id(3) == 0)
@@ -199,7 +220,7 @@ def _to_key_and_value(setting, query_BNLE, key_BKSE, value_BKSE, numbers, pull_B
 
 
 class Of(NamedTuple):
-    """An array (B, heads, slots, width), or its shape, with the slots of the queries or of the keys; a row, if so."""
+    """A kernel's array (B, heads, slots, width), or its shape. `keys`: its slots are the keys'; `row`: it is a row."""
 
     array: Any
     keys: bool
@@ -215,7 +236,13 @@ class Tiles:
     With `keys_outside` it is batch, key heads, tiles of keys, then the tiles of queries of all heads that share them.
     """
 
-    def __init__(self, query_BNLE: jax.Array, key_BKSE: jax.Array, numbers: Numbers, keys_outside: bool = False):
+    def __init__(
+        self,
+        query_BNLE: Float[Array, "b n l e"],
+        key_BKSE: Float[Array, "b k s e"],
+        numbers: Numbers,
+        keys_outside: bool = False,
+    ):
         (self.B, self.N, self.L, self.width), (self.K, self.S) = query_BNLE.shape, key_BKSE.shape[1:3]
         self.tile_L, self.tile_S = _tile(self.L), _tile(self.S)
         self.count_L, self.count_S = -(-self.L // self.tile_L), -(-self.S // self.tile_S)
@@ -233,20 +260,20 @@ class Tiles:
         return b, head * group + jax.lax.div(inner, self.count_L), head, jax.lax.rem(inner, self.count_L), outer
 
     def here(self) -> tuple:
-        """This step's place; to be asked outside of conditions."""
+        """This step's place; call it outside of conditions."""
         return self._place(*(pl.program_id(axis) for axis in range(4)))
 
-    def seen(self, place: tuple, last, first) -> jax.Array:
-        """Whether anything may be seen in a tile."""
+    def seen(self, place: tuple, last, first) -> Bool[Array, ""]:
+        """Whether any query of a tile may see any of its keys."""
         b, _, _, i, j = place
         b = 0 if self.alike else b
         return first[b * self.count_S + j] <= last[b * self.count_L + i]
 
-    def queries(self, ref, place: tuple) -> jax.Array:
-        """The slots of a tile; what is read beyond the array's end is 0, for it could be NaN."""
+    def queries(self, ref, place: tuple) -> Float[Array, "l e"]:
+        """The slots of a tile; zeros beyond the array's end, where memory could hold NaN."""
         return _within(ref[0, 0], place[3] * self.tile_L, self.L)
 
-    def keys(self, ref, place: tuple) -> jax.Array:
+    def keys(self, ref, place: tuple) -> Float[Array, "s e"]:
         """As `queries`."""
         return _within(ref[0, 0], place[4] * self.tile_S, self.S)
 
@@ -258,7 +285,7 @@ class Tiles:
             *step, last, first = step_and_bounds
             b, n, k, i, j = place = self._place(*step)
             at = j if of.keys else i
-            if of.keys != self.keys_outside:  # it changes from step to step: not fetched where nothing is seen
+            if of.keys != self.keys_outside:  # it changes at each step: not fetched where nothing is seen
                 at = jnp.where(self.seen(place, last, first), at, 0)
             lead = b if batch > 1 else 0, (k if of.keys else n) if heads > 1 else 0
             return (*lead, 0, at) if of.row else (*lead, at, 0)
@@ -274,8 +301,8 @@ class Tiles:
         *,
         products: int,
         interpret: bool,
-    ) -> list[jax.Array]:
-        """Runs a kernel, which makes so many matrix products of each tile, and sums in float32 `scratch`."""
+    ) -> Sequence[Float[Array, "..."]]:
+        """Runs a kernel, with `products` matrix products per tile and float32 sums of the shapes in `scratch`."""
         grid = (self.B, self.N, self.count_L, self.count_S)
         if self.keys_outside:
             grid = (self.B, self.K, self.count_S, self.N // self.K * self.count_L)
@@ -302,12 +329,12 @@ class Tiles:
 
 
 def _tile(slots: int) -> int:
-    """How many slots a tile has: a multiple of the 128 lanes."""
+    """The slots of a tile: a multiple of the 128 lanes."""
     return min(TILE, -(-slots // 128) * 128)
 
 
 def _filled(block_BL: jax.Array, number: int) -> jax.Array:
-    """Filled up to whole tiles."""
+    """Padded to whole tiles."""
     slots = block_BL.shape[1]
     return jnp.pad(block_BL, ((0, 0), (0, -slots % _tile(slots))), constant_values=number)
 

@@ -4,21 +4,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every slot's rotary angles, (B, L, 1, E/2) each: the same for all layers and heads."""
+    """Cosine and sine of every slot's rotary angles, (B, L, 1, E/2) each, shared by all layers and heads."""
 
-    cos: jax.Array
-    sin: jax.Array
+    cos: Float[Array, "b l 1 half"]
+    sin: Float[Array, "b l 1 half"]
 
 
-def rotation(position_BLA: Float[Array, "b l a"], width: int, base: float = 100.0) -> Rotation:
-    """Rotary angles (RoFormer, section 3.2) for heads of `width` channels, shared out among A axes.
+def rotation(position_BLA: Num[Array, "b l a"], width: int, base: float = 100.0) -> Rotation:
+    """Rotary angles (RoFormer, section 3.2) for heads of `width` channels, divided among A axes.
 
-    Positions are real numbers (seconds, rows, columns scaled as the caller likes): only differences matter. The first
-    axis takes what doesn't divide. Frequencies run from 1 down to 1/base radians per unit.
+    Positions are real numbers (seconds, rows, columns, scaled as the caller likes): only differences matter. The first
+    axis takes the remainder. Frequencies run from 1 down to 1/base radians per unit.
     """
     half, axes = width // 2, position_BLA.shape[-1]
     counts = [half // axes + (half % axes if axis == 0 else 0) for axis in range(axes)]
@@ -38,10 +38,10 @@ def rotate(x_BLNE: Float[Array, "b l n e"], by: Rotation) -> Float[Array, "b l n
     return jnp.concatenate(turned, axis=-1).astype(x_BLNE.dtype)
 
 
-def fourier_features(position_BLA: Float[Array, "b l a"], count: int, shortest: float = 2.0) -> Float[Array, "b l f"]:
+def fourier_features(position_BLA: Num[Array, "b l a"], count: int, shortest: float = 2.0) -> Float[Array, "b l f"]:
     """Sines and cosines of absolute coordinates: `count` octaves per axis, from wavelength `shortest` units upwards.
 
-    Returns (B, L, 2·count·A). Rotary positions say how far apart tokens are; these say where in the frame they stand.
+    Returns (B, L, 2·count·A). Rotary positions encode distances between tokens; these encode places in the frame.
     """
     frequency_F = 2 * jnp.pi / (shortest * 2.0 ** jnp.arange(count, dtype=jnp.float32))
     angle_BLAF = position_BLA[..., None].astype(jnp.float32) * frequency_F

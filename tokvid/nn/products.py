@@ -9,19 +9,22 @@ import itertools
 import logging
 import math
 from pathlib import Path
+from typing import overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from tokvid.sharding import current_mesh, parts, platform
 
 CPU_UNITS = ("amx_bf16", "avx512_bf16")  # what /proc/cpuinfo calls a processor's bfloat16 multipliers
-FEW = 256  # rows of activations, as in a step of decoding, for which joining kernels costs more than it saves
-MOST_ROWS = 64  # stretches that a weight's gradient is summed over
+FEW = 256  # rows of activations, as in a decoding step, below which joining kernels costs more than it saves
+MOST_ROWS = 64  # parts that the rows are split into for a weight's gradient
 
 
 def compute_dtype(asked: str) -> str:
-    """The type to compute in: as asked, and for "auto" bfloat16 where the device traced for multiplies it faster."""
+    """The type to compute in: as asked; for "auto", bfloat16 where the target device multiplies it faster."""
     if asked != "auto":
         return asked
     chosen = "bfloat16" if platform() != "cpu" or _cpu_has_units() else "float32"
@@ -44,28 +47,49 @@ def _log_choice(dtype: str, platform: str) -> None:
     logging.getLogger(__name__).info("computing in %s (dtype auto on %s%s)", dtype, platform, units)
 
 
-def project(x: jax.Array, *kernels: jax.Array, axes: int = 1, out: jax.typing.DTypeLike | None = None):
+@overload
+def project(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], /, *, axes: int = 1, out: DTypeLike | None = None
+) -> Float[Array, "..."]: ...
+
+
+@overload
+def project(
+    x: Float[Array, "..."],
+    first: Float[Array, "..."],
+    second: Float[Array, "..."],
+    /,
+    *others: Float[Array, "..."],
+    axes: int = 1,
+    out: DTypeLike | None = None,
+) -> list[Float[Array, "..."]]: ...
+
+
+def project(
+    x: Float[Array, "..."], *kernels: Float[Array, "..."], axes: int = 1, out: DTypeLike | None = None
+) -> Float[Array, "..."] | list[Float[Array, "..."]]:
     """Contracts the last `axes` axes of x with the first `axes` of each kernel, in x's type.
 
-    Returns one array for each kernel (alone where there is one), of type `out`, by default x's.
+    Returns an array, or a list of them where there are several kernels, of type `out`, by default x's.
     """
     out = out or x.dtype
-    made: list[jax.Array]
+    products: list[jax.Array]
     if platform() != "cpu" or parts("length") > 1:
-        made = [jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=out) for kernel in kernels]
-        return made[0] if len(kernels) == 1 else made
+        products = [jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=out) for kernel in kernels]
+        return products[0] if len(kernels) == 1 else products
     # Flattened: XLA's CPU backend is 1.7 times as fast at the gradients of plain matrices. Elsewhere this would merge
     # axes that are sharded differently.
     inner = math.prod(x.shape[x.ndim - axes :])
     x_ND, leading = x.reshape(-1, inner), x.shape[: x.ndim - axes]
     flat = [kernel.reshape(inner, -1) for kernel in kernels]
     if len(x_ND) < FEW:
-        made_NF = [_product(x_ND, kernel_DF) for kernel_DF in flat]
+        flat_NF = [_product(x_ND, kernel_DF) for kernel_DF in flat]
     else:
         ends = list(itertools.accumulate(kernel_DF.shape[1] for kernel_DF in flat[:-1]))
-        made_NF = jnp.split(_product(x_ND, jnp.concatenate(flat, axis=1)), ends, axis=1)
-    made = [x.astype(out).reshape(*leading, *kernel.shape[axes:]) for x, kernel in zip(made_NF, kernels, strict=True)]
-    return made[0] if len(kernels) == 1 else made
+        flat_NF = jnp.split(_product(x_ND, jnp.concatenate(flat, axis=1)), ends, axis=1)
+    shapes = [(*leading, *kernel.shape[axes:]) for kernel in kernels]
+    products = [y_NF.astype(out).reshape(shape) for y_NF, shape in zip(flat_NF, shapes, strict=True)]
+    return products[0] if len(kernels) == 1 else products
 
 
 def _product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Who sees whom: block numbers, one for each token, and the one rule that makes masks of them."""
+"""Who sees whom: a block number for each token, and the one rule that turns them into masks."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ NEVER = 2**30  # the block number of padding: later than every query, so only pa
 
 
 class Blocks(NamedTuple):
-    """Who sees whom: the block numbers of queries and keys, for a batch of B or, the same for all, of 1."""
+    """Who sees whom: the block numbers of queries and keys, for a batch of B, or of 1 where all samples share them."""
 
     query_BL: Int[Array, "b l"]
     key_BS: Int[Array, "b s"]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float, Float64, UInt8
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.shapes import words as vocabulary
@@ -17,7 +18,7 @@ from tokvid.shapes.words import ShapeAttributes
 from tokvid.types import Caption
 
 COLOR_CHANGES = 0.25  # how often the colour changes too when the motion does
-ENGLISH = 0.75  # how often a story whose language is drawn is told in English
+ENGLISH = 0.75  # how often a story whose language is drawn is in English
 SECONDS_STEP = 0.25  # drawn segments last a whole number of these
 
 _WORDS: dict[str, dict[str, str]] = {
@@ -96,12 +97,12 @@ _STILL = {
     ),
 }
 LANGUAGES = tuple(_MOVING)
-PHRASINGS = {language: len(phrases) for language, phrases in _MOVING.items()}  # how many ways of saying it
+PHRASINGS = {language: len(phrases) for language, phrases in _MOVING.items()}  # the number of phrasings
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSegment:
-    """A stretch of uniform motion from `start`, lasting `seconds`; `caption` says its attributes."""
+    """A stretch of uniform motion from `start`, lasting `seconds`; `caption` states its attributes."""
 
     start: float
     seconds: float
@@ -111,7 +112,7 @@ class ShapesSegment:
 
 @dataclasses.dataclass(frozen=True)
 class ShapesStory:
-    """All there is to know of one video. Radius and position (x, y at time 0) are in world units.
+    """Everything about one video. Radius and position (x, y at time 0) are in world units.
 
     Size and shape are the same in every segment; so are the jitters, hence an object keeps its identity.
     """
@@ -129,7 +130,7 @@ class ShapesStory:
 
 
 def caption(attributes: ShapeAttributes, index: int, language: str) -> str:
-    """The `index`-th phrasing (modulo `PHRASINGS[language]`), from which every attribute can be told."""
+    """The `index`-th phrasing (modulo `PHRASINGS[language]`), which states every attribute."""
     if language not in LANGUAGES:
         raise UserError(did_you_mean(language, LANGUAGES, "language"))
     phrases = (_STILL if attributes.direction == vocabulary.STILL else _MOVING)[language]
@@ -139,12 +140,12 @@ def caption(attributes: ShapeAttributes, index: int, language: str) -> str:
 
 
 def language_of(text: str) -> str:
-    """Which of `LANGUAGES` a caption is in."""
+    """The one of `LANGUAGES` that a caption is in."""
     return "zh" if any("一" <= letter <= "鿿" for letter in text) else "en"
 
 
 def captions_corpus(captions: int, seed: int) -> list[str]:
-    """That many captions of drawn stories, in both languages, for training a text model."""
+    """Captions of drawn stories, in both languages, for training a text model."""
     rng = np.random.default_rng(seed)
     corpus: list[str] = []
     while len(corpus) < captions:
@@ -173,17 +174,17 @@ def sample_story(
         raise UserError(f"segment_seconds {segment_seconds}: (least, most) must have {SECONDS_STEP} <= least <= most")
     rng = np.random.default_rng(seed)
     allowed = _HELD_OUT if held_out else _IN_TRAINING
-    told = [_with_speed(rng, allowed[rng.integers(len(allowed))], None)]
+    attributes = [_with_speed(rng, allowed[rng.integers(len(allowed))], None)]
     for _ in range(rng.integers(segments[0], segments[1] + 1) - 1):
-        told.append(_next_attributes(rng, told[-1], allowed))
-    steps = rng.uniform(segment_seconds[0], segment_seconds[1], len(told)) / SECONDS_STEP
-    return story_from(told, [round(step) * SECONDS_STEP for step in steps], seed, language=language)
+        attributes.append(_next_attributes(rng, attributes[-1], allowed))
+    steps = rng.uniform(segment_seconds[0], segment_seconds[1], len(attributes)) / SECONDS_STEP
+    return story_from(attributes, [round(step) * SECONDS_STEP for step in steps], seed, language=language)
 
 
 def story_from(
     attributes: Sequence[ShapeAttributes], seconds: Sequence[float], seed: int, *, language: str | None = None
 ) -> ShapesStory:
-    """The story of these attributes, one segment each of so many seconds; `seed` draws everything else.
+    """The story of these attributes, a segment each of the given seconds; `seed` draws everything else.
 
     Raises UserError unless there is one positive length a segment and size and shape never change.
     """
@@ -199,7 +200,7 @@ def story_from(
     position = rng.uniform(0, vocabulary.WORLD, 2)
     background = int(rng.integers(vocabulary.BACKGROUND_GREYS[0], vocabulary.BACKGROUND_GREYS[1] + 1))
     starts = np.cumsum([0.0, *seconds])
-    told = tuple(
+    drawn = tuple(
         ShapesSegment(
             float(start),
             float(length),
@@ -213,7 +214,7 @@ def story_from(
         hue_shift=vocabulary.HUE_JITTER * float(jitter[1]),
         background=background,
         position=(float(position[0]), float(position[1])),
-        segments=told,
+        segments=drawn,
     )
 
 
@@ -256,11 +257,11 @@ def _next_attributes(
     return _with_speed(rng, chosen, last.speed if chosen[3] == last.direction else None)
 
 
-def positions(story: ShapesStory, seconds_T: np.ndarray) -> np.ndarray:
-    """Where the centre is at those times: float64 (T, 2), x and y in world units, not wrapped.
+def positions(story: ShapesStory, seconds_T: Float[np.ndarray, " t"]) -> Float64[np.ndarray, "t 2"]:
+    """The centre at those times, x and y in world units, not wrapped.
 
-    The exact integral of a velocity that is constant within a segment; the last segment's motion goes on for
-    ever.
+    The exact integral of a velocity that is constant within a segment; the last segment's motion never
+    ends.
     """
     starts_S = np.array([segment.start for segment in story.segments])
     ends_S = np.append(starts_S[1:], np.inf)
@@ -269,8 +270,10 @@ def positions(story: ShapesStory, seconds_T: np.ndarray) -> np.ndarray:
     return np.asarray(story.position) + spent_TS @ velocity_SC
 
 
-def render(story: ShapesStory, *, start: float = 0.0, fps: float = 8.0, frames: int = 9, size: int = 64) -> np.ndarray:
-    """Frames at start + i/fps seconds: uint8 (frames, size, size, 3).
+def render(
+    story: ShapesStory, *, start: float = 0.0, fps: float = 8.0, frames: int = 9, size: int = 64
+) -> UInt8[np.ndarray, "{frames} {size} {size} 3"]:
+    """Frames at start + i/fps seconds.
 
     Anti-aliased by the distance to the outline, at sub-pixel positions. Raises UserError for a negative start
     and for an fps, a number of frames or a size that is not positive.
@@ -325,8 +328,10 @@ class ShapesItem:
     def captions(self) -> tuple[Caption, ...]:
         return tuple(Caption(segment.start, segment.caption) for segment in self.story.segments)
 
-    def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
-        """Frames at start + i/fps: uint8 (T, H, W, 3). Raises UserError if `size` is not square."""
+    def read(
+        self, start: float, fps: float, frames: int, size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "{frames} {size[0]} {size[1]} 3"]:
+        """Frames at start + i/fps seconds. Raises UserError if `size` is not square."""
         if size[0] != size[1]:
             raise UserError(f"size {size}: Moving Shapes are square, give the same height and width")
         return render(self.story, start=start, fps=fps, frames=frames, size=size[0])

@@ -1,13 +1,15 @@
-"""The reader of Moving Shapes: measures from pixels alone what `tokvid.shapes.words` has words for.
+"""The reader of Moving Shapes: measures the attributes that `tokvid.shapes.words` names, from pixels alone.
 
-It is made for videos that are not quite right, too (reconstructed by a lossy tokenizer, or generated): every
-estimate is a median or a fit over all frames, and when nothing in the video looks like a shape it says so.
+It also reads imperfect videos (reconstructed by a lossy tokenizer, or generated): every estimate is a median or a
+fit over all frames, and it says when nothing in the video looks like a shape.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from tokvid.errors import UserError
 from tokvid.shapes import words as vocabulary
@@ -30,7 +32,7 @@ _EDGE_WIDTHS = (1.0, 2.0, 3.5)  # pixels: sharp to blurred
 
 @dataclasses.dataclass(frozen=True)
 class ShapeReading:
-    """What a clip shows. Motion is None where it can't be told (a single frame)."""
+    """A clip's attributes as measured. Motion is None where it can't be measured (a single frame)."""
 
     size: str
     color: str
@@ -39,16 +41,16 @@ class ShapeReading:
     speed: str | None
     pixels_per_second: float | None  # of this image
     units_per_second: float | None  # of the world that is 64 wide, as `vocabulary.SPEEDS`
-    radius: float  # world units: that of a disc of the same area, median over frames
-    radius_T: np.ndarray  # the same of each frame; NaN where there is no object
+    radius: float  # world units, of a disc of the same area, median over frames
+    radius_T: Float[np.ndarray, " t"]  # the same for each frame; NaN where there is no object
     rgb: tuple[float, float, float]  # of the object, 0..255
     hue: float | None  # degrees; None for white
-    centroid_TC: np.ndarray  # pixels (x, y), wrapped into the image; NaN where there is no object
+    centroid_TC: Float[np.ndarray, "t 2"]  # pixels (x, y), wrapped into the image; NaN where there is no object
     fit: float  # share of the matte's energy that the outline explains: 1 is a perfect shape
 
 
-def read_attributes(video_THWC: np.ndarray, fps: float) -> ShapeReading | None:
-    """Reads uint8 (T, H, W, 3) at `fps` frames per second; None if there is no object.
+def read_attributes(video_THWC: UInt8[np.ndarray, "t h w 3"], fps: float) -> ShapeReading | None:
+    """Reads a video at `fps` frames per second; None if there is no object.
 
     The clip should lie within one segment of uniform motion, and an object should move by less than half the
     image from one frame to the next. Raises UserError for another dtype or shape, or an fps that is not
@@ -60,14 +62,11 @@ def read_attributes(video_THWC: np.ndarray, fps: float) -> ShapeReading | None:
         raise UserError(f"fps {fps}: it must be > 0")
     unit = video_THWC.shape[2] / vocabulary.WORLD  # pixels
 
-    pixels_THWC = video_THWC.astype(np.float32)
-    stride = pixels_THWC.size // 30000 | 1  # some 10000 pixels will do; odd, else it could stay in few columns
-    background_C = np.median(pixels_THWC.reshape(-1, 3)[::stride], axis=0)
-    pixels_THWC -= background_C
-    found = _find(pixels_THWC, unit)
-    if found is None:
+    pixels_THWC, background_C = _without_background(video_THWC)
+    place = _find(pixels_THWC, unit)
+    if place is None:
         return None
-    centroid_TC, rough_radius = found
+    centroid_TC, rough_radius = place
     color_C = _core_color(pixels_THWC, centroid_TC, rough_radius)
     contrast = float(np.linalg.norm(color_C))
     if contrast < LEAST_CONTRAST:
@@ -90,20 +89,11 @@ def read_attributes(video_THWC: np.ndarray, fps: float) -> ShapeReading | None:
     color, hue = _name_color(rgb_C)
     size_xy = np.array(video_THWC.shape[2:0:-1], dtype=np.float64)
     centroid_TC = np.where(present_T[:, None], centroid_TC % size_xy, np.nan)
-    velocity_C = _velocity(centroid_TC, size_xy)
-    direction = speed = pixels_per_second = units_per_second = None
-    if velocity_C is not None:
-        pixels_per_second = float(np.hypot(*velocity_C)) * fps
-        units_per_second = pixels_per_second / unit
-        direction, speed = _name_motion(velocity_C, units_per_second)
     return ShapeReading(
         size="small" if radius < SIZE_BOUNDARY else "large",
         color=color,
         shape=shape,
-        direction=direction,
-        speed=speed,
-        pixels_per_second=pixels_per_second,
-        units_per_second=units_per_second,
+        **_motion(_velocity(centroid_TC, size_xy), fps, unit),
         radius=radius,
         radius_T=np.where(present_T, radius_T, np.nan),
         rgb=(float(rgb_C[0]), float(rgb_C[1]), float(rgb_C[2])),
@@ -114,12 +104,23 @@ def read_attributes(video_THWC: np.ndarray, fps: float) -> ShapeReading | None:
 
 
 def score(reading: ShapeReading | None, attributes: ShapeAttributes) -> dict[str, bool]:
-    """Which of size, color, shape, direction and speed were read as told, and "joint": all of them.
+    """Whether size, color, shape, direction and speed were read as given, and "joint": all of them.
 
-    No object gets nothing right. A still shape's speed is right if and only if its direction is.
+    Without an object nothing is right. A still shape's speed is right if and only if its direction is.
     """
-    right = {what: reading is not None and getattr(reading, what) == told for what, told in vars(attributes).items()}
+    right = {what: reading is not None and getattr(reading, what) == name for what, name in vars(attributes).items()}
     return {**right, "joint": all(right.values())}
+
+
+def _without_background(
+    video_THWC: UInt8[np.ndarray, "t h w 3"],
+) -> tuple[Float[np.ndarray, "t h w 3"], Float[np.ndarray, "3"]]:
+    """The pixels' differences from the background, and the background's colour."""
+    pixels_THWC = video_THWC.astype(np.float32)
+    stride = pixels_THWC.size // 30000 | 1  # some 10000 pixels suffice; odd, else it could stay in few columns
+    background_C = np.median(pixels_THWC.reshape(-1, 3)[::stride], axis=0)
+    pixels_THWC -= background_C
+    return pixels_THWC, background_C
 
 
 def _find(pixels_THWC: np.ndarray, unit: float) -> tuple[np.ndarray, float] | None:
@@ -203,7 +204,7 @@ def _name_color(rgb_C: np.ndarray) -> tuple[str, float | None]:
 
 
 def _velocity(centroid_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray | None:
-    """Pixels a frame (x, y) on the torus, by the median of all pairs' slopes (Theil, Sen); None if untold."""
+    """Pixels a frame (x, y) on the torus, by the median of all pairs' slopes (Theil, Sen); None if unknown."""
     step_TC = np.diff(centroid_TC, axis=0)
     step_TC = wrap(step_TC[np.isfinite(step_TC[:, 0])], size_xy)
     if not len(step_TC):
@@ -219,9 +220,23 @@ def _velocity(centroid_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray | None
     return guess_C + np.median(slope_C, axis=0)
 
 
-def wrap(offset_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray:
-    """The shortest way on the torus that leads as far as each offset, in pixels (x, y)."""
+def wrap(offset_TC: Float[np.ndarray, "t 2"], size_xy: Float[np.ndarray, "2"]) -> Float[np.ndarray, "t 2"]:
+    """The shortest offset on the torus equivalent to each, in pixels (x, y)."""
     return (offset_TC + size_xy / 2) % size_xy - size_xy / 2
+
+
+def _motion(velocity_C: np.ndarray | None, fps: float, unit: float) -> dict[str, Any]:
+    """A `ShapeReading`'s fields of motion; `velocity_C` in pixels a frame, `unit` in pixels."""
+    if velocity_C is None:
+        return dict.fromkeys(("direction", "speed", "pixels_per_second", "units_per_second"))
+    pixels_per_second = float(np.hypot(*velocity_C)) * fps
+    direction, speed = _name_motion(velocity_C, pixels_per_second / unit)
+    return {
+        "direction": direction,
+        "speed": speed,
+        "pixels_per_second": pixels_per_second,
+        "units_per_second": pixels_per_second / unit,
+    }
 
 
 def _name_motion(velocity_C: np.ndarray, units_per_second: float) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """The words of Moving Shapes and what they mean in pixels: shared by the renderer and by the reader.
 
 The world is a torus 64 units wide and high, whatever the size of the image that shows it; x runs to the right
-and y runs down. Every shape's size is its *radius*, that of the disc with the same area, so that "small" and
-"large" are told apart by area alone, whatever the shape.
+and y runs down. Every shape's size is its *radius*, that of the disc with the same area, so that area alone
+separates "small" from "large", whatever the shape.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import itertools
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from tokvid.errors import UserError, did_you_mean
 
@@ -93,11 +94,11 @@ HELD_OUT = _hold_out()  # (size, color, shape, direction) that training never sh
 
 
 def is_held_out(attributes: ShapeAttributes) -> bool:
-    """Whether training never shows this size, colour, shape and direction together (at any speed)."""
+    """Whether this combination of size, colour, shape and direction is held out of training (at any speed)."""
     return (attributes.size, attributes.color, attributes.shape, attributes.direction) in HELD_OUT
 
 
-# Outlines. Each has a unit area of pi, so that scaling it by r gives the area of a disc of radius r.
+# Outlines. Each has area pi, so that scaling by r gives the area of a disc of radius r.
 _SQUARE_HALF = math.sqrt(math.pi) / 2
 _TRIANGLE_REACH = math.sqrt(4 * math.pi / (3 * math.sqrt(3)))
 _STAR_INNER = 0.5  # inner over outer radius; a pentagram's 0.38 would have arms too thin for a small image
@@ -117,8 +118,10 @@ def reach(shape: str, radius: float) -> float:
     return _REACH[shape] * radius
 
 
-def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Distance to the outline, negative inside; outside a corner, to the nearer edge's line (sharp corners).
+def signed_distance(
+    shape: str, x: Float[np.ndarray, "*#n"], y: Float[np.ndarray, "*#n"], radius: float
+) -> Float[np.ndarray, "*#n"]:
+    """Distance to the outline, negative inside; outside a corner, distance to the nearer edge's line (sharp corners).
 
     x and y are offsets from the centre (they broadcast with each other), all in one unit, y down.
     Triangle and star point up. Everything stays in the dtype of x and y.
@@ -135,7 +138,7 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> 
     raise UserError(did_you_mean(shape, SHAPES, "shape"))
 
 
-def _star_distance(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+def _star_distance(x: Float[np.ndarray, "*#n"], y: Float[np.ndarray, "*#n"], radius: float) -> Float[np.ndarray, "*#n"]:
     # Fold the plane onto the half arm between the upper tip and the valley 36 degrees to its right; two
     # reflections bring any angle there. The outline is one straight edge of that wedge.
     a, up = np.abs(x), -y

@@ -2,10 +2,11 @@
 
 The first frame has a patch projection of its own, so an image is a 1-frame video. Space layers mix the patches of one
 latent frame; time layers mix one patch's history, causally and within a window, so a stream's cache stays bounded.
-Frames larger than those trained on are mixed in tiles of the size trained on: positions are relative, so a tile is
-nothing new, and what attention costs grows with the pixels, not with their square.
+Frames larger than the training size are mixed in tiles of that size: positions are relative, so a tile is
+nothing new, and attention's cost grows with the pixels, not with their square.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,11 +27,11 @@ from tokvid.types import LatentShape
 
 
 class Cache(NamedTuple):
-    """What a stream remembers: the last latent frames' keys and values per time layer; their times; the next time."""
+    """A stream's state: the last latent frames' keys and values per time layer; their times; the next time."""
 
-    layers: tuple[jax.Array, ...]
-    times: jax.Array
-    next: jax.Array
+    layers: tuple[Float[Array, "patches s n e"], ...]
+    times: Int[Array, " s"]
+    next: Int[Array, ""]
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> LatentShape:
@@ -48,14 +49,14 @@ def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) 
 
 
 def token_side(config: TokenizerConfig) -> int:
-    """How many pixels high and wide a token is."""
+    """A token's height and width in pixels."""
     return config.patch * config.fold
 
 
 class CViViT(nnx.Module):
     """The tokenizer. Videos are float (B, T, H, W, 3) in [-1, 1]; tokens int32 (B, T', H', W', Q).
 
-    Latents are (B, T', H/patch, W/patch, C); a token holds the codes of `fold` times `fold` of them.
+    Latents are (B, T', H/patch, W/patch, C); a token holds the codes of `fold` by `fold` of them.
     """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
@@ -78,7 +79,7 @@ class CViViT(nnx.Module):
         self.paint_first = Linear(width, pixels, ("embed", None), rngs=rngs)
         self.paint_rest = Linear(width, pixels * config.temporal_patch, ("embed", None), rngs=rngs)
 
-    def _stack(self, order: tuple[str, ...], rngs: nnx.Rngs) -> nnx.List:
+    def _stack(self, order: tuple[str, ...], rngs: nnx.Rngs) -> Sequence[Block]:
         c = self.config
         shape = BlockShape(c.width, c.heads, c.heads, c.mlp, len(order), c.dtype, c.attention, ("clips", None))
         return nnx.List([Block(shape, rngs=rngs) for _ in order])
@@ -88,27 +89,26 @@ class CViViT(nnx.Module):
         latent_shape(self.config, *video_BTHWC.shape[1:4])
         return self.encode_step(video_BTHWC)[0]
 
-    def decode(self, ids_BTHWQ: Int[Array, "b t h w q"]) -> Float[Array, "b t h w 3"]:
-        """Tokens of a video from its first frame on → its pixels, at once."""
+    def decode(self, ids_BTHWQ: Int[Array, "b tl hl wl q"]) -> Float[Array, "b t h w 3"]:
+        """Tokens of a video from its first frame on → its pixels, all at once."""
         return self.decode_step(self.latents(ids_BTHWQ))[0]
 
-    def latents(self, ids_BTHWQ: Int[Array, "b t h w q"]) -> jax.Array:
-        """What the decoder sees of tokens."""
+    def latents(self, ids_BTHWQ: Int[Array, "b tl hl wl q"]) -> Float[Array, "b tl rows columns c"]:
+        """The decoder's input: a latent for each of the tokens' patches."""
         return self.quantizer.decode_ids(_unfolded(ids_BTHWQ, self.config.fold))
 
-    def reconstruct(self, video_BTHWC: Float[Array, "b t h w 3"]) -> tuple[jax.Array, Quantized]:
-        """The video as the decoder gives it back, differentiable, and what the quantizer said."""
+    def reconstruct(self, video_BTHWC: Float[Array, "b t h w 3"]) -> tuple[Float[Array, "b t h w 3"], Quantized]:
+        """The video's reconstruction, differentiable, and the encoder's output."""
         quantized = self.encode(video_BTHWC)
         return self.decode_step(quantized.latents)[0], quantized
 
     def encode_step(
-        self, video_BTHWC: jax.Array, cache: Cache | None = None, first: bool = True
+        self, video_BTHWC: Float[Array, "b t h w 3"], cache: Cache | None = None, first: bool = True
     ) -> tuple[Quantized, Cache | None]:
-        """The next frames of a stream; `first` says that the video's first frame leads them.
+        """Encodes the next frames of a stream; with `first`, they begin with the video's first frame.
 
-        T = 1 + n·temporal_patch with the first frame, n·temporal_patch without. `cache` is from `empty_cache`, then
-        from the step before; None for a video given whole. Returns what `encode` would have for these frames, and the
-        next cache.
+        T = 1 + n·temporal_patch with the first frame, n·temporal_patch without. `cache` is `empty_cache`'s, then
+        the last step's; None for a whole video. Returns `encode`'s output for these frames, and the next cache.
         """
         pt, p = self.config.temporal_patch, self.config.patch
         split = int(first)
@@ -122,8 +122,8 @@ class CViViT(nnx.Module):
         return quantized._replace(ids=ids, inputs=inputs), cache
 
     def decode_step(
-        self, latents_BTHWC: jax.Array, cache: Cache | None = None, first: bool = True
-    ) -> tuple[jax.Array, Cache | None]:
+        self, latents_BTHWC: Float[Array, "b tl rows columns c"], cache: Cache | None = None, first: bool = True
+    ) -> tuple[Float[Array, "b t h w 3"], Cache | None]:
         """The next latent frames of a stream → their pixels and the next cache; arguments as for `encode_step`."""
         pt, p = self.config.temporal_patch, self.config.patch
         x_BTHWD = constrain(self.from_latent(latents_BTHWC), "clips", *[None] * 4)
@@ -136,7 +136,7 @@ class CViViT(nnx.Module):
         return jnp.concatenate(parts, axis=1), cache
 
     def empty_cache(self, part: str, batch: int, rows: int, columns: int) -> Cache:
-        """The cache at the start of a stream of so many rows and columns of tokens through the "encoder" or "decoder".
+        """The cache at the start of a stream of `rows` by `columns` tokens; `part` is "encoder" or "decoder".
 
         Its size never grows.
         """
@@ -146,7 +146,9 @@ class CViViT(nnx.Module):
         layers = [jnp.zeros(past, dtype) for kind in order if kind == "time" for _ in ("key", "value")]
         return Cache(tuple(layers), jnp.full((c.time_window - 1,), NEVER, jnp.int32), jnp.zeros((), jnp.int32))
 
-    def _run(self, blocks, order, x_BTHWD, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def _run(
+        self, blocks: Sequence[Block], order: tuple[str, ...], x_BTHWD: jax.Array, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
         B, T, H, W, D = x_BTHWD.shape
         c = self.config
         most = (c.tile,) * 2 if c.tile else (c.size[0] // c.patch, c.size[1] // c.patch)
@@ -161,7 +163,7 @@ class CViViT(nnx.Module):
         kept: list[jax.Array] = []
 
         def remember(key_BSKE, value_BSKE):
-            """All keys and values that the window can reach; the youngest are kept for the next step."""
+            """All keys and values within the window; keeps the latest for the next step."""
             if cache is None:
                 return key_BSKE, value_BSKE
             old = cache.layers[len(kept) : len(kept) + 2]
@@ -185,18 +187,18 @@ class CViViT(nnx.Module):
 
 
 class Tiles:
-    """Which rows and columns of a grid are mixed together: tiles of one size that cover it, overlapping where needed.
+    """The parts of a grid that are mixed together: tiles of one size that cover it, overlapping where needed.
 
-    `rows` (tiles, rows of one) and `columns` likewise. Where tiles overlap, each place is computed in all of them and
-    taken from the one whose middle is nearest.
+    `rows` is (tiles, rows of a tile), `columns` likewise. Where tiles overlap, each place is computed in all of them
+    and taken from the one whose middle is nearest.
     """
 
     def __init__(self, height: int, width: int, most_rows: int, most_columns: int):
         self.rows, self._rows_from = _cover(height, most_rows)
         self.columns, self._columns_from = _cover(width, most_columns)
 
-    def cut(self, x_BTHWD: jax.Array) -> jax.Array:
-        """The grids' tiles: (B·T·tiles, places of one, D)."""
+    def cut(self, x_BTHWD: Float[Array, "b t h w d"]) -> Float[Array, "tiles l d"]:
+        """The grids' tiles: (B·T·tiles, places of a tile, D)."""
         (n, h), (m, w) = self.rows.shape, self.columns.shape
         B, T, _, _, D = x_BTHWD.shape
         if n * m > 1:
@@ -204,8 +206,8 @@ class Tiles:
             x_BTHWD = x.swapaxes(3, 4)
         return x_BTHWD.reshape(B * T * n * m, h * w, D)
 
-    def join(self, x_XLD: jax.Array, B: int, T: int) -> jax.Array:
-        """The inverse of `cut`: (B, T, H, W, D)."""
+    def join(self, x_XLD: Float[Array, "tiles l d"], B: int, T: int) -> Float[Array, "{B} {T} h w d"]:
+        """The inverse of `cut`."""
         (n, h), (m, w) = self.rows.shape, self.columns.shape
         x = x_XLD.reshape(B, T, n, m, h, w, -1)
         if n * m == 1:
@@ -215,9 +217,9 @@ class Tiles:
 
 
 def _cover(length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly spread stretches of at most `most` that cover `length`: their places, and where each place is taken from.
+    """Evenly spread stretches of at most `most` that cover `length`.
 
-    (stretches, places of one), and (length,) numbers into the first array, flattened.
+    Returns their places, (stretches, places of a stretch), and for each place its index in that array, flattened.
     """
     size, count = min(most, length), -(-length // most)
     starts_S = np.rint(np.linspace(0, length - size, count)).astype(int)
@@ -226,7 +228,7 @@ def _cover(length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folded(x_BTHWG: jax.Array, fold: int) -> jax.Array:
-    """Of codes, or what belongs to each: patches (B, T, H·fold, W·fold, G, …) → tokens (B, T, H, W, fold·fold·G, …)."""
+    """Codes, or values for each: patches (B, T, H·fold, W·fold, G, …) → tokens (B, T, H, W, fold·fold·G, …)."""
     (B, T, H, W, G), rest = x_BTHWG.shape[:5], x_BTHWG.shape[5:]
     x = x_BTHWG.reshape(B, T, H // fold, fold, W // fold, fold, G, *rest).swapaxes(3, 4)
     return x.reshape(B, T, H // fold, W // fold, fold * fold * G, *rest)

@@ -1,7 +1,7 @@
 """The adversary: judges of frames and of space-time, and the game that the tokenizer plays against them.
 
-Both learn in one step. The tokenizer gets the gradient of the judges' verdict with respect to its pixels, so that no
-parameter of a judge is moved by it; the judges learn from those pixels as from data.
+Both learn in one step. The tokenizer gets the gradient of the judges' verdict with respect to its pixels, so that it
+moves no parameter of a judge; the judges learn from those pixels as from data.
 """
 
 import itertools
@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from tokvid.config import AdversaryConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.blocks import RMSNorm, weight
 from tokvid.tokenizer.quantizers import Buffer
 
-# (real, made) → what the judge makes small; (made) → what the tokenizer does.
+# (real, made) → what the judge minimises; (made) → what the tokenizer minimises.
 GAMES = {
     "hinge": (lambda real, made: jax.nn.relu(1 - real) + jax.nn.relu(1 + made), lambda made: -made),
     "non-saturating": (
@@ -41,11 +42,13 @@ class Judge(nnx.Module):
         self.norms = nnx.List(RMSNorm(width) for width in widths[2:])
         self.verdict = nnx.Conv(frames * widths[-1], 1, (3, 3), rngs=rngs)
         self.words = weight(rngs, (words, widths[-1]), widths[-1], (None, None)) if words else None
-        # LeCam's moving averages of the mean verdict on real and on made videos.
+        # LeCam's moving averages of the mean verdict on real and on generated videos.
         self.average = Buffer(jnp.zeros(2))
 
-    def __call__(self, video_BTHWC: jax.Array, text_BL: jax.Array) -> jax.Array:
-        """Verdicts (B, T', H', W'): the higher, the more real. Text is padded with -1; none at all says nothing."""
+    def __call__(
+        self, video_BTHWC: Float[Array, "b t h w 3"], text_BL: Int[Array, "b l"]
+    ) -> Float[Array, "b tl hl wl"]:
+        """Verdicts: the higher, the more real. Text is padded with -1; without text only the video is judged."""
         x = video_BTHWC
         for i, convolve in enumerate(self.halve):
             x = self._over_time(convolve, x, 2 if self.frames > 1 and i else 1)
@@ -59,20 +62,20 @@ class Judge(nnx.Module):
         return verdict_BTHW + jnp.einsum("bthwc,bc->bthw", x, words_BC)
 
     def _over_time(self, convolve: nnx.Conv, x_BTHWC: jax.Array, step: int) -> jax.Array:
-        """A convolution over space and `frames` frames, every `step` of them: one over space of frames side by side.
+        """A convolution over space and `frames` frames, with stride `step` in time: one over space of stacked frames.
 
-        Which is the same, and forty times as fast where XLA has no fast convolution in 3-D (on CPUs).
+        The result is the same, forty times as fast where XLA has no fast convolution in 3-D (on CPUs).
         """
         side = (self.frames - 1) // 2
         padded = jnp.pad(x_BTHWC, ((0, 0), (side, side), (0, 0), (0, 0), (0, 0)))
         T = x_BTHWC.shape[1]
         x_BTHWC = jnp.concatenate([padded[:, i : i + T : step] for i in range(self.frames)], axis=-1)
-        made = convolve(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
-        return made.reshape(*x_BTHWC.shape[:2], *made.shape[1:])
+        frames = convolve(x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]))
+        return frames.reshape(*x_BTHWC.shape[:2], *frames.shape[1:])
 
 
 class Adversary(nnx.Module):
-    """The judges that the config asks for, and how many steps they have taken. `words`: of the captions they read."""
+    """The config's judges and the number of their steps. `words` is the vocabulary of the captions they read."""
 
     def __init__(self, config: AdversaryConfig, words: int = 0, *, rngs: nnx.Rngs):
         if config.game not in GAMES:
@@ -87,20 +90,20 @@ class Adversary(nnx.Module):
 
 
 class Round(NamedTuple):
-    """One round of the game: the gradient on the pixels made, the judges' losses, and what to log."""
+    """One round of the game: the gradient on the generated pixels, the judges' losses, and metrics to log."""
 
-    pull_BTHWC: jax.Array
-    losses: dict[str, jax.Array]
-    metrics: dict[str, jax.Array]
+    pull_BTHWC: Float[Array, "b t h w 3"]
+    losses: dict[str, Float[Array, ""]]
+    metrics: dict[str, Float[Array, ""]]
 
 
 def play(
     config: AdversaryConfig,
     adversary: Adversary,
-    made_BTHWC: jax.Array,
-    truth_BTHWC: jax.Array,
-    text_BL: jax.Array,
-    force: jax.Array,
+    made_BTHWC: Float[Array, "b t h w 3"],
+    truth_BTHWC: Float[Array, "b t h w 3"],
+    text_BL: Int[Array, "b l"],
+    force: Float[Array, ""],
 ) -> Round:
     """`force` is the norm of the other losses' gradient on the pixels: the pull is `config.weight` times as strong."""
     judge_loss, maker_loss = GAMES[config.game]

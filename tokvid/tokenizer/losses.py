@@ -1,16 +1,17 @@
-"""What the tokenizer is trained to make small. To add a loss: a term here and a weight in `TokenizerConfig`."""
+"""The losses that the tokenizer minimises. To add one: a term here and a weight in `TokenizerConfig`."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from tokvid.config import TokenizerConfig
 from tokvid.metrics.ssim import ssim_map
 
 
 def reconstruction_losses(
-    config: TokenizerConfig, made_BTHWC: jax.Array, truth_BTHWC: jax.Array
-) -> dict[str, jax.Array]:
-    """Named, weighted, scalar losses between two videos in [-1, 1]; their sum is what is minimised.
+    config: TokenizerConfig, made_BTHWC: Float[Array, "b t h w 3"], truth_BTHWC: Float[Array, "b t h w 3"]
+) -> dict[str, Float[Array, ""]]:
+    """Named, weighted, scalar losses between two videos in [-1, 1]; training minimises their sum.
 
     "temporal" is the L1 distance of the differences between consecutive frames: it punishes flicker. "ssim" is
     1 - SSIM, of frames of 11 x 11 pixels or more.

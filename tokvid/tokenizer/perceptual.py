@@ -1,7 +1,7 @@
-"""The perceptual distance: how differently a network trained on pictures sees two frames (Zhang et al. 2018, LPIPS).
+"""The perceptual distance: how differently an image network sees two frames (Zhang et al. 2018, LPIPS).
 
-The network is the user's own .safetensors file, for none is shipped: a VGG's convolutions under torchvision's names,
-`features.N.weight` (out, in, 3, 3) and `features.N.bias`. Where it pools follows from the numbers.
+The network is a .safetensors file of the user's, since none is shipped: a VGG's convolutions under torchvision's names,
+`features.N.weight` (out, in, 3, 3) and `features.N.bias`. The numbers show where it pools.
 """
 
 from itertools import pairwise
@@ -13,11 +13,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
+from jaxtyping import Array, Float
 
 from tokvid.errors import UserError
 from tokvid.tokenizer.quantizers import Buffer
 
-# ImageNet's, which torchvision's networks are trained with.
+# ImageNet's, with which torchvision's networks are trained.
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
@@ -34,8 +35,10 @@ class Perceptual(nnx.Module):
         # A ReLU follows each convolution, so the next stands two further on, or three behind a pooling.
         self.pooled = (*(after - before == 3 for before, after in pairwise(numbers)), True)
 
-    def __call__(self, made_BTHWC: jax.Array, truth_BTHWC: jax.Array) -> jax.Array:
-        """The mean over depths and places of the squared distance between two videos' features; in [-1, 1]."""
+    def __call__(
+        self, made_BTHWC: Float[Array, "b t h w 3"], truth_BTHWC: Float[Array, "b t h w 3"]
+    ) -> Float[Array, ""]:
+        """The squared distance between the features of two videos in [-1, 1], averaged over depths and places."""
         x = jnp.stack([made_BTHWC, truth_BTHWC]).reshape(-1, *made_BTHWC.shape[2:])
         x = ((x + 1) / 2 - MEAN) / DEVIATION
         distances = []
@@ -69,8 +72,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[int]]:
         channels = len(kernels[f"features.{number}.weight"])
         wanted |= {f"features.{number}.weight": (channels, before, 3, 3), f"features.{number}.bias": (channels,)}
         before = channels
-    found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("features.")}
-    if found != wanted or not numbers or {b - a for a, b in pairwise(numbers)} - {2, 3}:
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("features.")}
+    if shapes != wanted or not numbers or {b - a for a, b in pairwise(numbers)} - {2, 3}:
         raise UserError(
             f"{path} holds no VGG as torchvision names it: features.N.weight (out, in, 3, 3) and features.N.bias, N "
             "two or three further on each time, without batch norm"

@@ -1,8 +1,8 @@
 """Quantizers: latents to codes and back. To add one: a class with this interface and an entry in QUANTIZERS.
 
 Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantized`; `decode_ids(ids)` inverts the ids;
-`learn(z, ids, key)` moves, after a training step's `quantize`, whatever no gradient moves, and gives metrics. `Grouped`
-makes several sub-codes of a latent with any of them.
+`learn(z, ids, key)` updates, after a training step's `quantize`, what no gradient updates, and returns metrics.
+`Grouped` makes several sub-codes of a latent with any of them.
 """
 
 import functools
@@ -14,30 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.types import Codes
 
-CHUNK = 4096  # codes that are compared with at once: no array grows with batch × codebook
+CHUNK = 4096  # codes compared with at once: no array grows with batch × codebook
 GROUP = 8  # bits of LFQ whose joint distribution is averaged over the batch
 
 
 class Buffer(nnx.Variable):
-    """A variable that the forward pass moves itself, in training, and that is saved with the weights."""
+    """A variable that training updates without a gradient, saved with the weights."""
 
 
 class Quantized(NamedTuple):
-    """What became of latents (..., C).
+    """Quantized latents (..., C).
 
-    `latents` with gradients passed straight through; `ids` int32 (...); `losses` named scalars, weighted; `inputs` what
-    was quantized, as the quantizer sees it.
+    `latents` with gradients passed straight through; `ids` int32 (...), or of sub-codes (..., Q); `losses` named
+    scalars, weighted; `inputs` the vectors that were quantized, one for each id.
     """
 
-    latents: jax.Array
-    ids: jax.Array
-    losses: dict[str, jax.Array]
-    inputs: jax.Array
+    latents: Float[Array, "... c"]
+    ids: Int[Array, "*n"]
+    losses: dict[str, Float[Array, ""]]
+    inputs: Float[Array, "*n _"]
 
 
 class FSQ:
@@ -61,14 +62,14 @@ class FSQ:
     def __hash__(self) -> int:
         return hash(tuple(self.levels.tolist()))
 
-    def bound(self, z: jax.Array) -> jax.Array:
+    def bound(self, z: Float[Array, "*n {self.width}"]) -> Float[Array, "*n {self.width}"]:
         """Squashes each channel so that rounding gives exactly its number of levels (even ones shifted by a half)."""
         half = (self.levels - 1) * (1 - 1e-3) / 2
         offset = np.where(self.levels % 2 == 0, 0.5, 0.0)
-        # The paper's code has tan here; arctanh would put 0 exactly on 0, but ids are to agree with everyone else's.
+        # The paper's code has tan here; arctanh would put 0 exactly on 0, but ids should agree with everyone else's.
         return jnp.tanh(z + np.tan(offset / half)) * half - offset
 
-    def quantize(self, z: jax.Array) -> Quantized:
+    def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
         """z (..., C) of any real values → latents in [-1, 1] on the grid, and their ids.
 
         NaN gives NaN latents, so that the loss shows it; the id then is some code and means nothing.
@@ -78,13 +79,15 @@ class FSQ:
         digits = jnp.round(bounded).astype(jnp.int32) + self.levels // 2
         return Quantized(rounded / (self.levels // 2), jnp.sum(digits * self.basis, axis=-1), {}, z)
 
-    def decode_ids(self, ids: jax.Array) -> jax.Array:
+    def decode_ids(self, ids: Int[Array, "*n"]) -> Float[Array, "*n {self.width}"]:
         """ids (...) → latents (..., C), equal to those that `quantize` gave."""
         digits = ids[..., None] // self.basis % self.levels
         half = self.levels // 2
         return (digits - half) / half.astype(jnp.float32)
 
-    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def learn(
+        self, z: Float[Array, "*n {self.width}"], ids: Int[Array, "*n"], key: PRNGKeyArray
+    ) -> dict[str, Num[Array, ""]]:
         """Nothing: there is no codebook."""
         return {}
 
@@ -92,13 +95,13 @@ class FSQ:
 class VQ(nnx.Module):
     """Vector quantization (van den Oord et al. 2017) as ViT-VQGAN and Phenaki use it: few channels, cosine distance.
 
-    Codes are moving averages of the unit vectors that chose them. They start as vectors of the first batch, and one
-    that next to nothing chooses any more becomes a vector of the present batch (SoundStream, section III-C): again at
-    every step until something chooses it, since early in training latents leave codes behind faster than these decay.
+    Codes are moving averages of the unit vectors that chose them. They start as vectors of the first batch, and a code
+    that is hardly ever chosen becomes a vector of the current batch (SoundStream, section III-C): again at every step
+    until something chooses it, since early in training latents leave codes behind faster than these decay.
     """
 
     decay = 0.99  # of the moving averages
-    dead = 0.1  # a code that is chosen less often than this, in even shares, is given up; a new one starts here
+    dead = 0.1  # a code chosen less often than this, in even shares, is replaced; its replacement starts here
 
     def __init__(self, codes: int, width: int, commitment: float, *, rngs: nnx.Rngs):
         if codes < 2 or width < 1:
@@ -107,7 +110,7 @@ class VQ(nnx.Module):
         self.codes = Buffer(_unit(jax.random.normal(rngs.params(), (codes, width))))
         self.share = Buffer(jnp.zeros(codes))  # how often each is chosen; 1 is an even share; all 0: never learnt
 
-    def quantize(self, z: jax.Array) -> Quantized:
+    def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
         """z (..., C) of any length but 0 → the codes nearest in angle, of length 1, and their ids."""
         z = _unit(z.astype(jnp.float32))
         ids = nearest(z, self.codes[...])
@@ -115,11 +118,13 @@ class VQ(nnx.Module):
         loss = self.commitment * jnp.mean(jnp.sum(jnp.square(z - code), axis=-1))
         return Quantized(z + jax.lax.stop_gradient(code - z), ids, {"commitment": loss}, z)
 
-    def decode_ids(self, ids: jax.Array) -> jax.Array:
+    def decode_ids(self, ids: Int[Array, "*n"]) -> Float[Array, "*n {self.width}"]:
         """ids (...) → latents (..., C)."""
         return self.codes[...][ids]
 
-    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def learn(
+        self, z: Float[Array, "*n {self.width}"], ids: Int[Array, "*n"], key: PRNGKeyArray
+    ) -> dict[str, Num[Array, ""]]:
         """One step of the moving averages, from `Quantized.inputs` and `ids`."""
         z_NC, ids_N = jax.lax.stop_gradient(z).reshape(-1, self.width), ids.ravel()
         codes_KC, share_K = self.codes[...], self.share[...]
@@ -143,8 +148,8 @@ class VQ(nnx.Module):
 class LFQ:
     """Lookup-free quantization (MAGVIT-v2, Yu et al. 2023, section 3.1): a code is the signs of log2(codes) channels.
 
-    Entropy losses make each latent sure of its code and all codes equally frequent. Given a latent its bits are
-    independent, so the first is exact without a codebook; the second is, within groups of GROUP bits.
+    Entropy losses make each latent sure of its code and all codes equally frequent. A latent's bits are independent, so
+    the first is exact without a codebook; the second is exact within groups of GROUP bits.
     """
 
     def __init__(self, codes: int, commitment: float, entropy: float, temperature: float = 0.01):
@@ -159,7 +164,7 @@ class LFQ:
     def __hash__(self) -> int:
         return hash((self.vocabulary, self.settings))
 
-    def quantize(self, z: jax.Array) -> Quantized:
+    def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
         """z (..., C) → signs, -1 or 1, and their ids; the first channel is the least significant bit."""
         z = z.astype(jnp.float32)  # bfloat16 would round the entropies' small differences away
         commitment, entropy, temperature = self.settings
@@ -171,11 +176,13 @@ class LFQ:
         losses = {"commitment": commitment * jnp.mean(jnp.square(z - code)), "entropy": entropy * (unsure - varied)}
         return Quantized(z + jax.lax.stop_gradient(code - z), ids, losses, z)
 
-    def decode_ids(self, ids: jax.Array) -> jax.Array:
+    def decode_ids(self, ids: Int[Array, "*n"]) -> Float[Array, "*n {self.width}"]:
         """ids (...) → latents (..., C)."""
         return jnp.where(ids[..., None] >> np.arange(self.width) & 1, 1.0, -1.0)
 
-    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def learn(
+        self, z: Float[Array, "*n {self.width}"], ids: Int[Array, "*n"], key: PRNGKeyArray
+    ) -> dict[str, Num[Array, ""]]:
         """Nothing: there is no codebook."""
         return {}
 
@@ -189,16 +196,18 @@ class Grouped(nnx.Module):
         self.quantizer, self.count = quantizer, count
         self.width, self.vocabulary = count * quantizer.width, quantizer.vocabulary
 
-    def quantize(self, z: jax.Array) -> Quantized:
-        """z (..., C) → latents (..., C), and ids (..., count)."""
-        found = self.quantizer.quantize(z.reshape(*z.shape[:-1], self.count, -1))
-        return found._replace(latents=found.latents.reshape(z.shape))
+    def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
+        """z → latents, and ids (..., count)."""
+        quantized = self.quantizer.quantize(z.reshape(*z.shape[:-1], self.count, -1))
+        return quantized._replace(latents=quantized.latents.reshape(z.shape))
 
-    def decode_ids(self, ids: jax.Array) -> jax.Array:
-        """ids (..., count) → latents (..., C)."""
+    def decode_ids(self, ids: Int[Array, "*n {self.count}"]) -> Float[Array, "*n {self.width}"]:
+        """ids (..., count) → latents."""
         return self.quantizer.decode_ids(ids).reshape(*ids.shape[:-1], self.width)
 
-    def learn(self, z: jax.Array, ids: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def learn(
+        self, z: Float[Array, "*n {self.quantizer.width}"], ids: Int[Array, "*n"], key: PRNGKeyArray
+    ) -> dict[str, Num[Array, ""]]:
         """As the quantizer does, from all groups."""
         return self.quantizer.learn(z, ids, key)
 
@@ -211,32 +220,32 @@ QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
 
 
 def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Grouped:
-    """Of a tokenizer. UserError where there is none of that name."""
+    """A tokenizer's quantizer. UserError where there is none of that name."""
     if config.quantizer not in QUANTIZERS:
         raise UserError(did_you_mean(config.quantizer, QUANTIZERS, "quantizer"))
     return Grouped(QUANTIZERS[config.quantizer](config, rngs), config.groups)
 
 
 def codes_of(config: TokenizerConfig) -> Codes:
-    """What the tokens of a tokenizer are."""
+    """The vocabulary and the number of sub-codes of a tokenizer's tokens."""
     return Codes(_sizes(config)[1], config.groups * config.fold**2)
 
 
 def channels(config: TokenizerConfig) -> int:
-    """How many channels the latents of a tokenizer of this config have."""
+    """The channels of a tokenizer's latents."""
     return config.groups * _sizes(config)[0]
 
 
 @functools.cache
 def _sizes(config: TokenizerConfig) -> tuple[int, int]:
-    """Channels and codes of a sub-code, asked of the quantizer, whose codebook isn't made for it."""
-    made = []
-    jax.eval_shape(lambda: made.append(QUANTIZERS[config.quantizer](config, nnx.Rngs(0))))
-    return made[0].width, made[0].vocabulary
+    """Channels and codes of a sub-code, read from the quantizer without allocating its codebook."""
+    quantizers = []
+    jax.eval_shape(lambda: quantizers.append(QUANTIZERS[config.quantizer](config, nnx.Rngs(0))))
+    return quantizers[0].width, quantizers[0].vocabulary
 
 
-def nearest(z: jax.Array, codes_KC: jax.Array) -> jax.Array:
-    """For unit vectors z (..., C) the numbers (...) of the unit codes nearest in angle; the first of equals.
+def nearest(z: Float[Array, "*n c"], codes_KC: Float[Array, "k c"]) -> Int[Array, "*n"]:
+    """The ids of the unit codes nearest in angle to unit vectors z; the first of equals.
 
     Goes through the codebook CHUNK codes at a time.
     """
@@ -250,9 +259,9 @@ def nearest(z: jax.Array, codes_KC: jax.Array) -> jax.Array:
         codes_KC, first = chunk
         closeness_NK = jnp.where(first + jnp.arange(size) < K, z_NC @ codes_KC.T, -jnp.inf)
         here_N = jnp.argmax(closeness_NK, axis=-1)
-        found_N = jnp.take_along_axis(closeness_NK, here_N[:, None], axis=-1)[:, 0]
-        closer_N = found_N > closeness_N
-        return (jnp.where(closer_N, found_N, closeness_N), jnp.where(closer_N, first + here_N, ids_N)), None
+        most_N = jnp.take_along_axis(closeness_NK, here_N[:, None], axis=-1)[:, 0]
+        closer_N = most_N > closeness_N
+        return (jnp.where(closer_N, most_N, closeness_N), jnp.where(closer_N, first + here_N, ids_N)), None
 
     start = (jnp.full(len(z_NC), -jnp.inf), jnp.zeros(len(z_NC), jnp.int32))
     (_, ids_N), _ = jax.lax.scan(compare, start, (codes_XKC, size * jnp.arange(chunks)))
@@ -265,7 +274,7 @@ def _unit(z: jax.Array) -> jax.Array:
 
 
 def _entropies(logits_NC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of codes whose bits are 1 with these logits: the mean entropy, and the entropy of the mean over N, in nats."""
+    """The mean entropy, and the entropy of the mean over N, of codes whose bits have these logits; in nats."""
     one_NC, zero_NC = jax.nn.log_sigmoid(logits_NC), jax.nn.log_sigmoid(-logits_NC)
     mean = -jnp.mean(jnp.sum(jnp.exp(one_NC) * one_NC + jnp.exp(zero_NC) * zero_NC, axis=-1))
     of_mean = jnp.zeros(())
