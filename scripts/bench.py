@@ -31,14 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokvid.config import Recipe, TransformerConfig, load_recipe
+from tokvid.config import Recipe, Sampling, TransformerConfig, load_recipe
 from tokvid.errors import UserError
 from tokvid.flops import chip_of, tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.datasets import clip_batches
 from tokvid.io.files import Outputs, write_json
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import generate
-from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT, latent_shape

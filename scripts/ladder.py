@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from tokvid.config import GUIDANCE, Sampling
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.io.files import Outputs, write_json
-from tokvid.sampling.methods import GUIDANCE, Sampling
 from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
 
 PROMPT = "a large red circle moves slowly to the right"

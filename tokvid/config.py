@@ -217,6 +217,73 @@ class Recipe:
     train_transformer: TrainConfig = TrainConfig()
 
 
+GUIDANCE = 3.0  # the default scale of classifier-free guidance
+LOWEST_TEMPERATURE = 0.001  # still lower ones are greedy too, but logits would overflow
+# hierarchical: keyframes first, then the frames between them, level by level; one-level: all at the final rate;
+# re-encoding: the same, and each window begins with the encoded pixels of the one before (Phenaki's way, to compare).
+Scheme = Literal["hierarchical", "one-level", "re-encoding"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are sampled. Every field is a key of a story file's `sampling:` and a flag of the command line.
+
+    The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 samples from the model's own
+    distribution. A small top_p also cuts off what is rare everywhere and must happen somewhere, like where an object
+    first appears. All rows at once are decoded in rounds (MaskGIT): each keeps the most likely of its tokens.
+    """
+
+    temperature: float = dataclasses.field(
+        default=0.8, metadata={"help": "sampling temperature; 0 is greedy: always the most likely token"}
+    )
+    top_k: int = dataclasses.field(
+        default=0, metadata={"help": "sample from the k most likely tokens only; 0: from all"}
+    )
+    top_p: float = dataclasses.field(
+        default=1.0,
+        metadata={"help": "nucleus sampling: from the most likely tokens that add up to this probability; 1: from all"},
+    )
+    rows: int = dataclasses.field(
+        default=0,
+        metadata={"help": "rows of a latent frame generated at once (the weights know which); 0: token by token"},
+    )
+    rounds: int = dataclasses.field(
+        default=8,
+        metadata={"help": "decoding rounds when all rows of a latent frame are generated at once"},
+    )
+    choice_temperature: float = dataclasses.field(
+        default=1.0,
+        metadata={"help": "randomness of which tokens a decoding round keeps; 0: always the most likely ones"},
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature <= 100):
+            least = f"0 (greedy) or {LOWEST_TEMPERATURE}"
+            raise UserError(f"temperature should be {least} to 100, got {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top_k should be 0 (all codes) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p should be above 0 and at most 1, got {self.top_p}")
+        if self.rows < 0:
+            raise UserError(f"rows should be 0 (token by token) or more, got {self.rows}")
+        if not 1 <= self.rounds <= 1000:
+            raise UserError(f"rounds should be 1 to 1000, got {self.rounds}")
+        if not 0 <= self.choice_temperature <= 100:
+            raise UserError(f"choice_temperature should be 0 to 100, got {self.choice_temperature}")
+
+
+def check_seed(seed: int) -> None:
+    """Seeds are 32 bits: JAX would silently take a larger one for another."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
+
+
+def check_guidance(guidance: float) -> None:
+    """Guidance below 0 turns away from the text; above 100 nothing is left but one code."""
+    if not 0 <= guidance <= 100:
+        raise UserError(f"guidance should be 0 to 100 (1 is none), got {guidance}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as JSON-ready plain values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

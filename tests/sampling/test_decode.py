@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tokvid.config import Sampling
 from tokvid.sampling.decode import generate
-from tokvid.sampling.methods import Sampling, guide
+from tokvid.sampling.methods import guide
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch, token_batch
 

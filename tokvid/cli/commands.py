@@ -20,7 +20,7 @@ from tokvid.io.files import check_output, write_json, write_text
 from tokvid.io.urls import URL, local
 
 if TYPE_CHECKING:
-    from tokvid.sampling.methods import Sampling
+    from tokvid.config import Sampling
     from tokvid.sampling.story import Story
     from tokvid.sampling.stream import Models
 
@@ -336,7 +336,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Figures of the weights, printed and written."""
     from tokvid import weights
-    from tokvid.config import DataConfig, from_dict
+    from tokvid.config import GUIDANCE, DataConfig, Sampling, check_guidance, check_seed, from_dict
     from tokvid.evaluate.batches import Settings
     from tokvid.evaluate.generation import Request, evaluate_generation
     from tokvid.evaluate.interpolation import evaluate_interpolation
@@ -344,7 +344,6 @@ def evaluate(options: argparse.Namespace) -> None:
     from tokvid.evaluate.shapes import evaluate_shapes
     from tokvid.io.media import contact_sheet
     from tokvid.metrics.features import load_features
-    from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
     from tokvid.sampling.stream import load_models
 
     unused = set().union(*EVALUATED_WITH.values()) - EVALUATED_WITH[options.what]

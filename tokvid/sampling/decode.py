@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
-from tokvid.sampling.methods import Sampling, draw, guide, surest
+from tokvid.sampling.methods import draw, guide, surest
 from tokvid.transformer.layout import Sequence
 from tokvid.transformer.model import Transformer, sequence_of
 from tokvid.types import TokenBatch, tokens_at_once

@@ -5,13 +5,13 @@ frames leave in order, as they are made, in memory that doesn't grow with length
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
 from tokvid.input_pipeline.windows import captions_in_force
-from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import (
     Coarse,
     Models,
@@ -22,10 +22,6 @@ from tokvid.sampling.stream import (
     window_ends,
 )
 from tokvid.types import Caption, tokens_at_once
-
-# hierarchical: level by level; one-level: at once at the rate asked for; re-encoding: so, and each window begins with
-# the encoded pixels of the one before (Phenaki's way, to compare with).
-Scheme = Literal["hierarchical", "one-level", "re-encoding"]
 
 
 class Kept(Protocol):

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tokvid.config import from_dict
+from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
 from tokvid.io.files import atomic
-from tokvid.sampling.levels import Scheme, rates_of, steps_of, videos
-from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
+from tokvid.sampling.levels import rates_of, steps_of, videos
 from tokvid.sampling.stream import Models, Prompt, StreamDecoder, StreamEncoder, frames_of, latent_frames_for
 
 LARGEST_FILE = 1 << 20  # bytes of a story file

@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
+from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.input_pipeline.windows import coarse_span
 from tokvid.sampling.decode import generate
-from tokvid.sampling.methods import Sampling
 from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.types import token_batch
