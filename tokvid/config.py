@@ -1,7 +1,6 @@
 """Every setting, as frozen dataclasses. A file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -234,26 +233,26 @@ class Sampling:
     """
 
     temperature: float = dataclasses.field(
-        default=0.8, metadata={"help": "sampling temperature; 0 is greedy: always the most likely token"}
+        default=0.8, metadata={"help": "sampling temperature; lower is less random, 0 is greedy"}
     )
-    top_k: int = dataclasses.field(
-        default=0, metadata={"help": "sample from the k most likely tokens only; 0: from all"}
-    )
+    top_k: int = dataclasses.field(default=0, metadata={"help": "sample from the N most likely tokens; 0: from all"})
     top_p: float = dataclasses.field(
         default=1.0,
-        metadata={"help": "nucleus sampling: from the most likely tokens that add up to this probability; 1: from all"},
+        metadata={"help": "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: from all"},
     )
     rows: int = dataclasses.field(
         default=0,
-        metadata={"help": "rows of a latent frame generated at once (the weights know which); 0: token by token"},
+        metadata={
+            "help": "rows of a latent frame per step: faster, if the weights were trained for it; 0: token by token"
+        },
     )
     rounds: int = dataclasses.field(
         default=8,
-        metadata={"help": "decoding rounds when all rows of a latent frame are generated at once"},
+        metadata={"help": "decoding rounds (MaskGIT) of latent frames whose rows are all generated at once"},
     )
     choice_temperature: float = dataclasses.field(
         default=1.0,
-        metadata={"help": "randomness of which tokens a decoding round keeps; 0: always the most likely ones"},
+        metadata={"help": "randomness in which tokens each decoding round keeps; 0: the most likely ones"},
     )
 
     def __post_init__(self) -> None:
@@ -345,6 +344,8 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
 
 def config_hash(config: Any) -> str:
     """16 hex digits that two configs share iff every field is equal."""
+    import hashlib  # here, for `tokvid --help` imports this file and should be there at once
+
     text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
