@@ -1,4 +1,4 @@
-"""Long stories told in three ways: level by level, at one level, and with pixels encoded again at each window.
+"""Long stories made in two ways: level by level, and at one level. (A third: scripts/compare/reencoding.py.)
 
 python scripts/long_stories.py --weights data --seconds 120 600 --json long.json
 
@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokvid.io.files import Outputs, write_json
@@ -23,7 +25,7 @@ from tokvid.io.files import Outputs, write_json
 PART = 10.0  # seconds of a prompt
 WINDOW = 2.0  # seconds that are read at once
 FPS = 8.0
-SCHEMES = ("hierarchical", "one-level", "re-encoding")
+SCHEMES = ("hierarchical", "one-level")
 # One object whose motion changes: direction and speed.
 TURNS = (
     ("right", "slow"),
@@ -35,8 +37,8 @@ TURNS = (
 )
 
 
-def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any]:
-    """One story, and what is read from it."""
+def measure(weights: Path, scheme: str, seconds: float, rows: int, way: Callable | None = None) -> dict[str, Any]:
+    """One story, and what is read from it. `way(models, story, folder)` gives its frames in place of a scheme."""
     import numpy as np
 
     from tokvid.config import Sampling
@@ -54,7 +56,8 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
     prompts = [caption(each, 0, "en") for each in asked]
 
     def story(parts: list[str]) -> Story:
-        return Story(tuple(Segment(p, PART) for p in parts), FPS, scheme=scheme, sampling=Sampling(rows=rows))  # type: ignore[arg-type]
+        how: Any = scheme if way is None else "one-level"
+        return Story(tuple(Segment(p, PART) for p in parts), FPS, scheme=how, sampling=Sampling(rows=rows))
 
     def off(hue: float) -> float:
         """How far from the colour that was asked for, -180 to 180 degrees: unlike hues, these have a median."""
@@ -64,10 +67,10 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
 
     frames: list[np.ndarray] = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in tell(models, story(prompts[:2]), Path(folder) / "warm"):  # compiles all that the story will need
-            pass
+        for _ in (way or tell)(models, story(prompts[:2]), Path(folder) / "warm"):
+            pass  # compiles all that the story will need
         took = [time.perf_counter()]
-        for video_THWC in tell(models, story(prompts), Path(folder) / "story"):
+        for video_THWC in (way or tell)(models, story(prompts), Path(folder) / "story"):
             frames += list(video_THWC)
             took += [time.perf_counter()] * len(video_THWC)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1) / 1024
@@ -116,23 +119,25 @@ def tell(weights: Path, scheme: str, seconds: float, rows: int) -> dict[str, Any
     }
 
 
-def main() -> None:
-    outputs = Outputs()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(ways: Mapping[str, Callable] = MappingProxyType({}), description: str | None = __doc__) -> None:
+    """Measures the schemes, or the `ways` of another script that runs this function."""
+    schemes, outputs = tuple(ways) or SCHEMES, Outputs()
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
     parser.add_argument("--seconds", type=float, nargs="+", default=[120.0, 600.0])
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
+    parser.add_argument("--schemes", nargs="+", choices=schemes, default=schemes)
     parser.add_argument("--rows", type=int, default=0, help="drawn at once (0: token by token)")
     parser.add_argument("--json", type=outputs.file())
     parser.add_argument("--tell", help=argparse.SUPPRESS)  # a scheme: in a process of its own
     options = parser.parse_args()
     if options.tell:
-        print(json.dumps(tell(options.weights, options.tell, options.seconds[0], options.rows)))
+        way = ways.get(options.tell)
+        print(json.dumps(measure(options.weights, options.tell, options.seconds[0], options.rows, way)))
         return
     found: dict[str, Any] = {}
     for scheme in options.schemes:
         for seconds in options.seconds:
-            command = [sys.executable, __file__, "--weights", str(options.weights), "--rows", str(options.rows)]
+            command = [sys.executable, sys.argv[0], "--weights", str(options.weights), "--rows", str(options.rows)]
             command += ["--tell", scheme, "--seconds", str(seconds)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:

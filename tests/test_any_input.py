@@ -300,7 +300,7 @@ MAKING = {
     "--last-guidance": NUMBERS,
     "--negative": TEXTS,
     "--scale": WHOLE,
-    "--scheme": st.sampled_from(["one-level", "hierarchical", "re-encoding", "x"]),
+    "--scheme": st.sampled_from(["one-level", "hierarchical", "re-encoding"]),
     **SAMPLED,
 }
 WRITTEN = {"--size": SIZES, "--fps": NUMBERS, "--tfds": None, "--out": st.sampled_from(["d", "clips", "in.mp4", ""])}

@@ -79,3 +79,9 @@ def test_sizes_of_models_are_positive(name, value):
         TokenizerConfig(**{name: value})
     with pytest.raises(UserError, match=r"config: latent should be 1 or more, got \(4, 0, 2\)"):
         from_dict(TransformerConfig, {"latent": [4, 0, 2]})
+
+
+def test_a_retired_field_is_accepted_with_the_value_that_still_holds():
+    assert from_dict(TransformerConfig, {"seconds": True, "rate_token": True}) == TransformerConfig()
+    with pytest.raises(UserError, match=r"transformer\.seconds can only be True by now, got False"):
+        from_dict(TransformerConfig, {"seconds": False}, "transformer")

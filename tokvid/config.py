@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from tokvid.errors import UserError, did_you_mean, suggestion
 
@@ -120,8 +120,6 @@ class TransformerConfig:
     kv_heads: int = 6
     mlp: int = 1024
     ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
-    seconds: bool = True  # positions in seconds; else latent frames are only numbered (to compare with)
-    rate_token: bool = True  # whether the rate is told (to compare with)
     dtype: Dtype = "auto"  # of attention, MLP and head, as the tokenizer's
     z_loss: float = 1e-4
     head: Literal["autoregressive", "independent"] = "autoregressive"  # how a token's sub-codes depend on one another
@@ -130,6 +128,9 @@ class TransformerConfig:
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
+
+    # Settings of earlier versions, with the values that still hold; scripts/compare/time.py compares both.
+    retired: ClassVar[Mapping[str, Any]] = {"seconds": True, "rate_token": True}
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "vocabulary", "text_vocabulary", "latent", "temporal_patch")
@@ -218,9 +219,9 @@ class Recipe:
 
 GUIDANCE = 3.0  # the default scale of classifier-free guidance
 LOWEST_TEMPERATURE = 0.001  # still lower ones are greedy too, but logits would overflow
-# hierarchical: keyframes first, then the frames between them, level by level; one-level: all at the final rate;
-# re-encoding: the same, and each window begins with the encoded pixels of the one before (Phenaki's way, to compare).
-Scheme = Literal["hierarchical", "one-level", "re-encoding"]
+# The order in which frames are generated. hierarchical: keyframes first, then the frames between them, level by level;
+# one-level: all in order, at the final rate.
+Scheme = Literal["hierarchical", "one-level"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,12 +298,19 @@ T = TypeVar("T")
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code."""
+    """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code.
+
+    A field of an earlier version (`kind.retired`) is accepted where it has the one value that still holds.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}")
-    hints = typing.get_type_hints(kind)
-    kwargs = {}
+    hints = {field.name: hint for field, hint in _fields(kind)}
+    retired, kwargs = getattr(kind, "retired", {}), {}
     for name, value in values.items():
+        if name in retired and name not in hints:
+            if value != retired[name]:
+                raise UserError(f"{where}.{name} can only be {retired[name]!r} by now, got {reprlib.repr(value)}")
+            continue
         if name not in hints:
             raise UserError(f"{where}: {did_you_mean(name, hints, 'field')}")
         kwargs[name] = _from_json(hints[name], value, f"{where}.{name}")
@@ -314,6 +322,12 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
         return kind(**kwargs)
     except UserError as error:  # what the class itself checks
         raise UserError(f"{where}: {error}") from error
+
+
+def _fields(kind: Any) -> list[tuple[dataclasses.Field, Any]]:
+    """A dataclass's fields with their types."""
+    hints = typing.get_type_hints(kind)
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
 
 
 def _from_json(hint: Any, value: Any, where: str) -> Any:

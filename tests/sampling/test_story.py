@@ -313,15 +313,6 @@ def test_a_picture_begins_every_level_and_a_video_but_one(levels_models, fake_ge
     assert {call["fps"] for call in fake_generate} == {8.0}
 
 
-def test_reencoding_is_another_video_of_the_same_length(any_models, in_one_go, tmp_path):
-    story = dataclasses.replace(STORY, scheme="re-encoding")
-    frames = told(any_models, story, tmp_path / "partial")
-    assert frames.shape == in_one_go[0].shape
-    np.testing.assert_array_equal(frames[:7], in_one_go[0][:7])  # the first window knows nothing
-    assert (frames[7:] != in_one_go[0][7:]).any()
-    np.testing.assert_array_equal(told(any_models, story, tmp_path / "partial"), frames)
-
-
 def test_guidance_changes_over_a_segment_and_turns_away_from_a_text(tiny_models, fake_generate, tmp_path):
     segments = (Segment("up", 2.0, last_guidance=5.0), Segment("down", 1.0, guidance=4.0, negative="a red circle"))
     told(tiny_models, Story(segments, guidance=1.0, last_guidance=2.0, negative="blue"), tmp_path / "partial")

@@ -14,7 +14,6 @@ from tokvid.sampling import stream
 from tokvid.sampling.stream import (
     Coarse,
     Prompt,
-    ReencodingDecoder,
     RollingWindow,
     StreamDecoder,
     StreamEncoder,
@@ -146,28 +145,6 @@ def test_a_videos_first_latent_frame_is_drawn_token_by_token(tiny_models, fake_g
     about["layouts"] = {"rows": [2]}  # not where it wasn't trained
     RollingWindow(models, 1, 8.0, method=Sampling(rows=2)).extend(ask(), np.ones((1, 4)))
     assert fake_generate[-1][1:3] == (0, 4) and fake_generate[-1][4] == 2
-
-
-def test_restarted_a_window_begins_a_clip(tiny_models, fake_generate):
-    window = RollingWindow(tiny_models, 1, 8.0)
-    window.extend(ask(), np.ones((1, 4)))
-    window.restart(np.full((1, 2, 2, 2, 1), 7, np.int32))
-    window.extend(ask(), np.ones((1, 2)))
-    assert fake_generate[-1][:3] == (0, 2, 2) and window.latent_frames == 6
-
-
-def test_reencoded_frames_begin_with_those_before(any_models):
-    """As many frames come out as from a stream; the first clip is the stream's, and the next one knows its pixels."""
-    rng, decoder = np.random.default_rng(0), ReencodingDecoder(any_models.tokenizer, 2, 2, 2, 2)
-    subcodes = any_models.transformer.config.subcodes
-    first, then = (rng.integers(30, size=(2, count, 2, 2, subcodes)) for count in (3, 2))
-    found = decoder.feed(first)
-    np.testing.assert_array_equal(found, StreamDecoder(any_models.tokenizer, 2, 2, 2).feed(first))
-    known = StreamEncoder(any_models.tokenizer, 2, (16, 16)).feed(found[:, -3:])
-    np.testing.assert_array_equal(decoder.known_BTHWQ, known)
-    whole = StreamDecoder(any_models.tokenizer, 2, 2, 2).feed(np.concatenate([known, then], axis=1))
-    np.testing.assert_array_equal(decoder.feed(then), whole[:, 3:])
-    assert decoder.known_BTHWQ.shape == (2, 2, 2, 2, subcodes)
 
 
 def test_the_place_in_the_video_decides_not_the_number_of_windows(any_models):

@@ -144,7 +144,7 @@ def scheme_argument(parser: argparse.ArgumentParser) -> None:
         "--scheme",
         choices=typing.get_args(Scheme),
         help="hierarchical: keyframes at a low frame rate first, then the frames between them; one-level: all frames "
-        "in order; re-encoding: for comparison only (default: hierarchical if the weights were trained for it)",
+        "in order (default: hierarchical if the weights were trained for it)",
     )
 
 

@@ -47,7 +47,6 @@ def generate_batch(
         keep=settings.keep,
         method=settings.sampling,
         given_BTHWQ=models.no_tokens(batch),
-        reencode=settings.scheme == "re-encoding",
     )
     return np.concatenate(list(made), axis=1)[:, :frames]
 

@@ -16,7 +16,6 @@ from tokvid.sampling.stream import (
     Coarse,
     Models,
     Prompt,
-    ReencodingDecoder,
     RollingWindow,
     StreamDecoder,
     window_ends,
@@ -48,7 +47,7 @@ def rates_of(models: Models, fps: float, scheme: Scheme | None) -> list[float]:
     UserError where they can't, but it is asked for.
     """
     about, rates = models.transformer.about, [fps]
-    if scheme in ("one-level", "re-encoding") or (scheme is None and not was_trained(models, "interpolation")):
+    if scheme == "one-level" or (scheme is None and not was_trained(models, "interpolation")):
         return rates
     factor = _factor(models)
     while rates[0] / factor > 0.999 * min(about["fps"]):
@@ -123,14 +122,13 @@ def videos(
     given_BTHWQ: np.ndarray,
     kept: Callable[[float], Kept | None] = lambda fps: None,
     coarse: tuple[float, Iterator[np.ndarray]] | None = None,
-    reencode: bool = False,
 ) -> Iterator[np.ndarray]:
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
     They have `latent_frames` at the last of `rates`. What is `given` of them begins every level, so it is nothing, one
     picture, or at the only rate; without it, the first level's first latent frame begins the others. `coarse` is a
     video to interpolate: its rate, and its latent frames (B, T, H, W, Q) in turn. `kept(fps)` says where a level keeps
-    its tokens. With `reencode`, windows begin with encoded pixels.
+    its tokens.
     """
     check_rows(models, method)
     batch = len(given_BTHWQ)
@@ -145,15 +143,9 @@ def videos(
         tokens = _level(models, window, prompts, count, keep, given_BTHWQ, kept(fps))
         coarse = (fps, tokens)
     _, rows, columns = models.transformer.config.latent
-    decoder = (
-        ReencodingDecoder(models.tokenizer, batch, rows, columns, keep)
-        if reencode
-        else StreamDecoder(models.tokenizer, batch, rows, columns)
-    )
+    decoder = StreamDecoder(models.tokenizer, batch, rows, columns)
     for tokens_BTHWQ in tokens:
         yield decoder.feed(tokens_BTHWQ)
-        if isinstance(decoder, ReencodingDecoder):
-            window.restart(decoder.known_BTHWQ)
 
 
 def _level(

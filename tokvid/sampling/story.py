@@ -204,7 +204,6 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
             method=story.sampling,
             given_BTHWQ=given_THWQ[None],
             kept=kept,
-            reencode=story.scheme == "re-encoding",
         )
         yield from first_frames(before + story.frames, frames)
 

@@ -137,28 +137,6 @@ class StreamDecoder:
         return np.concatenate(out, axis=1)
 
 
-class ReencodingDecoder:
-    """As `StreamDecoder`, but every call's frames begin a clip of their own, behind `known_BTHWQ`.
-
-    Those are the last frames of the call before, encoded: what Phenaki goes on from, whose tokens know no mid-video.
-    """
-
-    def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int, keep: int):
-        self._tokenizer, self._batch, self._keep = tokenizer, batch, keep
-        self.known_BTHWQ = np.zeros((batch, 0, rows, columns, codes_of(tokenizer.config).per_token), np.int32)
-
-    def feed(self, tokens_BTHWQ: np.ndarray) -> np.ndarray:
-        """Tokens that stand behind `known_BTHWQ` → their frames, uint8 (B, T, H, W, 3)."""
-        patch, (rows, columns) = self._tokenizer.config.temporal_patch, tokens_BTHWQ.shape[2:4]
-        clip_BTHWQ = np.concatenate([self.known_BTHWQ, tokens_BTHWQ], axis=1)
-        video = StreamDecoder(self._tokenizer, self._batch, rows, columns).feed(clip_BTHWQ)
-        latent_frames = min(self._keep, clip_BTHWQ.shape[1])
-        last = video[:, -frames_of(latent_frames, patch) :]
-        before = frames_of(self.known_BTHWQ.shape[1], patch)
-        self.known_BTHWQ = StreamEncoder(self._tokenizer, self._batch, last.shape[2:4]).feed(last)
-        return video[:, before:]
-
-
 class Prompt(NamedTuple):
     """What every video of a batch is told from `start` seconds on.
 
@@ -229,10 +207,6 @@ class RollingWindow:
         self.latent_frames += tokens_BTHWQ.shape[1]
         self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self._keep :]
         self._first = self.latent_frames - self._last.shape[1]
-
-    def restart(self, tokens_BTHWQ: np.ndarray) -> None:
-        """What is known are these latent frames from now on, which begin a clip."""
-        self._last, self._first = tokens_BTHWQ, 0
 
     def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None = None) -> np.ndarray:
         """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W, Q).

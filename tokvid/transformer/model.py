@@ -112,8 +112,7 @@ class Transformer(nnx.Module):
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
         # A rate is a number, not a name: rates between those trained on lie between their embeddings.
-        rates = sequence.fps if self.config.rate_token else jnp.zeros_like(sequence.fps)
-        for layer, number in ((self.rate, rates), (self.step, sequence.step)):
+        for layer, number in ((self.rate, sequence.fps), (self.step, sequence.step)):
             octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
             x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
         return constrain(x_BLD, "batch", "length", None)
@@ -145,8 +144,6 @@ def _seconds(config: TransformerConfig, batch: TokenBatch, coarse: bool = False)
     )
     number_BT = start_B[:, None] + jnp.arange(tokens.shape[1])
     before_B1 = jnp.maximum(batch.start - 1, 0)[:, None]
-    if not config.seconds:  # to compare with: latent frames are only numbered
-        return number_BT - (start_B[:, None] if coarse else before_B1)
     before = latent_seconds(before_B1, batch.fps[:, None], config.temporal_patch)
     return latent_seconds(number_BT, fps_B[:, None], config.temporal_patch) - before
 
