@@ -21,7 +21,7 @@ SHIPPED = shipped()
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 STORY = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")  # fields of a story that are flags, too
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-FIELDS = "Any field of the recipe can be set: --train_tokenizer.steps 100, --data.path clips, --data.fps 2 4 8, …"
+FIELDS = "Any field of the recipe (see tokvid/config.py) can be set: --train_tokenizer.steps 100, --data.fps 2 4 8, …"
 
 
 class Command:
