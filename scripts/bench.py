@@ -31,18 +31,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokvid.config import Recipe, TransformerConfig, load_recipe
+from tokvid.config import Recipe, Sampling, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.flops import chip_of, tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.loader import clip_batches
 from tokvid.io.files import Outputs, write_json
 from tokvid.nn.products import compute_dtype
-from tokvid.sampling.decode import generate
-from tokvid.sampling.methods import Sampling
+from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.quantizers import channels, codes_of
+from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
 from tokvid.train.transformer_step import TransformerTask
@@ -248,13 +248,13 @@ def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool,
     slots, tokens = given + (frames - KNOWN) * height * width, count * height * width
     for batch, number in itertools.product((1, 8), rows):
         windows, keys = random_windows(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
-        method, at_once = Sampling(rows=number, rounds=rounds), tokens_at_once(number, c.latent)
+        sampling, at_once = Sampling(rows=number, rounds=rounds), tokens_at_once(number, c.latent)
 
-        def work(windows: TokenBatch = windows, keys: jax.Array = keys, method: Sampling = method) -> Any:
-            guidance, known = np.full((len(keys), frames), 2, np.float32), tuple(i < KNOWN for i in range(frames))
-            no_text = np.full_like(windows.text, -1)
-            options: dict[str, Any] = {"known": known, "method": method, "guided": True}
-            return generate(loaded.graph, loaded.params, windows, no_text, keys, guidance, np.int32(count), **options)
+        def work(windows: TokenBatch = windows, keys: jax.Array = keys, sampling: Sampling = sampling) -> Any:
+            guidance, no_text = np.full((len(keys), frames), 2, np.float32), np.full_like(windows.text, -1)
+            request = Request(windows, no_text, keys, guidance, np.int32(tokens))
+            options: dict[str, Any] = {"known": KNOWN * height * width, "sampling": sampling, "guided": True}
+            return generate(loaded.graph, loaded.params, request, **options)
 
         steps = (rounds + 1) * count if number == height else tokens // at_once  # a whole one also runs as it stands
         step = transformer_flops(c, at_once, slots, at_once)
@@ -348,7 +348,7 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     runs = 3 if options.quick else 9
     try:
-        recipe, limits = load_recipe(options.config, overrides), machine(runs, options.quick)
+        recipe, limits = open_recipe(options.config, overrides), machine(runs, options.quick)
         mark = ""
         if options.step:
             rows = [STEPS[options.step](recipe, runs)]

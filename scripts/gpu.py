@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import __version__
-from tokvid.config import load_recipe
 from tokvid.errors import UserError
 from tokvid.io.files import read_json, write_json
+from tokvid.train.recipe import open_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -254,7 +254,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"{changes[0]} would change a recipe, and none is named")
     try:
         if options.recipe:
-            load_recipe(Path(options.recipe), changes)
+            open_recipe(Path(options.recipe), changes)
     except UserError as error:
         parser.error(str(error))
     return options, changes

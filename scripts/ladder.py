@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from tokvid.config import GUIDANCE, Sampling
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.io.files import Outputs, write_json
-from tokvid.sampling.methods import GUIDANCE, Sampling
 from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
 
 PROMPT = "a large red circle moves slowly to the right"
@@ -44,14 +44,14 @@ def rungs(models: Models) -> dict[str, Sampling]:
     return found
 
 
-def tokens_per_second(models: Models, method: Sampling, batch: int, runs: int = 5) -> float:
+def tokens_per_second(models: Models, sampling: Sampling, batch: int, runs: int = 5) -> float:
     """Of the transformer alone, with guidance, at one level, over all windows of videos of LATENT_FRAMES."""
     window, rows, columns = models.transformer.config.latent
     text_BL = np.tile(models.text.encode(PROMPT, models.transformer.config.text_length), (batch, 1))
     scale_B, took = np.full(batch, GUIDANCE), []
     prompt = Prompt(0.0, text_BL, np.full_like(text_BL, -1), np.arange(batch), scale_B, scale_B)
     for _ in range(runs + 1):
-        began, rolling = time.perf_counter(), RollingWindow(models, batch, 8.0, method=method)
+        began, rolling = time.perf_counter(), RollingWindow(models, batch, 8.0, sampling=sampling)
         for first, end in itertools.pairwise([0, *window_ends(0, LATENT_FRAMES, window, keep=2)]):
             rolling.extend(prompt, np.full((batch, end - first), GUIDANCE))
         took.append(time.perf_counter() - began)
@@ -86,9 +86,9 @@ def main() -> None:
     parser.add_argument("--figure", type=outputs.file(".png"), help=".png")
     options = parser.parse_args()
     models, found = load_models(options.weights), {}
-    for name, method in rungs(models).items():
-        one, many = (tokens_per_second(models, method, batch) for batch in (1, 8))
-        settings = Settings(scheme="one-level", sampling=method)
+    for name, sampling in rungs(models).items():
+        one, many = (tokens_per_second(models, sampling, batch) for batch in (1, 8))
+        settings = Settings(scheme="one-level", sampling=sampling)
         figures = evaluate_shapes(models, options.samples, 0, settings)
         found[name] = {
             "tokens_per_second": one,

@@ -41,8 +41,8 @@ def measure(weights: Path, scheme: str, seconds: float, rows: int, way: Callable
     """One story, and what is read from it. `way(models, story, folder)` gives its frames in place of a scheme."""
     import numpy as np
 
+    from tokvid.config import Sampling
     from tokvid.metrics.video import seam_ratio
-    from tokvid.sampling.methods import Sampling
     from tokvid.sampling.story import Segment, Story, joins, tell
     from tokvid.sampling.stream import StreamDecoder, StreamEncoder, load_models
     from tokvid.shapes.drawing import ShapesSegment, ShapesStory, caption, render

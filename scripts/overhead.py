@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from tokvid.config import TrainConfig, load_recipe
+from tokvid.config import TrainConfig
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train import checkpoints, loop
+from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTask
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="that are timed at a time")
     parser.add_argument("--rounds", type=int, default=60, help="that the loop and the bare step are timed in turn")
     options, rest = parser.parse_known_args()
-    recipe = load_recipe(options.config, rest)
+    recipe = open_recipe(options.config, rest)
     config = dataclasses.replace(recipe.train_tokenizer, steps=options.steps + 2, save_every=0, sample_every=0)
     task = Ready(dataclasses.replace(recipe, train_tokenizer=config))
     mesh = make_mesh(config.mesh)

@@ -4,6 +4,7 @@ TOKVID_EXAMPLES says how many examples each test tries (200): TOKVID_EXAMPLES=10
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from tokvid import weights
 from tokvid.cli.main import main
-from tokvid.config import load_recipe
+from tokvid.config import Sampling, load_recipe
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, read_clip, stream_frames
 from tokvid.input_pipeline.folder import FolderSource
@@ -287,7 +288,10 @@ OUTS = st.sampled_from(
 )
 TEXTS = LETTERS.filter(lambda text: "\0" not in text) | st.sampled_from(["a red circle", ""])  # a shell passes no NUL
 SIZES = st.tuples(*[st.sampled_from(["8", "16", "24", "0", "-8", "7", "100000", "1e3"])] * 2)
-SAMPLED = {"--temperature": NUMBERS, "--top-k": WHOLE, "--top-p": NUMBERS, "--rows": WHOLE, "--rounds": WHOLE}
+SAMPLED = {
+    f"--{field.name.replace('_', '-')}": WHOLE if field.type is int else NUMBERS
+    for field in dataclasses.fields(Sampling)
+}
 MAKING = {
     "--out": OUTS,
     "--sheet": OUTS,

@@ -1,5 +1,6 @@
 """Evaluation: a perfect model gets full marks, a bad one none, and the reader is sure of the truth."""
 
+import dataclasses
 import itertools
 import json
 import types
@@ -11,11 +12,13 @@ from tokvid.cli.options import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import interpolation, shapes
+from tokvid.evaluate.batches import through
 from tokvid.evaluate.interpolation import blend, evaluate_interpolation, jitter
-from tokvid.evaluate.reconstruction import evaluate_reconstruction
-from tokvid.evaluate.shapes import evaluate_shapes
+from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction
+from tokvid.evaluate.shapes import evaluate_shapes, read_segments
 from tokvid.metrics.features import load_features
-from tokvid.sampling.story import load_story
+from tokvid.metrics.video import psnr
+from tokvid.sampling.story import Segment, Story, load_story
 from tokvid.shapes.drawing import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
 from tokvid.shapes.words import (
     COLORS,
@@ -202,6 +205,32 @@ def test_reconstruction_that_cannot_be_is_refused(tiny_models, samples, data):
     config = DataConfig(**({"size": (16, 16), "fps": (4.0,), "frames": 5, "videos": 10} | data))
     with pytest.raises(UserError):
         evaluate_reconstruction(tiny_models.tokenizer, config, samples, 0, FEATURES)
+
+
+def test_a_streamed_reconstruction_equals_one_of_all_frames(any_models):
+    tokenizer = any_models.tokenizer
+    truth_THWC = np.random.default_rng(0).integers(256, size=(6, 16, 16, 3), dtype=np.uint8)  # half a latent frame less
+    whole_BTHWC, ids_BTHWQ = through(tokenizer, truth_THWC[None])
+    streamed = Reconstruction(tokenizer, (16, 16))
+    assert not streamed.complete
+    np.testing.assert_array_equal(list(streamed.frames(iter(truth_THWC))), whole_BTHWC[0])
+    figures = streamed.figures()
+    assert streamed.complete and figures["frames"] == 6 and figures["tokens"] == ids_BTHWQ[..., 0].size
+    psnrs = [psnr(truth_THWC[i : i + 1], whole_BTHWC[0, i : i + 1]) for i in range(6)]
+    assert figures["psnr"] == pytest.approx(np.mean(psnrs), abs=1e-4)
+
+
+def test_each_segment_of_a_story_is_read_back():
+    said = [ShapeAttributes("large", "red", "square", direction, "slow") for direction in ("right", "up")]
+    parts = tuple(ShapesSegment(2.0 * number, 2.0, one, one.direction) for number, one in enumerate(said))
+    frames = render(ShapesStory(SIZES["large"], 0.0, 30, (32.0, 32.0), parts), fps=8.0, frames=32)
+    segments = read_segments(Story(tuple(Segment(one.direction, 2.0) for one in said), fps=8.0), list(frames))
+    for segment, one in zip(segments, said, strict=True):
+        assert (segment["prompt"], segment["seconds"]) == (one.direction, 2.0)
+        fields = dataclasses.asdict(one)
+        assert {name: segment["read_from_the_pixels"][name] for name in fields} == fields
+    black = [np.zeros((64, 64, 3), np.uint8)] * 32
+    assert read_segments(Story((Segment("a"),), fps=8.0), black)[0]["read_from_the_pixels"] is None
 
 
 def test_blending_and_repeating():

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tokvid.config import Sampling
 from tokvid.nn.attention import attend
 from tokvid.nn.products import compute_dtype
 from tokvid.nn.visibility import NEVER, Blocks
 from tokvid.sampling.decode import generate
-from tokvid.sampling.methods import Sampling
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step

@@ -62,8 +62,13 @@ def test_the_wheel_has_all_that_is_shipped(wheel):
 def test_an_installed_copy_finds_its_weights(installed, tmp_path):
     code, out = run([installed.parent / "tokvid", "export", "tokenizer", "--out", "a.safetensors"], tmp_path)
     assert code == 2 and "no weights in tokenizer" in out
-    found = "from tokvid.cli import main as cli; print(cli.SHIPPED); cli.main(['inspect', str(cli.SHIPPED)])"
-    code, out = run([installed, "-c", found], tmp_path)
+    program = """
+from tokvid.cli.main import main
+from tokvid.cli.options import SHIPPED
+print(SHIPPED)
+main(["inspect", str(SHIPPED)])
+"""
+    code, out = run([installed, "-c", program], tmp_path)
     assert code == 0 and str(installed.parents[1]) in out.splitlines()[0], out
     assert "tokenizer/" in out and "transformer/" in out and str(ROOT) not in out
 

@@ -156,10 +156,9 @@ def report():
     import optax
     from flax import nnx
 
-    from tokvid.config import Recipe, TokenizerConfig, TrainConfig, TransformerConfig
+    from tokvid.config import Recipe, Sampling, TokenizerConfig, TrainConfig, TransformerConfig
     from tokvid.plan.work import work
     from tokvid.sampling.decode import generate
-    from tokvid.sampling.methods import Sampling
     from tokvid.sharding import BATCH, placed, running_on, shard_batch
     from tokvid.tokenizer.cvivit import CViViT
     from tokvid.train.checkpoints import Checkpoints

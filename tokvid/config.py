@@ -1,7 +1,6 @@
 """Every setting, as frozen dataclasses. A file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -240,6 +239,73 @@ class Recipe:
     train_transformer: TrainConfig = TrainConfig()
 
 
+GUIDANCE = 3.0  # the default scale of classifier-free guidance
+LOWEST_TEMPERATURE = 0.001  # still lower ones are greedy too, but logits would overflow
+# The order in which frames are generated. hierarchical: keyframes first, then the frames between them, level by level;
+# one-level: all in order, at the final rate.
+Scheme = Literal["hierarchical", "one-level"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are sampled. Every field is a key of a story file's `sampling:` and a flag of the command line.
+
+    The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 samples from the model's own
+    distribution. A small top_p also cuts off what is rare everywhere and must happen somewhere, like where an object
+    first appears. All rows at once are decoded in rounds (MaskGIT): each keeps the most likely of its tokens.
+    """
+
+    temperature: float = dataclasses.field(
+        default=0.8, metadata={"help": "sampling temperature; lower is less random, 0 is greedy"}
+    )
+    top_k: int = dataclasses.field(default=0, metadata={"help": "sample from the N most likely tokens; 0: from all"})
+    top_p: float = dataclasses.field(
+        default=1.0,
+        metadata={"help": "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: from all"},
+    )
+    rows: int = dataclasses.field(
+        default=0,
+        metadata={
+            "help": "rows of a latent frame per step: faster, if the weights were trained for it; 0: token by token"
+        },
+    )
+    rounds: int = dataclasses.field(
+        default=8,
+        metadata={"help": "decoding rounds (MaskGIT) of latent frames whose rows are all generated at once"},
+    )
+    choice_temperature: float = dataclasses.field(
+        default=1.0,
+        metadata={"help": "randomness in which tokens each decoding round keeps; 0: the most likely ones"},
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature <= 100):
+            least = f"0 (greedy) or {LOWEST_TEMPERATURE}"
+            raise UserError(f"temperature should be {least} to 100, got {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top_k should be 0 (all codes) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p should be above 0 and at most 1, got {self.top_p}")
+        if self.rows < 0:
+            raise UserError(f"rows should be 0 (token by token) or more, got {self.rows}")
+        if not 1 <= self.rounds <= 1000:
+            raise UserError(f"rounds should be 1 to 1000, got {self.rounds}")
+        if not 0 <= self.choice_temperature <= 100:
+            raise UserError(f"choice_temperature should be 0 to 100, got {self.choice_temperature}")
+
+
+def check_seed(seed: int) -> None:
+    """Seeds are 32 bits: JAX would silently take a larger one for another."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
+
+
+def check_guidance(guidance: float) -> None:
+    """Guidance below 0 turns away from the text; above 100 nothing is left but one code."""
+    if not 0 <= guidance <= 100:
+        raise UserError(f"guidance should be 0 to 100 (1 is none), got {guidance}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as JSON-ready plain values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -319,6 +385,8 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
 
 def config_hash(config: Any) -> str:
     """16 hex digits that two configs share iff every field is equal."""
+    import hashlib  # here, for `tokvid --help` imports this file and should be there at once
+
     text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -24,8 +24,9 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, from_dict, load_recipe
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, from_dict
 from tokvid.sharding import make_mesh, shard_batch
+from tokvid.train.recipe import open_recipe
 from tokvid.train.state import TrainState, abstract_state, init_state, make_step, start_from
 from tokvid.train.tokenizer_step import TokenizerTask
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=600)
     options = parser.parse_args()
-    recipe = load_recipe(Path(__file__).parents[2] / "configs" / "tiny.py", [])
+    recipe = open_recipe(Path(__file__).parents[2] / "configs" / "tiny.py", [])
     tokenizer = dataclasses.replace(recipe.tokenizer, **QUANTIZERS[options.quantizer])
     settings = dataclasses.replace(recipe.train_tokenizer, steps=options.steps, final_learning_rate=0.0)
     if options.start is not None:

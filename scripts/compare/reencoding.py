@@ -65,7 +65,7 @@ def reencoded(models: Models, story: Story, folder: Path) -> Iterator[np.ndarray
     prompts = prompts_of(story, models)
 
     def windows() -> Iterator[np.ndarray]:
-        window = RestartedWindow(models, 1, story.fps, keep=story.keep, method=story.sampling)
+        window = RestartedWindow(models, 1, story.fps, keep=story.keep, sampling=story.sampling)
         decoder = ReencodingDecoder(models.tokenizer, 1, rows, columns, story.keep)
         starts = [prompt.start for prompt in prompts]
         for step in steps_of(models, starts, story.fps, latent_frames, keep=story.keep):

@@ -14,14 +14,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from tokvid.cli.main import main
-from tokvid.transformer import model
+from tokvid.transformer import layout, model
 
 
 def numbered() -> None:
     def number(latent_T: Any, fps: Any, temporal_patch: int) -> Any:
         return latent_T
 
-    model.latent_seconds = number  # type: ignore[attr-defined]
+    layout.latent_seconds = number
 
 
 def rateless() -> None:

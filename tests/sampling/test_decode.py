@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tokvid.config import Sampling
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.methods import Sampling, guide
+from tokvid.sampling.methods import guide
 from tokvid.transformer.layout import lay_out
 from tokvid.transformer.model import Transformer
 from tokvid.types import token_batch

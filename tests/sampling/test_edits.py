@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
 from tokvid.sampling.edits import interpolate, loop
-from tokvid.sampling.methods import Sampling
 from tokvid.sampling.story import Segment, Story, encode_opening
 
 STORY = Story((Segment("up"),), fps=4.0)

@@ -4,27 +4,28 @@ import jax
 import numpy as np
 import pytest
 
+from tokvid.config import Sampling, check_guidance, check_seed
 from tokvid.errors import UserError
-from tokvid.sampling.methods import Sampling, check_guidance, check_seed, draw, guide, keep_likely, surest
+from tokvid.sampling.methods import draw, guide, keep_likely, surest
 
 LOGITS_V = np.array([0.1, 2.0, -1.0, 1.5, 0.0, -3.0], np.float32)
 
 
-def expected_shares(logits_V, method):
+def expected_shares(logits_V, sampling):
     """What each code's share of many draws should be, written as one would explain it."""
-    shares_V = np.exp(logits_V / method.temperature)
+    shares_V = np.exp(logits_V / sampling.temperature)
     shares_V /= shares_V.sum()
     order = np.argsort(-shares_V)
-    if method.top_k:
-        shares_V[order[method.top_k :]] = 0
+    if sampling.top_k:
+        shares_V[order[sampling.top_k :]] = 0
         shares_V /= shares_V.sum()
-    kept = 1 + int(np.sum(np.cumsum(shares_V[order]) < method.top_p))  # the fewest that reach top_p
+    kept = 1 + int(np.sum(np.cumsum(shares_V[order]) < sampling.top_p))  # the fewest that reach top_p
     shares_V[order[kept:]] = 0
     return shares_V / shares_V.sum()
 
 
 @pytest.mark.parametrize(
-    "method",
+    "sampling",
     [
         Sampling(),
         Sampling(temperature=0.5),
@@ -38,12 +39,12 @@ def expected_shares(logits_V, method):
     ],
     ids=str,
 )
-def test_draws_are_shared_out_as_they_should_be(method):
+def test_draws_are_shared_out_as_they_should_be(sampling):
     draws = 4000
     keys_B = jax.random.split(jax.random.key(1), draws)
-    ids_BL = draw(keys_B, np.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), method)
+    ids_BL = draw(keys_B, np.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), sampling)
     found_V = np.bincount(np.asarray(ids_BL).ravel(), minlength=len(LOGITS_V)) / draws
-    wanted_V = expected_shares(LOGITS_V, method)
+    wanted_V = expected_shares(LOGITS_V, sampling)
     np.testing.assert_allclose(found_V, wanted_V, atol=0.03)
     assert not found_V[wanted_V == 0].any()
 
@@ -76,12 +77,12 @@ def test_as_many_tokens_stand_as_the_cosine_says(count, rounds):
     """Also where it leaves a whole number, half of them after two of three rounds: rounding may make a little less."""
     rng = np.random.default_rng(0)
     keys_B, likelihood_BL, stands_BL = jax.random.split(jax.random.key(0), 2), rng.normal(size=(2, count)), None
-    jitted = jax.jit(surest, static_argnames="method")
+    jitted = jax.jit(surest, static_argnames="sampling")
     for number in range(rounds):
         before_BL = np.zeros((2, count), bool) if stands_BL is None else stands_BL
         done = np.float32(number + 1) / rounds
         for pick in (surest, jitted):
-            stands_BL = np.asarray(pick(keys_B, likelihood_BL, before_BL, done, method=Sampling(rounds=rounds)))
+            stands_BL = np.asarray(pick(keys_B, likelihood_BL, before_BL, done, sampling=Sampling(rounds=rounds)))
             left = int(round(count * np.cos(np.pi / 2 * (number + 1) / rounds), 6))
             assert stands_BL.sum(axis=1).tolist() == [count - left] * 2
             assert stands_BL[before_BL].all()

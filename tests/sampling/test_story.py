@@ -8,10 +8,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
 from tokvid.sampling.levels import rates_of, steps_of
-from tokvid.sampling.methods import Sampling
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, forget, joins, load_story, tell
 from tokvid.sampling.stream import RollingWindow, frames_of
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
-from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import (
     Prompt,
     RollingWindow,

@@ -1,6 +1,239 @@
-"""What several commands share."""
+"""What commands share: their form, their common arguments, and how these are read. Imports nothing slow."""
 
-from tokvid.io.files import shipped
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-OF_RECIPES = ("train", "tokenize", "plan")  # commands that take a recipe's fields, too
+from tokvid.config import GUIDANCE, Sampling, Scheme
+from tokvid.errors import UserError
+from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path, shipped
+from tokvid.io.urls import URL, is_url
+
+if TYPE_CHECKING:
+    from tokvid.sampling.story import Story
+    from tokvid.sampling.stream import Models
+
 SHIPPED = shipped()
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+STORY = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")  # fields of a story that are flags, too
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+FIELDS = "Any field of the recipe (see tokvid/config.py) can be set: --train_tokenizer.steps 100, --data.fps 2 4 8, …"
+
+
+class Command:
+    """A command: its name, help, arguments and work. To add one: a subclass, and its place in `main.COMMANDS`."""
+
+    name: str
+    help: str  # one line in the list of commands
+    details: str = ""  # more sentences for its own --help
+    epilog: str = ""
+    sets_fields = False  # whether it takes a recipe's fields, too: they are in `options.fields`
+
+    def add_to(self, commands: "argparse._SubParsersAction[Any]", outputs: Outputs) -> None:
+        """Makes its parser among those of the other commands."""
+        description = f"{self.help[0].upper()}{self.help[1:]}. {self.details}"
+        epilog = f"{self.epilog} {FIELDS}" if self.sets_fields else self.epilog
+        parser = commands.add_parser(self.name, help=self.help, description=description, epilog=epilog)
+        self.arguments(parser, outputs)
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        """Declares its arguments; what it writes has a type of `outputs`."""
+        raise NotImplementedError
+
+    def run(self, options: argparse.Namespace) -> None:
+        """Does the work. Imports what it needs here, so that no other command waits for it."""
+        raise NotImplementedError
+
+
+# Arguments
+
+
+def readable(text: str) -> URL | Path:
+    """The type of what is read; a URL stays one until the command runs and fetches it."""
+    return URL(text) if is_url(text) else named_path(text)
+
+
+def weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """--weights and --mesh."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights",
+        type=readable,
+        default=SHIPPED,
+        metavar="FOLDER",
+        help="folder or URL of trained weights, or the --workdir of a training (default: those that come with tokvid)",
+    )
+    mesh_argument(group, "(default: one device)")
+
+
+def mesh_argument(parser: "argparse._ActionsContainer", default: str) -> None:
+    """--mesh."""
+    parser.add_argument(
+        "--mesh",
+        type=int,
+        nargs=4,
+        metavar=("DATA", "FSDP", "TENSOR", "CONTEXT"),
+        help="number of devices for data parallelism, fully sharded parameters, tensor and context parallelism; "
+        f"-1: all that remain {default}",
+    )
+
+
+def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str) -> None:
+    """What a command takes that makes a video with the transformer, all but --fps."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        type=outputs.file(*VIDEO_SUFFIXES),
+        default=out,
+        metavar="FILE",
+        help=f"video to write, .mp4 or .gif (default {out})",
+    )
+    group.add_argument(
+        "--sheet",
+        type=outputs.file(*SHEET_SUFFIXES),
+        metavar="FILE",
+        help="also write a contact sheet, a .png with some of the frames side by side",
+    )
+    scale = "enlarge every pixel N times (default: until the shorter side has 256 pixels or more)"
+    group.add_argument("--scale", type=int, default=0, metavar="N", help=scale)
+    text = parser.add_argument_group("guidance", "how strongly the video follows its prompt")
+    guidance_argument(text)
+    last = "guidance scale at the end of each prompt, reached linearly from --guidance (default: no change)"
+    text.add_argument("--last-guidance", type=float, metavar="X", help=last)
+    text.add_argument("--negative", metavar="TEXT", help="negative prompt: what should not be seen (default: none)")
+    sampling_arguments(parser)
+    weights_arguments(parser)
+
+
+def guidance_argument(parser: "argparse._ActionsContainer") -> None:
+    """--guidance."""
+    scale = f"classifier-free guidance scale; 1 disables guidance, more follows the text more (default {GUIDANCE:g})"
+    parser.add_argument("--guidance", type=float, metavar="X", help=scale)
+
+
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of `Sampling`; None: not given."""
+    group = parser.add_argument_group(
+        "sampling",
+        "how tokens are sampled; a grid of tokens, a latent frame, stands for one or a few frames of the video",
+    )
+    hints = typing.get_type_hints(Sampling)
+    for field in dataclasses.fields(Sampling):
+        text = f"{field.metadata['help']} (default {field.default})".replace("%", "%%")
+        group.add_argument(flag(field.name), help=text, **_read_as(hints[field.name]))
+
+
+def _read_as(hint: Any) -> dict[str, Any]:
+    """What `add_argument` needs for a field of this type."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint)}
+    if typing.get_origin(hint) is types.UnionType:  # T | None
+        return _read_as(typing.get_args(hint)[0])
+    return {"type": hint, "metavar": METAVARS[hint]}
+
+
+def scheme_argument(parser: argparse.ArgumentParser) -> None:
+    """--scheme."""
+    parser.add_argument(
+        "--scheme",
+        choices=typing.get_args(Scheme),
+        help="hierarchical: keyframes at a low frame rate first, then the frames between them; one-level: all frames "
+        "in order (default: hierarchical if the weights were trained for it)",
+    )
+
+
+def seed_argument(parser: argparse.ArgumentParser) -> None:
+    """--seed of a story; None: not given."""
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
+
+
+def recipe_arguments(parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+    """The recipe and --workdir."""
+    config_argument(parser)
+    parser.add_argument(
+        "--workdir",
+        type=outputs.folder,
+        required=True,
+        metavar="FOLDER",
+        help="folder of this training run: checkpoints, logs, tokens, weights; the same for all three steps",
+    )
+
+
+def config_argument(parser: argparse.ArgumentParser) -> None:
+    """The recipe."""
+    recipe = "recipe: a Python file with the settings of the data, both models and their training, as those in configs/"
+    parser.add_argument("config", type=readable, metavar="CONFIG.py", help=recipe)
+
+
+def processes_arguments(parser: argparse.ArgumentParser) -> None:
+    """How several processes become one job."""
+    group = parser.add_argument_group(
+        "several processes",
+        "for training on several machines: start the same command on each, with one --workdir on a shared file system",
+    )
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="let JAX find the other processes, as on TPU VMs (on SLURM, Open MPI and GKE it does so anyway)",
+    )
+    group.add_argument(
+        "--coordinator", default="", metavar="HOST:PORT", help="address at which process 0 listens, given to all"
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="index of this process, from 0 to N-1")
+
+
+def flag(name: str) -> str:
+    """last_guidance → --last-guidance"""
+    return f"--{name.replace('_', '-')}"
+
+
+# Their values
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """UserError where one of these options is given, which would change nothing."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise UserError(f"{flag(name)} {why}")
+
+
+def sampling_of(options: argparse.Namespace, sampling: Sampling = Sampling()) -> Sampling:
+    """How tokens are sampled, with the command line's values on top."""
+    values = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    return dataclasses.replace(sampling, **values)
+
+
+def check_rounds(sampling: Sampling, models: "Models", options: argparse.Namespace) -> None:
+    """UserError where rounds are asked for, but rows are not drawn in rounds."""
+    rows = models.transformer.config.latent[1]
+    if options.rounds is not None and sampling.rows != rows:
+        raise UserError(f"--rounds is for drawing all rows at once; give --rows {rows}, too, or leave it out")
+
+
+def story_of(options: argparse.Namespace, story: "Story") -> "Story":
+    """The story with the command line's values on top."""
+    changes = {name: value for name in STORY if (value := getattr(options, name, None)) is not None}
+    for name in changes:
+        if all(getattr(segment, name, None) is not None for segment in story.segments):
+            raise UserError(f"{flag(name)} has no effect: each segment has its own {name}; change them in the story")
+    story = dataclasses.replace(story, **changes, sampling=sampling_of(options, story.sampling))
+    if options.negative and _guidance_scales(story) == {1.0}:
+        raise UserError("--negative has no effect where guidance is 1; raise --guidance, or leave it out")
+    return story
+
+
+def _guidance_scales(story: "Story") -> set[float | None]:
+    """All that hold anywhere in the story."""
+    scales = {story.guidance if segment.guidance is None else segment.guidance for segment in story.segments}
+    lasts = {
+        story.last_guidance if segment.last_guidance is None else segment.last_guidance for segment in story.segments
+    }
+    return scales | (lasts - {None})

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tokvid.sampling.levels import Levels, Scheme, rates_of, videos
-from tokvid.sampling.methods import GUIDANCE, Sampling
+from tokvid.config import GUIDANCE, Sampling, Scheme
+from tokvid.sampling.levels import Levels, rates_of, videos
 from tokvid.sampling.stream import Guidance, Models, StreamDecoder, StreamEncoder, latent_frames_for, make_prompt
 from tokvid.weights import Loaded
 

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from tokvid.input_pipeline.sources import holds_out, open_source
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
+from tokvid.sampling.stream import StreamDecoder, StreamEncoder
+from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.types import Caption
 from tokvid.weights import Loaded
@@ -83,6 +85,53 @@ def evaluate_reconstruction(
         "frames": data.frames,
         "weights": tokenizer.about["fingerprint"],
     }
+
+
+class Reconstruction:
+    """One video through the tokenizer and back, measured as it is streamed: memory stays flat for any length."""
+
+    def __init__(self, tokenizer: Loaded, size: tuple[int, int]):
+        """`size`: (height, width) of its frames in pixels. UserError where tokens don't divide it."""
+        _, rows, columns = latent_shape(tokenizer.config, 1, *size)
+        self._encoder, self._decoder = StreamEncoder(tokenizer, 1, size), StreamDecoder(tokenizer, 1, rows, columns)
+        self._bits, self._size = codes_of(tokenizer.config).bits, size
+        self._psnrs: list[float] = []
+        self._ssims: list[float] = []
+        self._waiting: list[np.ndarray] = []  # true frames that are not decoded yet
+        self._tokens = 0
+        self.complete = False  # whether all frames have been through
+
+    def frames(self, truth: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The reconstructed frames of all true ones, uint8 (H, W, 3)."""
+        for truth_HWC in truth:
+            self._waiting.append(truth_HWC)
+            yield from self._through(truth_HWC)
+        while self._waiting:  # the last latent frame is filled up with the last frame
+            yield from self._through(self._waiting[-1])
+        self.complete = True
+
+    def _through(self, truth_HWC: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames that come out when this one goes in."""
+        ids_BTHWQ = self._encoder.feed(truth_HWC[None, None])
+        self._tokens += ids_BTHWQ[..., 0].size
+        for made_HWC in self._decoder.feed(ids_BTHWQ)[0][: len(self._waiting)]:
+            truth_1HWC, made_1HWC = self._waiting.pop(0)[None], made_HWC[None]
+            self._psnrs.append(min(psnr(truth_1HWC, made_1HWC), 100.0))
+            if min(self._size) >= LEAST_FOR_SSIM:
+                self._ssims.append(ssim(truth_1HWC, made_1HWC))
+            yield made_HWC
+
+    def figures(self) -> dict[str, Any]:
+        """PSNR (dB) and SSIM, means of the frames so far; how many frames and tokens; bits per pixel."""
+        pixels = len(self._psnrs) * math.prod(self._size)
+        return {
+            "psnr": round(float(np.mean(self._psnrs)), 4),
+            "ssim": round(float(np.mean(self._ssims)), 5) if self._ssims else None,
+            "frames": len(self._psnrs),
+            "tokens": self._tokens,
+            "bits_per_pixel": round(self._tokens * self._bits / pixels, 6),
+            "size": list(self._size),
+        }
 
 
 def split_of(data: DataConfig) -> str:

@@ -20,6 +20,17 @@ from tokvid.shapes.words import STILL
 ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
 
 
+def read_segments(story: Story, frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """For each segment its prompt, duration and the attributes read from its frames, uint8 (H, W, 3)."""
+    fields = ("size", "color", "shape", "direction", "speed", "pixels_per_second")
+    segments = []
+    for segment, (first, end) in zip(story.segments, story.spans, strict=True):
+        reading = read_attributes(np.stack(frames[first:end]), story.fps)
+        read = None if reading is None else {name: getattr(reading, name) for name in fields}
+        segments.append({"prompt": segment.prompt, "seconds": segment.seconds, "read_from_the_pixels": read})
+    return segments
+
+
 def evaluate_shapes(
     models: Models, samples: int, seed: int, settings: Settings = Settings(), rates: Sequence[float] = ()
 ) -> dict[str, Any]:

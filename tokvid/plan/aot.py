@@ -14,11 +14,10 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tokvid.config import Recipe, TransformerConfig
+from tokvid.config import Recipe, Sampling, TransformerConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.flops import CHIPS, Chip, chip_of
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.methods import Sampling
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
 from tokvid.train.state import abstract_state, make_step
 from tokvid.train.transformer_step import TransformerTask

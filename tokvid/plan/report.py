@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from tokvid.config import Recipe
+from tokvid.config import Recipe, Sampling
 from tokvid.flops import transformer_flops
 from tokvid.plan.aot import (
     VIDEOS,
@@ -20,7 +20,6 @@ from tokvid.plan.aot import (
     training_program,
 )
 from tokvid.plan.roofline import judge
-from tokvid.sampling.methods import Sampling
 from tokvid.sharding import AXES, make_mesh
 from tokvid.train.transformer_step import TransformerTask
 from tokvid.transformer.layout import schedule, slot_count

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
-from tokvid.sampling.methods import Sampling, draw, guide, surest
+from tokvid.sampling.methods import draw, guide, surest
 from tokvid.transformer.layout import Sequence, in_order, lay_out, schedule
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch

@@ -6,12 +6,12 @@ frames leave in order, as they are made, in memory that doesn't grow with length
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
-from tokvid.sampling.methods import Sampling
 from tokvid.sampling.stream import (
     Models,
     Prompt,
@@ -23,8 +23,6 @@ from tokvid.sampling.stream import (
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, tokens_at_once
-
-Scheme = Literal["hierarchical", "one-level"]  # level by level, or at once at the rate asked for
 
 
 class Kept(Protocol):

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tokvid.config import from_dict
+from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
 from tokvid.io.files import atomic
-from tokvid.sampling.levels import Levels, Scheme, rates_of, steps_of, videos
-from tokvid.sampling.methods import GUIDANCE, Sampling, check_guidance, check_seed
+from tokvid.sampling.levels import Levels, rates_of, steps_of, videos
 from tokvid.sampling.stream import (
     Guidance,
     Models,

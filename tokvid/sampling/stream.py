@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
+from tokvid.config import GUIDANCE, Sampling
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.methods import GUIDANCE, Sampling
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import trained_tasks
 from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side

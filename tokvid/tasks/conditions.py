@@ -6,13 +6,15 @@ edit` in sampling; batches, windows, layouts, `plan` and the command line know i
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # `tokvid --help` reads the tables, so functions import NumPy when they run
+    import numpy as np
 
-Look = Callable[[np.ndarray], np.ndarray]  # uint8 (T, H, W, 3) → the same shape, each frame from itself alone
+Look = Callable[["np.ndarray"], "np.ndarray"]  # uint8 (T, H, W, 3) → the same shape, each frame from itself alone
 
 
-def _unchanged(video_THWC: np.ndarray) -> np.ndarray:
+def _unchanged(video_THWC: "np.ndarray") -> "np.ndarray":
     return video_THWC
 
 
@@ -38,13 +40,13 @@ class Condition:
         """Whether its layout alone doesn't tell what it is."""
         return self.slower == self.smaller == 1
 
-    def apply(self, video_THWC: np.ndarray) -> np.ndarray:
+    def apply(self, video_THWC: "np.ndarray") -> "np.ndarray":
         """The condition of a clip: uint8 (1 + (T - 1) // slower, H / smaller, W / smaller, 3)."""
         video_THWC = video_THWC[:: self.slower]
         T, H, W, C = video_THWC.shape
         if (s := self.smaller) > 1:
             blocks = video_THWC[:, : H // s * s, : W // s * s].reshape(T, H // s, s, W // s, s, C)
-            video_THWC = np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
+            video_THWC = blocks.mean(axis=(2, 4)).round().astype(video_THWC.dtype)
         return self.look(video_THWC)
 
     def span(self, first: int, frames: int) -> tuple[int, int]:

@@ -6,12 +6,13 @@ by it; the recipe's mixture (`layouts.tasks`) and `tokvid edit --task` know its 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.tasks.conditions import CONDITIONS, Condition
+
+if TYPE_CHECKING:  # `tokvid --help` reads the tables, so functions import NumPy when they run
+    import numpy as np
 
 MOST_KNOWN = 3  # latent frames that a continuation starts from
 Shape = tuple[int, int, int]  # latent frames, rows and columns of a window
@@ -27,7 +28,7 @@ class Given:
 
     first: tuple[int, int] = (0, 0)
     later: tuple[int, int] | None = None
-    mask: Callable[[Shape, np.random.Generator], np.ndarray] | None = None
+    mask: "Callable[[Shape, np.random.Generator], np.ndarray] | None" = None
 
     def placements(self, latent_frames: int, frames: int) -> list[tuple[int, int]]:
         """Every start of a window of `frames` in a video, with every number of leading latent frames that are given."""
@@ -39,15 +40,19 @@ class Given:
                 pairs += [(start, known) for known in range(bounds[0], min(bounds[1], frames - 1) + 1)]
         return pairs
 
-    def known(self, shape: Shape, leading: int, rng: np.random.Generator) -> np.ndarray:
+    def known(self, shape: Shape, leading: int, rng: "np.random.Generator") -> "np.ndarray":
         """A draw: bool (T, H, W), True where a token is given."""
+        import numpy as np
+
         if self.mask is not None:
             return self.mask(shape, rng)
         return np.broadcast_to((np.arange(shape[0]) < leading)[:, None, None], shape)
 
 
-def some_frames(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+def some_frames(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
     """Any latent frames, one at least; and one at least is left to generate."""
+    import numpy as np
+
     known_T = rng.permutation(np.arange(shape[0]) < rng.integers(1, shape[0]))
     return np.broadcast_to(known_T[:, None, None], shape)
 

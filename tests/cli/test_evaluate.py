@@ -1,0 +1,93 @@
+"""Model quality: evaluate."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tokvid.evaluate import interpolation as interpolation_module
+from tokvid.evaluate import shapes as shapes_module
+
+
+def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
+    code, text, _ = tokvid(
+        "evaluate",
+        "reconstruction",
+        "--samples",
+        4,
+        "--weights",
+        tiny_weights,
+        "--json",
+        "e.json",
+        "--markdown",
+        "e.md",
+        "--sheet",
+        "e.png",
+    )
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert code == 0 and figures["samples"] == 4 and "repeat_psnr" in text
+    assert "| features | random-convolutions " in (tmp_path / "e.md").read_text() and (tmp_path / "e.png").is_file()
+
+    def shapes(models, samples, seed, settings, rates):
+        return {"size": models.size, "asked": [samples, seed, settings.guidance, settings.sampling.top_k, rates]}
+
+    monkeypatch.setattr(shapes_module, "evaluate_shapes", shapes)  # which is tested in test_evaluate.py
+    asked = []
+
+    def interpolated(models, data, samples, factor, seed, settings, show):
+        asked.append((data.source, samples, factor, settings.sampling.rows))
+        show([np.zeros((2, 16, 16, 3), np.uint8)], captions=["black"])
+        return {"psnr": 20.0}
+
+    monkeypatch.setattr(interpolation_module, "evaluate_interpolation", interpolated)
+    arguments = ("--samples", 5, "--factor", 4, "--rows", 1, "--sheet", "s.png", "--weights", tiny_weights)
+    assert tokvid("evaluate", "interpolation", *arguments)[0] == 0 and asked == [("shapes", 5, 4, 1)]
+    assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "black"
+    arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
+    assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0
+    assert json.loads((tmp_path / "e.json").read_text()) == {"size": [16, 16], "asked": [4, 0, 3.0, 5, [3.0, 6.0]]}
+
+
+def test_a_sheet_of_shapes_is_refused(refused):
+    assert "--sheet is not for evaluate shapes; leave it out" in refused("evaluate", "shapes", "--sheet", "a.png")
+
+
+@pytest.mark.parametrize("lost", ["--json", "--markdown", "--sheet"])
+def test_figures_are_told_whatever_becomes_of_their_files(tokvid, tiny_weights, tmp_path, monkeypatch, lost):
+    """The disk fills up while it measures: the other files are there, and the figures on the screen."""
+    files = {"--json": "e.json", "--markdown": "e.md", "--sheet": "e.png"}
+    replace = os.replace
+
+    def full(old, new):
+        if str(new).endswith(files[lost]):
+            raise OSError(28, "No space left on device")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    words = [word for pair in files.items() for word in pair]
+    code, out, err = tokvid("evaluate", "reconstruction", "--samples", 4, "--weights", tiny_weights, *words)
+    assert (
+        code == 2
+        and "psnr " in out
+        and err.endswith(
+            f"tokvid: cannot write {files[lost]}: No space left on device; free some space or choose another place\n"
+        )
+    )
+    others = {name for option, name in files.items() if option != lost}
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_files_are_written_though_nobody_reads_the_figures(tiny_weights, tmp_path):
+    """`tokvid evaluate … | head -0`"""
+    words = ["evaluate", "reconstruction", "--samples", "4", "--weights", str(tiny_weights), "--json", "e.json"]
+    command = [sys.executable, "-m", "tokvid", *words]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, timeout=200)
+    os.close(write)
+    assert done.returncode == 141 and b"Traceback" not in done.stderr
+    assert json.loads((tmp_path / "e.json").read_text())["samples"] == 4

@@ -1,0 +1,92 @@
+"""Videos from prompts: demo, story, generate, extend."""
+
+import json
+import re
+import signal
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tokvid.input_pipeline.clips import probe
+from tokvid.io.media import write_video
+from tokvid.sampling import film
+
+STORY = "segments:\n  - {prompt: a red circle, seconds: 1.3}\n  - {prompt: 一个圆, seconds: 0.8}\n"
+
+
+def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
+    (tmp_path / "shipped" / "demo").mkdir(parents=True)
+    (tmp_path / "shipped" / "demo" / "story.yaml").write_text(STORY)
+    monkeypatch.setattr("tokvid.cli.generate.SHIPPED", tmp_path / "shipped")
+    code, out, _ = tokvid("demo", "--weights", tiny_weights)
+    assert code == 0 and out.startswith("2.1 s of video from 2 prompts in ")
+    names = ["report.json", "sheet.png", "story.gif", "story.mp4"]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == names
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["frames"] == 17 and [s["prompt"] for s in report["segments"]] == ["a red circle", "一个圆"]
+
+
+def test_a_story_from_a_file(tokvid, tiny_weights, tmp_path):
+    (tmp_path / "story.yaml").write_text(STORY)
+    code, out, err = tokvid("story", "story.yaml", "--weights", tiny_weights, "--sheet", "s.png")
+    assert (code, out) == (0, "story.mp4: 2.1 s, 2 prompts\n") and "tokvid:" not in err
+    info = probe(tmp_path / "story.mp4")
+    assert (info.frames, info.fps, info.width) == (17, 8.0, 256)
+    assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "a red circle\n一个圆"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.png", "story.mp4", "story.yaml"]
+
+
+def test_a_story_from_prompts_and_a_picture(tokvid, tiny_weights, movie, tmp_path):
+    prompts = ("--prompt", "up", "--prompt", "down", "--seconds", 0.9, "--fps", 10)
+    arguments = ("--weights", tiny_weights, "--image", "in.png", "--scale", 2, "--seed", 3, "--guidance", 1)
+    code, out, _ = tokvid("story", *prompts, *arguments, "--out", "new/a.mp4")
+    assert (code, out) == (0, "new/a.mp4: 1.8 s, 2 prompts\n")
+    info = probe(tmp_path / "new" / "a.mp4")
+    assert (info.frames, info.fps, info.width) == (18, 10.0, 32)
+
+
+def test_a_clip_and_going_on_from_a_video(tokvid, tiny_weights, movie, tmp_path):
+    code, out, _ = tokvid("generate", "--prompt", "up", "--seconds", 1, "--weights", tiny_weights)
+    assert (code, out) == (0, "clip.mp4: 8 frames at 8 fps\n") and probe(tmp_path / "clip.mp4").frames == 8
+    arguments = ("--prompt", "", "--seconds", 1.1, "--weights", tiny_weights, "--video", "in.mp4", "--out", "on.mp4")
+    code, out, _ = tokvid("generate", *arguments)
+    # One second at 8 fps: 8 frames, of which the last 7 fill latent frames.
+    assert (code, out) == (0, "on.mp4: 8 frames of in.mp4, then 9 new ones at 8 fps\n")
+    assert probe(tmp_path / "on.mp4").frames == 17
+    write_video(tmp_path / "one.mp4", np.zeros((1, 40, 60, 3), np.uint8), 8)
+    code, out, _ = tokvid("extend", "one.mp4", "--seconds", 1, "--weights", tiny_weights, "--out", "on.mp4")
+    assert (code, out) == (0, "on.mp4: 1 frames of one.mp4, then 8 new ones at 8 fps\n")
+    assert probe(tmp_path / "on.mp4").frames == 9
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", " \t\n", "🦊" * 50, "word " * 200_000, "圆" * 100_000, "\x00\x1b[31m"], ids=lambda p: repr(p)[:12]
+)
+def test_any_prompt_makes_a_video(tokvid, tiny_weights, tmp_path, prompt):
+    words = ("--prompt", prompt, "--seconds", 0.2, "--sheet", "s.png", "--weights", tiny_weights)
+    code, _, err = tokvid("generate", *words)
+    assert code == 0 and len(err) < 300 and err.count("is cut to its first 32 tokens") == (len(prompt) > 30)
+    assert probe(tmp_path / "clip.mp4").frames == 2 and (tmp_path / "s.png").is_file()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, monkeypatch, number, code):
+    tell = film.tell
+
+    def interrupted(*arguments):
+        for index, frames in enumerate(tell(*arguments)):
+            yield frames
+            if index == 2:
+                signal.raise_signal(number)
+
+    words = ("story", "--prompt", "up", "--seconds", 2, "--weights", tiny_weights)
+    monkeypatch.setattr(film, "tell", interrupted)
+    found, out, err = tokvid(*words)
+    assert (found, out) == (code, "") and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert re.fullmatch(r"tokvid: interrupted after 1\.\d of 2\.0 s; run the same command again to go on .*\n", err)
+    assert [path.name for path in tmp_path.iterdir()] == [".story.mp4.tokens"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert tokvid(*words)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["story.mp4"]

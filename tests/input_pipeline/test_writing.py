@@ -1,0 +1,56 @@
+"""Datasets written: every video as it was, and damage skipped or refused."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.input_pipeline.records import RecordSource
+from tokvid.input_pipeline.writing import Frames, write_records
+from tokvid.types import Caption
+
+
+@dataclasses.dataclass(frozen=True)
+class Grey:
+    """A second of one shade; nothing can be read of a negative one."""
+
+    shade: int
+    key: str = "grey"
+    seconds: float = 1.0
+    captions: tuple[Caption, ...] = (Caption(0.0, "grey"),)
+
+    def read(self, start, fps, frames, size):
+        if self.shade < 0:
+            raise UserError(f"shade {self.shade} is damaged")
+        return np.full((frames, *size, 3), self.shade, np.uint8)
+
+
+def test_videos_are_stored_as_frames_of_the_size_and_rate_asked_for(tmp_path):
+    videos = [Grey(shade) for shade in (10, 20)]
+    assert write_records(tmp_path / "d", videos, Frames((4, 6), 5.0), {"source": "grey"}) == 2
+    source = RecordSource(tmp_path / "d")
+    assert source.metadata == {"source": "grey", "size": [4, 6], "fps": 5.0}
+    assert [(video.frames.shape, video.frames.max()) for video in source] == [((5, 4, 6, 3), 10), ((5, 4, 6, 3), 20)]
+
+
+@pytest.mark.parametrize(
+    "shades, share, said",
+    [
+        ((1, -1, 2), None, "shade -1 is damaged"),
+        ((1, -1, 2, -2), 0.4, "2 of 4 videos cannot be used; the last: shade -2 is damaged"),
+        ((-1, -2), 1.0, "2 of 2 videos cannot be used; the last: shade -2 is damaged"),
+    ],
+)
+def test_too_much_damage_leaves_nothing(tmp_path, shades, share, said):
+    with pytest.raises(UserError, match=f"^{said}$"):
+        write_records(tmp_path / "d", [Grey(shade) for shade in shades], Frames(), {}, share)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_little_damage_is_skipped_and_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert write_records(tmp_path / "d", [Grey(shade) for shade in (1, -1, 2)], Frames(), {}, 0.4) == 2
+    assert "skipped: shade -1 is damaged" in caplog.text
+    assert [video.frames.max() for video in RecordSource(tmp_path / "d")] == [1, 2]

@@ -1,0 +1,241 @@
+"""Datasets: `tokvid data shapes`, `mnist`, `folder`."""
+
+import argparse
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from tokvid.cli.options import Command, readable, refuse
+from tokvid.errors import UserError
+from tokvid.io.files import Outputs
+
+SIZE, FPS = (64, 64), 8.0  # of stored frames unless said otherwise
+
+
+class _Dataset(Command):
+    """A kind of dataset: where its videos come from, and how they are stored."""
+
+    def common_arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        """What all kinds take."""
+        parser.add_argument(
+            "--out", type=outputs.folder, required=True, metavar="FOLDER", help="folder to write the dataset to"
+        )
+        self.frames_arguments(parser, "")
+
+    def frames_arguments(self, parser: argparse.ArgumentParser, otherwise: str) -> None:
+        """How frames are stored; `otherwise` says what holds where none of it is said."""
+        size = f"store frames of this size, in pixels (default 64 64{otherwise})"
+        parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+        fps = f"store this many frames per second (default 8{otherwise})"
+        parser.add_argument("--fps", type=float, metavar="X", help=fps)
+        tfds = "write a TensorFlow Dataset instead of tokvid's own format (needs pip install 'tokvid[tfds]')"
+        parser.add_argument("--tfds", action="store_true", help=tfds)
+
+    def source(self, options: argparse.Namespace) -> Any:
+        """The videos."""
+        raise NotImplementedError
+
+    def builder(self, options: argparse.Namespace, **where: Any) -> Any:
+        """The builder of the same as a TensorFlow Dataset."""
+        raise NotImplementedError
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.input_pipeline.records import check_replaceable
+        from tokvid.input_pipeline.writing import Frames, write_records
+
+        check_frames(options)
+        if options.tfds:
+            self.prepare(options)
+            return
+        check_replaceable(options.out)
+        frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
+        count = write_records(options.out, self.source(options), frames, {"source": self.name})
+        print(f"{options.out}: {count} videos")
+
+    def prepare(self, options: argparse.Namespace) -> None:
+        """Writes it as a TensorFlow Dataset."""
+        from tokvid.input_pipeline.writing import prepare
+
+        if options.out is None:
+            raise UserError("--tfds needs --out, the folder to write to")
+        if not str(options.out.absolute()).isprintable():
+            raise UserError(f"TFDS can't write to {str(options.out)!a}: its path should have printable letters only")
+        builder = self.builder(options, data_dir=str(options.out))
+        counts, before = prepare(builder)
+        said = ", ".join(f"{split} {count}" for split, count in counts.items())
+        print(f"{builder.data_path}: {said}{' (prepared before; remove it to prepare it anew)' * before}")
+
+    def refuse_stored(self, options: argparse.Namespace, *names: str) -> None:
+        """UserError for options of frames where TFDS stores videos as they are."""
+        refuse(options, names, f"doesn't go with {self.name} --tfds, which stores the videos as they are; leave it out")
+
+
+class Shapes(_Dataset):
+    """Moving Shapes, procedural."""
+
+    name = "shapes"
+    help = "Moving Shapes: generated videos of one moving shape, with captions"
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("--videos", type=int, default=1000, metavar="N", help="number of videos (default 1000)")
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+        held_out = "only the combinations of size, colour, shape and direction that training never sees"
+        parser.add_argument("--held-out", action="store_true", help=held_out)
+        self.common_arguments(parser, outputs)
+
+    def source(self, options: argparse.Namespace) -> Any:
+        from tokvid.shapes.drawing import ShapesDataset
+
+        return ShapesDataset(options.videos, options.seed, options.held_out)
+
+    def builder(self, options: argparse.Namespace, **where: Any) -> Any:
+        from tokvid.input_pipeline.builders import MovingShapes
+
+        if options.held_out:
+            raise UserError("--held-out doesn't go with --tfds: that has the split held_out beside train")
+        held_out, size, fps = math.ceil(options.videos / 10), tuple(options.size or SIZE), options.fps or FPS
+        return MovingShapes(videos=options.videos, held_out=held_out, seed=options.seed, size=size, fps=fps, **where)
+
+
+class Mnist(_Dataset):
+    """Captioned Moving MNIST."""
+
+    name = "mnist"
+    help = "captioned Moving MNIST: moving digits, made from a file of MNIST"
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument(
+            "file", type=readable, metavar="DIGITS", help="file of MNIST: .npz with images and labels, or an idx file"
+        )
+        split = "which videos to write (default train; with --tfds always both)"
+        parser.add_argument("--split", choices=("train", "test"), help=split)
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+        self.common_arguments(parser, outputs)
+
+    def source(self, options: argparse.Namespace) -> Any:
+        from tokvid.input_pipeline.mnist import MovingMnist
+
+        return MovingMnist(options.file, options.split or "train", options.seed)
+
+    def builder(self, options: argparse.Namespace, **where: Any) -> Any:
+        from tokvid.input_pipeline.builders import CaptionedMovingMnist
+
+        self.refuse_stored(options, "size", "fps")
+        refuse(options, ["split"], "doesn't go with --tfds: that has train, and test as held_out")
+        return CaptionedMovingMnist(digits=options.file, seed=options.seed, **where)
+
+
+class Folder(_Dataset):
+    """A folder of clips; without --out, it is only looked at."""
+
+    name = "folder"
+    help = "your own clips: a folder with captions.jsonl or captions.csv"
+    details = (
+        'A line of captions.jsonl is {"file": "a.mp4", "caption": "…"}; captions.csv has the columns file and caption. '
+        "Files that cannot be read are named and skipped."
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("file", type=readable, metavar="FOLDER", help="folder of clips")
+        out = "folder to write the dataset to (default: only check the clips, write nothing)"
+        parser.add_argument("--out", type=outputs.folder, metavar="FOLDER", help=out)
+        self.frames_arguments(parser, "; with neither --size nor --fps, files are stored as they are")
+        parser.add_argument(
+            "--fit",
+            choices=("crop", "letterbox"),
+            help="how clips of another aspect ratio become --size: cut off, or with black bars (default crop)",
+        )
+        parser.add_argument(
+            "--max-unreadable",
+            type=float,
+            default=0.1,
+            metavar="X",
+            help="fail if more than this fraction of the files cannot be read, from 0 to 1 (default 0.1)",
+        )
+        parser.add_argument(
+            "--check", action="store_true", help="decode every frame of every file first, to find hidden damage (slow)"
+        )
+
+    def source(self, options: argparse.Namespace) -> Any:
+        from tokvid.input_pipeline.folder import FolderSource
+
+        with _warnings_unless_it_fails():
+            return FolderSource(
+                options.file, fit=options.fit or "crop", max_unreadable=options.max_unreadable, full=options.check
+            )
+
+    def builder(self, options: argparse.Namespace, **where: Any) -> Any:
+        from tokvid.input_pipeline.builders import ClipFolder
+
+        self.refuse_stored(options, "size", "fps", "fit")
+        return ClipFolder(folder=options.file, max_unreadable=options.max_unreadable, full=options.check, **where)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.input_pipeline.records import check_replaceable
+        from tokvid.input_pipeline.writing import Frames, write_records
+
+        check_frames(options)
+        if not 0 <= options.max_unreadable <= 1:
+            raise UserError(f"max-unreadable should be a share from 0 to 1, got {options.max_unreadable}")
+        if options.tfds:
+            self.prepare(options)
+            return
+        if options.out is None:
+            refuse(options, ["size", "fps", "fit"], "is for what is written; give --out, too")
+            source = self.source(options)
+            print(f"{options.file}: {len(source)} videos can be used, {len(source.unreadable)} cannot")
+            return
+        check_replaceable(options.out)
+        about = {"source": self.name}
+        frames = None
+        if options.size is not None or options.fps is not None:
+            frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
+        elif options.fit is not None:
+            about["fit"] = options.fit  # for whoever reads the files
+        count = write_records(options.out, self.source(options), frames, about, options.max_unreadable)
+        stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
+        print(f"{options.out}: {count} videos{stored}")
+
+
+class Data(Command):
+    """Writes a dataset as records, or prepares it with TFDS."""
+
+    name = "data"
+    help = "write a dataset to train on"
+    details = "Train on it with the recipe's fields --data.source records (tfds after --tfds) and --data.path FOLDER."
+    kinds: tuple[_Dataset, ...] = (Shapes(), Mnist(), Folder())
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        metavar = "|".join(kind.name for kind in self.kinds)
+        commands = parser.add_subparsers(dest="kind", required=True, metavar=metavar)
+        for kind in self.kinds:
+            kind.add_to(commands, outputs)
+
+    def run(self, options: argparse.Namespace) -> None:
+        next(kind for kind in self.kinds if kind.name == options.kind).run(options)
+
+
+def check_frames(options: argparse.Namespace) -> None:
+    """UserError where frames cannot be stored like this."""
+    if options.size is not None and min(options.size) < 1:
+        raise UserError(f"size should be 1 or more pixels, got {options.size[0]} {options.size[1]}")
+    if options.fps is not None and not 0 < options.fps <= 1000:
+        raise UserError(f"fps should be above 0 and at most 1000, got {options.fps}")
+
+
+@contextlib.contextmanager
+def _warnings_unless_it_fails() -> Iterator[None]:
+    """Holds warnings back until all went well: an error says by itself what it is about."""
+    import logging.handlers  # slow, for it brings sockets
+
+    ours, held = logging.getLogger("tokvid"), logging.handlers.MemoryHandler(1_000_000, logging.CRITICAL)
+    ours.addHandler(held)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.propagate = True
+        ours.removeHandler(held)
+    for record in held.buffer:
+        ours.handle(record)

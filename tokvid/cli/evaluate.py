@@ -1,0 +1,208 @@
+"""Model quality, measured: `tokvid evaluate`."""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokvid.cli.options import (
+    SAMPLING,
+    Command,
+    check_rounds,
+    guidance_argument,
+    readable,
+    refuse,
+    sampling_arguments,
+    sampling_of,
+    scheme_argument,
+    weights_arguments,
+)
+from tokvid.cli.printing import in_any_case, markdown, say, table
+from tokvid.config import GUIDANCE, check_guidance, check_seed
+from tokvid.io.files import SHEET_SUFFIXES, Outputs, write_json, write_text
+
+if TYPE_CHECKING:
+    from tokvid.config import DataConfig
+    from tokvid.evaluate.batches import Settings
+    from tokvid.metrics.features import Features
+    from tokvid.sampling.stream import Models
+
+Show = Callable[..., object]
+
+
+class Evaluation(NamedTuple):
+    """What `tokvid evaluate NAME` measures, the options of its own, and the function that does it."""
+
+    help: str
+    uses: frozenset[str]
+    measure: Callable[[argparse.Namespace, "Settings", Show], dict[str, Any]]
+
+
+def _shapes(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+    from tokvid.evaluate.shapes import evaluate_shapes
+
+    return evaluate_shapes(_models(options), options.samples, options.seed, settings, options.fps or ())
+
+
+def _reconstruction(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+    from tokvid import weights
+    from tokvid.evaluate.reconstruction import evaluate_reconstruction
+
+    tokenizer, data = weights.load(options.weights / "tokenizer", "tokenizer"), _data(options)
+    return evaluate_reconstruction(tokenizer, data, options.samples, options.seed, _features(options), show)
+
+
+def _interpolation(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+    from tokvid.evaluate.interpolation import evaluate_interpolation
+
+    data, factor = _data(options), 2 if options.factor is None else options.factor
+    return evaluate_interpolation(_models(options), data, options.samples, factor, options.seed, settings, show)
+
+
+def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+    from tokvid.evaluate.generation import Request, evaluate_generation
+
+    data = _data(options)
+    models, fps = _models(options), max(data.fps) if options.fps is None else options.fps[0]
+    request = Request(options.samples, options.seconds or 3.0, fps, options.seed)
+    return evaluate_generation(models, data, request, _features(options), settings, show)
+
+
+SAMPLED = {"guidance", *SAMPLING}
+EVALUATIONS = {
+    "shapes": Evaluation(
+        "clips generated from Moving Shapes prompts, whose attributes are read back from the pixels",
+        frozenset({"fps", "scheme", *SAMPLED}),
+        _shapes,
+    ),
+    "reconstruction": Evaluation(
+        "the tokenizer alone: real clips encoded and decoded (PSNR, SSIM, …)",
+        frozenset({"data", "features", "sheet"}),
+        _reconstruction,
+    ),
+    "interpolation": Evaluation(
+        "frames generated between those of real clips, against the true ones",
+        frozenset({"data", "factor", "sheet", *SAMPLED}),
+        _interpolation,
+    ),
+    "generation": Evaluation(
+        "clips generated from the captions of real clips, against these clips",
+        frozenset({"data", "features", "fps", "seconds", "sheet", "scheme", *SAMPLED}),
+        _generation,
+    ),
+}
+
+
+class Evaluate(Command):
+    """Figures of the weights, printed and written."""
+
+    name = "evaluate"
+    help = "measure model quality"
+    details = " ".join(f"{name}: {evaluation.help}." for name, evaluation in EVALUATIONS.items())
+    epilog = "Flags that do not apply to an evaluation are refused."
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("what", choices=tuple(EVALUATIONS), help="what to measure, see above")
+        parser.add_argument(
+            "--samples", type=int, default=128, metavar="N", help="number of clips to measure (default 128)"
+        )
+        parser.add_argument(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="random seed (default 0)",
+        )
+        parser.add_argument(
+            "--data",
+            type=readable,
+            metavar="FOLDER",
+            help="reconstruction, interpolation, generation: dataset to measure on (default: the held-out part of the "
+            "training data)",
+        )
+        parser.add_argument(
+            "--fps",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help="frames per second; shapes: one or more rates (default: all those trained on), generation: one rate "
+            "(default: the highest trained on)",
+        )
+        parser.add_argument(
+            "--seconds", type=float, metavar="X", help="generation: duration of each clip in seconds (default 3)"
+        )
+        parser.add_argument(
+            "--factor",
+            type=int,
+            metavar="N",
+            help="interpolation: keep every N-th frame and generate the others, N one of 2, 4, 8, … (default 2)",
+        )
+        parser.add_argument(
+            "--features",
+            metavar="NAME",
+            help="reconstruction, generation: network that Fréchet and kernel distances are computed with; a name or a "
+            ".py file that defines features() (default random-convolutions)",
+        )
+        scheme_argument(parser)
+        guidance_argument(parser)
+        group = parser.add_argument_group("output", "besides the table that is printed")
+        sheet = "all but shapes: write a contact sheet (.png) of some of the clips"
+        group.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), metavar="FILE", help=sheet)
+        group.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures as JSON")
+        group.add_argument("--markdown", type=outputs.file(), metavar="FILE", help="write them as a Markdown table")
+        sampling_arguments(parser)
+        weights_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.evaluate.batches import Settings
+        from tokvid.io.media import contact_sheet
+
+        evaluation = EVALUATIONS[options.what]
+        unused = frozenset().union(*(other.uses for other in EVALUATIONS.values())) - evaluation.uses
+        refuse(options, sorted(unused), f"is not for evaluate {options.what}; leave it out")
+        guidance = GUIDANCE if options.guidance is None else options.guidance
+        check_seed(options.seed)
+        check_guidance(guidance)
+        settings = Settings(guidance, scheme=options.scheme, sampling=sampling_of(options))
+        steps: list[Callable[[], object]] = []
+
+        def show(rows: list[Any], **how: Any) -> None:
+            if options.sheet is not None:
+                steps.append(functools.partial(contact_sheet, options.sheet, rows, **how))
+
+        figures = evaluation.measure(options, settings, show)
+        if options.json is not None:
+            steps.append(lambda: write_json(options.json, figures))
+        if options.markdown is not None:
+            steps.append(lambda: write_text(options.markdown, markdown(figures)))
+        in_any_case(lambda: say(table(figures)), *steps)
+
+
+def _models(options: argparse.Namespace) -> "Models":
+    from tokvid.sampling.stream import load_models
+
+    models = load_models(options.weights)
+    check_rounds(sampling_of(options), models, options)
+    return models
+
+
+def _features(options: argparse.Namespace) -> "Features":
+    from tokvid.metrics.features import load_features
+
+    return load_features(options.features or "random-convolutions")
+
+
+def _data(options: argparse.Namespace) -> "DataConfig":
+    """The data that the tokenizer was trained on, or the clips of --data at its size and rates."""
+    from tokvid import weights
+    from tokvid.config import DataConfig, from_dict
+
+    about = weights.describe(options.weights / "tokenizer", "tokenizer")
+    data = from_dict(DataConfig, about["data"], "the tokenizer's data")
+    if options.data is None:
+        return data
+    path: Path = options.data
+    source = "records" if (path / "dataset.json").is_file() else "folder"
+    return dataclasses.replace(data, source=source, path=str(path), held_out=0)

@@ -1,0 +1,45 @@
+"""Figures for people: as a table on the screen or in Markdown, and printed whatever becomes of their files."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tokvid.errors import UserError
+
+
+def say(text: str) -> None:
+    """Prints now, so that an error is raised here."""
+    print(text, flush=True)
+
+
+def in_any_case(*steps: Callable[[], object]) -> None:
+    """All of them, then the first error: what took minutes to measure isn't lost to a full disk or a closed pipe."""
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except (UserError, OSError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def table(values: dict[str, Any], indent: str = "") -> str:
+    """Nested values, a line each."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:24} {value:.4g}" if isinstance(value, float) else f"{indent}{name:24} {value}")
+    return "\n".join(lines)
+
+
+def markdown(values: dict[str, Any], prefix: str = "") -> str:
+    """Nested values as a table, a row each."""
+    rows = [] if prefix else ["| figure | value |", "|---|---|"]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows.append(markdown(value, f"{prefix}{name}: ").rstrip())
+        else:
+            rows.append(f"| {prefix}{name} | {f'{value:.4g}' if isinstance(value, float) else value} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,77 @@
+"""Training: `tokvid train tokenizer`, `tokenize`, `train transformer`."""
+
+import argparse
+
+from tokvid.cli.options import Command, processes_arguments, recipe_arguments
+from tokvid.io.files import Outputs
+
+
+class Train(Command):
+    """Trains the tokenizer or the transformer of a recipe."""
+
+    name = "train"
+    help = "train the tokenizer or the transformer of a recipe"
+    details = "Run again with the same --workdir, it resumes from the last checkpoint."
+    epilog = "A model is trained in three steps: train tokenizer, tokenize, train transformer."
+    sets_fields = True
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        model = "tokenizer: video to tokens and back; transformer: text to tokens, after tokenizer and tokenize"
+        parser.add_argument("model", choices=("tokenizer", "transformer"), help=model)
+        recipe_arguments(parser, outputs)
+        processes_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.distributed import joined
+
+        with joined(options.coordinator, options.processes, options.process, options.distributed):
+            _train(options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from tokvid.evaluate.samples import training_samples
+    from tokvid.input_pipeline.sources import open_source
+    from tokvid.io.compiled import keep_programs
+    from tokvid.train.loop import train
+    from tokvid.train.recipe import open_recipe
+    from tokvid.train.token_cache import open_token_cache
+    from tokvid.train.tokenize import write_text_model
+    from tokvid.train.tokenizer_step import TokenizerTask
+    from tokvid.train.transformer_step import TransformerTask
+
+    recipe = open_recipe(options.config, options.fields)
+    keep_programs()
+    folder = options.workdir / options.model
+    if options.model == "tokenizer":
+        text = None
+        if recipe.adversary.captions:
+            text = write_text_model(recipe, open_source(recipe.data), options.workdir)
+        train(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
+    else:
+        cache = open_token_cache(options.workdir, recipe)
+        task = TransformerTask(recipe, cache, show=training_samples(options.workdir, cache))
+        train(task, recipe.train_transformer, folder)
+
+
+class Tokenize(Command):
+    """Writes the token cache and the text model of a recipe."""
+
+    name = "tokenize"
+    help = "encode a recipe's videos to tokens, once, for training the transformer"
+    details = "Needs a trained tokenizer in --workdir. Run again after an interruption, it keeps what it has."
+    sets_fields = True
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        recipe_arguments(parser, outputs)
+        processes_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.distributed import joined
+        from tokvid.io.compiled import keep_programs
+        from tokvid.train.recipe import open_recipe
+        from tokvid.train.tokenize import write_token_cache
+
+        processes = (options.coordinator, options.processes, options.process, options.distributed)
+        with joined(*processes, agree_to_stop=False):  # what is whole by then is kept
+            keep_programs()
+            write_token_cache(open_recipe(options.config, options.fields), options.workdir)

@@ -1,0 +1,139 @@
+"""Trained models and other files: `tokvid reconstruct`, `export`, `import`, `inspect`."""
+
+import argparse
+import itertools
+import json
+
+from tokvid.cli.options import Command, readable, refuse, weights_arguments
+from tokvid.cli.printing import in_any_case, say, table
+from tokvid.errors import UserError
+from tokvid.io.files import VIDEO_SUFFIXES, Outputs
+
+
+class Reconstruct(Command):
+    """A video through the tokenizer, streaming: PSNR, SSIM, tokens, bits per pixel."""
+
+    name = "reconstruct"
+    help = "encode a video to tokens and decode it again, to see what the tokenizer loses"
+    details = "Prints PSNR (dB) and SSIM against the input, the number of tokens and the bits per pixel."
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("file", type=readable, metavar="IN", help="video or image")
+        parser.add_argument(
+            "--out",
+            type=outputs.file(*VIDEO_SUFFIXES, ".png"),
+            required=True,
+            metavar="FILE",
+            help="video to write: .mp4 or .gif; .png for an image",
+        )
+        parser.add_argument(
+            "--fps",
+            type=float,
+            metavar="X",
+            help="frames per second, read and written (default: all frames of IN)",
+        )
+        parser.add_argument(
+            "--size",
+            type=int,
+            nargs=2,
+            metavar=("HEIGHT", "WIDTH"),
+            help="resize IN to so many pixels first (default: the size that the tokenizer was trained on)",
+        )
+        parser.add_argument(
+            "--fit",
+            choices=("crop", "letterbox"),
+            default="crop",
+            help="if IN has another aspect ratio: cut off its edges, or add black bars (default crop)",
+        )
+        parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+        weights_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid import weights
+        from tokvid.evaluate.reconstruction import Reconstruction
+        from tokvid.input_pipeline.clips import probe, stream_frames
+        from tokvid.io.media import VideoWriter, write_image
+
+        image = options.out.suffix.lower() == ".png"
+        if image:
+            if (count := probe(options.file).frames) > 1:
+                raise UserError(f"{options.file} has {count} frames, {options.out} holds one; write .mp4 or .gif")
+            refuse(options, ["fps"], "has no meaning for a picture; leave it out")
+        tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
+        size = tuple(options.size or tokenizer.config.size)
+        reconstruction = Reconstruction(tokenizer, size)
+        fps = probe(options.file).rate or 1.0 if options.fps is None else options.fps  # an image has no rate
+        truth = stream_frames(options.file, fps=fps, size=size, fit=options.fit)
+
+        def write() -> None:
+            if image:
+                (image_HWC,) = reconstruction.frames(itertools.islice(truth, 1))
+                write_image(options.out, image_HWC)
+                return
+            with VideoWriter(options.out, fps) as writer:
+                for frame_HWC in reconstruction.frames(truth):
+                    writer.write(frame_HWC)
+
+        def report() -> None:
+            if reconstruction.complete:
+                figures = {**reconstruction.figures(), "out": str(options.out)}
+                say(json.dumps(figures) if options.json else table(figures))
+
+        in_any_case(write, report)
+
+
+class Export(Command):
+    """Weights as one file for other programs."""
+
+    name = "export"
+    help = "write a model as one .safetensors file with PyTorch's conventions, for other programs"
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        model = "folder of one model: data/tokenizer, runs/mine/transformer, …"
+        parser.add_argument("file", type=readable, metavar="MODEL", help=model)
+        parser.add_argument(
+            "--out", type=outputs.file(), required=True, metavar="FILE", help="file to write, .safetensors"
+        )
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.portable import export
+
+        print(f"{options.out}: {export(options.file, options.out)} tensors")
+
+
+class Import(Command):
+    """Such a file as weights again."""
+
+    name = "import"
+    help = "read a model from a file that `tokvid export` wrote"
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("file", type=readable, metavar="FILE.safetensors", help="the exported model")
+        parser.add_argument(
+            "--out",
+            type=outputs.folder,
+            required=True,
+            metavar="FOLDER",
+            help="weights folder; the model is written to tokenizer/ or transformer/ in it",
+        )
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.portable import bring_in
+
+        kind = bring_in(options.file, options.out)
+        print(f"{options.out / kind}: a {kind}")
+
+
+class Inspect(Command):
+    """What a file or folder is, in a few lines."""
+
+    name = "inspect"
+    help = "describe a file or folder: weights, a checkpoint, a token cache, a dataset, a video"
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("path", type=readable, metavar="PATH", help="what to describe")
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.cli.inspection import what_is
+
+        print(table(what_is(options.path)))

@@ -1,0 +1,33 @@
+"""Clips shown while the transformer trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from tokvid import weights
+from tokvid.evaluate.batches import Settings, generate_batch
+from tokvid.io.media import contact_sheet, write_video
+from tokvid.sampling.stream import Models, frames_of
+from tokvid.train.token_cache import TokenCache
+
+SHOWN = 4  # prompts
+
+
+def training_samples(workdir: Path, cache: TokenCache) -> Callable[[Any, Path, int], None]:
+    """The `show` of `TransformerTask`: clips of a few training prompts, as a sheet and a video of all, side by side."""
+    tokenizer, source = weights.load(workdir / "tokenizer", "tokenizer"), cache.source
+    prompts = [source[index].captions[0].text for index in range(min(SHOWN, len(source)))]
+
+    def show(model: Any, directory: Path, step: int) -> None:
+        graph, params = nnx.split(model)
+        models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), cache.text)
+        fps = float(max(cache.about["fps"]))
+        parts = [(frames_of(2 * model.config.latent[0], model.config.temporal_patch) / fps, prompts)]
+        videos = generate_batch(models, fps, parts, np.arange(len(prompts)), Settings())
+        contact_sheet(directory / f"{step:07d}.png", list(videos), captions=prompts)
+        write_video(directory / f"{step:07d}.mp4", np.concatenate(list(videos), axis=2).repeat(4, 1).repeat(4, 2), fps)
+
+    return show
