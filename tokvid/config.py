@@ -135,7 +135,7 @@ class TransformerConfig:
     subcodes: int = 1
     conditions: tuple[str, ...] = ()
 
-    # Settings of earlier versions, with the values that still hold; scripts/compare/time.py compares both.
+    # Settings of earlier versions, with the values that still hold; scripts/compare/timeless.py compares both.
     retired: ClassVar[Mapping[str, Any]] = {"seconds": True, "rate_token": True}
 
     def __post_init__(self) -> None:

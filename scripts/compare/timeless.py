@@ -1,7 +1,7 @@
 """The `tokvid` command of a transformer that knows less of time, to compare with.
 
-python scripts/compare/time.py numbered train transformer configs/shapes.py --workdir runs/numbered
-python scripts/compare/time.py numbered evaluate shapes --weights runs/numbered --scheme one-level
+python scripts/compare/timeless.py numbered train transformer configs/shapes.py --workdir runs/numbered
+python scripts/compare/timeless.py numbered evaluate shapes --weights runs/numbered --scheme one-level
 
 `numbered`: latent frames are counted, not placed in seconds (for one level: a coarse clip has no place then).
 `rateless`: the frame rate isn't among the input. Several are joined by commas. Evaluate weights as they were trained.
