@@ -44,10 +44,10 @@ from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.quantizers import channels, codes_of
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
-from tokvid.train.tokenizer_step import TokenizerTask, encode_ids
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.tokenizer_step import TokenizerTraining, encode_ids
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.model import Transformer
-from tokvid.types import TokenBatch, VideoBatch, token_batch, tokens_at_once
+from tokvid.types import TokenBatch, VideoBatch, stride_of, token_batch
 from tokvid.weights import Loaded, parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,13 +186,13 @@ def tokenizer_rows(tokenizer: Loaded, runs: int, quick: bool) -> list[Row]:
     return found
 
 
-def training_row(task: Any, config: Any, batch: Any, runs: int, frames: int = 0) -> Row:
+def training_row(training: Any, config: Any, batch: Any, runs: int, frames: int = 0) -> Row:
     """Steps of the real training program, on one batch again and again; counted in clips, or in `frames` of each."""
     mesh = make_mesh(config.mesh)
-    like, graph = abstract_state(task, config, mesh)
+    like, graph = abstract_state(training, config, mesh)
     train_step, state, sharded = (
-        make_step(task, config, mesh, like, graph),
-        init_state(task, config, like),
+        make_step(training, config, mesh, like, graph),
+        init_state(training, config, like),
         shard_batch(batch, mesh),
     )
 
@@ -202,8 +202,8 @@ def training_row(task: Any, config: Any, batch: Any, runs: int, frames: int = 0)
         return metrics
 
     seconds, unit = median_seconds(work, runs), "frames" if frames else "clips"
-    flops, costs = config.batch * task.flops(), largest_costs(work)
-    return Row(f"training, {task.name}", unit, config.batch * (frames or 1), seconds, flops, 0, costs)
+    flops, costs = config.batch * training.flops(), largest_costs(work)
+    return Row(f"training, {training.name}", unit, config.batch * (frames or 1), seconds, flops, 0, costs)
 
 
 def tokenizer_step_row(recipe: Recipe, runs: int) -> Row:
@@ -212,14 +212,14 @@ def tokenizer_step_row(recipe: Recipe, runs: int) -> Row:
     shapes = ((config.batch, count, *recipe.tokenizer.size, 3) for count in (data.frames, data.images))
     video, images = (rng.integers(256, size=shape, dtype=np.uint8) for shape in shapes)
     clips = VideoBatch(video, np.full(config.batch, 8, np.float32), images, np.zeros((config.batch, 0), np.int32))
-    return training_row(TokenizerTask(recipe), config, clips, runs, data.frames + data.images)
+    return training_row(TokenizerTraining(recipe), config, clips, runs, data.frames + data.images)
 
 
 def transformer_step_row(recipe: Recipe, runs: int) -> Row:
     """The transformer's training step."""
     config = recipe.train_transformer
     windows = random_windows(recipe.transformer, config.batch, 0, np.random.default_rng(0))
-    return training_row(TransformerTask(recipe), config, windows, runs)
+    return training_row(TransformerTraining(recipe), config, windows, runs)
 
 
 STEPS = {"tokenizer": tokenizer_step_row, "transformer": transformer_step_row}
@@ -248,7 +248,7 @@ def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool,
     slots, tokens = given + (frames - KNOWN) * height * width, count * height * width
     for batch, number in itertools.product((1, 8), rows):
         windows, keys = random_windows(c, batch, KNOWN, rng), jax.random.split(jax.random.key(0), batch)
-        sampling, at_once = Sampling(rows=number, rounds=rounds), tokens_at_once(number, c.latent)
+        sampling, at_once = Sampling(rows=number, rounds=rounds), stride_of(number, c.latent)
 
         def work(windows: TokenBatch = windows, keys: jax.Array = keys, sampling: Sampling = sampling) -> Any:
             guidance, no_text = np.full((len(keys), frames), 2, np.float32), np.full_like(windows.text, -1)

@@ -98,8 +98,8 @@ class Toy:
     def flops(self) -> float:
         return 6.0 * 4 * 4
 
-    def batches(self, block: tuple[int, int]) -> Any:
-        return Batches(self, block)
+    def batches(self, shard: tuple[int, int]) -> Any:
+        return Batches(self, shard)
 
     def alarm(self, metrics: Any) -> str:
         return ""
@@ -114,18 +114,18 @@ class Toy:
 class Batches:
     """Batch i is a function of i alone."""
 
-    def __init__(self, task: Toy, block: tuple[int, int]):
-        self.task, self.block, self.next = task, block, 0
+    def __init__(self, training: Toy, shard: tuple[int, int]):
+        self.training, self.shard, self.next = training, shard, 0
 
     def __next__(self) -> Any:
         import numpy as np
 
         self.next += 1
-        if self.next == FAULT_AT and self.task.rank == self.task.fault.rank:
-            (self.task.folder / "happened").write_text(repr(time.time()))
-            self.task.fault.what()
+        if self.next == FAULT_AT and self.training.rank == self.training.fault.rank:
+            (self.training.folder / "happened").write_text(repr(time.time()))
+            self.training.fault.what()
         batch = np.random.default_rng(self.next).normal(size=(RANKS * DEVICES, 4)).astype(np.float32)
-        return np.split(batch, self.block[1])[self.block[0]]
+        return np.split(batch, self.shard[1])[self.shard[0]]
 
     def get_state(self) -> dict[str, int]:
         return {"next": self.next}

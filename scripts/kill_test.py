@@ -47,17 +47,17 @@ def work(rank: int, address: str, folder: Path, steps: int, processes: int) -> N
     begin(folder.with_suffix(".log"))
     from tokvid.distributed import joined
     from tokvid.train.loop import train
-    from tokvid.train.tokenizer_step import TokenizerTask
+    from tokvid.train.tokenizer_step import TokenizerTraining
 
-    class Told(TokenizerTask):
-        def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
+    class Told(TokenizerTraining):
+        def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
             print(BEGUN, file=sys.stderr, flush=True)  # from here on a SIGTERM is heeded
-            return super().batches(block)
+            return super().batches(shard)
 
     logging.basicConfig(level=logging.WARNING)
-    task = Told(recipe(steps))
+    training = Told(recipe(steps))
     with joined(address, processes, rank) if processes > 1 else contextlib.nullcontext():
-        train(task, task.recipe.train_tokenizer, folder)
+        train(training, training.recipe.train_tokenizer, folder)
 
 
 def kill(workers: list[BaseProcess], folder: Path, number: int, seconds: float, saving: bool) -> str | None:
@@ -128,11 +128,11 @@ def result(folder: Path, steps: int) -> tuple[dict[str, Any], list[dict[str, flo
     from tokvid.train.loop import agreement
     from tokvid.train.metrics_log import RATES
     from tokvid.train.state import abstract_state
-    from tokvid.train.tokenizer_step import TokenizerTask
+    from tokvid.train.tokenizer_step import TokenizerTraining
 
-    task, config = TokenizerTask(recipe(steps)), recipe(steps).train_tokenizer
-    with Checkpoints(folder / "checkpoints", config.keep, agreement(task, config)) as kept:
-        restored = kept.restore(abstract_state(task, config, make_mesh(config.mesh))[0])
+    training, config = TokenizerTraining(recipe(steps)), recipe(steps).train_tokenizer
+    with Checkpoints(folder / "checkpoints", config.keep, agreement(training, config)) as kept:
+        restored = kept.restore(abstract_state(training, config, make_mesh(config.mesh))[0])
     assert restored is not None and restored[0] == steps, f"{folder} ends at another step than {steps}"
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(restored[1])}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -26,26 +26,26 @@ from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train import checkpoints, loop
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
-from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
 
 SAVES = 8
 
 
-class Ready(TokenizerTask):
+class Ready(TokenizerTraining):
     """The tokenizer's training, with one batch made beforehand; it remembers when each was asked for."""
 
-    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
-        with contextlib.closing(super().batches(block)) as made:
+    def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
+        with contextlib.closing(super().batches(shard)) as made:
             return Same(next(made), self)
 
 
 class Same:
-    def __init__(self, batch: Any, task: Ready):
-        self.batch, self.task = batch, task
-        task.asked = []
+    def __init__(self, batch: Any, training: Ready):
+        self.batch, self.training = batch, training
+        training.asked = []
 
     def __next__(self) -> Any:
-        self.task.asked.append(now())
+        self.training.asked.append(now())
         return self.batch
 
     def get_state(self) -> dict[str, int]:
@@ -66,15 +66,15 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     recipe = open_recipe(options.config, rest)
     config = dataclasses.replace(recipe.train_tokenizer, steps=options.steps + 2, save_every=0, sample_every=0)
-    task = Ready(dataclasses.replace(recipe, train_tokenizer=config))
+    training = Ready(dataclasses.replace(recipe, train_tokenizer=config))
     mesh = make_mesh(config.mesh)
-    like, graph = abstract_state(task, config, mesh)
-    step = make_step(task, config, mesh, like, graph)
+    like, graph = abstract_state(training, config, mesh)
+    step = make_step(training, config, mesh, like, graph)
     # The loop takes the step that is compiled already.
     loop.make_step = lambda *arguments: step  # type: ignore[assignment]
-    task.finish = lambda *arguments: None  # type: ignore[method-assign]
-    batch = task.batches().batch
-    state, metrics = step(init_state(task, config, like), shard_batch(batch, mesh))
+    training.finish = lambda *arguments: None  # type: ignore[method-assign]
+    batch = training.batches().batch
+    state, metrics = step(init_state(training, config, like), shard_batch(batch, mesh))
     jax.block_until_ready(metrics)
 
     bare, looped = [], []
@@ -88,8 +88,8 @@ def main() -> None:
         jax.block_until_ready(before)
         bare.append((now() - began) / options.steps)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            loop.train(task, config, Path(folder))
-        looped.append((task.asked[-1] - task.asked[1]) / (len(task.asked) - 2))
+            loop.train(training, config, Path(folder))
+        looped.append((training.asked[-1] - training.asked[1]) / (len(training.asked) - 2))
 
     waits, wholes, hashes = [], [], []
     with tempfile.TemporaryDirectory() as name, checkpoints.Checkpoints(Path(name), 2, {}) as kept:

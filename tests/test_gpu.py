@@ -17,8 +17,8 @@ from tokvid.sampling.decode import generate
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
-from tokvid.train.tokenizer_step import TokenizerTask
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.layout import lay_out
 from tokvid.transformer.model import Transformer
 from tokvid.types import VideoBatch, token_batch
@@ -80,17 +80,17 @@ def test_auto_computes_in_bfloat16():
     assert compute_dtype("auto") == "bfloat16"
 
 
-def stepped(task, config, batch):
+def stepped(training, config, batch):
     mesh = make_mesh((1, 1, 1, 1))
-    like, graph = abstract_state(task, config, mesh)
-    step, batch = make_step(task, config, mesh, like, graph), shard_batch(batch, mesh)
-    state, metrics = step(init_state(task, config, like), batch)
+    like, graph = abstract_state(training, config, mesh)
+    step, batch = make_step(training, config, mesh, like, graph), shard_batch(batch, mesh)
+    state, metrics = step(init_state(training, config, like), batch)
     return step(state, batch)[1] | {"first": metrics["loss"]}
 
 
 def test_the_transformers_step_is_finite():
     config = TINY.train_transformer
-    metrics = stepped(TransformerTask(TINY), config, windows(TINY.transformer, config.batch))
+    metrics = stepped(TransformerTraining(TINY), config, windows(TINY.transformer, config.batch))
     assert all(np.isfinite(float(value)) for value in metrics.values()) and not metrics["skipped"]
 
 
@@ -101,7 +101,7 @@ def test_the_tokenizers_step_is_finite():
         for count in (TINY.data.frames, TINY.data.images)
     )
     fps, text = np.full(config.batch, 8, np.float32), np.zeros((config.batch, 0), np.int32)
-    metrics = stepped(TokenizerTask(TINY), config, VideoBatch(video, fps, images, text))
+    metrics = stepped(TokenizerTraining(TINY), config, VideoBatch(video, fps, images, text))
     assert all(np.isfinite(float(value)) for value in metrics.values()) and not metrics["skipped"]
 
 

@@ -132,7 +132,7 @@ def test_no_room_imports_what_stands_right_of_it(path):
         ("tokvid.train.loop", "def f():\n    from tokvid.sampling import decode", 1),
         ("tokvid.train.loop", "from tokvid import __version__, weights\nfrom tokvid.io.media import x", 0),
         ("tokvid.train.loop", "from ..sampling.decode import step", 1),
-        ("tokvid.train.loop", "from . import state\nfrom .state import Task", 0),
+        ("tokvid.train.loop", "from . import state\nfrom .state import Training", 0),
         ("tokvid.train.loop", "import tokvid.cli", 1),
         ("tokvid.weights", "from tokvid.input_pipeline.text import TextModel", 1),
         ("tokvid.input_pipeline.text", "import jax\nfrom flax import nnx\nfrom tokvid import weights", 3),

@@ -11,7 +11,7 @@ from flax import nnx
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.train.recipe import open_recipe
-from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
 from tokvid.transformer.model import Transformer
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -20,7 +20,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_fits_together(path):
     recipe = open_recipe(path, [])
-    nnx.eval_shape(lambda: TokenizerTask(recipe).make_model(nnx.Rngs(0)))
+    nnx.eval_shape(lambda: TokenizerTraining(recipe).make_model(nnx.Rngs(0)))
     nnx.eval_shape(lambda: Transformer(recipe.transformer, rngs=nnx.Rngs(0)))
     grid = latent_shape(recipe.tokenizer, recipe.data.frames, *recipe.data.size)
     assert recipe.transformer.latent[1:] == grid[1:]

@@ -163,11 +163,11 @@ def report():
     from tokvid.tokenizer.cvivit import CViViT
     from tokvid.train.checkpoints import Checkpoints
     from tokvid.train.state import abstract_state, init_state, make_step
-    from tokvid.train.tokenizer_step import Players, TokenizerTask
-    from tokvid.train.transformer_step import TransformerTask
+    from tokvid.train.tokenizer_step import Players, TokenizerTraining
+    from tokvid.train.transformer_step import TransformerTraining
     from tokvid.types import VideoBatch, token_batch
 
-    class TinyTransformer(TransformerTask):
+    class TinyTransformer(TransformerTraining):
         config = TransformerConfig(
             vocabulary=50, text_vocabulary=20, text_length=4, width=32, layers=2, heads=4, kv_heads=2, mlp=64,
             dtype="float32",
@@ -182,7 +182,7 @@ def report():
         name = "subcodes"
         config = dataclasses.replace(TinyTransformer.config, subcodes=3, layers=1, head_width=24, head_layers=1)
 
-    class TinyTokenizer(TokenizerTask):
+    class TinyTokenizer(TokenizerTraining):
         config = TokenizerConfig(
             size=(16, 16), width=32, heads=2, mlp=64, encoder=("space",), decoder=("time",), quantizer="fsq",
             dtype="float32",
@@ -237,25 +237,29 @@ def report():
     found = {"places": {name: {} for name in meshes}, "trained": {}, "restored": {}}
     likes, ends = {}, {}
     tasks = (TinyTokenizer(), clips, 10), (TinySubcodes(), subcodes, 10), (TinyTransformer(), windows, 50)
-    for task, batch, steps in tasks:
+    for training, batch, steps in tasks:
         runs = {}
         for name, mesh in meshes.items():
-            if task.name == "tokenizer" and name == str(SHAPES[0]):
+            if training.name == "tokenizer" and name == str(SHAPES[0]):
                 continue  # the data axis alone is in all the others
-            if task.name == "subcodes" and name not in ("one", str(SHAPES[1])):
+            if training.name == "subcodes" and name not in ("one", str(SHAPES[1])):
                 continue  # they differ in the head alone
-            likes[name], graph = abstract_state(task, config, mesh)
-            state = init_state(task, config, likes[name])
-            begun, step, losses = jax.tree.map(np.asarray, state), make_step(task, config, mesh, likes[name], graph), []
+            likes[name], graph = abstract_state(training, config, mesh)
+            state = init_state(training, config, likes[name])
+            begun, step, losses = (
+                jax.tree.map(np.asarray, state),
+                make_step(training, config, mesh, likes[name], graph),
+                [],
+            )
             for number in range(steps):
                 state, metrics = step(state, shard_batch(batch, mesh))
                 losses.append(float(metrics["loss"]))
                 if number == 0:
-                    found["places"][name][task.name] = places(state)
+                    found["places"][name][training.name] = places(state)
                     moments = jax.tree.map(np.asarray, state.opt_state)
             runs[name], ends[name] = (begun, moments, np.array(losses)), state
         begun1, moments1, losses1 = runs.pop("one")
-        found["trained"][task.name] = {
+        found["trained"][training.name] = {
             name: {
                 "start": apart(begun, begun1),
                 "moments": apart(moments, moments1),

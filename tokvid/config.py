@@ -246,6 +246,11 @@ LOWEST_TEMPERATURE = 0.001  # still lower ones are greedy too, but logits would 
 Scheme = Literal["hierarchical", "one-level"]
 
 
+def _setting(default: Any, help: str, least: float, most: float = math.inf) -> Any:
+    """A field of `Sampling`: its line of `--help`, and the values that it can have."""
+    return dataclasses.field(default=default, metadata={"help": help, "range": (least, most)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How tokens are sampled. Every field is a key of a story file's `sampling:` and a flag of the command line.
@@ -255,43 +260,27 @@ class Sampling:
     first appears. All rows at once are decoded in rounds (MaskGIT): each keeps the most likely of its tokens.
     """
 
-    temperature: float = dataclasses.field(
-        default=0.8, metadata={"help": "sampling temperature; lower is less random, 0 is greedy"}
+    temperature: float = _setting(0.8, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
+    top_k: int = _setting(0, "sample from the N most likely tokens; 0: from all", 0)
+    top_p: float = _setting(
+        1.0, "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: all", 1e-9, 1
     )
-    top_k: int = dataclasses.field(default=0, metadata={"help": "sample from the N most likely tokens; 0: from all"})
-    top_p: float = dataclasses.field(
-        default=1.0,
-        metadata={"help": "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: from all"},
+    rows: int = _setting(0, "rows of a latent frame per step, if the weights were trained for it; 0: token by token", 0)
+    rounds: int = _setting(
+        8, "decoding rounds (MaskGIT) of latent frames whose rows are all generated at once", 1, 1000
     )
-    rows: int = dataclasses.field(
-        default=0,
-        metadata={
-            "help": "rows of a latent frame per step: faster, if the weights were trained for it; 0: token by token"
-        },
-    )
-    rounds: int = dataclasses.field(
-        default=8,
-        metadata={"help": "decoding rounds (MaskGIT) of latent frames whose rows are all generated at once"},
-    )
-    choice_temperature: float = dataclasses.field(
-        default=1.0,
-        metadata={"help": "randomness in which tokens each decoding round keeps; 0: the most likely ones"},
-    )
+    choice_temperature: float = _setting(1.0, "randomness in which tokens each decoding round keeps; 0: none", 0, 100)
 
     def __post_init__(self) -> None:
-        if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature <= 100):
-            least = f"0 (greedy) or {LOWEST_TEMPERATURE}"
-            raise UserError(f"temperature should be {least} to 100, got {self.temperature}")
-        if self.top_k < 0:
-            raise UserError(f"top_k should be 0 (all codes) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p should be above 0 and at most 1, got {self.top_p}")
-        if self.rows < 0:
-            raise UserError(f"rows should be 0 (token by token) or more, got {self.rows}")
-        if not 1 <= self.rounds <= 1000:
-            raise UserError(f"rounds should be 1 to 1000, got {self.rounds}")
-        if not 0 <= self.choice_temperature <= 100:
-            raise UserError(f"choice_temperature should be 0 to 100, got {self.choice_temperature}")
+        for field in dataclasses.fields(self):
+            least, most = field.metadata["range"]
+            if not least <= (value := getattr(self, field.name)) <= most:
+                bounds = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+                raise UserError(f"{field.name} should be {bounds}, got {value}")
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            raise UserError(
+                f"temperature should be 0 (greedy) or at least {LOWEST_TEMPERATURE}, got {self.temperature}"
+            )
 
 
 def check_seed(seed: int) -> None:

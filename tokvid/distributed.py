@@ -129,8 +129,8 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def block_of(sharding: Sharding, rows: int) -> tuple[int, int]:
-    """(i, n): this process's devices hold block i of n equal blocks of a batch's `rows`. Other processes may, too.
+def shard_of(sharding: Sharding, rows: int) -> tuple[int, int]:
+    """(i, n): this process's devices hold part i of n equal parts of a batch's `rows`. Other processes may, too.
 
     UserError if the arrangement of devices has no such blocks.
     """

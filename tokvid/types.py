@@ -96,13 +96,13 @@ class Clip(NamedTuple):
     """Tokens of a video that is given, from one of its latent frames on.
 
     tokens int32 (B, T, H, W, Q), -1 where there are none; start int32 (B,) the number of their first latent frame; fps
-    float32 (B,); kind int32 (B,) the number of its embedding, 0 for none.
+    float32 (B,); condition int32 (B,) the number of its embedding, 0 for none.
     """
 
     tokens: AnyArray
     start: AnyArray
     fps: AnyArray
-    kind: AnyArray
+    condition: AnyArray
 
 
 class TokenBatch(NamedTuple):
@@ -110,8 +110,8 @@ class TokenBatch(NamedTuple):
 
     tokens int32 (B, T, H, W, Q) video codes of one window, Q sub-codes a token; start int32 (B,) the window's first
     latent frame, 0 where the video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T, H, W)
-    which tokens are given (none: text to video); step int32 (B,) how many tokens are generated at once
-    (`tokens_at_once`); drawn bool (B, T, H, W) where a step is a whole latent frame, which of its tokens stand already;
+    which tokens are given (none: text to video); stride int32 (B,) how many tokens are generated in a step
+    (`stride_of`); drawn bool (B, T, H, W) where that is a whole latent frame, which of its tokens stand already;
     conditions the other videos that are given, each with tokens of its own.
     """
 
@@ -120,7 +120,7 @@ class TokenBatch(NamedTuple):
     fps: AnyArray
     text: AnyArray
     known: AnyArray
-    step: AnyArray
+    stride: AnyArray
     drawn: AnyArray
     conditions: tuple[Clip, ...]
 
@@ -139,8 +139,8 @@ def token_batch(
         known = np.zeros((B, T), bool)
     if known.ndim == 2:
         known = np.broadcast_to(np.asarray(known)[:, :, None, None], (B, T, H, W))
-    step, drawn = np.ones(B, np.int32), np.zeros((B, T, H, W), bool)
-    return TokenBatch(tokens, start, fps, text, known, step, drawn, tuple(conditions))
+    stride, drawn = np.ones(B, np.int32), np.zeros((B, T, H, W), bool)
+    return TokenBatch(tokens, start, fps, text, known, stride, drawn, tuple(conditions))
 
 
 Joined = TypeVar("Joined", bound=tuple)
@@ -155,8 +155,8 @@ def joined(samples: Sequence[Joined], how: Callable[[Sequence[np.ndarray]], np.n
     return type(samples[0])(*fields)
 
 
-def tokens_at_once(rows: int, latent: tuple[int, int, int]) -> int:
-    """How many tokens a step generates that draws so many rows of a latent frame; `rows` 0 is token by token.
+def stride_of(rows: int, latent: tuple[int, int, int]) -> int:
+    """The number of tokens in a step that draws `rows` rows of a latent frame; 0 is token by token.
 
     UserError where they don't divide the latent frame.
     """

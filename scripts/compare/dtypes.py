@@ -28,7 +28,7 @@ from tokvid.config import DataConfig, Recipe, TokenizerConfig, from_dict
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import TrainState, abstract_state, init_state, make_step, start_from
-from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZERS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ class Training:
     def __init__(self, recipe: Recipe, dtype: str, start: Path | None):
         tokenizer = dataclasses.replace(recipe.tokenizer, dtype=dtype)
         self.config, self.start = recipe.train_tokenizer, start
-        self.task = TokenizerTask(dataclasses.replace(recipe, tokenizer=tokenizer))
+        self.task = TokenizerTraining(dataclasses.replace(recipe, tokenizer=tokenizer))
         self.mesh = make_mesh(self.config.mesh)
         self.like, self.graph = abstract_state(self.task, self.config, self.mesh)
         self.step = make_step(self.task, self.config, self.mesh, self.like, self.graph)
@@ -90,7 +90,7 @@ def main() -> None:
     losses = [training.loss() for training in trainings]
     trained, same = [], []
     for seed in range(options.seeds):
-        task = TokenizerTask(dataclasses.replace(recipe, train_tokenizer=dataclasses.replace(settings, seed=seed)))
+        task = TokenizerTraining(dataclasses.replace(recipe, train_tokenizer=dataclasses.replace(settings, seed=seed)))
         with contextlib.closing(task.batches()) as batches:
             *clips, probe = itertools.islice(batches, options.steps + 1)
         (wide, state), (narrow, _) = (training.run(seed, clips) for training in trainings)

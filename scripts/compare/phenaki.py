@@ -46,7 +46,7 @@ from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train
 from tokvid.train.state import abstract_state, init_state, make_step
-from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
 from tokvid.types import VideoBatch
 
 LEVELS = (8, 8, 8, 4, 4)  # 8192 codes, as many as Phenaki has
@@ -141,7 +141,7 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             recipe = Recipe(data=data, tokenizer=tokvid_config(options), train_tokenizer=training)
-            train(TokenizerTask(recipe), training, Path(folder))
+            train(TokenizerTraining(recipe), training, Path(folder))
             loaded = weights.load(folder, "tokenizer")
         made = np.concatenate([through(loaded, truths[i : i + 4])[0] for i in range(0, len(truths), 4)])
         score(f"tokvid, {optimizer} {rate:g}", made, weights.parameter_count(loaded.params))
@@ -199,7 +199,10 @@ def _tokvid_work(options: argparse.Namespace, video: np.ndarray) -> dict[str, Ca
     """Each a call that ends when the work is done."""
     config, training = tokvid_config(options), TrainConfig(batch=options.batch)
     data = DataConfig("shapes", size=config.size, frames=options.frames)
-    task, mesh = TokenizerTask(Recipe(data=data, tokenizer=config, train_tokenizer=training)), make_mesh(training.mesh)
+    task, mesh = (
+        TokenizerTraining(Recipe(data=data, tokenizer=config, train_tokenizer=training)),
+        make_mesh(training.mesh),
+    )
     like, graph = abstract_state(task, training, mesh)
     step, state = make_step(task, training, mesh, like, graph), init_state(task, training, like)
     B = options.batch

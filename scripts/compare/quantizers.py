@@ -17,7 +17,7 @@ from tokvid.evaluate.reconstruction import evaluate_reconstruction
 from tokvid.io.files import Outputs, read_json, write_json, write_text
 from tokvid.metrics.features import load_features
 from tokvid.train.loop import train
-from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
 
 QUANTIZERS: dict[str, dict[str, Any]] = {
     "FSQ": {"quantizer": "fsq", "levels": (8, 8, 8, 8)},
@@ -53,7 +53,7 @@ def row(options: argparse.Namespace, quantizer: str, order: str) -> dict[str, An
         save_every=0,
         sample_every=0,
     )
-    train(TokenizerTask(Recipe(data=data, tokenizer=tokenizer, train_tokenizer=training)), training, folder)
+    train(TokenizerTraining(Recipe(data=data, tokenizer=tokenizer, train_tokenizer=training)), training, folder)
     found = evaluate_reconstruction(
         weights.load(folder, "tokenizer"),
         data,

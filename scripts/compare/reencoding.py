@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokvid.sampling.levels import steps_of
+from tokvid.sampling.levels import spans_of
 from tokvid.sampling.story import Story, first_frames, prompts_of
 from tokvid.sampling.stream import (
     Models,
@@ -68,9 +68,9 @@ def reencoded(models: Models, story: Story, folder: Path) -> Iterator[np.ndarray
         window = RestartedWindow(models, 1, story.fps, keep=story.keep, sampling=story.sampling)
         decoder = ReencodingDecoder(models.tokenizer, 1, rows, columns, story.keep)
         starts = [prompt.start for prompt in prompts]
-        for step in steps_of(models, starts, story.fps, latent_frames, keep=story.keep):
-            prompt = prompts[step.segment]
-            guidance_BT = np.repeat(prompt.guidance_B[:, None], step.end - step.first, axis=1)
+        for span in spans_of(models, starts, story.fps, latent_frames, keep=story.keep):
+            prompt = prompts[span.segment]
+            guidance_BT = np.repeat(prompt.guidance_B[:, None], span.end - span.first, axis=1)
             yield decoder.feed(window.extend(prompt, guidance_BT))
             window.restart(decoder.known_BTHWQ)
 

@@ -114,7 +114,7 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
     batch = batch._replace(
         tokens=tokens,
         known=np.broadcast_to(np.array(known)[:, None, None], (3, 4, 2, 2)),
-        step=np.full(3, step),
+        stride=np.full(3, step),
         start=batch.start * any(known),
     )
     logits = plain(model, guidance_B, total)
@@ -140,7 +140,7 @@ def test_rounds_are_those_of_the_plain_forward_pass(any_models, batch):
     """
     model, guidance_B = any_models.transformer.model, np.array([2.0, 3.0, 1.0], np.float32)
     subcodes, logits = model.config.subcodes, plain(model, guidance_B, 16)
-    batch = batch._replace(step=np.full(3, 4))
+    batch = batch._replace(stride=np.full(3, 4))
     tokens, drawn = batch.tokens.copy(), batch.drawn.copy()
     drawn[:, 0] = True
     for frame in (1, 2, 3):
@@ -250,7 +250,7 @@ def test_any_tokens_may_be_given(any_models, batch, rows):
     np.testing.assert_array_equal(filled[:, known_THW], tokens[:, known_THW])
     logits = plain(model, np.ones(3, np.float32), 8)
     step = 2 * rows or 1
-    now = batch._replace(tokens=filled, known=np.broadcast_to(known_THW, batch.known.shape), step=np.full(3, step))
+    now = batch._replace(tokens=filled, known=np.broadcast_to(known_THW, batch.known.shape), stride=np.full(3, step))
     hole_BLQ = filled[:, ~known_THW]
     for q in range(subcodes):
         np.testing.assert_array_equal(hole_BLQ[..., q], logits(now, hole_BLQ)[:, :, q].argmax(-1))

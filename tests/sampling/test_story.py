@@ -11,7 +11,7 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
-from tokvid.sampling.levels import rates_of, steps_of
+from tokvid.sampling.levels import rates_of, spans_of
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, forget, joins, load_story, tell
 from tokvid.sampling.stream import RollingWindow, frames_of
 
@@ -214,7 +214,7 @@ def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(
         tokens_in(tmp_path / "partial", any_models),
         next(
             step.first
-            for step in steps_of(any_models, STORY.starts[:-1], STORY.fps, len(tokens), keep=STORY.keep)
+            for step in spans_of(any_models, STORY.starts[:-1], STORY.fps, len(tokens), keep=STORY.keep)
             if step.segment == 2
         ),
     )

@@ -1,4 +1,4 @@
-"""The loop, with a task that takes no time: stopping, going on, numbers that aren't finite, metrics, weights."""
+"""The loop, with a training that takes no time: stopping, going on, numbers that aren't finite, metrics, weights."""
 
 import dataclasses
 import json
@@ -83,25 +83,25 @@ class Toy:
 class Batches:
     """Batch i is a function of i alone."""
 
-    def __init__(self, task):
-        self.task, self.next = task, 0
+    def __init__(self, training):
+        self.training, self.next = training, 0
 
     def __next__(self):
         i, self.next = self.next, self.next + 1
-        event = self.task.event(i)
-        self.task.given.append(i)
-        batch = np.random.default_rng(i).normal(size=(2, self.task.width)).astype(np.float32)
+        event = self.training.event(i)
+        self.training.given.append(i)
+        batch = np.random.default_rng(i).normal(size=(2, self.training.width)).astype(np.float32)
         return np.full_like(batch, np.nan) if event == "nan" else batch
 
     def get_state(self):
-        self.task.event("save")
+        self.training.event("save")
         return {"next": self.next}
 
     def set_state(self, state):
         self.next = state["next"]
 
     def close(self):
-        self.task.closed = True
+        self.training.closed = True
 
 
 class Lab:
@@ -110,17 +110,17 @@ class Lab:
     def __init__(self, folder):
         self.folder = folder
 
-    def train(self, at=None, task=None, **changes):
-        """Trains, and returns the task, which remembers what it was asked for."""
-        task = task or Toy(at)
-        train(task, dataclasses.replace(CONFIG, **changes), self.folder)
-        return task
+    def train(self, at=None, training=None, **changes):
+        """Trains, and returns the training, which remembers what it was asked for."""
+        training = training or Toy(at)
+        train(training, dataclasses.replace(CONFIG, **changes), self.folder)
+        return training
 
     def state(self, step):
         """The state that was committed at `step`, in NumPy."""
-        task = Toy()
-        like, _ = abstract_state(task, CONFIG, make_mesh(CONFIG.mesh))
-        with Checkpoints(self.folder / "checkpoints", 9, agreement(task, CONFIG)) as checkpoints:
+        training = Toy()
+        like, _ = abstract_state(training, CONFIG, make_mesh(CONFIG.mesh))
+        with Checkpoints(self.folder / "checkpoints", 9, agreement(training, CONFIG)) as checkpoints:
             checkpoints._steps = lambda: [step]
             return jax.tree.map(np.array, checkpoints.restore(like)[1])
 
@@ -145,7 +145,7 @@ def lab(tmp_path):
 def whole(tmp_path_factory):
     """A training of 4 steps that nothing disturbed: look, don't touch."""
     lab = Lab(tmp_path_factory.mktemp("whole") / "toy")
-    lab.task = lab.train()
+    lab.training = lab.train()
     return lab
 
 
@@ -163,7 +163,7 @@ def assert_equal_ends(lab, whole, step=4):
 
 
 def test_it_learns_and_says_so(whole):
-    assert whole.saved == [1, 2, 3, 4] and whole.task.given == [0, 1, 2, 3] and whole.task.closed
+    assert whole.saved == [1, 2, 3, 4] and whole.training.given == [0, 1, 2, 3] and whole.training.closed
     assert [line["step"] for line in whole.lines] == [1, 2, 3, 4]
     first, last = (np.abs(whole.state(step).params["kernel"] - 2 * np.eye(4)).mean() for step in (1, 4))
     assert last < first
@@ -194,17 +194,17 @@ STOPS = {
 def test_a_signal_saves_and_stops_and_training_goes_on(lab, whole, place, capsys):
     at, step = STOPS[place]
     before = signal.getsignal(TERM), signal.getsignal(INT)
-    task = lab.train(at, sample_every=3)
+    training = lab.train(at, sample_every=3)
     assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
-    assert lab.saved[-1] == step and task.finished[0] == step and task.closed
+    assert lab.saved[-1] == step and training.finished[0] == step and training.closed
     said = capsys.readouterr().err
     assert f"toy: stopped at step {step} of 4 and saved; run the same command again to resume" in said
     assert [line["step"] for line in lab.lines] == list(range(1, step + 1))
     rest = lab.train(sample_every=3)
-    assert task.given + rest.given == [0, 1, 2, 3]
-    assert task.sampled + rest.sampled == [3, 4]  # and always what the end looks like
+    assert training.given + rest.given == [0, 1, 2, 3]
+    assert training.sampled + rest.sampled == [3, 4]  # and always what the end looks like
     assert_equal_ends(lab, whole)
-    assert_same(rest.finished, whole.task.finished)
+    assert_same(rest.finished, whole.training.finished)
 
 
 def test_a_second_ctrl_c_stops_at_once(lab, whole):
@@ -242,9 +242,9 @@ def test_trained_already(lab, whole, capsys):
     """Nothing is trained, but the weights are written again."""
     first = lab.train()
     times = {path: path.stat().st_mtime_ns for path in (lab.folder / "checkpoints").rglob("*") if path.name != "lock"}
-    task = lab.train()
-    assert task.given == [] and "is already trained to step 4; wrote its weights again" in capsys.readouterr().err
-    assert_same(task.finished, first.finished)
+    training = lab.train()
+    assert training.given == [] and "is already trained to step 4; wrote its weights again" in capsys.readouterr().err
+    assert_same(training.finished, first.finished)
     after = {path: path.stat().st_mtime_ns for path in (lab.folder / "checkpoints").rglob("*") if path.name != "lock"}
     assert {path: time for path, time in after.items() if path.is_file()} == {
         path: time for path, time in times.items() if path.is_file()
@@ -254,21 +254,21 @@ def test_trained_already(lab, whole, capsys):
 
 def test_more_steps_go_on_from_the_end(lab):
     lab.train(steps=2)
-    task = lab.train(steps=3, learning_rate=5e-3, clip_norm=0.5, log_every=1)
-    assert task.given == [2] and lab.saved == [1, 2, 3]
+    training = lab.train(steps=3, learning_rate=5e-3, clip_norm=0.5, log_every=1)
+    assert training.given == [2] and lab.saved == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    "task,changes,named",
+    "training,changes,named",
     [
         (Toy(), {"seed": 1}, "training seed=0 (asked for: 1); resume"),
         (Toy(), {"seed": 1, "batch": 4}, "training batch=2 (asked for: 4), seed=0 (asked for: 1); resume"),
         (Toy(width=5), {}, "toy width=4 (asked for: 5); resume"),
     ],
 )
-def test_another_training_is_not_resumed(whole, task, changes, named):
+def test_another_training_is_not_resumed(whole, training, changes, named):
     with pytest.raises(UserError, match="was trained with ") as caught:
-        whole.train(task=task, **changes)
+        whole.train(training=training, **changes)
     assert named in str(caught.value)
 
 
@@ -309,7 +309,7 @@ def test_parameters_that_are_not_finite_are_not_saved(lab):
 
 def test_finish_gets_the_averaged_weights(whole):
     """After step n (from 0): ema = d * ema + (1 - d) * params, with d = min(0.5, (1 + n) / (10 + n))."""
-    step, weights = whole.task.finished
+    step, weights = whole.training.finished
     ema = whole.state(1).ema
     for n in (1, 2, 3):
         decay, params = min(0.5, (1 + n) / (10 + n)), whole.state(n + 1).params
@@ -321,9 +321,9 @@ def test_finish_gets_the_averaged_weights(whole):
 
 
 def test_an_alarm_is_told_once_and_after_warm_up(lab, caplog):
-    task = lab.train(task=Toy(alarm="the codebook has collapsed"), warmup=2)
+    training = lab.train(training=Toy(alarm="the codebook has collapsed"), warmup=2)
     assert caplog.text.count("the codebook has collapsed") == 1 and "step 3: the codebook" in caplog.text
-    (heard,) = task.heard
+    (heard,) = training.heard
     assert heard["loss"] == pytest.approx(lab.lines[2]["loss"])
 
 
@@ -334,7 +334,7 @@ def test_a_line_that_cannot_be_written(lab):
             (lab.folder / "metrics.jsonl").mkdir()
 
     with pytest.raises(UserError, match=r"^cannot write .*metrics.jsonl: Is a directory; free some space or .*$"):
-        lab.train(task=Clumsy(), sample_every=2)
+        lab.train(training=Clumsy(), sample_every=2)
     assert lab.saved == [1, 2]
 
 
@@ -374,15 +374,15 @@ def test_training_begins_with_given_weights_and_holds_some_still(tmp_path, monke
     variables = nnx.state(Linear(4, 4, ("embed", None), rngs=nnx.Rngs(0)))
     loaded = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(given[path[0].key]), variables)
     monkeypatch.setattr(weights, "load", lambda folder, kind: weights.Loaded(None, None, loaded, {}))
-    task = Toy()
-    train(task, dataclasses.replace(CONFIG, start="given", freeze=("bias",)), tmp_path)
-    made = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(task.finished[1])}
+    training = Toy()
+    train(training, dataclasses.replace(CONFIG, start="given", freeze=("bias",)), tmp_path)
+    made = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(training.finished[1])}
     np.testing.assert_array_equal(made["bias"], given["bias"])
     assert 0 < np.abs(made["kernel"] - given["kernel"]).max() < 0.1
 
-    task = Toy()
-    train(task, dataclasses.replace(CONFIG, start="given", freeze=("bias",), freeze_steps=3), tmp_path / "thawed")
-    thawed = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(task.finished[1])}
+    training = Toy()
+    train(training, dataclasses.replace(CONFIG, start="given", freeze=("bias",), freeze_steps=3), tmp_path / "thawed")
+    thawed = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(training.finished[1])}
     assert 0 < np.abs(thawed["bias"] - given["bias"]).max() < 0.02, "it moves in the last of 4 steps only"
 
     with pytest.raises(UserError, match=r"bias has shape \(4,\), the recipe wants \(3,\)"):

@@ -16,12 +16,12 @@ from flax import nnx
 from tokvid import distributed, weights
 from tokvid.cli.main import main
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
-from tokvid.distributed import block_of, joined
+from tokvid.distributed import joined, shard_of
 from tokvid.errors import UserError
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train import token_cache
 from tokvid.train.loop import train
-from tokvid.train.tokenizer_step import TokenizerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, HALF = 50, 25
@@ -45,7 +45,7 @@ SHARDED = dataclasses.replace(RECIPE.train_tokenizer, mesh=(1, 4, 1, 1))  # ever
 
 
 def run(folder, config=RECIPE.train_tokenizer):
-    train(TokenizerTask(dataclasses.replace(RECIPE, train_tokenizer=config)), config, folder)
+    train(TokenizerTraining(dataclasses.replace(RECIPE, train_tokenizer=config)), config, folder)
 
 
 def work(one, other, address, process):
@@ -168,13 +168,13 @@ class Devices:
 def test_each_process_reads_the_rows_that_its_devices_hold(rows, blocks, monkeypatch):
     for process, block in enumerate(blocks):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert block_of(Devices(*rows), 8) == block
+        assert shard_of(Devices(*rows), 8) == block
 
 
 @pytest.mark.parametrize("rows", [[(0, 0, 6), (1, 6, 8)], [(0, 0, 2), (1, 2, 4), (0, 4, 6), (1, 6, 8)]])
 def test_rows_that_are_no_blocks_are_refused(rows):
     with pytest.raises(UserError, match="a batch of 8 can't be split evenly over 2 processes"):
-        block_of(Devices(*rows), 8)
+        shard_of(Devices(*rows), 8)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ from tokvid.train.metrics_log import RATES
 from tokvid.train.state import abstract_state
 from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenize import write_token_cache
-from tokvid.train.tokenizer_step import TokenizerTask
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
+from tokvid.train.transformer_step import TransformerTraining
 
 SIZE = (16, 16)
 TRAIN = TrainConfig(steps=4, batch=2, learning_rate=1e-2, warmup=1, log_every=3, save_every=0, sample_every=2)
@@ -82,16 +82,16 @@ ADVERSARIAL = dataclasses.replace(
 
 
 class Watched:
-    """A task whose batches are remembered, and which is sent a SIGTERM when it gives out batch `stop_at`."""
+    """A training whose batches are remembered, and which is sent a SIGTERM when it gives out batch `stop_at`."""
 
-    def __init__(self, task, stop_at=None):
-        self.task, self.stop_at, self.given = task, stop_at, []
+    def __init__(self, training, stop_at=None):
+        self.training, self.stop_at, self.given = training, stop_at, []
 
     def __getattr__(self, name):
-        return getattr(self.task, name)
+        return getattr(self.training, name)
 
     def batches(self, block):
-        self.iterator = self.task.batches(block)
+        self.iterator = self.training.batches(block)
         return self
 
     def __next__(self):
@@ -125,15 +125,15 @@ def workdir(tmp_path_factory, random_model):
 def make_task(kind, workdir):
     if kind == "tokenizer":
         seen = dataclasses.replace(ADVERSARIAL.train_tokenizer, perceptual=str(workdir / "vgg.safetensors"))
-        return TokenizerTask(
+        return TokenizerTraining(
             dataclasses.replace(ADVERSARIAL, train_tokenizer=seen), TextModel.load(workdir / "text.model")
         )
-    return TransformerTask(RECIPE, open_token_cache(workdir, RECIPE))
+    return TransformerTraining(RECIPE, open_token_cache(workdir, RECIPE))
 
 
-def state_of(folder, task, config, step):
-    with Checkpoints(folder / "checkpoints", 2, agreement(task, config)) as checkpoints:
-        found, state, data = checkpoints.restore(abstract_state(task, config, make_mesh(config.mesh))[0])
+def state_of(folder, training, config, step):
+    with Checkpoints(folder / "checkpoints", 2, agreement(training, config)) as checkpoints:
+        found, state, data = checkpoints.restore(abstract_state(training, config, make_mesh(config.mesh))[0])
     assert found == step
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}, data
 
@@ -146,7 +146,7 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
 
     first, rest = Watched(make_task(kind, workdir), stop_at=1), Watched(make_task(kind, workdir))
     assert train(first, config, tmp_path / "parts") == 2
-    halfway, _ = state_of(tmp_path / "parts", first.task, config, 2)
+    halfway, _ = state_of(tmp_path / "parts", first.training, config, 2)
     assert train(rest, config, tmp_path / "parts") == 4
 
     assert len(first.given) == len(rest.given) == 2
@@ -154,8 +154,8 @@ def test_four_steps_are_two_and_two(kind, optimizer, workdir, tmp_path):
         for name, array in batch._asdict().items():
             np.testing.assert_array_equal(array, getattr(other, name), err_msg=name)
 
-    wanted, wanted_data = state_of(tmp_path / "whole", whole.task, config, 4)
-    found, found_data = state_of(tmp_path / "parts", whole.task, config, 4)
+    wanted, wanted_data = state_of(tmp_path / "whole", whole.training, config, 4)
+    found, found_data = state_of(tmp_path / "parts", whole.training, config, 4)
     assert wanted_data == found_data
     assert wanted.keys() == found.keys() and any("mu" in name for name in wanted) and any("ema" in n for n in wanted)
     for part in ("'codes'", "'average'", "'adversary'", "'words'", "'perceptual'"):
@@ -194,7 +194,7 @@ def test_a_collapsed_codebook_raises_the_alarm():
         tokenizer = dataclasses.replace(RECIPE.tokenizer, levels=levels)
         training = dataclasses.replace(TRAIN, batch=batch)
         recipe = dataclasses.replace(RECIPE, tokenizer=tokenizer, train_tokenizer=training)
-        return TokenizerTask(recipe).alarm({"codes_used": used / np.prod(levels)})
+        return TokenizerTraining(recipe).alarm({"codes_used": used / np.prod(levels)})
 
     assert "batches use only 1.0 of 16 codes: the codebook has collapsed" in alarm((4, 4), 1)
     assert "with a lower learning rate, a longer warm-up or fewer codes" in alarm((8, 5, 5, 5), 6)
@@ -204,7 +204,7 @@ def test_a_collapsed_codebook_raises_the_alarm():
 
 @pytest.mark.parametrize("change", [{}, VQ])
 def test_an_encoder_that_is_constant_raises_the_alarm_at_the_first_line_after_warm_up(change, tmp_path, caplog):
-    class Constant(TokenizerTask):
+    class Constant(TokenizerTraining):
         def make_model(self, rngs):
             players = super().make_model(rngs)
             kernel = players.tokenizer.to_latent.kernel
@@ -215,8 +215,8 @@ def test_an_encoder_that_is_constant_raises_the_alarm_at_the_first_line_after_wa
         TRAIN, batch=8, steps=7, warmup=3, log_every=2, sample_every=0, freeze=("tokenizer.to_latent",)
     )
     tokenizer = dataclasses.replace(RECIPE.tokenizer, **change)
-    task = Constant(dataclasses.replace(RECIPE, tokenizer=tokenizer, train_tokenizer=training))
-    train(task, training, tmp_path)
+    training = Constant(dataclasses.replace(RECIPE, tokenizer=tokenizer, train_tokenizer=training))
+    train(training, training, tmp_path)
     (alarm,) = [record.message for record in caplog.records if "collapsed" in record.message]
     assert alarm.startswith("step 4: batches use only 1.0 of")
 
@@ -226,7 +226,7 @@ def test_an_encoder_that_is_constant_raises_the_alarm_at_the_first_line_after_wa
 )
 def test_clips_too_short_to_train_a_stream_are_told(frames, window, said, caplog):
     tokenizer = dataclasses.replace(RECIPE.tokenizer, encoder=("time",), decoder=("space",), time_window=window)
-    TokenizerTask(
+    TokenizerTraining(
         dataclasses.replace(RECIPE, data=dataclasses.replace(RECIPE.data, frames=frames), tokenizer=tokenizer)
     )
     assert (said in caplog.text) if said else not caplog.text

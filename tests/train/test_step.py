@@ -14,8 +14,8 @@ from tokvid.flops import TRAINING, transformer_flops
 from tokvid.plan.work import work
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.state import abstract_state, init_state, make_step
-from tokvid.train.tokenizer_step import TokenizerTask
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.layout import slot_count
 from tokvid.types import joined, token_batch
 
@@ -40,9 +40,9 @@ def batch(seed=0):
 
 def trained(config, steps=1):
     """The state and metrics after some steps of the transformer."""
-    task, mesh = TransformerTask(Recipe(transformer=MODEL, train_transformer=config)), make_mesh((-1, 1, 1, 1))
-    like, graph = abstract_state(task, config, mesh)
-    state, step, found = init_state(task, config, like), make_step(task, config, mesh, like, graph), []
+    training, mesh = TransformerTraining(Recipe(transformer=MODEL, train_transformer=config)), make_mesh((-1, 1, 1, 1))
+    like, graph = abstract_state(training, config, mesh)
+    state, step, found = init_state(training, config, like), make_step(training, config, mesh, like, graph), []
     for number in range(steps):
         state, metrics = step(state, shard_batch(batch(number), mesh))
         found.append({name: float(value) for name, value in metrics.items()})
@@ -70,11 +70,11 @@ def test_a_batch_that_cant_be_split_is_refused():
 
 def test_what_looks_at_whole_batches_isnt_trained_in_parts():
     fsq = Recipe(tokenizer=TokenizerConfig(quantizer="fsq"))
-    assert TokenizerTask(fsq).weight(None) == 1
+    assert TokenizerTraining(fsq).weight(None) == 1
     both = {"adversary": AdversaryConfig(weight=0.1), "train_tokenizer": TrainConfig(adversary_learning_rate=1e-4)}
     for changes in ({"tokenizer": TokenizerConfig(quantizer="vq")}, both):
         with pytest.raises(UserError, match="accumulate"):
-            TokenizerTask(dataclasses.replace(fsq, **changes)).weight(None)
+            TokenizerTraining(dataclasses.replace(fsq, **changes)).weight(None)
 
 
 def arrays(state):
@@ -101,9 +101,12 @@ def test_factored_moments_are_rows_and_columns(monkeypatch):
 def test_batches_of_images_and_of_windows_train_one_state():
     """As `layouts.lengths` gives them: more rows of fewer latent frames, in parts or as a whole."""
     for config in (CONFIG, dataclasses.replace(CONFIG, accumulate=2)):
-        task, mesh = TransformerTask(Recipe(transformer=MODEL, train_transformer=config)), make_mesh((-1, 1, 1, 1))
-        like, graph = abstract_state(task, config, mesh)
-        state, step, losses = init_state(task, config, like), make_step(task, config, mesh, like, graph), []
+        training, mesh = (
+            TransformerTraining(Recipe(transformer=MODEL, train_transformer=config)),
+            make_mesh((-1, 1, 1, 1)),
+        )
+        like, graph = abstract_state(training, config, mesh)
+        state, step, losses = init_state(training, config, like), make_step(training, config, mesh, like, graph), []
         image = batch()._replace(known=np.zeros((8, 1, 2, 2), bool), start=np.zeros(8, np.int32))
         image = image._replace(**{name: getattr(image, name)[:, :1] for name in ("tokens", "drawn")})
         images = joined([image, image], np.concatenate)
@@ -130,11 +133,11 @@ def test_flops_are_those_of_the_program(subcodes):
     config, mesh = dataclasses.replace(CONFIG, batch=2), make_mesh((-1, 1, 1, 1))
     if mesh.size > 1:
         pytest.skip("counts what one device does")
-    task = TransformerTask(Recipe(transformer=model, train_transformer=config))
-    like, graph = abstract_state(task, config, mesh)
+    training = TransformerTraining(Recipe(transformer=model, train_transformer=config))
+    like, graph = abstract_state(training, config, mesh)
     tokens = np.zeros((2, 4, 4, 4, subcodes), np.int32)
     tokens = token_batch(tokens, *np.zeros((2, 2), np.float32), np.zeros((2, 4), np.int32))
-    program = make_step(task, config, mesh, like, graph).lower(like, tokens).compile()
+    program = make_step(training, config, mesh, like, graph).lower(like, tokens).compile()
     slots = slot_count(model)
-    assert task.flops() == TRAINING * transformer_flops(model, slots, slots, 4 * 4 * 4)
-    assert work(program.as_text(), 1).flops == pytest.approx(2 * task.flops(), rel=0.03)
+    assert training.flops() == TRAINING * transformer_flops(model, slots, slots, 4 * 4 * 4)
+    assert work(program.as_text(), 1).flops == pytest.approx(2 * training.flops(), rel=0.03)

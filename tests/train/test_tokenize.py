@@ -21,7 +21,7 @@ from tokvid.train import tokenize
 from tokvid.train.token_cache import TokenCache, open_token_cache
 from tokvid.train.tokenize import cut_stretch, write_token_cache
 from tokvid.train.tokenizer_step import to_signed
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.types import Caption
 
 SIZE = (16, 16)
@@ -376,8 +376,8 @@ def test_caches_of_earlier_versions_are_of_one_code(workdir):
 
 
 def test_a_cache_of_other_data_is_another_training(workdir):
-    task = TransformerTask(RECIPE, open_token_cache(workdir, RECIPE))
-    about = task.describe()
+    training = TransformerTraining(RECIPE, open_token_cache(workdir, RECIPE))
+    about = training.describe()
     assert to_dict(RECIPE.tokens).items() <= about["tokens"].items() and about["data"]["fps"] == [2.0, 4.0]
     assert about["tokens"]["files"] == fingerprint(DataConfig(source="records", path=str(workdir / "tokens")))
     assert "threads" not in about["data"]  # how fast it was read changes nothing

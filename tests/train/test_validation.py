@@ -27,8 +27,8 @@ from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train
 from tokvid.train.token_cache import HELD_OUT, open_token_cache
 from tokvid.train.tokenize import write_token_cache
-from tokvid.train.tokenizer_step import TokenizerTask
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.tokenizer_step import TokenizerTraining
+from tokvid.train.transformer_step import TransformerTraining
 
 SIZE = (16, 16)
 TRAIN = TrainConfig(
@@ -59,8 +59,12 @@ def workdir(tmp_path_factory, random_model):
     return folder
 
 
-def task_of(kind, workdir, recipe=RECIPE):
-    return TokenizerTask(recipe) if kind == "tokenizer" else TransformerTask(recipe, open_token_cache(workdir, recipe))
+def training_of(kind, workdir, recipe=RECIPE):
+    return (
+        TokenizerTraining(recipe)
+        if kind == "tokenizer"
+        else TransformerTraining(recipe, open_token_cache(workdir, recipe))
+    )
 
 
 def some(batches, count):
@@ -70,33 +74,33 @@ def some(batches, count):
 
 @pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
 def test_lines_of_their_own_say_the_mean_over_held_out_batches(kind, workdir, tmp_path):
-    task = task_of(kind, workdir)
-    train(task, TRAIN, tmp_path)
+    training = training_of(kind, workdir)
+    train(training, TRAIN, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validated = [line for line in lines if "val_loss" in line]
     assert [line["step"] for line in validated] == [2, 4] and all("loss" not in line for line in validated)
-    batches = some(task.validation(), TRAIN.val_batches)
+    batches = some(training.validation(), TRAIN.val_batches)
     model = weights.load(tmp_path, kind)
-    made = task.make_model(nnx.Rngs(0))
+    made = training.make_model(nnx.Rngs(0))
     nnx.update(made.tokenizer if kind == "tokenizer" else made, nnx.state(nnx.merge(model.graph, model.params)))
-    losses = [float(task.loss(made, jax.tree.map(np.asarray, batch), None)[0]) for batch in batches]
+    losses = [float(training.loss(made, jax.tree.map(np.asarray, batch), None)[0]) for batch in batches]
     assert validated[-1]["val_loss"] == pytest.approx(np.mean(losses), rel=2e-3)  # weights are kept in 16 bits
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
 def test_nothing_is_drawn(kind, workdir):
     """Neither augmented nor corrupted; the same batches each time."""
-    task = task_of(kind, workdir)
-    one, other = (some(task.validation(), 2) for _ in range(2))
+    training = training_of(kind, workdir)
+    one, other = (some(training.validation(), 2) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     plain = dataclasses.replace(
         RECIPE, data=dataclasses.replace(RECIPE.data, flip=0.0), layouts=LayoutConfig(corruption=0.0)
     )
-    unchanged = task_of(kind, workdir, plain)
+    unchanged = training_of(kind, workdir, plain)
     jax.tree.map(np.testing.assert_array_equal, one, some(unchanged.validation(), 2))
-    model = task.make_model(nnx.Rngs(0))
+    model = training.make_model(nnx.Rngs(0))
     batch = jax.tree.map(np.asarray, one[0])
-    losses = [float(each.loss(model, batch, None)[0]) for each in (task, unchanged)]
+    losses = [float(each.loss(model, batch, None)[0]) for each in (training, unchanged)]
     assert losses[0] == losses[1]
 
 
@@ -114,14 +118,14 @@ def test_no_tokens_of_an_earlier_cache_are_validated_with(workdir, tmp_path):
     fewer = dataclasses.replace(RECIPE, tokens=dataclasses.replace(RECIPE.tokens, held_out=0))
     write_token_cache(fewer, tmp_path / "copy")
     assert not (tmp_path / "copy" / HELD_OUT).exists()
-    assert task_of("transformer", tmp_path / "copy", fewer).validation() is None
+    assert training_of("transformer", tmp_path / "copy", fewer).validation() is None
 
 
 def test_no_batches_are_no_validation(workdir, tmp_path):
-    train(task_of("tokenizer", workdir), dataclasses.replace(TRAIN, val_batches=0), tmp_path)
+    train(training_of("tokenizer", workdir), dataclasses.replace(TRAIN, val_batches=0), tmp_path)
     assert "val_loss" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_without_held_out_videos_there_is_no_validation(tmp_path):
     data = dataclasses.replace(RECIPE.data, source="records", path=str(tmp_path), flip=0.0)
-    assert TokenizerTask(dataclasses.replace(RECIPE, data=data)).validation() is None
+    assert TokenizerTraining(dataclasses.replace(RECIPE, data=data)).validation() is None

@@ -193,7 +193,7 @@ def test_batches(cache, text_model):
         "fps": ((5,), np.float32),
         "text": ((5, 8), np.int32),
         "known": ((5, 4, 2, 3), bool),
-        "step": ((5,), np.int32),
+        "stride": ((5,), np.int32),
         "drawn": ((5, 4, 2, 3), bool),
     }
 
@@ -205,9 +205,9 @@ def test_batches_are_what_the_cache_says(cache, text_model):
     seen = collections.Counter()
     for batch in (next(iterator) for _ in range(80)):
         interpolates, coarse = bool(batch.conditions), next(iter(batch.conditions), None)
-        assert not batch.drawn[batch.step < 6].any()
+        assert not batch.drawn[batch.stride < 6].any()
         if coarse is not None:
-            assert coarse.tokens.shape == (16, 3, 2, 3, 2) and not coarse.kind.any()
+            assert coarse.tokens.shape == (16, 3, 2, 3, 2) and not coarse.condition.any()
             np.testing.assert_array_equal(coarse.fps, batch.fps / 2)
         for i, (start, known) in enumerate(zip(batch.start, batch.known[:, :, 0, 0].sum(axis=1), strict=True)):
             np.testing.assert_array_equal(batch.tokens[i, :, 0, 0, 0], 10 * (start + np.arange(4)))
@@ -222,7 +222,7 @@ def test_batches_are_what_the_cache_says(cache, text_model):
             seen["interpolation" if interpolates else plain] += 1
             seen["no text"] += (batch.text[i] == PADDING).all()
             seen[float(batch.fps[i])] += 1
-            seen[f"step {batch.step[i]}"] += 1
+            seen[f"step {batch.stride[i]}"] += 1
     for what, share in (
         ("text_to_video", 0.4 / 1.5),
         ("image_to_video", 0.1 / 1.5),

@@ -8,7 +8,7 @@ from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.visibility import NEVER
 from tokvid.transformer.layout import NOTHING, Condition, Rate, Text, Video, Vocabulary, build, latent_seconds, lay_out
-from tokvid.types import Clip, Codes, token_batch, tokens_at_once
+from tokvid.types import Clip, Codes, stride_of, token_batch
 
 VOCABULARY = Vocabulary(Codes(100), text=20)
 B, R = 100, 101  # BEGIN and RATE: the video codes come first in the table, then these two, then text from 102 on
@@ -68,7 +68,7 @@ def test_text_to_video():
     assert made.target == [None] * 4 + [10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]
     assert made.order == [0, 1, 2] + [-1] * 13
     assert made.fps == [0, 0, 0, 4] + [0] * 12
-    assert made.step == [0] * 4 + [1] * 12
+    assert made.stride == [0] * 4 + [1] * 12
     # Frame 0 is shown at 0 s; the second latent frame ends with frame 2, at 2/4 s.
     places = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert made.position == [[0, 0, 0]] * 4 + [[0, *p] for p in places] + [[0.5, *p] for p in places]
@@ -80,7 +80,7 @@ def test_text_to_video_a_row_at_a_time():
     assert made.token == [107, 108, 0, R, B, 10, 11, 10, 11, 12, 13, 14, 15, 20, 21, 22]
     assert made.block == [0, 0, N, 1, 3, 4, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8]
     assert made.target == [None] * 4 + [10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]
-    assert made.step == [0] * 4 + [1] * 3 + [3] * 9
+    assert made.stride == [0] * 4 + [1] * 3 + [3] * 9
 
 
 def test_text_to_video_in_rounds():
@@ -130,7 +130,7 @@ def test_any_tokens_may_be_given():
 def test_a_smaller_condition_lies_over_the_clip():
     """One of its tokens covers 2x2 of the clip's, and stands in their middle; it says its kind in all its slots."""
     made = lay(rate(2), condition([[[5, 6]]], fps=2, kind=3, spread=2), rate(2), video(CLIP, known=0, fps=2))
-    assert made.kind[:4] == [0, 3, 3, 0] and not any(made.kind[4:])
+    assert made.condition[:4] == [0, 3, 3, 0] and not any(made.condition[4:])
     assert made.position[1:3] == [[0, 0.5, 0.5], [0, 0.5, 2.5]]
 
 
@@ -201,7 +201,7 @@ def test_a_batch_can_be_read_back_from_its_sequence(step, subcodes):
     tokens, words = rng.integers(0, 100, (4, 3, 2, 3, subcodes), np.int32), rng.integers(0, 20, (4, 5), np.int32)
     words[1, 2:], words[2] = -1, -1
     fps, known = np.float32([1, 2, 4, 8]), np.arange(3) < np.arange(4)[:, None]
-    batch = token_batch(tokens, np.int32([0, 3, 0, 9]), fps, words, known)._replace(step=np.full(4, step, np.int32))
+    batch = token_batch(tokens, np.int32([0, 3, 0, 9]), fps, words, known)._replace(stride=np.full(4, step, np.int32))
     made = jax.tree.map(np.asarray, jax.jit(lambda batch: lay_out(config, batch))(batch))
     assert made.token.shape == made.target.shape == (4, 5 + 1 + 18, subcodes)
     read = np.where(made.block[:, :5] == NEVER, -1, made.token[:, :5, 0] - vocabulary.first_text)
@@ -252,7 +252,7 @@ def test_rows_and_rounds_of_two_sub_codes():
 
 
 def test_rows_must_divide_a_latent_frame():
-    assert [tokens_at_once(rows, (3, 4, 5)) for rows in (0, 1, 2, 4)] == [1, 5, 10, 20]
+    assert [stride_of(rows, (3, 4, 5)) for rows in (0, 1, 2, 4)] == [1, 5, 10, 20]
     for rows in (-1, 3, 8):
         with pytest.raises(UserError, match=rf"divide a latent frame, \[1, 2, 4\]; got {rows}"):
-            tokens_at_once(rows, (3, 4, 5))
+            stride_of(rows, (3, 4, 5))

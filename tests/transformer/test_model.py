@@ -35,7 +35,7 @@ def batch(prompts=PROMPTS, length=CONFIG.text_length, known=0, step=1, seed=0):
     tokens = rng.integers(0, CONFIG.vocabulary, (4, 3, 2, 2), np.int32)[:count]
     fps, start = np.float32([2, 4, 8, 4])[:count], np.int32([0, 0, 3, 1])[:count]
     given = np.broadcast_to(np.arange(3) < known, (count, 3))
-    return token_batch(tokens[..., None], start, fps, text, given)._replace(step=np.full(count, step, np.int32))
+    return token_batch(tokens[..., None], start, fps, text, given)._replace(stride=np.full(count, step, np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_in_rounds_a_latent_frame_sees_itself_and_those_before(run):
 def test_rows_and_rounds_are_told_apart(run):
     """The same inputs under another step are another question."""
     made = sequence(FRAME)
-    other = run(made._replace(step=np.where(made.step > 0, 1, 0)))[1][:, FIRST:]
+    other = run(made._replace(stride=np.where(made.stride > 0, 1, 0)))[1][:, FIRST:]
     assert np.abs(other - run(made)[1][:, FIRST:]).max() > 1e-3
 
 

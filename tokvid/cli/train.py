@@ -36,8 +36,8 @@ def _train(options: argparse.Namespace) -> None:
     from tokvid.train.recipe import open_recipe
     from tokvid.train.token_cache import open_token_cache
     from tokvid.train.tokenize import write_text_model
-    from tokvid.train.tokenizer_step import TokenizerTask
-    from tokvid.train.transformer_step import TransformerTask
+    from tokvid.train.tokenizer_step import TokenizerTraining
+    from tokvid.train.transformer_step import TransformerTraining
 
     recipe = open_recipe(options.config, options.fields)
     keep_programs()
@@ -46,11 +46,11 @@ def _train(options: argparse.Namespace) -> None:
         text = None
         if recipe.adversary.captions:
             text = write_text_model(recipe, open_source(recipe.data), options.workdir)
-        train(TokenizerTask(recipe, text), recipe.train_tokenizer, folder)
+        train(TokenizerTraining(recipe, text), recipe.train_tokenizer, folder)
     else:
         cache = open_token_cache(options.workdir, recipe)
-        task = TransformerTask(recipe, cache, show=training_samples(options.workdir, cache))
-        train(task, recipe.train_transformer, folder)
+        training = TransformerTraining(recipe, cache, show=training_samples(options.workdir, cache))
+        train(training, recipe.train_transformer, folder)
 
 
 class Tokenize(Command):

@@ -17,7 +17,7 @@ SHOWN = 4  # prompts
 
 
 def training_samples(workdir: Path, cache: TokenCache) -> Callable[[Any, Path, int], None]:
-    """The `show` of `TransformerTask`: clips of a few training prompts, as a sheet and a video of all, side by side."""
+    """The `show` of `TransformerTraining`: clips of some training prompts, as a sheet, and as a video side by side."""
     tokenizer, source = weights.load(workdir / "tokenizer", "tokenizer"), cache.source
     prompts = [source[index].captions[0].text for index in range(min(SHOWN, len(source)))]
 

@@ -20,7 +20,7 @@ from tokvid.flops import CHIPS, Chip, chip_of
 from tokvid.sampling.decode import Request, generate
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
 from tokvid.train.state import abstract_state, make_step
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch, token_batch
 
@@ -89,10 +89,10 @@ def topology(name: str, slices: int = 1) -> Topology:
 
 def training_program(recipe: Recipe, mesh: Mesh) -> Program:
     """The transformer's training step, as `train.loop` runs it. DoesNotFit if XLA runs out of memory."""
-    task, config = TransformerTask(recipe), recipe.train_transformer
-    like, graph = abstract_state(task, config, mesh)
+    training, config = TransformerTraining(recipe), recipe.train_transformer
+    like, graph = abstract_state(training, config, mesh)
     batch = _laid_out(windows(recipe.transformer, config.batch), mesh)
-    program = _compile(make_step(task, config, mesh, like, graph), mesh, like, batch)
+    program = _compile(make_step(training, config, mesh, like, graph), mesh, like, batch)
     parts = {"parameters": like.params, "optimizer": like.opt_state, "averaged parameters": like.ema}
     return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})
 

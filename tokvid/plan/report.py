@@ -21,7 +21,7 @@ from tokvid.plan.aot import (
 )
 from tokvid.plan.roofline import judge
 from tokvid.sharding import AXES, make_mesh
-from tokvid.train.transformer_step import TransformerTask
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.layout import schedule, slot_count
 
 DAY = 86400  # seconds
@@ -69,7 +69,7 @@ def _training(recipe: Recipe, target: Topology, mesh: Mesh, keep: Callable[[str,
     config, slots = recipe.train_transformer, slot_count(recipe.transformer)
     program = training_program(recipe, mesh)
     keep("training", program.text)
-    result = judge(program, target, mesh, config.batch * TransformerTask(recipe).flops())
+    result = judge(program, target, mesh, config.batch * TransformerTraining(recipe).flops())
     steps = DAY / result["seconds"]["at least"]
     return result | {
         "clips a step": config.batch,
@@ -82,18 +82,18 @@ def _training(recipe: Recipe, target: Topology, mesh: Mesh, keep: Callable[[str,
 def _decoding(recipe: Recipe, target: Topology, rows: int, keep: Callable[[str, str], object]) -> dict[str, Any]:
     config, mesh = recipe.transformer, decoding_mesh(recipe.transformer, target)
     videos, slots, tokens = VIDEOS * mesh.shape["data"], slot_count(config), math.prod(config.latent)
-    lead, at_once = schedule(config.latent, rows, given=False)
+    lead, stride = schedule(config.latent, rows, given=False)
     program = decoding_program(config, mesh, Sampling(rows=rows))
     keep("decoding", program.text)
     # How often the loops run whose length is an argument: how much is drawn.
-    trips = (*([lead] if lead else []), (tokens - lead) // at_once)
+    trips = (*([lead] if lead else []), (tokens - lead) // stride)
     # Twice: with and without the text.
     result = judge(program, target, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)
     windows = DAY / result["seconds"]["at least"]
     return result | {
         "mesh": dict(mesh.shape),
         "videos at once": videos,
-        "tokens at once": at_once,
+        "tokens at once": stride,
         "tokens a day": windows * videos * tokens,
         "videos a day": windows * videos,
     }

@@ -21,7 +21,7 @@ Carry = tuple[KVCache, jax.Array]  # the cache, and the tokens (B, L, Q) generat
 
 
 class Request(NamedTuple):
-    """What is to be generated: a window, whose `step` and `drawn` the sampling decides, and how.
+    """What is to be generated: a window, whose `stride` and `drawn` the sampling decides, and how.
 
     With guidance, `guidance_BT` of each latent frame, each step also runs under the texts `negative_BL` (-1: without
     text). The first `tokens` of those that are not known are generated. Keys are drawn by slot, fold_in(keys_B,
@@ -60,8 +60,8 @@ def generate(
     B, T, H, W, Q = batch.tokens.shape
     plan = schedule((T, H, W), sampling.rows, known > 0)
     asked = T * H * W - known
-    step_B, drawn_BTHW = jnp.full(B, plan.at_once), jnp.zeros((B, T, H, W), bool)
-    batch = batch._replace(step=step_B, drawn=drawn_BTHW, known=jnp.asarray(batch.known))
+    stride_B, drawn_BTHW = jnp.full(B, plan.stride), jnp.zeros((B, T, H, W), bool)
+    batch = batch._replace(stride=stride_B, drawn=drawn_BTHW, known=jnp.asarray(batch.known))
     both = batch
     if guided:  # each window twice, the second time under the negative text; side by side, on the same device
         both = jax.tree.map(
@@ -78,13 +78,13 @@ def generate(
     scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), frame_BL, axis=1)
     drawer = _Drawer(model, sequence, layers, request.keys_B, scale_BL if guided else None, asked, sampling)
     carry = prefill(model, sequence, drawer.first, layers), jnp.zeros((B, asked, Q), jnp.int32)
-    if plan.at_once == H * W:
+    if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
     else:
         if plan.lead:
             carry = jax.lax.fori_loop(0, jnp.minimum(plan.lead, request.tokens), drawer.at_once(1, 0), carry)
-        steps = (request.tokens - plan.lead) // plan.at_once
-        carry = jax.lax.fori_loop(0, steps, drawer.at_once(plan.at_once, plan.lead), carry)
+        steps = (request.tokens - plan.lead) // plan.stride
+        carry = jax.lax.fori_loop(0, steps, drawer.at_once(plan.stride, plan.lead), carry)
     tokens_BLQ = jnp.asarray(batch.tokens, jnp.int32).reshape(B, T * H * W, Q)
     filled = jax.vmap(lambda tokens_LQ, at_L, new_LQ: tokens_LQ.at[at_L].set(new_LQ))
     return filled(tokens_BLQ, order_BL[:, known:], carry[1]).reshape(B, T, H, W, Q)

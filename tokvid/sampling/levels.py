@@ -22,7 +22,7 @@ from tokvid.sampling.stream import (
 )
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
-from tokvid.types import Caption, captions_in_force, tokens_at_once
+from tokvid.types import Caption, captions_in_force, stride_of
 
 
 class Kept(Protocol):
@@ -35,7 +35,7 @@ class Kept(Protocol):
     def add(self, tokens_THWQ: np.ndarray) -> None: ...
 
 
-class Step(NamedTuple):
+class Span(NamedTuple):
     """One window's work: the latent frames `first` up to `end`, under the prompt of segment number `segment`."""
 
     segment: int
@@ -79,7 +79,7 @@ def refinement(models: Models) -> tuple[str, Condition]:
 
 def check_rows(models: Models, sampling: Sampling) -> None:
     """UserError where the weights weren't trained to draw so many rows at once."""
-    tokens_at_once(sampling.rows, models.transformer.config.latent)
+    stride_of(sampling.rows, models.transformer.config.latent)
     trained = sorted(set(models.transformer.about.get("layouts", {}).get("rows", [0])))
     if sampling.rows not in trained:
         raise UserError(
@@ -88,24 +88,24 @@ def check_rows(models: Models, sampling: Sampling) -> None:
         )
 
 
-def steps_of(
+def spans_of(
     models: Models, starts: Sequence[float], fps: float, latent_frames: int, *, keep: int, given: int = 0
-) -> list[Step]:
+) -> list[Span]:
     """The windows in which latent frames up to `latent_frames` are made at one rate, behind so many `given` ones.
 
     `starts` are the seconds at which segments begin; a window has one prompt, so a new segment begins a new window.
     """
     patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
     segment_T = captions_in_force(tuple(Caption(start, "") for start in starts), latent_frames, fps, patch)
-    steps: list[Step] = []
+    spans: list[Span] = []
     first = given
     while first < latent_frames:
         segment = int(segment_T[first])
         last = int(np.searchsorted(segment_T, segment, side="right"))
         for end in window_ends(first, last, window, keep):
-            steps.append(Step(segment, first, end))
+            spans.append(Span(segment, first, end))
             first = end
-    return steps
+    return spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,26 +162,26 @@ def _level(
     """Latent frames (B, T, H, W, Q) at one rate: those given, those kept, and then window after window new ones."""
     given = given_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]
-    steps = steps_of(window.models, starts, window.fps, latent_frames, keep=keep, given=given)
+    spans = spans_of(window.models, starts, window.fps, latent_frames, keep=keep, given=given)
     window.given(given_BTHWQ)
     for index in range(given):
         yield given_BTHWQ[:, index : index + 1]
     # Only whole windows, so that those that follow fall as they would have.
     there = given + (kept.latent_frames if kept else 0)
-    done = [step for step in steps if step.end <= there]
+    done = [span for span in spans if span.end <= there]
     if kept:
         reading = kept.read(done[-1].end - given if done else 0)
-        for step in done:
-            tokens_BTHWQ = np.concatenate([next(reading) for _ in range(step.end - step.first)])[None]
+        for span in done:
+            tokens_BTHWQ = np.concatenate([next(reading) for _ in range(span.end - span.first)])[None]
             window.given(tokens_BTHWQ)
             yield tokens_BTHWQ
         for _ in reading:  # what comes after them is dropped
             pass
-    firsts, ends = {step.segment: step.first for step in reversed(steps)}, {step.segment: step.end for step in steps}
-    for step in steps[len(done) :]:
-        prompt, first, end = prompts[step.segment], firsts[step.segment], ends[step.segment]
+    firsts, ends = {span.segment: span.first for span in reversed(spans)}, {span.segment: span.end for span in spans}
+    for span in spans[len(done) :]:
+        prompt, first, end = prompts[span.segment], firsts[span.segment], ends[span.segment]
         # From one guidance to the other over the segment.
-        along_T = (np.arange(step.first, step.end) - first) / max(1, end - 1 - first)
+        along_T = (np.arange(span.first, span.end) - first) / max(1, end - 1 - first)
         scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
         guidance_BT = scales[0][:, None] + np.outer(scales[1] - scales[0], along_T)
         made_BTHWQ = window.extend(prompt, guidance_BT)

@@ -17,7 +17,7 @@ from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
 from tokvid.io.files import atomic
-from tokvid.sampling.levels import Levels, rates_of, steps_of, videos
+from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
 from tokvid.sampling.stream import (
     Guidance,
     Models,
@@ -159,8 +159,8 @@ def frames_given(latent_frames: int, temporal_patch: int) -> int:
 def joins(story: Story, models: Models) -> list[int]:
     """Frames at which a new window begins (the first frame that it makes), for measuring seams."""
     patch = models.tokenizer.config.temporal_patch
-    steps = steps_of(models, story.starts[:-1], story.fps, latent_frames_for(story.frames, patch), keep=story.keep)
-    return [frames_of(step.first, patch) for step in steps if step.first]
+    spans = spans_of(models, story.starts[:-1], story.fps, latent_frames_for(story.frames, patch), keep=story.keep)
+    return [frames_of(span.first, patch) for span in spans if span.first]
 
 
 def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt]:

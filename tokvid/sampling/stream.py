@@ -20,7 +20,7 @@ from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import trained_tasks
 from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side
 from tokvid.tokenizer.quantizers import codes_of
-from tokvid.transformer.layout import kind_of
+from tokvid.transformer.layout import condition_number
 from tokvid.types import Clip, token_batch
 
 MOST_PATCHES = 8192  # of a latent frame: attention among them takes a gigabyte or two
@@ -201,7 +201,7 @@ class Source:
             self.take(start, count),
             np.full(batch, start, np.int32),
             np.full(batch, self.fps, np.float32),
-            np.full(batch, kind_of(config, self.name), np.int32),
+            np.full(batch, condition_number(config, self.name), np.int32),
         )
 
     def take(self, first: int, count: int) -> np.ndarray:

@@ -17,25 +17,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from tokvid.config import TrainConfig, to_dict
-from tokvid.distributed import block_of, check_same, first, to_first, told_by_first
+from tokvid.distributed import check_same, first, shard_of, to_first, told_by_first
 from tokvid.io.progress import progress
 from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
 from tokvid.train.profiler import Profiler
-from tokvid.train.state import Task, abstract_state, init_state, make_step, make_validation, start_from
+from tokvid.train.state import Training, abstract_state, init_state, make_step, make_validation, start_from
 from tokvid.train.watchdog import Watchdog
 
 
-def train(task: Task, config: TrainConfig, folder: Path) -> int:
+def train(training: Training, config: TrainConfig, folder: Path) -> int:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; returns the step reached.
 
-    SIGTERM and Ctrl-C save and return. Writes checkpoints/, metrics.jsonl, samples/ and, by `task.finish`, the weights.
+    SIGTERM and Ctrl-C save and return. Writes checkpoints/, metrics.jsonl, samples/ and, by `finish`, the weights.
     Resuming gives the same batches and numbers, bit for bit on the same mesh. All processes of a job call this with the
     same `folder`, and process 0 writes. UserError if the folder holds another training or cannot be written to, or if
     the loss stays non-finite.
     """
-    agree = agreement(task, config)
+    agree = agreement(training, config)
     with (
         _stop_signal() as stopped,
         Watchdog(config.step_timeout) as watchdog,
@@ -43,25 +43,25 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
     ):
         mesh = make_mesh(config.mesh)
         check_same([to_dict(config), agree])
-        like, graph = abstract_state(task, config, mesh)
-        train_step = make_step(task, config, mesh, like, graph)
-        block = block_of(NamedSharding(mesh, BATCH), config.batch)
-        with contextlib.closing(task.batches(block)) as batches:
+        like, graph = abstract_state(training, config, mesh)
+        train_step = make_step(training, config, mesh, like, graph)
+        shard = shard_of(NamedSharding(mesh, BATCH), config.batch)
+        with contextlib.closing(training.batches(shard)) as batches:
             window: Mapping[str, Any] = {}
             if (restored := checkpoints.restore(like)) is None:
-                state = init_state(task, config, like)
+                state = init_state(training, config, like)
                 if config.start:
-                    state = start_from(state, Path(config.start), task.name)
+                    state = start_from(state, Path(config.start), training.name)
             else:
                 _, state, saved = restored
                 batches.set_state(saved["batches"])
                 window = saved["metrics"]
             step = begun = int(state.step)
             if restored is not None and first():
-                print(f"{task.name}: resumes from step {step} ({folder})", file=sys.stderr, flush=True)
+                print(f"{training.name}: resumes from step {step} ({folder})", file=sys.stderr, flush=True)
             with (
-                progress(task.name, config.steps, "steps", done=step, quiet=not first()) as advance,
-                MetricsLog(folder, task, config, step, window, advance, checkpoints.newest) as log,
+                progress(training.name, config.steps, "steps", done=step, quiet=not first()) as advance,
+                MetricsLog(folder, training, config, step, window, advance, checkpoints.newest) as log,
                 Profiler(folder / "profile", config.profile) as profiler,
             ):
                 saved_at, validation = time.monotonic(), None
@@ -81,8 +81,8 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                 def validate() -> None:
                     nonlocal validation
                     log.flush()
-                    validation = validation or make_validation(task, mesh, like, graph)
-                    if (held_out := task.validation(block)) is None:
+                    validation = validation or make_validation(training, mesh, like, graph)
+                    if (held_out := training.validation(shard)) is None:
                         return
                     with contextlib.closing(held_out):
                         some = itertools.islice(held_out, config.val_batches)
@@ -93,7 +93,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
 
                 def sample() -> None:
                     if (variables := to_first((state.ema, state.buffers))) is not None:
-                        task.samples(nnx.merge(graph, *variables), folder / "samples", step)
+                        training.samples(nnx.merge(graph, *variables), folder / "samples", step)
 
                 while step < config.steps and not stopped(step):
                     state, metrics = train_step(state, shard_batch(next(batches), mesh))
@@ -112,7 +112,7 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
                     sample()
             checkpoints.wait()
             if (variables := to_first((state.ema, state.buffers))) is not None:
-                task.finish(nnx.merge_state(*variables), folder, step)
+                training.finish(nnx.merge_state(*variables), folder, step)
     if step < config.steps:
         end = f"stopped at step {step} of {config.steps} and saved; run the same command again to resume"
     elif step == begun:
@@ -120,17 +120,17 @@ def train(task: Task, config: TrainConfig, folder: Path) -> int:
     else:
         end = f"trained to step {step}"
     if first():
-        print(f"{task.name}: {end} ({folder})", file=sys.stderr, flush=True)
+        print(f"{training.name}: {end} ({folder})", file=sys.stderr, flush=True)
     return step
 
 
-def agreement(task: Task, config: TrainConfig) -> dict[str, Any]:
+def agreement(training: Training, config: TrainConfig) -> dict[str, Any]:
     """The settings that must match on resuming: those that determine the next batch or the state's shape.
 
     Others (steps, rates, threads) may change.
     """
     return {
-        **task.describe(),
+        **training.describe(),
         "training": {name: getattr(config, name) for name in ("batch", "freeze", "moments", "optimizer", "seed")},
     }
 

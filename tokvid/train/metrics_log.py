@@ -16,7 +16,7 @@ from tokvid.errors import UserError
 from tokvid.flops import chip_of
 from tokvid.io.files import atomic
 from tokvid.train.checkpoints import ADVICE
-from tokvid.train.state import Task
+from tokvid.train.state import Training
 
 log = logging.getLogger(__name__)
 RATES = ("clips_per_second", "flops_per_second", "mfu")  # depend on the clock; the rest is the same in every run
@@ -29,7 +29,7 @@ class MetricsLog:
     def __init__(
         self,
         folder: Path,
-        task: Task,
+        training: Training,
         config: TrainConfig,
         step: int,
         window: Mapping[str, Any],
@@ -41,7 +41,7 @@ class MetricsLog:
         Lines of later steps are dropped, since those steps will be repeated, and so is a line truncated by a crash.
         Only process 0 writes. `saved` names the checkpoint from which training can resume.
         """
-        self._task, self._config, self._advance, self._saved = task, config, advance, saved
+        self._task, self._config, self._advance, self._saved = training, config, advance, saved
         self._path = folder / "metrics.jsonl"
         self._board = self._begin(folder, step) if first() else None
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
@@ -139,9 +139,9 @@ class MetricsLog:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}; {ADVICE}") from error
 
 
-def _speed(clips_per_second: float, task: Task) -> dict[str, float]:
+def _speed(clips_per_second: float, training: Training) -> dict[str, float]:
     """The speed in clips, in FLOPs of all devices and, for a known chip, as a share of its peak (MFU)."""
-    flops, chip = clips_per_second * task.flops(), chip_of(jax.devices()[0].device_kind)
+    flops, chip = clips_per_second * training.flops(), chip_of(jax.devices()[0].device_kind)
     share = {} if chip is None else {"mfu": flops / (chip.flops * jax.device_count())}
     return {"clips_per_second": clips_per_second, "flops_per_second": flops} | share
 

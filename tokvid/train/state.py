@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
     skipped: jax.Array
 
 
-class Task(Protocol):
+class Training(Protocol):
     """A model to train, as the loop sees it: its construction, its loss and its data."""
 
     name: str
@@ -59,14 +59,14 @@ class Task(Protocol):
         """FLOPs of a training step per clip of its batch, counted from the config."""
         ...
 
-    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
+    def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         """An endless iterator of NumPy batches with `get_state`, `set_state` (JSON values) and `close`.
 
-        `block` (i, n) selects the i-th of n equal blocks of every batch; order and state don't depend on n.
+        `shard` (i, n) selects the i-th of n equal parts of every batch; order and state don't depend on n.
         """
         ...
 
-    def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
+    def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         """Like `batches`, on held-out data, always the same; None if there is none."""
         ...
 
@@ -87,23 +87,23 @@ class Task(Protocol):
         ...
 
 
-def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:
+def abstract_state(training: Training, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:
     """The state's shapes, types and shardings, without computing it, and the model's graph definition."""
-    graph, *_ = nnx.split(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))), nnx.Param, ...)
-    like = jax.eval_shape(_init(task, config))
+    graph, *_ = nnx.split(nnx.eval_shape(lambda: training.make_model(nnx.Rngs(0))), nnx.Param, ...)
+    like = jax.eval_shape(_init(training, config))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, shardings(like, mesh)
     ), graph
 
 
-def init_state(task: Task, config: TrainConfig, like: TrainState) -> TrainState:
+def init_state(training: Training, config: TrainConfig, like: TrainState) -> TrainState:
     """The state of step 0, created with the shardings of `like` (from `abstract_state`)."""
-    return jax.jit(_init(task, config), out_shardings=_places(like))()
+    return jax.jit(_init(training, config), out_shardings=_places(like))()
 
 
-def _init(task: Task, config: TrainConfig) -> Callable[[], TrainState]:
+def _init(training: Training, config: TrainConfig) -> Callable[[], TrainState]:
     def init() -> TrainState:
-        model = task.make_model(nnx.Rngs(config.seed))
+        model = training.make_model(nnx.Rngs(config.seed))
         params, buffers = nnx.state(model, nnx.Param), nnx.state(model, BUFFERS)
         zero, opt_state = jnp.zeros((), jnp.int32), make_optimizer(config).init(params)
         return TrainState(zero, params, buffers, opt_state, jax.tree.map(jnp.copy, params), zero)
@@ -157,7 +157,7 @@ def _places(like: Any) -> Any:
 
 
 def make_step(
-    task: Task, config: TrainConfig, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
+    training: Training, config: TrainConfig, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The jitted training step; the state is donated. A non-finite gradient changes only the counters.
 
@@ -175,7 +175,7 @@ def make_step(
         def loss(params: nnx.State, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
             params = jax.tree.map(lambda leaf, still: jnp.where(still, jax.lax.stop_gradient(leaf), leaf), params, held)
             model = nnx.merge(graph, params, state.buffers, copy=True)  # flax refuses to update variables from outside
-            value, metrics = task.loss(model, batch, key)
+            value, metrics = training.loss(model, batch, key)
             return value, (metrics, nnx.state(model, BUFFERS))
 
         differentiate = jax.value_and_grad(loss, has_aux=True)
@@ -184,7 +184,7 @@ def make_step(
                 (value, (metrics, buffers)), gradients = differentiate(state.params, batch, key)
             else:
                 value, metrics, gradients = _accumulated(
-                    task, differentiate, config.accumulate, like, state, batch, key
+                    training, differentiate, config.accumulate, like, state, batch, key
                 )
                 buffers = state.buffers
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
@@ -213,13 +213,13 @@ def make_step(
 
 
 def make_validation(
-    task: Task, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
+    training: Training, mesh: Mesh, like: TrainState, graph: nnx.GraphDef
 ) -> Callable[[TrainState, Any], Metrics]:
     """The jitted loss and metrics of the averaged weights on a batch."""
 
     def validate(state: TrainState, batch: Any) -> Metrics:
         with on_mesh(mesh):
-            value, metrics = task.loss(nnx.merge(graph, state.ema, state.buffers, copy=True), batch, None)
+            value, metrics = training.loss(nnx.merge(graph, state.ema, state.buffers, copy=True), batch, None)
         return metrics | {"loss": value}
 
     return jax.jit(validate, in_shardings=(_places(like), NamedSharding(mesh, BATCH)))
@@ -234,7 +234,7 @@ def check_batch(config: TrainConfig, mesh: Mesh) -> None:
 
 
 def _accumulated(
-    task: Task,
+    training: Training,
     differentiate: Callable[..., Any],
     parts: int,
     like: TrainState,
@@ -248,7 +248,7 @@ def _accumulated(
 
     def weighed(number: jax.Array, part: Any) -> Any:
         (value, (metrics, _)), gradients = differentiate(state.params, part, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda leaf: task.weight(part) * leaf, (jnp.ones(()), value, metrics, gradients))
+        return jax.tree.map(lambda leaf: training.weight(part) * leaf, (jnp.ones(()), value, metrics, gradients))
 
     def add(sums: Any, each: tuple[jax.Array, Any]) -> tuple[Any, None]:
         *sums, gradients = jax.tree.map(jnp.add, sums, weighed(*each))

@@ -44,8 +44,8 @@ class Players(nnx.Module):
         self.tokenizer, self.adversary, self.perceptual = tokenizer, adversary, perceptual
 
 
-class TokenizerTask:
-    """`Task` of the tokenizer, for `train.loop.train`."""
+class TokenizerTraining:
+    """`Training` of the tokenizer, for `train.loop.train`."""
 
     name = "tokenizer"
 
@@ -133,18 +133,18 @@ class TokenizerTask:
         clip, image = (sum(tokenizer_flops(c, part, many, many, width) for part in parts) for many in (frames, 1))
         return TRAINING * (clip + data.images * image)
 
-    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
+    def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config = self.recipe.train_tokenizer
         encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
-        return clip_batches(self.recipe.data, config.batch // block[1], config.seed, encode=encode, shard=block)
+        return clip_batches(self.recipe.data, config.batch // shard[1], config.seed, encode=encode, shard=shard)
 
-    def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
+    def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config, data = self.recipe.train_tokenizer, dataclasses.replace(self.recipe.data, **PLAIN)
         if not holds_out(data):
             return None
         encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
-        batch = config.batch // block[1]
-        return clip_batches(data, batch, VALIDATION_SEED, split="held_out", encode=encode, shard=block)
+        batch = config.batch // shard[1]
+        return clip_batches(data, batch, VALIDATION_SEED, split="held_out", encode=encode, shard=shard)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """A collapsed codebook: batches with next to no different codes, which shows in no loss."""

@@ -22,8 +22,8 @@ from tokvid.types import TokenBatch
 VALIDATION_SEED = 1
 
 
-class TransformerTask:
-    """`Task` of the transformer, for `train.loop.train`."""
+class TransformerTraining:
+    """`Training` of the transformer, for `train.loop.train`."""
 
     name = "transformer"
 
@@ -67,16 +67,16 @@ class TransformerTask:
         ]
         return TRAINING * sum(rows)
 
-    def batches(self, block: tuple[int, int] = (0, 1)) -> Any:
-        return self._batches(self.cache, self.recipe.train_transformer.seed, block)
+    def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
+        return self._batches(self.cache, self.recipe.train_transformer.seed, shard)
 
-    def validation(self, block: tuple[int, int] = (0, 1)) -> Any:
+    def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         held_out = self.cache.held_out
-        return None if held_out is None else self._batches(held_out, VALIDATION_SEED, block)
+        return None if held_out is None else self._batches(held_out, VALIDATION_SEED, shard)
 
-    def _batches(self, cache: TokenCache, seed: int, block: tuple[int, int]) -> Any:
-        batch = self.recipe.train_transformer.batch // block[1]
-        return token_batches(cache, batch, seed, threads=self.recipe.data.threads, shard=block)
+    def _batches(self, cache: TokenCache, seed: int, shard: tuple[int, int]) -> Any:
+        batch = self.recipe.train_transformer.batch // shard[1]
+        return token_batches(cache, batch, seed, threads=self.recipe.data.threads, shard=shard)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         return ""

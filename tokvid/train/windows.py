@@ -14,8 +14,8 @@ from tokvid.input_pipeline.records import StoredVideo
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS, conditions_of
 from tokvid.train.token_cache import TokenCache
-from tokvid.transformer.layout import condition_shape, kind_of, slot_count
-from tokvid.types import Clip, TokenBatch, captions_in_force, joined, tokens_at_once
+from tokvid.transformer.layout import condition_number, condition_shape, slot_count
+from tokvid.types import Clip, TokenBatch, captions_in_force, joined, stride_of
 
 LEAST_SHARE = 0.75  # of the generated latent frames that the text must hold for
 STRICT_TRIES = 100  # records tried for one sample as it should be, before any rate and share will do
@@ -172,7 +172,7 @@ class WindowSampler:
     def __init__(self, cache: TokenCache):
         self.source, self.layouts, self.config = cache.source, cache.layouts, cache.config
         self.kinds = {each.kind: each for each in batch_kinds(self.layouts, self.config)}
-        self.steps = [tokens_at_once(rows, self.config.latent) for rows in self.layouts.rows]
+        self.strides = [stride_of(rows, self.config.latent) for rows in self.layouts.rows]
         self.encode = cache.text.encoder(self.config.text_length)  # once a caption, not once a step
 
     def kind(self, rng: np.random.Generator) -> Kind:
@@ -221,7 +221,7 @@ class WindowSampler:
         conditions: tuple[Clip, ...] = ()
         if window.condition is not None:
             fps = np.float32(video.fps / CONDITIONS[kind.condition].slower)
-            start, number = np.int32(window.condition_start), np.int32(kind_of(config, kind.condition))
+            start, number = np.int32(window.condition_start), np.int32(condition_number(config, kind.condition))
             conditions = (Clip(window.condition, start, fps, number),)
         # An id out of range would be clamped on the device and train on noise.
         least, most = tokens_THWQ.min(), max(tokens_THWQ.max(), *(clip.tokens.max() for clip in conditions), 0)
@@ -231,17 +231,17 @@ class WindowSampler:
                 "use one tokenizer for both"
             )
         dropped = rng.random() < self.layouts.text_dropout
-        step = self.steps[rng.integers(len(self.steps))]
-        if step == H * W and (window.known.any(axis=(1, 2)) != window.known.all(axis=(1, 2))).any():
-            step = W  # a latent frame of which a part is given isn't drawn in rounds
-        in_rounds = step == H * W
+        stride = self.strides[rng.integers(len(self.strides))]
+        if stride == H * W and (window.known.any(axis=(1, 2)) != window.known.all(axis=(1, 2))).any():
+            stride = W  # a latent frame of which a part is given isn't drawn in rounds
+        in_rounds = stride == H * W
         return TokenBatch(
             tokens=tokens_THWQ,
             start=np.asarray(window.start, np.int32),
             fps=np.asarray(video.fps, np.float32),
             text=self.encode("" if dropped else window.text),
             known=window.known,
-            step=np.asarray(step, np.int32),
+            stride=np.asarray(stride, np.int32),
             drawn=_drawn(window.known, rng) if in_rounds else np.zeros((T, H, W), bool),
             conditions=conditions,
         )

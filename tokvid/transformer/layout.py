@@ -10,9 +10,9 @@ block number for attention, and whether it is generated. Tasks differ in nothing
     from another video      [text][its rate][condition][rate][last K latent frames] <next latent frames>
 
 Known slots hold their own token and come first. A generated slot holds the token generated one step before it (BEGIN
-at first) but has its own position: it is asked "what stands here?", and its output predicts its own token. With `step`
-tokens generated at once, a step's slots share a block and look one step back, so rows are drawn in parallel. Where a
-step is a whole latent frame, it is drawn in rounds (MaskGIT): slots that are drawn hold their own token, others BEGIN.
+at first) but has its own position: it is asked "what stands here?", and its output predicts its own token. With a
+stride of several tokens, a step's slots share a block and look one step back, so rows are drawn in parallel. Where the
+stride is a whole latent frame, it is drawn in rounds (MaskGIT): drawn slots hold their own token, others BEGIN.
 """
 
 import math
@@ -28,7 +28,7 @@ from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.visibility import NEVER
 from tokvid.tasks.conditions import CONDITIONS
-from tokvid.types import AnyArray, Clip, Codes, TokenBatch, tokens_at_once
+from tokvid.types import AnyArray, Clip, Codes, TokenBatch, stride_of
 
 NOTHING = -1  # a row of no table: adds nothing to a slot's input
 
@@ -48,26 +48,26 @@ class Rate(NamedTuple):
 class Video(NamedTuple):
     """Latent frames at one rate: ids (B, T, H, W, Q), -1 where there is nothing, each shown at `seconds_BT`.
 
-    Those in `known_BTHW` are given, the others generated, `step_B` tokens at once: 1, some rows, or a whole latent
+    Those in `known_BTHW` are given, the others generated, `stride_B` tokens at once: 1, some rows, or a whole latent
     frame, of which `drawn_BTHW` stand already.
     """
 
     ids_BTHWQ: AnyArray
     seconds_BT: AnyArray
     known_BTHW: AnyArray
-    step_B: AnyArray
+    stride_B: AnyArray
     drawn_BTHW: AnyArray
 
 
 class Condition(NamedTuple):
     """A video that is given as a whole: ids and seconds as above, one of whose tokens covers `spread` x `spread`.
 
-    `kind_B` numbers its embedding; 0 is none.
+    `number_B` is that of its embedding; 0 is none.
     """
 
     ids_BTHWQ: AnyArray
     seconds_BT: AnyArray
-    kind_B: AnyArray
+    number_B: AnyArray
     spread: int = 1
 
 
@@ -112,16 +112,16 @@ class Vocabulary(NamedTuple):
 class Sequence(NamedTuple):
     """Slots of a batch, all (B, L), position (B, L, 3), token and target (B, L, Q): what the trunk reads and is asked.
 
-    `token` the input's rows in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `step` how
-    many tokens are generated together with this one, 0 where it is known; `kind` the number of a condition's embedding,
-    else 0; `target` the video code to predict where `generated`.
+    `token` the input's rows in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `stride`
+    how many tokens are generated together with this one, 0 where it is known; `condition` the number of a condition's
+    embedding, else 0; `target` the video code to predict where `generated`.
     """
 
     token: Int[Array, "b l q"]
     fps: Float[Array, "b l"]
     order: Int[Array, "b l"]
-    step: Int[Array, "b l"]
-    kind: Int[Array, "b l"]
+    stride: Int[Array, "b l"]
+    condition: Int[Array, "b l"]
     position: Float[Array, "b l 3"]
     block: Int[Array, "b l"]
     target: Int[Array, "b l q"]
@@ -147,9 +147,9 @@ def lay_out(config: TransformerConfig, batch: TokenBatch) -> Sequence:
     segments: list[Segment] = [Text(batch.text)]
     for clip in batch.conditions:
         spread = batch.tokens.shape[2] // clip.tokens.shape[2]
-        segments += [Rate(clip.fps), Condition(clip.tokens, _seconds(config, batch, clip), clip.kind, spread)]
+        segments += [Rate(clip.fps), Condition(clip.tokens, _seconds(config, batch, clip), clip.condition, spread)]
     seconds_BT = _seconds(config, batch, batch)
-    segments += [Rate(batch.fps), Video(batch.tokens, seconds_BT, batch.known, batch.step, batch.drawn)]
+    segments += [Rate(batch.fps), Video(batch.tokens, seconds_BT, batch.known, batch.stride, batch.drawn)]
     return build(segments, vocabulary_of(config))
 
 
@@ -173,28 +173,28 @@ def condition_shape(config: TransformerConfig, name: str) -> tuple[int, int, int
     return condition.span(0, frames)[1], rows // condition.smaller, columns // condition.smaller
 
 
-def kind_of(config: TransformerConfig, name: str) -> int:
+def condition_number(config: TransformerConfig, name: str) -> int:
     """The number of a condition's embedding, or 0."""
     return config.conditions.index(name) + 1 if name in config.conditions else 0
 
 
 class Schedule(NamedTuple):
-    """How the tokens of a window are drawn: the first `lead` one by one, then `at_once` a step."""
+    """How the tokens of a window are drawn: the first `lead` one by one, then `stride` a step."""
 
     lead: int
-    at_once: int
+    stride: int
 
 
 def schedule(latent: tuple[int, int, int], rows: int, given: bool) -> Schedule:
     """That of a window of which something is `given`, or nothing, drawn so many rows at once (0: token by token)."""
-    at_once = tokens_at_once(rows, latent)
-    return Schedule(int(_lead(at_once, given, latent)), at_once)
+    stride = stride_of(rows, latent)
+    return Schedule(int(_lead(stride, given, latent)), stride)
 
 
-def _lead(step: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArray:
+def _lead(stride: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArray:
     """Rows wait for the first row of a video, which has none above it and is drawn token by token."""
     _, H, W = latent
-    return W * ((step > 1) & (step < H * W) & (given == 0))
+    return W * ((stride > 1) & (stride < H * W) & (given == 0))
 
 
 def in_order(known_BTHW: AnyArray) -> jax.Array:
@@ -264,8 +264,8 @@ def _slots(token_BLQ: jax.Array, block_BL: AnyArray, **fields: AnyArray) -> Sequ
     plain = {
         "fps": jnp.zeros(zero.shape, jnp.float32),
         "order": zero - 1,
-        "step": zero,
-        "kind": zero,
+        "stride": zero,
+        "condition": zero,
         "position": jnp.zeros((*zero.shape, 3), jnp.float32),
         "target": jnp.zeros_like(token_BLQ),
         "generated": zero.astype(bool),
@@ -288,10 +288,10 @@ def _rate(rate: Rate, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
 def _condition(condition: Condition, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
     B, T, H, W, Q = condition.ids_BTHWQ.shape
     ids = jnp.asarray(condition.ids_BTHWQ).reshape(B, T * H * W, Q)
-    kind = jnp.broadcast_to(jnp.asarray(condition.kind_B)[:, None], ids.shape[:2])
+    number = jnp.broadcast_to(jnp.asarray(condition.number_B)[:, None], ids.shape[:2])
     block_BL = jnp.where(ids[..., 0] >= 0, block, NEVER)
     position = _positions(condition.seconds_BT, (H, W), condition.spread)
-    return _slots(vocabulary.of_video(jnp.maximum(ids, 0)), block_BL, kind=kind, position=position), 1
+    return _slots(vocabulary.of_video(jnp.maximum(ids, 0)), block_BL, condition=number, position=position), 1
 
 
 def _positions(seconds_BT: AnyArray, grid: tuple[int, int], spread: int = 1) -> jax.Array:
@@ -311,22 +311,23 @@ def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, 
     def ordered(x_BLC: AnyArray) -> jax.Array:
         return jnp.take_along_axis(x_BLC, order_BL[..., None], axis=1)
 
-    ids, slot_L, step_B1 = ordered(video.ids_BTHWQ.reshape(B, L, Q)), jnp.arange(L), jnp.asarray(video.step_B)[:, None]
+    ids, slot_L = ordered(video.ids_BTHWQ.reshape(B, L, Q)), jnp.arange(L)
+    stride_B1 = jnp.asarray(video.stride_B)[:, None]
     known_B1 = video.known_BTHW.reshape(B, L).sum(axis=1, keepdims=True)
     rank = slot_L - known_B1  # among the generated slots; below 0: known
-    lead_B1 = _lead(step_B1, known_B1, (T, H, W))
-    step = jnp.where(rank < lead_B1, 1, step_B1)
-    number = jnp.where(rank < lead_B1, rank, lead_B1 + (rank - lead_B1) // step_B1)  # of the step
+    lead_B1 = _lead(stride_B1, known_B1, (T, H, W))
+    stride = jnp.where(rank < lead_B1, 1, stride_B1)
+    number = jnp.where(rank < lead_B1, rank, lead_B1 + (rank - lead_B1) // stride_B1)  # of the step
     rows = vocabulary.of_video(jnp.maximum(ids, 0))
-    before = jnp.take_along_axis(rows, jnp.maximum(slot_L - step, 0)[..., None], axis=1)
-    drawn = ordered(video.drawn_BTHW.reshape(B, L, 1))[..., 0] & (step_B1 == H * W)
+    before = jnp.take_along_axis(rows, jnp.maximum(slot_L - stride, 0)[..., None], axis=1)
+    drawn = ordered(video.drawn_BTHW.reshape(B, L, 1))[..., 0] & (stride_B1 == H * W)
     begin = vocabulary.alone(jnp.full(rank.shape, vocabulary.begin))
-    asked = jnp.where(((rank >= step) & (step_B1 < H * W))[..., None], before, begin)
+    asked = jnp.where(((rank >= stride) & (stride_B1 < H * W))[..., None], before, begin)
     known, there = rank < 0, ids[..., 0] >= 0
     return _slots(
         jnp.where((known | drawn)[..., None], rows, asked),
         jnp.where(there, jnp.where(known, block, block + 1 + number), NEVER),
-        step=jnp.where(known, 0, step).astype(jnp.int32),
+        stride=jnp.where(known, 0, stride).astype(jnp.int32),
         position=ordered(_positions(video.seconds_BT, (H, W))),
         target=jnp.maximum(ids, 0).astype(jnp.int32),
         generated=~known & ~drawn,

@@ -31,6 +31,7 @@ class Transformer(nnx.Module):
         self.text_order = weight(rngs, (config.text_length, D), 1, (None, "embed"), gain=0.5)
         self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
+        # Of the stride; the name is that of saved weights.
         self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         if config.conditions:
             self.condition = weight(rngs, (MOST_CONDITIONS, D), 1, (None, "embed"), gain=0.5)
@@ -113,12 +114,12 @@ class Transformer(nnx.Module):
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
         # A rate is a number, not a name: rates between those trained on lie between their embeddings.
-        for layer, number in ((self.rate, sequence.fps), (self.step, sequence.step)):
+        for layer, number in ((self.rate, sequence.fps), (self.step, sequence.stride)):
             octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
             x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
         if self.config.conditions:
-            kinds = constrain(self.condition[...], None, None)[jnp.maximum(sequence.kind - 1, 0)]
-            x_BLD += jnp.where(sequence.kind[..., None] > 0, kinds, 0)
+            kinds = constrain(self.condition[...], None, None)[jnp.maximum(sequence.condition - 1, 0)]
+            x_BLD += jnp.where(sequence.condition[..., None] > 0, kinds, 0)
         return constrain(x_BLD, "batch", "length", None)
 
 
