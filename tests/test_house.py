@@ -86,6 +86,7 @@ def violations(module, source):
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_AT_THE_TOP = 8  # files beside the rooms, without __init__ and __main__
+MOST_LINES, MOST_PARAMETERS = 60, 7  # of a function
 
 
 def module_of(path):
@@ -107,6 +108,16 @@ def test_no_two_files_import_each_other():
                 names = [node.value]
             graph[module_of(path)] |= {name for name in names if name in graph and name != "tokvid"}
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_can_be_read_at_a_glance(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in ("self", "cls") for argument in arguments)
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MOST_LINES and count <= MOST_PARAMETERS, f"{node.name}: {length} lines, {count} parameters"
 
 
 def test_few_files_stand_beside_the_rooms():

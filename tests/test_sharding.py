@@ -158,7 +158,7 @@ def report():
 
     from tokvid.config import Recipe, Sampling, TokenizerConfig, TrainConfig, TransformerConfig
     from tokvid.plan.work import work
-    from tokvid.sampling.decode import generate
+    from tokvid.sampling.decode import Request, generate
     from tokvid.sharding import BATCH, placed, running_on, shard_batch
     from tokvid.tokenizer.cvivit import CViViT
     from tokvid.train.checkpoints import Checkpoints
@@ -282,12 +282,13 @@ def report():
             found["restored"][name] = all(jax.tree.leaves((same, there)))
 
     guidance_BT, no_text, keys_B = np.full((8, 3), 2, np.float32), np.full((8, 4), -1, np.int32), jnp.arange(8)
-    asked = windows, no_text, jax.vmap(jax.random.key)(keys_B), guidance_BT
-    method = {"known": (True, False, False), "method": Sampling(top_k=5), "guided": True}
+    known_BTHW = np.broadcast_to(np.arange(3)[:, None, None] < 1, (8, 3, 2, 2))
+    asked = windows._replace(known=known_BTHW), no_text, jax.vmap(jax.random.key)(keys_B), guidance_BT
+    how = {"known": 4, "sampling": Sampling(top_k=5), "guided": True}
 
     def sample():
         params = placed(jax.tree.map(np.asarray, ends["one"].params))
-        return np.asarray(generate(graph, params, *asked, np.int32(2), **method)), params
+        return np.asarray(generate(graph, params, Request(*asked, np.int32(8)), **how)), params
 
     alone, _ = sample()
     with running_on(make_mesh((2, 2, 2, 1))):
@@ -296,9 +297,8 @@ def report():
     data = make_mesh((8, 1, 1, 1))
     with running_on(data):
         asked, copies = jax.device_put(asked, NamedSharding(data, BATCH)), placed(params)
-        program = (
-            generate.lower(graph, copies, *asked, np.int32(2), **method | {"method": Sampling()}).compile().as_text()
-        )
+        request = Request(*asked, np.int32(8))
+        program = generate.lower(graph, copies, request, **how | {"sampling": Sampling()}).compile().as_text()
     found["sampled"] = {
         "exchanged": [f"{each.kind} {each.source}" for each in work(program, 8).collectives],
         "same": np.array_equal(alone, spread),

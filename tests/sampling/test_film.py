@@ -10,7 +10,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
 from tokvid.sampling import film as module
 from tokvid.sampling.film import film
-from tokvid.sampling.story import Segment, Story
+from tokvid.sampling.story import Opening, Segment, Story
 
 STORY = Story((Segment("up", 1.2), Segment("down", 0.01), Segment("", 0.9)))
 
@@ -58,7 +58,8 @@ def test_scale(tiny_models, fake_tell, tmp_path, scale, pixels):
 def test_the_frames_on_the_sheet_are_of_their_segment(tiny_models, fake_tell, tmp_path, monkeypatch):
     found = {}
     monkeypatch.setattr(module, "contact_sheet", lambda path, rows, **other: found.update(rows=rows, **other))
-    film(tiny_models, STORY, [tmp_path / "a.mp4"], sheet=tmp_path / "s.png", opening=np.zeros((3, 2, 2, 1), np.int32))
+    opening = Opening(np.zeros((3, 2, 2, 1), np.int32), np.zeros((0, 16, 16, 3), np.uint8))
+    film(tiny_models, STORY, [tmp_path / "a.mp4"], sheet=tmp_path / "s.png", opening=opening)
     first, second = ([int(frame[0, 0, 0]) for frame in row] for row in found["rows"])
     assert first == [5, 6, 8, 9, 10, 11, 13, 14]  # behind the 5 frames of the opening
     assert second == [15, 16, 17, 18, 19, 20, 21] and found["captions"] == ["up", ""]
@@ -103,7 +104,7 @@ def test_what_stops_it_leaves_the_tokens_and_no_video(tiny_models, fake_tell, tm
     with pytest.raises(type(error)) as raised:
         film(tiny_models, STORY, [tmp_path / "a.mp4"])
     if isinstance(error, KeyboardInterrupt):
-        assert str(raised.value) == "interrupted after 0.8 of 2.1 s; run the same command again to go on from there"
+        assert str(raised.value) == "interrupted after 0.8 of 2.1 s; run the same command again to resume"
     assert [path.name for path in tmp_path.iterdir()] == [".a.mp4.tokens"]
     fake_tell["stop"] = None
     film(tiny_models, STORY, [tmp_path / "a.mp4"])

@@ -23,6 +23,7 @@ from tokvid.io.files import Outputs, check_output, write_json
 if TYPE_CHECKING:
     import numpy as np
 
+    from tokvid.sampling.story import Opening
     from tokvid.sampling.stream import Models
 
 DEMO_STORY = "demo/story.yaml"  # within the shipped folder
@@ -199,25 +200,25 @@ def _generate(options: argparse.Namespace, image: Path | None) -> None:
         raise UserError("what goes on from a video is told at one level; leave out --scheme hierarchical")
     models = load_models(options.weights)
     check_rounds(story.sampling, models, options)
-    opening, before, known = None, None, 0
+    opening, known = None, 0
     if image is not None:
         opening = _encoded(image, models)
     if options.video is not None:
-        frames = stream_frames(options.video, fps=story.fps, size=models.size)
-        opening, before = encode_video(models, frames)
-        known = len(before) + frames_of(len(opening), models.tokenizer.config.temporal_patch)
-        if len(opening) == 1:  # which is the story's first frame
+        opening = encode_video(models, stream_frames(options.video, fps=story.fps, size=models.size))
+        latent_frames = len(opening.tokens_THWQ)
+        known = len(opening.before_THWC) + frames_of(latent_frames, models.tokenizer.config.temporal_patch)
+        if latent_frames == 1:  # which is the story's first frame
             story = dataclasses.replace(story, segments=(Segment(options.prompt, options.seconds + 1 / story.fps),))
-    total = film(models, story, [options.out], sheet=options.sheet, scale=options.scale, opening=opening, before=before)
+    total = film(models, story, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
     parts = f"{known} frames of {options.video}, then {total - known} new ones" if known else f"{total} frames"
     print(f"{options.out}: {parts} at {story.fps:g} fps")
 
 
-def _encoded(path: Path, models: "Models") -> "np.ndarray":
-    """Tokens of the picture that a story begins with."""
+def _encoded(path: Path, models: "Models") -> "Opening":
+    """The picture that a story begins with."""
     from tokvid.input_pipeline.clips import probe, read_image
-    from tokvid.sampling.story import encode_opening
+    from tokvid.sampling.story import encode_picture
 
     if (frames := probe(path).frames) > 1:
         raise UserError(f"{path} is a video of {frames} frames; give a picture, or go on from it with tokvid extend")
-    return encode_opening(models, iter([read_image(path, models.size)]))
+    return encode_picture(models, read_image(path, models.size))

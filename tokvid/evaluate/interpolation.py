@@ -71,17 +71,17 @@ def evaluate_interpolation(
         raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {fps:g} fps; need 4")
     titles = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
     show(shown, captions=titles, columns=frames)
+    about = {"factor": factor, "fps": fps, "frames": frames, "seed": seed, "weights": models.mark}
+    return _figures(scores) | {"samples": len(scores["psnr"])} | about
+
+
+def _figures(scores: dict[str, list[float]]) -> dict[str, Any]:
+    """Means over all clips, and over the half that moves most."""
     names = [f"{name}psnr" for name in ("", "blend_", "repeat_", "ceiling_")]
     moving = np.argsort(scores["repeat_psnr"])[: len(scores["psnr"]) // 2]
     return {
         **{name: mean(scores[name]) for name in [*names, *JITTERS]},
         "moving": {name: mean([scores[name][index] for index in moving]) for name in names},
-        "samples": len(scores["psnr"]),
-        "factor": factor,
-        "fps": fps,
-        "frames": frames,
-        "seed": seed,
-        "weights": models.mark,
     }
 
 
@@ -130,6 +130,6 @@ def jitter(video_THWC: np.ndarray, fps: float) -> float | None:
     reading = read_attributes(video_THWC, fps)
     if reading is None or not np.isfinite(reading.centroid_TC).all():
         return None
-    size_xy = np.array(video_THWC.shape[2:0:-1])
+    size_xy = np.array(video_THWC.shape[2:0:-1], np.float64)
     step_TC = wrap(np.diff(reading.centroid_TC, axis=0), size_xy)
     return float(step_TC.var(axis=0).sum())

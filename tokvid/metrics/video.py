@@ -23,7 +23,7 @@ def _pair(a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"]
     return float(data_range)
 
 
-def _decibels(mse: np.ndarray, data_range: float) -> np.ndarray:
+def _decibels(mse: np.ndarray | np.floating, data_range: float) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return 10 * np.log10(data_range**2 / mse)
 

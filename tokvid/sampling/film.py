@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, check_output
 from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
-from tokvid.sampling.story import Story, forget, frames_given, tell
+from tokvid.sampling.story import Opening, Story, forget, frames_given, tell
 from tokvid.sampling.stream import Models
 
 WATCHABLE = 256  # pixels: smaller videos are enlarged by whole factors, so that a person can watch them
@@ -28,38 +28,39 @@ def film(
     *,
     sheet: Path | None = None,
     scale: int = 0,
-    opening: np.ndarray | None = None,
-    before: np.ndarray | None = None,
+    opening: Opening | None = None,
     watch: Callable[[np.ndarray], object] = lambda frame_HWC: None,
 ) -> int:
-    """Writes a story to all of `outs` as it is told, and a `sheet` of it; returns the number of frames.
+    """Writes a story to all of `outs` as it is generated, and a `sheet` of it; returns the number of frames.
 
-    `opening` as for `tell`; the frames `before`, uint8 (T, H, W, 3), come before it; `watch` is shown every frame,
-    uint8 (H, W, 3), before it is enlarged `scale` times (0: until it is watchable). What is made so far is kept in a
-    hidden file beside the first of `outs`: after an interruption, the same call goes on from there. UserError where
-    something cannot be written; KeyboardInterrupt says how to resume.
+    `opening` comes before the story, or is its first frame; `watch` is shown every frame, uint8 (H, W, 3), before it is
+    enlarged `scale` times (0: until it is watchable). Tokens are kept in a hidden file beside the first of `outs`:
+    after an interruption, the same call resumes from it. UserError where something cannot be written; KeyboardInterrupt
+    says how to resume.
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
-    given = frames_given(0 if opening is None else len(opening), models.tokenizer.config.temporal_patch)
-    earlier = [] if before is None else [before]
-    given += sum(map(len, earlier))
+    tokens, before = (None, []) if opening is None else (opening.tokens_THWQ, [opening.before_THWC])
+    given = frames_given(0 if tokens is None else len(tokens), models.tokenizer.config.temporal_patch)
+    given += sum(map(len, before))
     total, done = given + story.frames, 0
     partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise where there is none
     summary = _Summary(story, given)
 
-    def see(frame_HWC: np.ndarray) -> None:
+    def watched() -> Iterator[np.ndarray]:
         nonlocal done
-        watch(frame_HWC)
-        summary.see(done, frame_HWC)
-        done += 1
+        for video_THWC in itertools.chain(before, tell(models, story, partial, tokens)):
+            for frame_HWC in video_THWC:
+                watch(frame_HWC)
+                summary.see(done, frame_HWC)
+                done += 1
+            yield video_THWC
 
     try:
-        frames = itertools.chain(earlier, tell(models, story, partial, opening))
-        write(frames, outs, story.fps, total, models.size, scale=scale, watch=see)
+        write(watched(), outs, story.fps, total, models.size, scale=scale)
     except KeyboardInterrupt as error:
-        told = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
-        raise type(error)(f"interrupted after {told}; run the same command again to go on from there") from None
+        progress_made = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
+        raise type(error)(f"interrupted after {progress_made}; run the same command again to resume") from None
     forget(partial)
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
@@ -75,7 +76,6 @@ def write(
     *,
     scale: int = 0,
     sheet: Path | None = None,
-    watch: Callable[[np.ndarray], object] = lambda frame_HWC: None,
 ) -> None:
     """Writes frames, uint8 (T, H, W, 3) at a time and `total` in all, to all of `outs` as they come.
 
@@ -95,7 +95,6 @@ def write(
         advance = stack.enter_context(progress(outs[0].name, total, "frames"))
         for video_THWC in videos:
             for frame_HWC in video_THWC:
-                watch(frame_HWC)
                 if sheet is not None and done in shown:
                     rows.append(frame_HWC)
                 large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -229,11 +230,23 @@ def encode_opening(models: Models, frames: Iterator[np.ndarray], size: tuple[int
     return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
 
 
-def encode_video(models: Models, frames: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """All of a video, uint8 (H, W, 3) of the models' size → tokens (T', H', W', Q), and the frames before those.
+class Opening(NamedTuple):
+    """What comes before a story: tokens (T', H', W', Q), and frames before those, uint8 (T, H, W, 3), maybe none."""
 
-    Latent frames end where the video does. Its first frames, too few to fill another one, are uint8 (T, H, W, 3), as
-    the tokenizer sees them.
+    tokens_THWQ: np.ndarray
+    before_THWC: np.ndarray
+
+
+def encode_picture(models: Models, image_HWC: np.ndarray) -> Opening:
+    """A picture, uint8 (H, W, 3) of the models' size, as the first frame of a story."""
+    return Opening(encode_opening(models, iter([image_HWC])), np.zeros((0, *image_HWC.shape), np.uint8))
+
+
+def encode_video(models: Models, frames: Iterator[np.ndarray]) -> Opening:
+    """All of a video, uint8 (H, W, 3) of the models' size.
+
+    Latent frames end where the video does. Its first frames, too few to fill another one, are left as the tokenizer
+    sees them.
     """
     patch, count = models.tokenizer.config.temporal_patch, 0
     encoders = [StreamEncoder(models.tokenizer, 1, models.size) for _ in range(patch)]  # one for each frame to begin at
@@ -249,7 +262,7 @@ def encode_video(models: Models, frames: Iterator[np.ndarray]) -> tuple[np.ndarr
     filled_THWC = np.concatenate([video_THWC[:before], *[video_THWC[before - 1 : before]] * (1 + patch - before)])
     ids_BTHWQ = StreamEncoder(models.tokenizer, 1, models.size).feed(filled_THWC[None])
     shown_BTHWC = StreamDecoder(models.tokenizer, 1, *ids_BTHWQ.shape[2:4]).feed(ids_BTHWQ)
-    return np.concatenate(parts[before], axis=1)[0], shown_BTHWC[0, :before]
+    return Opening(np.concatenate(parts[before], axis=1)[0], shown_BTHWC[0, :before])
 
 
 def _identity(models: Models, story: Story, given_THWQ: np.ndarray) -> str:

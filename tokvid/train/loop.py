@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import check_same, first, shard_of, to_first, told_by_first
@@ -23,7 +23,15 @@ from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
 from tokvid.train.profiler import Profiler
-from tokvid.train.state import Training, abstract_state, init_state, make_step, make_validation, start_from
+from tokvid.train.state import (
+    Training,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_step,
+    make_validation,
+    start_from,
+)
 from tokvid.train.watchdog import Watchdog
 
 
@@ -45,83 +53,122 @@ def train(training: Training, config: TrainConfig, folder: Path) -> int:
         check_same([to_dict(config), agree])
         like, graph = abstract_state(training, config, mesh)
         train_step = make_step(training, config, mesh, like, graph)
-        shard = shard_of(NamedSharding(mesh, BATCH), config.batch)
-        with contextlib.closing(training.batches(shard)) as batches:
-            window: Mapping[str, Any] = {}
-            if (restored := checkpoints.restore(like)) is None:
-                state = init_state(training, config, like)
-                if config.start:
-                    state = start_from(state, Path(config.start), training.name)
-            else:
-                _, state, saved = restored
-                batches.set_state(saved["batches"])
-                window = saved["metrics"]
-            step = begun = int(state.step)
-            if restored is not None and first():
-                print(f"{training.name}: resumes from step {step} ({folder})", file=sys.stderr, flush=True)
+        run = _Run(training, config, folder, checkpoints, mesh, like, graph)
+        with contextlib.closing(training.batches(run.shard)) as batches:
+            window = run.begin(batches)
+            begun = run.step
             with (
-                progress(training.name, config.steps, "steps", done=step, quiet=not first()) as advance,
-                MetricsLog(folder, training, config, step, window, advance, checkpoints.newest) as log,
+                progress(training.name, config.steps, "steps", done=begun, quiet=not first()) as advance,
+                MetricsLog(folder, training, config, begun, window, advance, checkpoints.newest) as run.log,
                 Profiler(folder / "profile", config.profile) as profiler,
             ):
-                saved_at, validation = time.monotonic(), None
-
-                def save() -> None:
-                    nonlocal saved_at
-                    log.flush()  # first, so that no line of a saved step can be lost
-                    checkpoints.save(step, state, {"batches": batches.get_state(), "metrics": log.window})
-                    saved_at = time.monotonic()
-
-                def overdue() -> bool:
-                    # Process 0's clock decides for all; they ask it only at log steps.
-                    if not config.save_minutes or (jax.process_count() > 1 and not due(step, config.log_every)):
-                        return False
-                    return bool(told_by_first(time.monotonic() - saved_at > 60 * config.save_minutes))
-
-                def validate() -> None:
-                    nonlocal validation
-                    log.flush()
-                    validation = validation or make_validation(training, mesh, like, graph)
-                    if (held_out := training.validation(shard)) is None:
-                        return
-                    with contextlib.closing(held_out):
-                        some = itertools.islice(held_out, config.val_batches)
-                        results = [jax.device_get(validation(state, shard_batch(batch, mesh))) for batch in some]
-                    if not results:
-                        return
-                    log.validated(step, {name: float(np.mean([each[name] for each in results])) for name in results[0]})
-
-                def sample() -> None:
-                    if (variables := to_first((state.ema, state.buffers))) is not None:
-                        training.samples(nnx.merge(graph, *variables), folder / "samples", step)
-
-                while step < config.steps and not stopped(step):
-                    state, metrics = train_step(state, shard_batch(next(batches), mesh))
-                    step += 1
-                    log.add(step, metrics)
-                    watchdog.beat(step)
-                    profiler.stepped(step - begun)
-                    if due(step, config.save_every) or overdue():
-                        save()
-                    if due(step, config.val_every):
-                        validate()
-                    if due(step, config.sample_every):
-                        sample()
-                save()
-                if step == config.steps and config.sample_every and not due(step, config.sample_every):
-                    sample()
+                while run.step < config.steps and not stopped(run.step):
+                    run.state, metrics = train_step(run.state, shard_batch(next(batches), mesh))
+                    run.step += 1
+                    run.log.add(run.step, metrics)
+                    watchdog.beat(run.step)
+                    profiler.stepped(run.step - begun)
+                    if due(run.step, config.save_every) or run.overdue():
+                        run.save(batches)
+                    if due(run.step, config.val_every):
+                        run.validate()
+                    if due(run.step, config.sample_every):
+                        run.sample()
+                run.save(batches)
+                if run.step == config.steps and config.sample_every and not due(run.step, config.sample_every):
+                    run.sample()
             checkpoints.wait()
-            if (variables := to_first((state.ema, state.buffers))) is not None:
-                training.finish(nnx.merge_state(*variables), folder, step)
-    if step < config.steps:
-        end = f"stopped at step {step} of {config.steps} and saved; run the same command again to resume"
-    elif step == begun:
-        end = f"is already trained to step {step}; wrote its weights again"
-    else:
-        end = f"trained to step {step}"
-    if first():
-        print(f"{training.name}: {end} ({folder})", file=sys.stderr, flush=True)
-    return step
+            run.finish()
+    run.say(begun)
+    return run.step
+
+
+class _Run:
+    """A training under way: its state, and what happens to it at some steps."""
+
+    log: MetricsLog
+
+    def __init__(
+        self,
+        training: Training,
+        config: TrainConfig,
+        folder: Path,
+        checkpoints: Checkpoints,
+        mesh: Mesh,
+        like: TrainState,
+        graph: nnx.GraphDef,
+    ):
+        self.training, self.config, self.folder, self.checkpoints = training, config, folder, checkpoints
+        self.mesh, self.like, self.graph = mesh, like, graph
+        self.shard = shard_of(NamedSharding(mesh, BATCH), config.batch)
+        self._validation: Callable[[TrainState, Any], Mapping[str, Any]] | None = None
+
+    def begin(self, batches: Any) -> Mapping[str, Any]:
+        """Restores the newest checkpoint, or initialises; returns the metrics of the steps not yet logged."""
+        window: Mapping[str, Any] = {}
+        if (restored := self.checkpoints.restore(self.like)) is None:
+            self.state = init_state(self.training, self.config, self.like)
+            if self.config.start:
+                self.state = start_from(self.state, Path(self.config.start), self.training.name)
+        else:
+            _, self.state, saved = restored
+            batches.set_state(saved["batches"])
+            window = saved["metrics"]
+        self.step, self._saved_at = int(self.state.step), time.monotonic()
+        if restored is not None:
+            self._print(f"resumes from step {self.step}")
+        return window
+
+    def save(self, batches: Any) -> None:
+        """Writes a checkpoint."""
+        self.log.flush()  # first, so that no line of a saved step can be lost
+        self.checkpoints.save(self.step, self.state, {"batches": batches.get_state(), "metrics": self.log.window})
+        self._saved_at = time.monotonic()
+
+    def overdue(self) -> bool:
+        """Whether `save_minutes` have passed since the last checkpoint."""
+        # Process 0's clock decides for all; they ask it only at log steps.
+        if not self.config.save_minutes or (jax.process_count() > 1 and not due(self.step, self.config.log_every)):
+            return False
+        return bool(told_by_first(time.monotonic() - self._saved_at > 60 * self.config.save_minutes))
+
+    def validate(self) -> None:
+        """Logs the mean metrics of the averaged weights on held-out batches, if there are any."""
+        self.log.flush()
+        if (held_out := self.training.validation(self.shard)) is None:
+            return
+        validation = self._validation or make_validation(self.training, self.mesh, self.like, self.graph)
+        self._validation = validation
+        with contextlib.closing(held_out):
+            batches = itertools.islice(held_out, self.config.val_batches)
+            results = [jax.device_get(validation(self.state, shard_batch(batch, self.mesh))) for batch in batches]
+        if results:
+            means = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
+            self.log.validated(self.step, means)
+
+    def sample(self) -> None:
+        """Shows what the averaged weights make."""
+        if (variables := to_first((self.state.ema, self.state.buffers))) is not None:
+            self.training.samples(nnx.merge(self.graph, *variables), self.folder / "samples", self.step)
+
+    def finish(self) -> None:
+        """Writes the averaged weights."""
+        if (variables := to_first((self.state.ema, self.state.buffers))) is not None:
+            self.training.finish(nnx.merge_state(*variables), self.folder, self.step)
+
+    def say(self, begun: int) -> None:
+        """How it ended."""
+        if self.step < self.config.steps:
+            again = "run the same command again to resume"
+            self._print(f"stopped at step {self.step} of {self.config.steps} and saved; {again}")
+        elif self.step == begun:
+            self._print(f"is already trained to step {self.step}; wrote its weights again")
+        else:
+            self._print(f"trained to step {self.step}")
+
+    def _print(self, text: str) -> None:
+        if first():
+            print(f"{self.training.name}: {text} ({self.folder})", file=sys.stderr, flush=True)
 
 
 def agreement(training: Training, config: TrainConfig) -> dict[str, Any]:
