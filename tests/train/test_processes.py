@@ -19,7 +19,7 @@ from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, Tra
 from tokvid.distributed import joined, shard_of
 from tokvid.errors import UserError
 from tokvid.tokenizer.cvivit import CViViT
-from tokvid.train import tokenize
+from tokvid.train import tokenize as tokenizing
 from tokvid.train.loop import train
 from tokvid.train.tokenizer_step import TokenizerTraining
 
@@ -56,9 +56,9 @@ def work(one, other, address, process):
 
 
 def tokenize(folder, address, process):
-    tokenize.PART = PART
+    tokenizing.PART = PART
     with joined(address, 2, int(process)):
-        tokenize.write_token_cache(RECIPE, Path(folder))
+        tokenizing.write_token_cache(RECIPE, Path(folder))
 
 
 def losses(folder):
@@ -120,12 +120,12 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
 
 def test_two_processes_make_the_token_cache_that_one_makes(tmp_path, random_model, monkeypatch):
     """Of three parts the first process makes two."""
-    monkeypatch.setattr(tokenize, "PART", PART)
+    monkeypatch.setattr(tokenizing, "PART", PART)
     alone, two = tmp_path / "alone", tmp_path / "two"
     params = nnx.split(random_model(CViViT, RECIPE.tokenizer))[1]
     for folder in (alone, two):
         weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, params)
-    tokenize.write_token_cache(RECIPE, alone)
+    tokenizing.write_token_cache(RECIPE, alone)
     said = both([sys.executable, __file__, str(two), free_address()], environment(2))
     assert "videos" in said[0] and "videos" not in said[1], "only the first process speaks"
     for name in ("text.model", "tokens/dataset.json", *(f"tokens/{i:05d}.array_record" for i in range(3))):
