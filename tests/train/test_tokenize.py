@@ -108,6 +108,26 @@ def test_stretches_and_their_captions():
     assert rates == {2.0, 4.0} and firsts == {"a", "b"}
 
 
+class Ramp(Told):
+    """Brighter to the right."""
+
+    def read(self, start, fps, frames, size):
+        ramp_W = np.linspace(0, 200, size[1]).astype(np.uint8)
+        return np.broadcast_to(ramp_W[None, None, :, None], (frames, *size, 3))
+
+
+def test_stretches_are_augmented_as_clips_are():
+    """A mirrored ramp falls, a magnified one shows a part of it; captions that name sides forbid the mirror."""
+    mirrored = change(RECIPE, data={"flip": 1.0, "zoom": 4.0})
+    video_THWC, *_ = cut_stretch(Ramp(6.0), mirrored, 2, np.random.default_rng(0))
+    row_W = video_THWC[0, 0, :, 0].astype(int)
+    assert video_THWC.shape[1:] == (16, 16, 3) and (np.diff(row_W) <= 0).all() and np.ptp(row_W) < 199
+    sided = Ramp(6.0)
+    sided.captions = (Caption(0.0, "to the left"),)
+    video_THWC, *_ = cut_stretch(sided, mirrored, 2, np.random.default_rng(0))
+    assert (np.diff(video_THWC[0, 0, :, 0].astype(int)) >= 0).all()
+
+
 def test_short_videos_give_what_they_have():
     """A window of 3 latent frames is 5 frames: the last begins at 2 s at 2 fps, and at 1 s at 4 fps."""
     rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from tokvid import weights
 from tokvid.config import Recipe, to_dict
 from tokvid.distributed import check_same, first, reached, together
 from tokvid.errors import UserError
+from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
 from tokvid.input_pipeline.sources import fingerprint, holds_out, open_source
@@ -42,7 +43,8 @@ Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     """Reads the recipe's videos and `workdir`/tokenizer; writes text.model, tokens/ and HELD_OUT there.
 
-    Each video gives one stretch, from a random second on, at one of the rates; its captions are moved along. The tokens
+    Each video gives one stretch, from a random second on, at one of the rates, augmented as clips for the tokenizer are
+    (held-out ones are not); its captions are moved along. The tokens
     of the conditions that the recipe's tasks read are kept beside it. A source with fewer videos than `tokens.videos`
     is gone through again, with other stretches and rates. Of several processes all do this together, each with its
     devices; the records and their order are the same. UserError where the tokenizer is missing or not for these videos,
@@ -58,7 +60,9 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
         _write(recipe, tokenizer, text, "train", folders["train"])
         if holds_out(recipe.data) and recipe.tokens.held_out:
             few = dataclasses.replace(recipe.tokens, videos=recipe.tokens.held_out)
-            _write(dataclasses.replace(recipe, tokens=few), tokenizer, text, "held_out", folders["held_out"])
+            plain = dataclasses.replace(recipe.data, flip=0.0, zoom=1.0, light=0.0)
+            held_out = dataclasses.replace(recipe, tokens=few, data=plain)
+            _write(held_out, tokenizer, text, "held_out", folders["held_out"])
         elif first():  # those of an earlier tokenizer would be validated with
             shutil.rmtree(folders["held_out"], ignore_errors=True)
 
@@ -238,8 +242,10 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
     latents = min(recipe.tokens.latent_frames, 1 + (room - 1) // temporal_patch)
     frames = 1 + (latents - 1) * temporal_patch
     start = float(rng.uniform(0, max(0.0, item.seconds - frames / fps)))
-    video_THWC = item.read(start, fps, frames, recipe.data.size)
-    return video_THWC, fps, captions_within(item.captions, start, start + frames / fps), f"{item.key}@{start:.2f}s"
+    captions = captions_within(item.captions, start, start + frames / fps)
+    video_THWC = item.read(start, fps, frames, augment.magnified(recipe.data, rng))
+    video_THWC = augment.augment(video_THWC, [caption.text for caption in captions], recipe.data, rng)
+    return video_THWC, fps, captions, f"{item.key}@{start:.2f}s"
 
 
 def _read_ahead(
