@@ -1,7 +1,7 @@
 """Robot arms at 64×64, from clips of DROID (Khazatsky et al. 2024): the weights shipped in `data/robots/`.
 
     python scripts/droid.py DROID --out runs/robots/clips
-    tokvid data folder runs/robots/clips --out runs/robots/data --size 64 64 --fps 8
+    tokvid data folder runs/robots/clips --out runs/robots/data --size 80 80 --fps 8
     tokvid train tokenizer configs/robots.py --workdir runs/robots
     tokvid tokenize configs/robots.py --workdir runs/robots
     tokvid train transformer configs/robots.py --workdir runs/robots
@@ -32,6 +32,8 @@ recipe = Recipe(
         frames=9,
         fps=(2.0, 4.0, 8.0),
         flip=0.5,
+        zoom=1.25,  # the stored frames have as many more pixels
+        light=0.2,
         threads=1,
     ),
     tokenizer=TokenizerConfig(
@@ -60,7 +62,7 @@ recipe = Recipe(
         save_every=200,
         sample_every=1000,
     ),
-    tokens=TokensConfig(videos=8000, latent_frames=9),
+    tokens=TokensConfig(videos=12_000, latent_frames=9),
     transformer=TransformerConfig(
         text_vocabulary=2048,
         text_length=24,

@@ -11,6 +11,7 @@ file is read wrongly.
 
 import argparse
 import fractions
+import functools
 import itertools
 import re
 import sys
@@ -174,8 +175,8 @@ def check(path: Path, rate: int) -> str:
     return "wrong " + ", ".join(wrong) if wrong else "ok"
 
 
-def row(folder: Path, name: str, suffix: str, write: Callable[[Path, int], None], rates: list[int]) -> str | None:
-    """A line of the table; None for what cannot be written here."""
+def read_of(folder: Path, name: str, suffix: str, write: Callable[[Path, int], None], rates: list[int]) -> str | None:
+    """The last cell of a line: how these files are read; None where they cannot be written here."""
     cells = []
     for rate in rates:
         path = folder / f"{re.sub('[^a-zA-Z0-9]+', '-', name)}-{rate}.{suffix}"
@@ -186,8 +187,14 @@ def row(folder: Path, name: str, suffix: str, write: Callable[[Path, int], None]
         cells.append(check(path, rate))
         path.unlink()
     alike = cells[0] if len(set(cells)) == 1 else None
-    shown = alike or "; ".join(f"{rate} fps: {cell}" for rate, cell in zip(rates, cells, strict=True))
-    return f"| {name} | {suffix} | {', '.join(map(str, rates))} | {shown} |"
+    return alike or "; ".join(f"{rate} fps: {cell}" for rate, cell in zip(rates, cells, strict=True))
+
+
+def lines_of(name: str, cells: dict[str, str | None], rates: list[int]) -> Iterator[str]:
+    """The lines of a codec: containers that are read alike share one. `cells` is the last cell of each container."""
+    for read in dict.fromkeys(cell for cell in cells.values() if cell):
+        suffixes = ", ".join(suffix for suffix, cell in cells.items() if cell == read)
+        yield f"| {name} | {suffixes} | {', '.join(map(str, rates))} | {read} |"
 
 
 def rows(rates: list[int]) -> Iterator[str]:
@@ -195,12 +202,16 @@ def rows(rates: list[int]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for codec in CODECS:
-            for suffix in CONTAINERS if codec != PACKED else ("avi",):
-                if line := row(folder, codec, suffix, lambda path, rate, codec=codec: encode(path, codec, rate), rates):
-                    yield line
-        for name, (suffix, write, highest) in ANIMATIONS.items():
-            if line := row(folder, name, suffix, write, [rate for rate in rates if rate <= highest]):
-                yield line
+            suffixes = CONTAINERS if codec != PACKED else ("avi",)
+            write = functools.partial(_encode_at, codec)
+            yield from lines_of(codec, {it: read_of(folder, codec, it, write, rates) for it in suffixes}, rates)
+        for name, (suffix, animate_at, highest) in ANIMATIONS.items():
+            some = [rate for rate in rates if rate <= highest]
+            yield from lines_of(name, {suffix: read_of(folder, name, suffix, animate_at, some)}, some)
+
+
+def _encode_at(codec: str, path: Path, rate: int) -> None:
+    encode(path, codec, rate)
 
 
 def main() -> None:
@@ -208,7 +219,7 @@ def main() -> None:
     parser.add_argument("--rates", type=int, nargs="+", default=RATES)
     options = parser.parse_args()
     av.logging.set_level(None)
-    print("| codec | file | frames a second | read |\n|---|---|---|---|", flush=True)
+    print("| codec | files | frames per second | read |\n|---|---|---|---|", flush=True)
     good = True
     for line in rows(list(options.rates)):
         print(line, flush=True)

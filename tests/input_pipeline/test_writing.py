@@ -39,8 +39,12 @@ def test_videos_are_stored_as_frames_of_the_size_and_rate_asked_for(tmp_path):
     "shades, share, said",
     [
         ((1, -1, 2), None, "shade -1 is damaged"),
-        ((1, -1, 2, -2), 0.4, "2 of 4 videos cannot be used; the last: shade -2 is damaged"),
-        ((-1, -2), 1.0, "2 of 2 videos cannot be used; the last: shade -2 is damaged"),
+        (
+            (1, -1, 2, -2),
+            0.4,
+            r"2 of the 4 videos read cannot be used, at most 40% may \(max_unreadable\); the first: shade -1 is damaged",
+        ),
+        ((-1, -2), 1.0, "none of the 2 videos read can be used; the first: shade -1 is damaged"),
     ],
 )
 def test_too_much_damage_leaves_nothing(tmp_path, shades, share, said):

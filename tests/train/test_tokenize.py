@@ -314,7 +314,7 @@ def test_failures_of_all_parts_are_added_up(tmp_path, model, small_parts, monkey
 
     unusable = {source[index].key for index in (3, 4, 20, 21, 29)}  # 3 and 4 come twice: 7 of 40
     monkeypatch.setattr(tokenize, "cut_stretch", cut)
-    with pytest.raises(UserError, match=r"7 of 40 videos cannot be used \(the last: shorter than a window"):
+    with pytest.raises(UserError, match=r"7 of the 40 videos read cannot be used, .* the first: shorter than a window"):
         write_token_cache(change(RECIPE, data={"max_unreadable": 0.15}), tmp_path)
     assert not (tmp_path / "tokens").exists()
     write_token_cache(change(RECIPE, data={"max_unreadable": 0.2}), tmp_path)
@@ -360,7 +360,7 @@ def test_records_of_something_else_are_no_cache(tmp_path):
         ({"tokens": {"latent_frames": 2}}, "latent_frames 2 is less than the 3 of a window .*raise it"),
         (
             {"data": {"fps": (0.01,)}},
-            r"16 of 16 videos cannot be used .*shorter than a wind",
+            r"16 of the 16 videos read cannot be used, .*shorter than a wind",
         ),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordWriter, stored
+from tokvid.input_pipeline.source import Unreadable
 from tokvid.io.progress import progress
 from tokvid.types import VideoSource
 
@@ -35,7 +36,7 @@ def write_records(
     if frames is not None:
         about = {**about, **frames._asdict()}
     size, fps = frames or Frames()
-    skipped = 0
+    unreadable = Unreadable(max_unreadable or 0.0, len(source))
     with (
         RecordWriter(folder, "video" if frames is None else "frames", about) as writer,
         progress("data", len(source), "videos") as advance,
@@ -46,14 +47,13 @@ def write_records(
             except UserError as error:  # damaged where only decoding finds it
                 if max_unreadable is None:
                     raise
-                skipped += 1
-                if skipped > max_unreadable * len(source) or skipped == len(source):
-                    raise UserError(f"{skipped} of {len(source)} videos cannot be used; the last: {error}") from error
+                unreadable.add(error)
                 log.warning("skipped: %s", error)
             else:
+                unreadable.good()
                 writer.write(record)
             advance()
-    return len(source) - skipped
+    return len(source) - unreadable.count
 
 
 def prepare(builder: Any) -> tuple[dict[str, int], bool]:

@@ -22,6 +22,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
+from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import fingerprint, holds_out, open_source
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.io.progress import progress
@@ -37,6 +38,7 @@ from tokvid.types import Caption, VideoItem, VideoSource
 
 BATCH = 16  # videos that a device tokenizes at once
 PART = 4096  # videos; whole batches, for any number of devices that is usual
+JUDGED = 4096  # reads before which a share of unusable videos says nothing
 Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
 
@@ -80,7 +82,9 @@ def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: st
         written = [RecordSource(part) for part in parts]
         failed = recipe.tokens.videos - sum(map(len, written))
         errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
-        _refuse(recipe, failed, recipe.tokens.videos, (errors or [""])[-1])
+        unreadable = _unreadable(recipe, recipe.tokens.videos)
+        unreadable.good(recipe.tokens.videos - failed)
+        unreadable.add(*(errors[-1:] * failed))
         join_records(parts, folder, "tokens", metadata)
         shutil.rmtree(aside)
     together("token cache")
@@ -124,7 +128,7 @@ def _write_parts(
     mine = range(jax.process_index(), len(parts), jax.process_count())
     missing = [number for number in mine if not _is_there(parts[number], metadata)]
     total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
-    seen = failed = 0
+    unreadable = _unreadable(recipe, min(recipe.tokens.videos, JUDGED))
     with progress("tokens", total, "videos", done=total - left, quiet=not first()) as advance:
         for number in missing:
             reached(f"in part {number} of the tokens")
@@ -132,10 +136,10 @@ def _write_parts(
                 writer.metadata["last_error"] = ""
                 for found in _read_ahead(recipe, source, tokenizer.config.temporal_patch, _videos(recipe, number)):
                     errors = [result for result in found if isinstance(result, str)]
-                    seen, failed = seen + len(found), failed + len(errors)
+                    unreadable.good(len(found) - len(errors))
                     if errors:
                         writer.metadata["last_error"] = errors[-1]
-                        _refuse(recipe, failed, seen, errors[-1])
+                        unreadable.add(*errors)
                     for video in _tokenized(recipe, tokenizer, [it for it in found if not isinstance(it, str)]):
                         writer.write(video)
                     advance(len(found))
@@ -178,19 +182,12 @@ def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
     return {name: found.get(name) for name in metadata} == json.loads(json.dumps(metadata))
 
 
-def _refuse(recipe: Recipe, failed: int, read: int, last_error: str) -> None:
-    """UserError where too many of the videos that were read are no use.
-
-    That is known where they are too many of all. It is believed where they are too many of those read so far, and would
-    be of a part: few, early on, say nothing yet.
-    """
-    total, most = recipe.tokens.videos, recipe.data.max_unreadable
-    hopeless = failed > most * read and failed > max(BATCH, most * PART)
-    if hopeless or failed > most * total or failed == total:
-        raise UserError(
-            f"{failed} of {read} videos cannot be used (the last: {last_error}); mend them, use faster rates "
-            "(data.fps) or a smaller window (transformer.latent_frames, layouts.lengths), or raise data.max_unreadable"
-        )
+def _unreadable(recipe: Recipe, sample: int) -> Unreadable:
+    advice = (
+        "mend them, use faster rates (data.fps) or a smaller window (transformer.latent_frames, layouts.lengths), or "
+        "raise data.max_unreadable"
+    )
+    return Unreadable(recipe.data.max_unreadable, sample, advice=advice)
 
 
 def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -> list[np.ndarray]:
