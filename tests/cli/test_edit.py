@@ -19,6 +19,10 @@ def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights,
     assert (code, out) == (0, "interpolated.mp4: 37 frames at 40 fps\n"), err
     info = probe(tmp_path / "interpolated.mp4")
     assert (info.frames, info.fps) == (37, 40.0) and PIL.Image.open(tmp_path / "s.png").width > 100
+    code, out, err = tokvid("edit", "in.mp4", "--task", "interpolation", "--weights", "w", "--fps", 20)
+    assert (code, out) == (0, "edited.mp4: 19 frames at 20 fps\n"), err
+    code, _, err = tokvid("edit", "in.mp4", "--task", "interpolation", "--weights", tiny_weights)
+    assert code == 2 and "these weights were not trained for interpolation" in err
     code, out, err = tokvid("loop", "in.mp4", "--weights", "w", "--fps", 10, "--rows", 2, "--rounds", 3)
     said = "loop.mp4: 12 frames at 10 fps, the last 4 of them new; left out: in.mp4's first 2 frames\n"
     assert (code, out) == (0, said), err

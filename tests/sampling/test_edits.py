@@ -1,13 +1,18 @@
 """Given videos: more frames between theirs, and a way back to their beginning."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
-from tokvid.sampling.edits import interpolate, loop
+from tokvid.sampling.edits import edit, interpolate, loop
 from tokvid.sampling.story import Segment, Story, encode_opening
+from tokvid.tasks.conditions import CONDITIONS, Condition
+from tokvid.tasks.tasks import TASKS, Task, any_last_frames
 
 STORY = Story((Segment("up"),), fps=4.0)
 
@@ -60,6 +65,28 @@ def test_every_window_sees_the_video_it_fills_in(models, asked):
     first, known, _ = asked[0]
     assert known == [True, False, False, False] and first.start == 0
     np.testing.assert_array_equal(first.tokens[0, 0], tokens_THWQ[0])
+
+
+def test_a_video_is_made_from_any_condition(models, asked, monkeypatch):
+    """Window after window of the condition's tokens, whose name has an embedding; nothing else is known at first."""
+    dark = Condition("a dark video", lambda video_THWC: video_THWC // 2)
+    monkeypatch.setitem(CONDITIONS, "dark", dark)
+    monkeypatch.setitem(TASKS, "brighten", Task("light", any_last_frames, condition="dark"))
+    about = models.transformer.about | {"layouts": {"tasks": {"brighten": 1.0}, "rows": [0]}}
+    config = dataclasses.replace(models.transformer.config, conditions=("grey", "dark"))
+    named = types.SimpleNamespace(**models.transformer._asdict() | {"about": about, "config": config})
+    brighten = models._replace(transformer=named)
+    count, videos = edit(brighten, STORY, "brighten", iter(video(8)))
+    assert len(np.concatenate(list(videos))) == count == 8
+    tokens_THWQ = encode_opening(models, iter(dark.apply(np.concatenate([video(8), video(8)[-1:]]))))
+    for batch, *_ in asked:
+        (clip,) = batch.conditions
+        there, first = clip.tokens[0] >= 0, int(clip.start[0])
+        np.testing.assert_array_equal(clip.tokens[0][there], tokens_THWQ[first : first + 5].ravel())
+        assert clip.condition == 2 and clip.fps == STORY.fps
+    assert asked[0][1] == [False] * 4
+    with pytest.raises(UserError, match="not trained for brighten, only for infilling, interpolation"):
+        edit(models, STORY, "brighten", iter(video(8)))
 
 
 @pytest.mark.parametrize("factor", [0, 1, 3, 6])

@@ -20,7 +20,8 @@ def edit(models: Models, story: Story, task: str, frames: Iterator[np.ndarray]) 
     """
     condition = CONDITIONS[TASKS[task].condition]
     if task not in models.tasks:
-        raise UserError(f"these weights were not trained for {task}, only for {', '.join(models.tasks)}")
+        others = f", only for {', '.join(models.tasks)}" if models.tasks else ""
+        raise UserError(f"these weights were not trained for {task}{others}; train some with it in layouts.tasks")
     if condition.slower > 1:
         return interpolate(models, story, frames, condition.slower)
     source = _Encoded(models, (condition.look(frame_HWC[None])[0] for frame_HWC in frames), condition.smaller)
