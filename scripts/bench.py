@@ -35,7 +35,7 @@ from tokvid.config import Recipe, Sampling, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.flops import chip_of, tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.loader import clip_batches
-from tokvid.io.files import Outputs, write_json
+from tokvid.io.files import Outputs, read_json, write_json
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
@@ -331,12 +331,27 @@ def all_rows(recipe: Recipe, models: Models, runs: int, quick: bool) -> list[Row
     ]
 
 
+def ratios(now: dict[str, Any], earlier: dict[str, Any]) -> str:
+    """How many times as fast each row is as the row of the same name was, as a Markdown table."""
+    where = ("device", "cores", "config")
+    lines = [f"(the earlier {name} was {earlier.get(name)})" for name in where if earlier.get(name) != now[name]]
+    lines += ["| row | then | now | ratio |", "|---|---|---|---|"]
+    then = {row["name"]: row for row in earlier.get("rows", [])}
+    for row in now["rows"]:
+        if (old := then.get(row["name"])) is not None:
+            speeds = old["per_second"], row["per_second"]
+            lines.append(f"| {row['name']} | {speeds[0]:.4g} | {speeds[1]:.4g} | {speeds[1] / speeds[0]:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=ROOT / "data")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "shapes.py")
     parser.add_argument("--json", type=outputs.file(), help="write the figures there, too")
+    against = "an earlier --json: print how many times as fast each row is now"
+    parser.add_argument("--against", type=Path, metavar="OLD.json", help=against)
     parser.epilog = "Any field of the recipe can be changed: --train_transformer.batch 2, --transformer.layers 2, …"
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs")
     parser.add_argument("--step", choices=STEPS, help="only the training step of the recipe's model")
@@ -348,6 +363,7 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     runs = 3 if options.quick else 9
     try:
+        earlier = None if options.against is None else read_json(options.against, "the earlier figures")
         recipe, limits = open_recipe(options.config, overrides), machine(runs, options.quick)
         mark = ""
         if options.step:
@@ -375,6 +391,8 @@ def main() -> None:
     }
     print(f"{figures['device']}, {figures['cores']} cores; medians of {runs} runs; peaks {peaks.source}\n")
     print(table(figures["rows"]), flush=True)
+    if earlier is not None:
+        print(f"\n{ratios(figures, earlier)}", flush=True)
     if options.json is not None:
         write_json(options.json, figures)
 

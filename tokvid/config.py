@@ -217,6 +217,7 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run
     step_timeout: float = 900.0  # seconds until a step counts as hung and the job is ended; 0: never
+    wandb: str = ""  # a project of Weights & Biases to log to, beside metrics.jsonl (extra `wandb`)
     seed: int = 0
     start: str = ""  # a weights folder to begin with, instead of at random
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py

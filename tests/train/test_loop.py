@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -389,3 +390,32 @@ def test_training_begins_with_given_weights_and_holds_some_still(tmp_path, monke
         train(Toy(width=3), dataclasses.replace(CONFIG, start="given"), tmp_path / "other")
     with pytest.raises(UserError, match=r"kernels.*kernel"):
         train(Toy(), dataclasses.replace(CONFIG, freeze=("kernels",)), tmp_path / "another")
+
+
+def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
+    """One run of a folder, which goes on where it was; without the package, one line says what to install."""
+    runs = []
+
+    class Run:
+        def __init__(self, **about):
+            self.about, self.lines, self.finished = about, [], False
+            runs.append(self)
+
+        def log(self, numbers, step):
+            self.lines.append((step, numbers))
+
+        def finish(self):
+            self.finished = True
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **about: Run(**about)))
+    config = dataclasses.replace(CONFIG, steps=4, log_every=2, wandb="mine")
+    train(Toy(), config, tmp_path / "toy")
+    train(Toy(), dataclasses.replace(config, steps=6), tmp_path / "toy")
+    first, second = runs
+    assert [step for run in runs for step, _ in run.lines] == [2, 4, 6] and first.finished and second.finished
+    assert first.about["project"] == "mine" and first.about["id"] == second.about["id"]
+    logged = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step, **numbers} for run in runs for step, numbers in run.lines] == logged
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'tokvid\[wandb\]'"):
+        train(Toy(), config, tmp_path / "other")

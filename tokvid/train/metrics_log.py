@@ -1,5 +1,6 @@
-"""The metrics log of training: means over `log_every` steps, as lines of JSON and for TensorBoard."""
+"""The metrics log of training: means over `log_every` steps, as lines of JSON, for TensorBoard and Weights & Biases."""
 
+import hashlib
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 
-from tokvid.config import TrainConfig
+from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.flops import chip_of
@@ -24,7 +25,9 @@ SHOWN = ("loss", "psnr", "accuracy", "val_loss", "clips_per_second", "mfu")  # b
 
 
 class MetricsLog:
-    """Writes metrics.jsonl, and TensorBoard events if tensorboardX is installed; a context manager."""
+    """Writes metrics.jsonl, TensorBoard events if tensorboardX is installed, and a run of the W&B project that
+    `config.wandb` names; a context manager.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class MetricsLog:
         """
         self._task, self._config, self._advance, self._saved = training, config, advance, saved
         self._path = folder / "metrics.jsonl"
-        self._board = self._begin(folder, step) if first() else None
+        self._boards = self._begin(folder, step) if first() else []
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._sums: dict[str, float] = dict(window.get("sums", {}))
         self._count, self._skipped = window.get("count", 0), window.get("skipped", 0)
@@ -53,18 +56,22 @@ class MetricsLog:
         self._shown: dict[str, float] = {}  # the same for held-out data
         self._alarmed = False
 
-    def _begin(self, folder: Path, step: int) -> "_TensorBoard | None":
+    def _begin(self, folder: Path, step: int) -> "list[_TensorBoard | _WandB]":
         with atomic(self._path) as temporary:
             lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
             temporary.write_text("".join(f"{line}\n" for line in lines if 0 <= _step_of(line) <= step))
-            return _tensorboard(folder / "tensorboard", step)
+        boards = [
+            _tensorboard(folder / "tensorboard", step),
+            _WandB(folder, self._config) if self._config.wandb else None,
+        ]
+        return [board for board in boards if board is not None]
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     @property
     def window(self) -> dict[str, Any]:
@@ -133,8 +140,8 @@ class MetricsLog:
         try:
             with open(self._path, "a") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
-            if self._board is not None:
-                self._board.write(step, numbers)
+            for board in self._boards:
+                board.write(step, numbers)
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}; {ADVICE}") from error
 
@@ -191,3 +198,25 @@ class _TensorBoard:
             self._file.close()
         except OSError as error:  # every line was flushed when it was written
             log.debug("closing TensorBoard's file: %s", error)
+
+
+class _WandB:
+    """A run of Weights & Biases, resumed by the same folder. Without a network, set WANDB_MODE=offline."""
+
+    def __init__(self, folder: Path, config: TrainConfig):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("wandb is set, but not installed: pip install 'tokvid[wandb]', or leave it out") from error
+        name = f"{folder.parent.name}-{folder.name}"
+        mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        settings = to_dict(config)
+        self._run = wandb.init(
+            project=config.wandb, name=name, id=mark, resume="allow", dir=str(folder), config=settings
+        )
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
