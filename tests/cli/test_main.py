@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -83,3 +84,13 @@ def test_a_new_field_of_sampling_gets_its_flag(monkeypatch):
     )
     assert options.sampling_of(parser.parse_args(["--no-greedy"]), Newer(greedy=True)) == Newer()
     assert options.sampling_of(parser.parse_args([]), Newer(top_k=4)) == Newer(top_k=4)
+
+
+def test_weights_that_come_with_tokvid_have_names(tmp_path, monkeypatch):
+    """Unless a folder here has that name."""
+    monkeypatch.chdir(tmp_path)
+    assert options.weights("shapes") == options.SHIPPED and options.weights("robots") == options.SHIPPED / "robots"
+    assert all((folder / "tokenizer" / "config.json").is_file() for folder in options.WORLDS.values())
+    (tmp_path / "robots").mkdir()
+    assert options.weights("robots") == Path("robots")
+    assert options.weights("hf://me/mine") == "hf://me/mine"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokvid.sampling.stream import Models
 
 SHIPPED = shipped()
+# Weights that come with tokvid, by name.
+WORLDS = {"shapes": SHIPPED, **{folder.parent.name: folder.parent for folder in sorted(SHIPPED.glob("*/tokenizer"))}}
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 STORY = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")  # fields of a story that are flags, too
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -57,15 +59,21 @@ def readable(text: str) -> URL | Path:
     return URL(text) if is_url(text) else named_path(text)
 
 
+def weights(text: str) -> URL | Path:
+    """The type of weights: a name of WORLDS, or what is readable."""
+    return WORLDS[text] if text in WORLDS and not Path(text).exists() else readable(text)
+
+
 def weights_arguments(parser: argparse.ArgumentParser) -> None:
     """--weights and --mesh."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
-        type=readable,
+        type=weights,
         default=SHIPPED,
-        metavar="FOLDER",
-        help="folder or URL of trained weights, or the --workdir of a training (default: those that come with tokvid)",
+        metavar="NAME",
+        help=f"trained weights: {' or '.join(WORLDS)}, which come with tokvid; a folder, as the --workdir of a training; "
+        "or a URL, as hf://USER/NAME (default shapes)",
     )
     mesh_argument(group, "(default: one device)")
 
