@@ -72,8 +72,8 @@ def weights_arguments(parser: argparse.ArgumentParser) -> None:
         type=weights,
         default=SHIPPED,
         metavar="NAME",
-        help=f"trained weights: {' or '.join(WORLDS)}, which come with tokvid; a folder, as the --workdir of a training; "
-        "or a URL, as hf://USER/NAME (default shapes)",
+        help=f"trained weights: {' or '.join(WORLDS)}, which come with tokvid; a folder, as the --workdir of a "
+        "training; or a URL, as hf://USER/NAME (default shapes)",
     )
     mesh_argument(group, "(default: one device)")
 
