@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tokvid.cli.options import WORLDS
 from tokvid.input_pipeline.clips import probe
 from tokvid.io.media import write_video
 from tokvid.sampling import film
@@ -18,7 +19,7 @@ STORY = "segments:\n  - {prompt: a red circle, seconds: 1.3}\n  - {prompt: ä¸€ä¸
 def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
     (tmp_path / "shipped" / "demo").mkdir(parents=True)
     (tmp_path / "shipped" / "demo" / "story.yaml").write_text(STORY)
-    monkeypatch.setattr("tokvid.cli.generate.SHIPPED", tmp_path / "shipped")
+    monkeypatch.setitem(WORLDS, "shapes", tmp_path / "shipped")
     code, out, _ = tokvid("demo", "--weights", tiny_weights)
     assert code == 0 and out.startswith("2.1 s of video from 2 prompts in ")
     names = ["report.json", "sheet.png", "story.gif", "story.mp4"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     SHIPPED,
+    WORLDS,
     Command,
     check_rounds,
     readable,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tokvid.sampling.story import Opening
     from tokvid.sampling.stream import Models
 
-DEMO_STORY = "demo/story.yaml"  # within the shipped folder
+DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
 DEMO_FILES = ("story.mp4", "story.gif", "sheet.png", "report.json")
 
 
@@ -48,29 +49,36 @@ class Demo(Command):
             metavar="FOLDER",
             help=f"folder for {', '.join(DEMO_FILES)} (default demo)",
         )
+        worlds = [name for name, folder in WORLDS.items() if (folder / DEMO_STORY).is_file()]
+        parser.add_argument("--world", choices=worlds, default="shapes", help="which story (default shapes)")
         weights_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.evaluate.shapes import read_segments
+        from tokvid.input_pipeline.clips import read_image
         from tokvid.sampling.film import film
-        from tokvid.sampling.story import load_story
+        from tokvid.sampling.story import encode_picture, load_story
         from tokvid.sampling.stream import load_models
 
+        world = WORLDS[options.world]
+        weights = world if options.weights == SHIPPED else options.weights
         files = [options.out / name for name in DEMO_FILES]
         for file in files:
             check_output(file)
         mp4, gif, sheet, report = files
         began = time.monotonic()
-        story, models = load_story(SHIPPED / DEMO_STORY), load_models(options.weights)
+        story, models = load_story(world / DEMO_STORY), load_models(weights)
+        picture = world / DEMO_PICTURE
+        opening = encode_picture(models, read_image(picture, models.size)) if picture.is_file() else None
         loaded = time.monotonic()
         frames: list[np.ndarray] = []
-        film(models, story, [mp4, gif], sheet=sheet, watch=frames.append)
+        film(models, story, [mp4, gif], sheet=sheet, opening=opening, watch=frames.append)
         ended = time.monotonic()
         figures = {
             "seconds": story.seconds,
             "fps": story.fps,
             "frames": len(frames),
-            "segments": read_segments(story, frames),
+            "segments": read_segments(story, frames) if options.world == "shapes" else [],
             "seconds_to_load": round(loaded - began, 2),
             "seconds_to_make": round(ended - loaded, 2),
             "milliseconds_per_frame": round(1000 * (ended - loaded) / len(frames), 1),
