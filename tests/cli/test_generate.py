@@ -25,6 +25,7 @@ def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
     names = ["report.json", "sheet.png", "story.gif", "story.mp4"]
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == names
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert 0 < report["seconds_to_load"] <= report["seconds_to_first_frame"]
     assert report["frames"] == 17 and [s["prompt"] for s in report["segments"]] == ["a red circle", "一个圆"]
 
 

@@ -72,7 +72,13 @@ class Demo(Command):
         opening = encode_picture(models, read_image(picture, models.size)) if picture.is_file() else None
         loaded = time.monotonic()
         frames: list[np.ndarray] = []
-        film(models, story, [mp4, gif], sheet=sheet, opening=opening, watch=frames.append)
+        seen: list[float] = []
+
+        def watch(frame_HWC: "np.ndarray") -> None:
+            frames.append(frame_HWC)
+            seen.append(time.monotonic())
+
+        film(models, story, [mp4, gif], sheet=sheet, opening=opening, watch=watch)
         ended = time.monotonic()
         figures = {
             "seconds": story.seconds,
@@ -80,6 +86,7 @@ class Demo(Command):
             "frames": len(frames),
             "segments": read_segments(story, frames) if options.world == "shapes" else [],
             "seconds_to_load": round(loaded - began, 2),
+            "seconds_to_first_frame": round(seen[0] - began, 2),
             "seconds_to_make": round(ended - loaded, 2),
             "milliseconds_per_frame": round(1000 * (ended - loaded) / len(frames), 1),
             "weights": models.mark,
