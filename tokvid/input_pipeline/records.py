@@ -430,7 +430,8 @@ def _open_source(config: DataConfig) -> RecordSource:
     if source.fit != config.fit:
         log.warning("%s was written to be read with fit %s; fit %s is ignored", config.path, source.fit, config.fit)
     stored = source.metadata.get("size")
-    if stored and tuple(stored) != config.size:
+    zoomed = tuple(round(side * config.zoom) for side in config.size)  # as many pixels as `zoom` asks for
+    if stored and tuple(stored) not in (config.size, zoomed):
         log.warning("%s holds frames of %dx%d, resized to %dx%d as they are read", config.path, *stored, *config.size)
     return source
 
