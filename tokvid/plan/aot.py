@@ -21,8 +21,10 @@ from tokvid.sampling.decode import Request, generate
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
 from tokvid.train.state import abstract_state, make_step
 from tokvid.train.transformer_step import TransformerTraining
+from tokvid.train.windows import batch_kinds
+from tokvid.transformer.layout import condition_shape
 from tokvid.transformer.model import Transformer
-from tokvid.types import TokenBatch, token_batch
+from tokvid.types import Clip, TokenBatch, token_batch
 
 # Keeps libtpu from querying Google's metadata server, which takes minutes, from warning about the unknown machine, and
 # from refusing to be loaded twice on one machine, as it must on a real TPU.
@@ -91,7 +93,8 @@ def training_program(recipe: Recipe, mesh: Mesh) -> Program:
     """The transformer's training step, as `train.loop` runs it. DoesNotFit if XLA runs out of memory."""
     training, config = TransformerTraining(recipe), recipe.train_transformer
     like, graph = abstract_state(training, config, mesh)
-    batch = _laid_out(windows(recipe.transformer, config.batch), mesh)
+    longest = max(batch_kinds(recipe.layouts, recipe.transformer), key=lambda each: each.windows * each.slots)
+    batch = _laid_out(windows(recipe.transformer, config.batch, longest.kind.condition), mesh)
     program = _compile(make_step(training, config, mesh, like, graph), mesh, like, batch)
     parts = {"parameters": like.params, "optimizer": like.opt_state, "averaged parameters": like.ema}
     return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})
@@ -125,13 +128,19 @@ def decoding_mesh(config: TransformerConfig, target: Topology) -> Mesh:
     return make_mesh((-1, 1, fewest, 1), target.devices)
 
 
-def windows(config: TransformerConfig, batch: int) -> TokenBatch:
-    """An empty batch of windows, whose shapes programs are compiled for."""
+def windows(config: TransformerConfig, batch: int, condition: str = "") -> TokenBatch:
+    """A batch of windows, empty, maybe with a condition: programs are compiled for its shapes."""
+    zeros, ones = np.zeros(batch, np.int32), np.ones(batch, np.float32)
+    conditions = []
+    if condition:
+        tokens = np.zeros((batch, *condition_shape(config, condition), config.subcodes), np.int32)
+        conditions.append(Clip(tokens, zeros, ones, zeros))
     return token_batch(
         tokens=np.zeros((batch, *config.latent, config.subcodes), np.int32),
-        start=np.zeros(batch, np.int32),
-        fps=np.ones(batch, np.float32),
+        start=zeros,
+        fps=ones,
         text=np.zeros((batch, config.text_length), np.int32),
+        conditions=conditions,
     )
 
 
