@@ -120,9 +120,7 @@ class TransformerConfig:
     ticks_per_second: float = 8.0  # units of rotary positions in a second
     dtype: Dtype = "auto"  # of attention, MLP and head, as the tokenizer's
     z_loss: float = 1e-4
-    head: Literal["autoregressive", "independent"] = (
-        "autoregressive"  # whether a sub-code depends on those before it in its token
-    )
+    head: Literal["autoregressive", "independent"] = "autoregressive"  # whether sub-codes depend on one another
     head_width: int = 192  # of the network over sub-codes; tokens of a single code need only a matrix
     head_layers: int = 2
     scan_layers: bool = False
@@ -168,12 +166,8 @@ class LayoutConfig:
     )
     text_dropout: float = 0.1  # share of samples without their text, for guidance
     rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these for each sample; 0: token by token, all: in rounds
-    corruption: float = (
-        0.0  # share of input tokens replaced by another video's, rising to at most this at a window's end
-    )
-    lengths: tuple[int, ...] = (
-        0,
-    )  # latent frames of windows, one of these for each batch; 1: images, 0: whole windows
+    corruption: float = 0.0  # share of a window's input tokens replaced by another video's, at most, at its end
+    lengths: tuple[int, ...] = (0,)  # latent frames of a batch's windows; 1: images, 0: whole windows
 
     def __post_init__(self) -> None:
         check_mixture(self.tasks)

@@ -80,9 +80,7 @@ class TextModel:
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocabulary: int = self._pieces.get_piece_size()
-            self._pieces.id_to_piece(
-                list(range(self.vocabulary))
-            )  # finds damaged pieces now instead of at their first use
+            self._pieces.id_to_piece(list(range(self.vocabulary)))  # finds damaged pieces now, not at their first use
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"{where} is not a sentencepiece model or is damaged; train one from your captions"
