@@ -263,7 +263,7 @@ def test_interpolation(tiny_models):
     assert figures["psnr"] < 15 < figures["repeat_psnr"] < figures["blend_psnr"] <= 100
     assert figures["ceiling_psnr"] < 20 and evaluate_interpolation(models, data, 5, 2, 0) == figures
     json.dumps(figures, allow_nan=False)
-    with pytest.raises(UserError, match="can't make 3 frames of one"):
+    with pytest.raises(UserError, match="cannot make 3 frames of one"):
         evaluate_interpolation(models, data, 5, 3, 0)
 
 

@@ -1,4 +1,4 @@
-"""Every setting, as frozen dataclasses. A file in `configs/` makes one `Recipe`; it is saved as JSON beside weights."""
+"""All settings, as frozen dataclasses. A file in `configs/` defines a `Recipe`, which is saved as JSON with weights."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 from tokvid.errors import UserError, did_you_mean, suggestion
 from tokvid.tasks.tasks import check_mixture
 
-Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": what the device multiplies fastest
+Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": the type that the device multiplies fastest
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
-    """UserError where one of these fields is a smaller number, or holds one."""
+    """UserError where one of these fields is, or contains, a number below `least`."""
     for name in names:
         value = getattr(config, name)
         if any(number < least for number in (value if isinstance(value, tuple) else (value,))):
@@ -29,23 +29,23 @@ def _at_least(config: Any, least: int, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where videos come from and how clips are cut from them."""
+    """The source of videos, and the clips cut from them."""
 
     source: str = "shapes"  # a key of input_pipeline.sources.SOURCES
     path: str = ""  # the folder, shards, record file or digits file; procedural sources need none
-    videos: int = 1_000_000  # how many videos a procedural source offers
-    held_out: int = 0  # leave the last n videos of a stored source out of training
+    videos: int = 1_000_000  # of a procedural source
+    held_out: int = 0  # the last n videos of a stored source are held out of training
     size: tuple[int, int] = (64, 64)  # height, width in pixels
-    fit: Literal["crop", "letterbox"] = "crop"  # how another aspect ratio is made to fit
-    fps: tuple[float, ...] = (2.0, 4.0, 8.0)  # the frame rates trained on
-    fps_rule: Literal["uniform", "lowest"] = "uniform"  # "lowest": CogVideo's, the lowest rate that fills a clip
-    frames: int = 11  # frames of a training clip for the tokenizer; 1 + a multiple of the temporal patch
-    images: int = 0  # single images that the tokenizer is trained on beside each clip
-    images_path: str = ""  # a folder of them; none: frames of the videos
-    flip: float = 0.0  # share of clips mirrored, of those whose caption stays true
-    zoom: float = 1.0  # clips are magnified by a random factor up to this, and cropped at random
-    light: float = 0.0  # brightness and contrast vary by up to this share, where the caption stays true
-    max_unreadable: float = 0.1  # stop when a larger share of the files cannot be read
+    fit: Literal["crop", "letterbox"] = "crop"  # for videos of another aspect ratio
+    fps: tuple[float, ...] = (2.0, 4.0, 8.0)  # frame rates to train with
+    fps_rule: Literal["uniform", "lowest"] = "uniform"  # "lowest": the lowest rate that fills a clip, as in CogVideo
+    frames: int = 11  # of a training clip for the tokenizer; 1 + a multiple of the temporal patch
+    images: int = 0  # single images in the tokenizer's training, for each clip
+    images_path: str = ""  # a folder of these images; "": frames of the videos
+    flip: float = 0.0  # probability to mirror a clip, where its caption stays true
+    zoom: float = 1.0  # clips are enlarged by a random factor up to this, and cropped at random
+    light: float = 0.0  # brightness and contrast change by up to this share, where the caption stays true
+    max_unreadable: float = 0.1  # largest share of files that may be unreadable
     threads: int = 2  # reading threads
     seed: int = 0
 
@@ -57,29 +57,29 @@ class DataConfig:
 class TokenizerConfig:
     """C-ViViT (Phenaki, section 2.1). `encoder` and `decoder` are layer orders of "space" and "time"."""
 
-    size: tuple[int, int] = (64, 64)  # the pixels it was trained on (height, width)
+    size: tuple[int, int] = (64, 64)  # height, width of training videos in pixels
     patch: int = 8  # pixels, square
-    fold: int = 1  # rows and columns of patches that share a token: `fold`² codes become its sub-codes
+    fold: int = 1  # rows and columns of patches in one token; their `fold`² codes become its sub-codes
     temporal_patch: int = 2  # frames
     width: int = 256
     heads: int = 4
     mlp: int = 1024
     encoder: tuple[str, ...] = ("space", "time") * 2
     decoder: tuple[str, ...] = ("space", "time") * 3
-    time_window: int = 2  # latent frames that a layer of temporal attention sees, the present one included
-    tile: int = 0  # latent rows and columns mixed at once by spatial attention; 0: as many as `size` has
+    time_window: int = 2  # latent frames that a time layer sees, including the current one
+    tile: int = 0  # rows and columns of patches that a space layer mixes at once; 0: those of `size`
     quantizer: str = "vq"  # a key of tokenizer.quantizers.QUANTIZERS
-    groups: int = 1  # sub-codes that a patch is quantized to, each with channels of its own
+    groups: int = 1  # sub-codes of a patch, each with its own channels
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels of a sub-code; their product is its vocabulary
     codes: int = 8192  # the vocabulary of VQ and LFQ, of a sub-code
     code_width: int = 32  # channels of VQ's codes
-    commitment_weight: float = 0.25  # how much latents are pulled to their codes (VQ, LFQ)
-    entropy_weight: float = 0.1  # how much LFQ is to be sure of each code and to use all of them
+    commitment_weight: float = 0.25  # pulls latents to their codes (VQ, LFQ)
+    entropy_weight: float = 0.1  # of LFQ: certain codes, all equally frequent
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     temporal_weight: float = 0.0  # L1 between differences of consecutive frames
     ssim_weight: float = 0.0
-    perceptual_weight: float = 0.0  # distance of a network's features; `train_tokenizer.perceptual` is its file
+    perceptual_weight: float = 0.0  # distance in a network's features; needs `train_tokenizer.perceptual`
     dtype: Dtype = "auto"  # of attention and MLP; parameters, norms, softmax and the residual stream stay float32
     remat: str = "none"  # a key of nn.blocks.REMAT
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
@@ -93,13 +93,13 @@ class TokenizerConfig:
 class AdversaryConfig:
     """The discriminators that the tokenizer trains against; `weight` 0 for none."""
 
-    weight: float = 0.0  # how hard they pull at the pixels, relative to all other losses
+    weight: float = 0.0  # of their gradient on the pixels, relative to all other losses'
     judges: tuple[str, ...] = ("frame", "space-time")
     game: Literal["hinge", "non-saturating"] = "hinge"
-    width: int = 32  # channels of the first layer; they double to eight times as many
-    layers: int = 3  # each halves the picture
-    start: int = 1000  # steps that the discriminators learn before they are heard
-    most: float = 1e3  # bound of the factor that `weight` leads to
+    width: int = 32  # channels of the first layer; later layers have up to 8 times as many
+    layers: int = 3  # each halves height and width
+    start: int = 1000  # steps of the discriminators before the tokenizer trains against them
+    most: float = 1e3  # upper bound of the factor on their gradient
     captions: bool = False  # whether the judges read the captions (Miyato & Koyama 2018)
     lecam: float = 0.01  # LeCam regularisation (Tseng et al. 2021)
     r1: float = 0.0  # gradient penalty on real videos (Mescheder et al. 2018)
@@ -107,7 +107,7 @@ class AdversaryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """The one trunk (DESIGN section 4)."""
+    """The one trunk (docs/design.md)."""
 
     latent_frames: int = 6  # of one window
     text_vocabulary: int = 512
@@ -117,25 +117,25 @@ class TransformerConfig:
     heads: int = 6
     kv_heads: int = 6
     mlp: int = 1024
-    ticks_per_second: float = 8.0  # how far apart in rotary positions a second is
+    ticks_per_second: float = 8.0  # units of rotary positions in a second
     dtype: Dtype = "auto"  # of attention, MLP and head, as the tokenizer's
     z_loss: float = 1e-4
-    head: Literal["autoregressive", "independent"] = "autoregressive"  # how a token's sub-codes depend on one another
-    head_width: int = 192  # of what predicts one sub-code after another; a single one takes a matrix alone
+    head: Literal["autoregressive", "independent"] = "autoregressive"  # whether sub-codes depend on one another
+    head_width: int = 192  # of the network over sub-codes; tokens of a single code need only a matrix
     head_layers: int = 2
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
-    # A recipe leaves these out, as its tokenizer and its tasks say them (`train.recipe.fitted`): rows and columns of a
-    # latent frame, frames in one, codes of a sub-code (0: all four as the tokenizer has them), sub-codes of a token,
-    # and the conditions that have an embedding.
+    # A recipe leaves these out; `train.recipe.fitted` takes them from its tokenizer and tasks: rows and columns of a
+    # latent frame, frames in one, codes of a sub-code (0: all four are the tokenizer's), sub-codes of a token, and the
+    # conditions that have an embedding.
     grid: tuple[int, int] = (8, 8)
     temporal_patch: int = 2
     vocabulary: int = 0
     subcodes: int = 1
     conditions: tuple[str, ...] = ()
 
-    # Settings of earlier versions, with the values that still hold; scripts/compare/timeless.py compares both.
+    # Settings of earlier versions, with their only value today; scripts/compare/timeless.py compares both values.
     retired: ClassVar[Mapping[str, Any]] = {"seconds": True, "rate_token": True}
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class TransformerConfig:
 
     @staticmethod
     def renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """JSON values of earlier versions, which had one field for the latent frames, rows and columns of a window."""
+        """Converts the JSON values of earlier versions, in which `latent` stood for `latent_frames` and `grid`."""
         if not isinstance(latent := values.get("latent"), list) or len(latent) != 3:
             return values
         others = {name: value for name, value in values.items() if name != "latent"}
@@ -159,15 +159,15 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LayoutConfig:
-    """What one set of weights is trained for: `tasks` are keys of tasks.TASKS and their shares, of any sum."""
+    """The layouts to train for: `tasks` are keys of tasks.TASKS and their shares, of any sum."""
 
     tasks: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {"text_to_video": 0.4, "image_to_video": 0.1, "continuation": 0.5}
     )
-    text_dropout: float = 0.1  # share of samples that lose their text, for guidance
-    rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these a sample; 0: token by token, all: in rounds
-    corruption: float = 0.0  # share of a window's input tokens that are another video's, up to this at its end
-    lengths: tuple[int, ...] = (0,)  # latent frames of windows, one of these a batch; 1: images, 0: whole windows
+    text_dropout: float = 0.1  # share of samples without their text, for guidance
+    rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these for each sample; 0: token by token, all: in rounds
+    corruption: float = 0.0  # share of a window's input tokens replaced by another video's, at most, at its end
+    lengths: tuple[int, ...] = (0,)  # latent frames of a batch's windows; 1: images, 0: whole windows
 
     def __post_init__(self) -> None:
         check_mixture(self.tasks)
@@ -175,17 +175,17 @@ class LayoutConfig:
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} should be 0 to 1, got {share}")
         if not self.rows:
-            raise UserError("rows should be 0 (token by token) or how many are drawn at once; there is none")
+            raise UserError("rows is empty; give the numbers of rows to draw at once, 0 for token by token")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokensConfig:
-    """The token cache: how many videos to tokenize, and how long each is."""
+    """The size of the token cache."""
 
     videos: int = 20_000
-    latent_frames: int = 16  # of each cached video at most; windows are cut from these
-    text_samples: int = 20_000  # captions the text model is trained from at most
-    held_out: int = 128  # videos that training holds out, tokenized to validate with
+    latent_frames: int = 16  # of each cached video, at most; windows are cut from these
+    text_samples: int = 20_000  # captions to train the text model on, at most
+    held_out: int = 128  # held-out videos to tokenize, for validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,41 +194,41 @@ class TrainConfig:
 
     steps: int = 10_000
     batch: int = 32  # of all devices and processes together
-    accumulate: int = 1  # parts of a batch whose gradients are added up, one after another: less memory, the same loss
-    optimizer: str = "adamw"  # or "muon", or "adafactor": second moments by rows and columns, no first ones
-    moments: Literal["float32", "bfloat16"] = "float32"  # how the optimizer keeps its moments
+    accumulate: int = 1  # micro-batches of a batch, whose gradients are summed: less memory, the same loss
+    optimizer: str = "adamw"  # or "muon", or "adafactor" (factored second moments, no first ones)
+    moments: Literal["float32", "bfloat16"] = "float32"  # type of the optimizer's moments
     learning_rate: float = 1e-3
-    adversary_learning_rate: float = 0.0  # of discriminators, always by AdamW; must be set to train with them
+    adversary_learning_rate: float = 0.0  # of the discriminators, always with AdamW; 0 without them
     warmup: int = 200
     schedule: Literal["cosine", "stable"] = "cosine"  # "stable": constant until the last `decay` of the steps
-    decay: float = 0.2  # share of the steps in which "stable" falls; more steps may so be added while it is constant
-    final_learning_rate: float = 0.05  # as a share of the peak, at the end
+    decay: float = 0.2  # share of steps in which "stable" decays; before that, steps can be added
+    final_learning_rate: float = 0.05  # at the end, as a share of the peak
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     ema: float = 0.999
     log_every: int = 20
     save_every: int = 500  # steps
-    save_minutes: float = 10.0  # a checkpoint also when so many minutes have passed since the last; 0: never
-    profile: int = 0  # steps to trace, from the third on, into profile/: open it with XProf or Perfetto
+    save_minutes: float = 10.0  # most minutes between checkpoints; 0: no limit
+    profile: int = 0  # steps to trace, from the third on, into profile/, for XProf or Perfetto
     sample_every: int = 1000
-    val_every: int = 500  # steps between losses of held-out data, with averaged weights; 0: never
+    val_every: int = 500  # steps between validations on held-out data, with averaged weights; 0: never
     val_batches: int = 8
     keep: int = 2  # checkpoints kept
     max_non_finite: int = 10  # skipped steps in a row that stop the run
-    step_timeout: float = 900.0  # seconds until a step counts as hung and the job is ended; 0: never
+    step_timeout: float = 900.0  # seconds after which a step counts as hung and the job is ended; 0: never
     wandb: str = ""  # a project of Weights & Biases to log to, beside metrics.jsonl (extra `wandb`)
     seed: int = 0
-    start: str = ""  # a weights folder to begin with, instead of at random
+    start: str = ""  # a weights folder to start from; "": random weights
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py
-    freeze: tuple[str, ...] = ()  # parameters that don't move, by how their names begin
-    freeze_steps: int = 0  # for how many steps; 0: for all
-    mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all that are left
+    freeze: tuple[str, ...] = ()  # parameters not trained, by the beginnings of their names
+    freeze_steps: int = 0  # steps for which `freeze` holds; 0: all
+    mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all remaining devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a file in `configs/` defines as `recipe`: data, both models and both trainings."""
+    """All settings of a training: data, both models, both trainings. A file in `configs/` defines one as `recipe`."""
 
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -240,25 +240,26 @@ class Recipe:
     train_transformer: TrainConfig = TrainConfig()
 
 
-GUIDANCE = 3.0  # the default scale of classifier-free guidance
-LOWEST_TEMPERATURE = 0.001  # still lower ones are greedy too, but logits would overflow
-# The order in which frames are generated. hierarchical: keyframes first, then the frames between them, level by level;
-# one-level: all in order, at the final rate.
+GUIDANCE = 3.0  # default guidance scale
+LOWEST_TEMPERATURE = 0.001  # lower ones are greedy too, but logits would overflow
+# The order of generation. hierarchical: keyframes, then the frames between them, level by level; one-level: all frames
+# in order, at the final rate.
 Scheme = Literal["hierarchical", "one-level"]
 
 
 def _setting(default: Any, help: str, least: float, most: float = math.inf) -> Any:
-    """A field of `Sampling`: its line of `--help`, and the values that it can have."""
+    """A field of `Sampling`: its line of `--help` and its allowed values."""
     return dataclasses.field(default=default, metadata={"help": help, "range": (least, most)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are sampled. Every field is a key of a story file's `sampling:` and a flag of the command line.
+    """Settings of sampling. Each field is a key of a story file's `sampling:` and a flag of the command line.
 
     The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 samples from the model's own
-    distribution. A small top_p also cuts off what is rare everywhere and must happen somewhere, like where an object
-    first appears. All rows at once are decoded in rounds (MaskGIT): each keeps the most likely of its tokens.
+    distribution. A small top_p also removes events that are unlikely at each place but must happen at one, like the
+    first appearance of an object. All rows at once are decoded in rounds (MaskGIT), each of which keeps its likeliest
+    tokens.
     """
 
     temperature: float = _setting(0.8, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
@@ -285,15 +286,15 @@ class Sampling:
 
 
 def check_seed(seed: int) -> None:
-    """Seeds are 32 bits: JAX would silently take a larger one for another."""
+    """UserError for a seed of more than 32 bits, which JAX would silently cut."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
 
 
 def check_guidance(guidance: float) -> None:
-    """Guidance below 0 turns away from the text; above 100 nothing is left but one code."""
+    """UserError for a guidance scale below 0 (away from the text) or above 100 (a single code has all probability)."""
     if not 0 <= guidance <= 100:
-        raise UserError(f"guidance should be 0 to 100 (1 is none), got {guidance}")
+        raise UserError(f"guidance should be 0 to 100 (1 disables it), got {guidance}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -302,7 +303,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def computed(config: Any) -> dict[str, Any]:
-    """What a model computes, as JSON values: its config without what only decides how fast."""
+    """The settings that a model's results depend on, as JSON values: all but those of speed."""
     return {name: value for name, value in to_dict(config).items() if name != "attention"}
 
 
@@ -312,7 +313,7 @@ T = TypeVar("T")
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code.
 
-    A field of an earlier version (`kind.retired`) is accepted where it has the one value that still holds.
+    A field of an earlier version (`kind.retired`) is accepted with its one remaining value.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}")
@@ -322,7 +323,9 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
     for name, value in values.items():
         if name in retired and name not in hints:
             if value != retired[name]:
-                raise UserError(f"{where}.{name} can only be {retired[name]!r} by now, got {reprlib.repr(value)}")
+                raise UserError(
+                    f"{where}.{name} can only be {retired[name]!r} in this version, got {reprlib.repr(value)}"
+                )
             continue
         if name not in hints:
             raise UserError(f"{where}: {did_you_mean(name, hints, 'field')}")
@@ -333,7 +336,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
             raise UserError(f"{where}: {field.name} is missing")
     try:
         return kind(**kwargs)
-    except UserError as error:  # what the class itself checks
+    except UserError as error:  # from the class's own checks
         raise UserError(f"{where}: {error}") from error
 
 
@@ -354,42 +357,36 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} should be an object of names and values, got {reprlib.repr(value)}")
         return {name: _from_json(kinds[1], item, f"{where}.{name}") for name, item in value.items()}
     if origin is tuple:
-        many = kinds[-1] is Ellipsis
-        if not isinstance(value, list) or not (many or len(value) == len(kinds)):
-            raise UserError(f"{where} should be a list{'' if many else f' of {len(kinds)}'}, got {reprlib.repr(value)}")
-        each = kinds[:1] * len(value) if many else kinds
+        any_length = kinds[-1] is Ellipsis
+        if not isinstance(value, list) or not (any_length or len(value) == len(kinds)):
+            raise UserError(
+                f"{where} should be a list{'' if any_length else f' of {len(kinds)}'}, got {reprlib.repr(value)}"
+            )
+        each = kinds[:1] * len(value) if any_length else kinds
         items = enumerate(zip(each, value, strict=True))
         return tuple(_from_json(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
     if origin is Literal:
         if value not in kinds:
             raise UserError(f"{where}: {did_you_mean(value, kinds, 'value')}")
         return value
-    if hint is float and type(value) is int and abs(value) < 2**1000:  # larger ones than floats can hold are refused
+    if hint is float and type(value) is int and abs(value) < 2**1000:  # larger ones overflow a float
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where} should be {hint.__name__}, got {reprlib.repr(value)}")
-    if hint is float and not math.isfinite(value):  # JSON knows no NaN, but Python reads it
+    if hint is float and not math.isfinite(value):  # Python reads NaN, which is no JSON
         raise UserError(f"{where} should be a finite number, got {value!r}")
     return value
 
 
-def config_hash(config: Any) -> str:
-    """16 hex digits that two configs share iff every field is equal."""
-    import hashlib  # here, for `tokvid --help` imports this file and should be there at once
-
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """Runs a config file of the user's own and gives its `recipe`, with fields changed by `--field.name value`."""
+    """Runs a config file and returns its `recipe`, with fields changed by `--field.name value`."""
     if not path.is_file():
         raise UserError(f"no config file {path}; recipes are in configs/")
     try:
         recipe = runpy.run_path(str(path)).get("recipe")
     except UserError:
         raise
-    except Exception as error:  # whatever the user's own code does wrong
+    except Exception as error:  # the user's code can raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" in line {lines[-1]}" if lines else ""
         raise UserError(f"config {path} fails{where} with {type(error).__name__}: {error}{_like(error)}") from error
@@ -399,12 +396,12 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
 
 
 def _like(error: Exception) -> str:
-    """What a misspelt field was meant to be."""
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    kind = globals().get(found[1]) if found else None
-    if not found or not dataclasses.is_dataclass(kind):
+    """A suggestion for a misspelt field of a config, or ""."""
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = globals().get(match[1]) if match else None
+    if not match or not dataclasses.is_dataclass(kind):
         return ""
-    return suggestion(found[2], (field.name for field in dataclasses.fields(kind)))
+    return suggestion(match[2], (field.name for field in dataclasses.fields(kind)))
 
 
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
@@ -414,22 +411,22 @@ def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
     """
     if overrides and not overrides[0].startswith("--"):
         raise UserError(f"unexpected {overrides[0]!r}; fields are changed like this: --train_tokenizer.steps 100")
-    given: dict[str, list[str]] = {}
+    changes: dict[str, list[str]] = {}
     for word in overrides:
         if word.startswith("--"):
             name, equals, value = word.removeprefix("--").partition("=")
-            given[name] = [value] if equals else []
+            changes[name] = [value] if equals else []
         else:
-            given[name].append(word)
+            changes[name].append(word)
     values = to_dict(recipe)
-    for name, words in given.items():
+    for name, words in changes.items():
         holder, field, before = _place(values, name)
-        many = isinstance(before, list)
-        like = next(iter(before), "") if many else before  # what is empty by default are names
-        read = [word if isinstance(like, str) else _value(word) for word in words]
-        if not many and len(read) != 1:
-            raise UserError(f"--{name} takes one value, got {len(read)}")
-        holder[field] = read if many else read[0]
+        is_list = isinstance(before, list)
+        example = next(iter(before), "") if is_list else before  # lists that are empty by default hold names
+        parsed = [word if isinstance(example, str) else _value(word) for word in words]
+        if not is_list and len(parsed) != 1:
+            raise UserError(f"--{name} takes one value, got {len(parsed)}")
+        holder[field] = parsed if is_list else parsed[0]
     return from_dict(Recipe, values, "recipe")
 
 

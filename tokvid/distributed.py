@@ -163,7 +163,7 @@ def to_first(tree: Any) -> Any:
     return gathered if first() else None
 
 
-def told_by_first(value: int) -> int:
+def from_first(value: int) -> int:
     """The `value` of process 0, in all processes."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, one clear line each, never a traceback at the command line; and SIGTERM."""
+"""Mistakes of the user, reported on one line without a traceback; and SIGTERM."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,25 +7,25 @@ MOST_LISTED = 40
 
 
 class UserError(ValueError):
-    """What was wrong, what is allowed, and what to do, in one line. The command line prints it and exits with 2."""
+    """One line: what was wrong, what is allowed, what to do. The command line prints it and exits with 2."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C, work is cleaned up before the end."""
+    """SIGTERM: handled like Ctrl-C, with cleaning up."""
 
 
-def did_you_mean(given: object, allowed: Iterable[object], what: str) -> str:
-    """The one line for a name that isn't among those allowed: `unknown colour 'rad' (did you mean 'red'?); ...`.
+def did_you_mean(name: object, allowed: Iterable[object], what: str) -> str:
+    """The message for an unknown name: `unknown colour 'rad' (did you mean 'red'?); allowed: ...`.
 
-    Of very many names only those most like it are listed.
+    Of more than MOST_LISTED allowed names, only the most similar ones are listed.
     """
-    names = [str(name) for name in allowed]
-    close = difflib.get_close_matches(str(given), names, n=5)
+    names = [str(each) for each in allowed]
+    close = difflib.get_close_matches(str(name), names, n=5)
     listed = ", ".join(close) + ", …" if close and len(names) > MOST_LISTED else ", ".join(names)
-    return f"unknown {what} {str(given)!r}{suggestion(given, names)}; allowed: {listed}"
+    return f"unknown {what} {str(name)!r}{suggestion(name, names)}; allowed: {listed}"
 
 
-def suggestion(given: object, allowed: Iterable[str]) -> str:
-    """` (did you mean 'red'?)`, or nothing where no allowed name is like the one given."""
-    close = difflib.get_close_matches(str(given), list(allowed), n=1)
+def suggestion(name: object, allowed: Iterable[str]) -> str:
+    """` (did you mean 'red'?)`, or "" where no allowed name is similar."""
+    close = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

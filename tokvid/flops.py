@@ -1,7 +1,7 @@
-"""FLOPs of the models, counted from their configs, and what chips can do: the one place for both.
+"""FLOPs of the models, counted from their configs, and the public figures of chips.
 
-A multiplication with an addition is 2 FLOPs. As is usual for MFU (Chowdhery et al. 2022, appendix B), the whole
-sequence counts as attended to, including padding and what the mask hides; rematerialisation doesn't count.
+A multiplication with an addition is 2 FLOPs. As usual for MFU (Chowdhery et al. 2022, appendix B), attention counts in
+full, including padding and masked slots, and rematerialisation doesn't count.
 """
 
 import dataclasses
@@ -10,38 +10,37 @@ from tokvid.config import TokenizerConfig, TransformerConfig
 
 GB, GiB, TERA = 10**9, 2**30, 10**12
 TPU_DOCS = "cloud.google.com/tpu/docs/"
-TRAINING = 3  # a training step, in forward passes: backpropagation takes two
+TRAINING = 3  # forward passes in a training step; backpropagation counts as two
 
 
-def block_flops(width: int, heads: int, kv_heads: int, mlp: int, seen: int) -> float:
-    """Of one token in one layer, when it attends to `seen` others."""
-    return 2 * width * (2 * width + 2 * width * kv_heads // heads) + 4 * seen * width + 6 * width * mlp
+def block_flops(width: int, heads: int, kv_heads: int, mlp: int, keys: int) -> float:
+    """FLOPs of one token in one layer, with attention to `keys` tokens."""
+    return 2 * width * (2 * width + 2 * width * kv_heads // heads) + 4 * keys * width + 6 * width * mlp
 
 
-def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, seen: int, channels: int) -> float:
-    """Of encoding or decoding one clip of so many latent frames, whose time layers each compare with `seen`.
+def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, keys: int, channels: int) -> float:
+    """FLOPs of encoding or decoding one clip, whose time layers attend to `keys` latent frames.
 
-    `channels` are those of the quantizer's latents. What it compares with its codes, without backpropagation, isn't
-    counted.
+    `channels` are the quantizer's. The search in its codebook, which has no backward pass, isn't counted.
     """
     patches = (c.size[0] // c.patch) * (c.size[1] // c.patch)
     blocks = (
-        block_flops(c.width, c.heads, c.heads, c.mlp, patches if kind == "space" else seen) for kind in getattr(c, part)
+        block_flops(c.width, c.heads, c.heads, c.mlp, patches if kind == "space" else keys) for kind in getattr(c, part)
     )
     frames = 1 + (latent_frames - 1) * c.temporal_patch
     pixels = frames * patches * 2 * c.width * 3 * c.patch**2
     return pixels + latent_frames * patches * (sum(blocks) + 2 * c.width * channels)
 
 
-def transformer_flops(c: TransformerConfig, slots: int, seen: int, predicted: int) -> float:
-    """Of so many slots of one sequence, each attending to `seen`; logits for `predicted` of them."""
-    block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, seen)
-    places = 2 * c.width * (48 + 16 + 16)  # second, row and column; rate; step
+def transformer_flops(c: TransformerConfig, slots: int, keys: int, predicted: int) -> float:
+    """FLOPs of `slots` slots of a sequence, each attending to `keys` slots, with logits for `predicted` of them."""
+    block = block_flops(c.width, c.heads, c.kv_heads, c.mlp, keys)
+    places = 2 * c.width * (48 + 16 + 16)  # second, row and column; rate; stride
     return slots * (c.layers * block + places) + predicted * head_flops(c)
 
 
 def head_flops(c: TransformerConfig) -> float:
-    """Of predicting the sub-codes of one token."""
+    """FLOPs of predicting the sub-codes of one token."""
     if c.subcodes == 1:
         return 2 * c.width * c.vocabulary
     layer = 6 * c.head_width * (8 * c.head_width // 3 // 8 * 8)
@@ -50,14 +49,14 @@ def head_flops(c: TransformerConfig) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator as JAX sees it, a device, by the public numbers of its maker; `source` says where they stand.
+    """One accelerator, a device of JAX, by its maker's public figures from `source`.
 
-    `flops` dense bfloat16 FLOP/s; `memory` bytes of HBM and `bandwidth` bytes/s of it; `link` bytes/s of one link to a
-    neighbour, one way. `wraps`: an axis of the torus whose length is a multiple of it is a ring, others are lines.
-    `network` a chip's share, bytes/s, of the data centre's network between slices; 0 where it isn't published.
+    `flops`: dense bfloat16 FLOP/s; `memory`: bytes of HBM; `bandwidth`: of HBM, bytes/s; `link`: of one link to a
+    neighbour, one way, bytes/s; `wraps`: axes of the torus whose length is a multiple of it are rings, others are
+    lines; `network`: a chip's share of the data centre's network between slices, bytes/s, 0 where it isn't published.
     """
 
-    name: str  # what a topology's name begins with, "v5p:4x4x8"
+    name: str  # the beginning of topologies' names, "v5p:4x4x8"
     kinds: tuple[str, ...]  # JAX's `device_kind`
     flops: float
     memory: float
@@ -103,5 +102,5 @@ CHIPS = (
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind`, or None where it isn't in the table."""
+    """The chip of JAX's `device_kind`, or None where it isn't in the table."""
     return next((chip for chip in CHIPS if kind in chip.kinds), None)

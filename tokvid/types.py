@@ -1,4 +1,4 @@
-"""What the rooms hand to one another, and the dimension letters that every tensor's name carries.
+"""The types that rooms exchange, and the dimension letters in the names of tensors.
 
 Letters: B batch, T frames or latent frames, H W rows and columns (pixels or latent grid), C channels, L flat tokens,
 S cache length, Q sub-codes of a token, D model width, N heads, K key/value heads, E head width, F mlp width,
@@ -14,19 +14,19 @@ import numpy as np
 
 from tokvid.errors import UserError
 
-AnyArray: TypeAlias = Any  # NumPy on the host, jax on the device; this room itself needs no jax
+AnyArray: TypeAlias = Any  # NumPy on the host, JAX on the device; this file needs no JAX
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A text that holds from `start` (seconds) until the next caption of the same video."""
+    """A text in force from `start` (seconds) until the next caption of the same video."""
 
     start: float
     text: str
 
 
 def captions_in_force(captions: tuple[Caption, ...], latent_frames: int, fps: float, temporal_patch: int) -> np.ndarray:
-    """Which caption each latent frame of a video shows, by the middle of its frames: int64 (T,).
+    """The index of each latent frame's caption, the one in force at the middle of its frames: int64 (T,).
 
     Latent frame 0 is frame 0; latent frame j >= 1 is the frames (j-1)p + 1 up to jp, for temporal patch p.
     """
@@ -39,7 +39,7 @@ def captions_in_force(captions: tuple[Caption, ...], latent_frames: int, fps: fl
 class VideoItem(Protocol):
     """One video of a dataset, decoded only when read.
 
-    `seconds` is its length, `captions` are in order of their start (the first starts at 0), `key` names it for people.
+    `seconds` is its length; `captions` are in order of their starts, the first at 0; `key` is its name in messages.
     """
 
     @property
@@ -57,7 +57,7 @@ class VideoItem(Protocol):
 
 
 class VideoSource(Protocol):
-    """A random-access dataset of videos; what grain calls a data source."""
+    """A random-access dataset of videos: a data source of grain."""
 
     def __len__(self) -> int: ...
 
@@ -65,9 +65,9 @@ class VideoSource(Protocol):
 
 
 class Codes(NamedTuple):
-    """What a token is: so many sub-codes, each one of `vocabulary` codes.
+    """The format of a token: `per_token` sub-codes, each one of `vocabulary` codes.
 
-    A token of one sub-code is what most systems call a code; several hold more bits than one softmax can have classes.
+    A token of one sub-code is a code in most systems; several hold more bits than a softmax can have classes.
     """
 
     vocabulary: int
@@ -75,15 +75,15 @@ class Codes(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """Of a token."""
+        """The bits of a token."""
         return self.per_token * math.log2(self.vocabulary)
 
 
 class VideoBatch(NamedTuple):
     """Clips for the tokenizer.
 
-    video uint8 (B, T, H, W, 3); fps float32 (B,); images uint8 (B, I, H, W, 3) that have nothing to do with them; text
-    int32 (B, L) of their captions, padded with -1, L 0 where nothing reads them.
+    video: uint8 (B, T, H, W, 3); fps: float32 (B,); images: uint8 (B, I, H, W, 3), unrelated to the clips; text: int32
+    (B, L) ids of the clips' captions, padded with -1, L 0 where nothing reads them.
     """
 
     video: AnyArray
@@ -93,10 +93,10 @@ class VideoBatch(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """Tokens of a video that is given, from one of its latent frames on.
+    """Tokens of a condition.
 
-    tokens int32 (B, T, H, W, Q), -1 where there are none; start int32 (B,) the number of their first latent frame; fps
-    float32 (B,); condition int32 (B,) the number of its embedding, 0 for none.
+    tokens: int32 (B, T, H, W, Q), padded with -1; start: int32 (B,), the number of their first latent frame; fps:
+    float32 (B,); condition: int32 (B,), the number of its embedding, 0 for none.
     """
 
     tokens: AnyArray
@@ -106,13 +106,13 @@ class Clip(NamedTuple):
 
 
 class TokenBatch(NamedTuple):
-    """Where the tokenizer and the transformer meet.
+    """The interface between tokenizer and transformer: windows of tokens.
 
-    tokens int32 (B, T, H, W, Q) video codes of one window, Q sub-codes a token; start int32 (B,) the window's first
-    latent frame, 0 where the video begins; fps float32 (B,); text int32 (B, L) padded with -1; known bool (B, T, H, W)
-    which tokens are given (none: text to video); stride int32 (B,) how many tokens are generated in a step
-    (`stride_of`); drawn bool (B, T, H, W) where that is a whole latent frame, which of its tokens stand already;
-    conditions the other videos that are given, each with tokens of its own.
+    tokens: int32 (B, T, H, W, Q), Q sub-codes a token; start: int32 (B,), the number of the window's first latent
+    frame, 0 at the video's beginning; fps: float32 (B,); text: int32 (B, L), padded with -1; known: bool (B, T, H, W),
+    the tokens not to generate; stride: int32 (B,), the tokens of a step (`stride_of`); drawn: bool (B, T, H, W), the
+    tokens that are fixed already where the stride is a whole latent frame; conditions: other videos that the tasks
+    read.
     """
 
     tokens: AnyArray
@@ -133,7 +133,7 @@ def token_batch(
     known: AnyArray | None = None,
     conditions: Sequence[Clip] = (),
 ) -> TokenBatch:
-    """A `TokenBatch` generated token by token: nothing known unless said. `known` may be of latent frames, (B, T)."""
+    """A `TokenBatch` with a stride of one token. `known`, by default nothing, may be of latent frames, (B, T)."""
     B, T, H, W, _ = tokens.shape
     if known is None:
         known = np.zeros((B, T), bool)
@@ -147,7 +147,7 @@ Joined = TypeVar("Joined", bound=tuple)
 
 
 def joined(samples: Sequence[Joined], how: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Joined:
-    """NamedTuples of arrays, and of tuples of such, as one: each array is joined with its like."""
+    """Joins NamedTuples of arrays, and of tuples of such, field by field."""
     fields = [
         tuple(joined(each, how) for each in zip(*field, strict=True)) if isinstance(field[0], tuple) else how(field)
         for field in zip(*samples, strict=True)
@@ -156,9 +156,9 @@ def joined(samples: Sequence[Joined], how: Callable[[Sequence[np.ndarray]], np.n
 
 
 def stride_of(rows: int, latent: tuple[int, int, int]) -> int:
-    """The number of tokens in a step that draws `rows` rows of a latent frame; 0 is token by token.
+    """The tokens of a step that draws `rows` rows of a latent frame; 0 is token by token.
 
-    UserError where they don't divide the latent frame.
+    UserError where the rows don't divide the latent frame.
     """
     _, height, width = latent
     if rows < 0 or (rows and height % rows):
@@ -168,7 +168,7 @@ def stride_of(rows: int, latent: tuple[int, int, int]) -> int:
 
 
 class LatentShape(NamedTuple):
-    """Latent frames, rows and columns of a clip's tokens."""
+    """The latent frames, rows and columns of a clip's tokens."""
 
     frames: int
     rows: int

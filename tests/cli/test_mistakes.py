@@ -50,7 +50,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("extend nowhere.mp4", "nowhere.mp4 is not there"),
         ("generate --prompt a --out gs://bucket/a.mp4", "argument --out: gs://bucket/a.mp4 is a URL; write to a file"),
         ("story memory://nowhere/story.yaml", "there is nothing at memory://nowhere/story.yaml"),
-        ("loop in.mp4", "train some with the task infilling"),
+        ("loop in.mp4", "train with the task infilling"),
         ("interpolate in.mp4", "not trained to interpolate"),
         ("interpolate in.mp4 --factor two", "invalid int value: 'two'"),
         ("story --prompt a --scheme best", "invalid choice: 'best'"),

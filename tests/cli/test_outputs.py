@@ -67,7 +67,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(refused, tmp_path, 
         f"gs://bucket/x{suffix}": "is a URL; write to a file system",
     }
     if kind == "folder":
-        places |= {"file": "it is there and no folder", "pipe": "it is there and no folder"}
+        places |= {"file": "it exists and is no folder", "pipe": "it exists and is no folder"}
     else:
         for name in ("folder.d", "pipe"):
             (tmp_path / name).rename(tmp_path / f"{name}{suffix}")

@@ -136,7 +136,7 @@ def test_a_path_is_a_folder_a_shard_or_a_pattern(tmp_path):
         assert len(fingerprint(config)) == 16
     for path, said in [
         ("x-{008..012}.tar", r"x-012\.tar is not there"),
-        ("w*.tar", "no file is called like"),
+        ("w*.tar", "no file matches"),
         ("x-{0..999999999}.tar", "stands for 1000000000 shards"),
         ("nowhere", "nowhere is not there"),
     ]:
@@ -228,8 +228,8 @@ def test_sparse_files(tmp_path):
         (lambda data: data[:2048], "no header and no end at byte 2048"),
         (lambda data: data[:2100], "no header and no end at byte 2048"),
         (lambda data: data[:2048] + b"?" + data[2049:], "no header and no end at byte 2048"),
-        (lambda data: data + data, "goes on behind its end at byte 4096"),
-        (lambda data: data + bytes(2 << 20), "goes on behind its end"),
+        (lambda data: data + data, "continues after its end at byte 4096"),
+        (lambda data: data + bytes(2 << 20), "continues after its end"),
         (gzip.compress, r"is compressed, .*: gzip -d a\.tar"),
         (lambda data: resized(data, -(10**6)), "damaged"),
         (lambda data: resized(data, 2**62), "damaged"),

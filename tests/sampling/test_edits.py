@@ -91,9 +91,9 @@ def test_a_video_is_made_from_any_condition(models, asked, monkeypatch):
 
 @pytest.mark.parametrize("factor", [0, 1, 3, 6])
 def test_factors_that_were_not_trained_are_refused(models, tiny_models, factor):
-    with pytest.raises(UserError, match=rf"can't make {factor} frames of one; factors should be powers of 2"):
+    with pytest.raises(UserError, match=rf"cannot make {factor} frames of one; use a power of 2"):
         interpolate(models, STORY, iter(video(3)), factor)
-    with pytest.raises(UserError, match=r"not trained to interpolate; train some with the task interpolation"):
+    with pytest.raises(UserError, match=r"not trained to interpolate; train with the task interpolation"):
         interpolate(tiny_models, STORY, iter(video(3)), 2)
 
 
@@ -117,7 +117,7 @@ def test_a_loop_is_really_generated(models):
 
 
 def test_what_cannot_loop_is_refused(models, tiny_models):
-    with pytest.raises(UserError, match=r"train some with the task infilling in layouts\.tasks"):
+    with pytest.raises(UserError, match=r"train with the task infilling in layouts\.tasks"):
         loop(tiny_models, STORY, encode_opening(models, iter(video(9))))
     with pytest.raises(UserError, match=r"a loop needs a video of 3 frames or more .* got 1 frames"):
         loop(models, STORY, encode_opening(models, iter(video(2))))

@@ -113,7 +113,7 @@ def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generat
 
 def test_a_window_goes_on_from_what_is_given(tiny_models, fake_generate):
     window = RollingWindow(tiny_models, 1, 8.0)
-    window.given(np.full((1, 1, 2, 2, 1), 9, np.int32))
+    window.append(np.full((1, 1, 2, 2, 1), 9, np.int32))
     made = [window.extend(ask(), np.ones((1, count))) for count in (3, 2)]
     assert [call[:3] for call in fake_generate] == [(0, 1, 3), (2, 2, 2)]
     assert np.concatenate(made, axis=1)[0, :, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
@@ -153,7 +153,7 @@ def test_the_place_in_the_video_decides_not_the_number_of_windows(any_models):
     window = RollingWindow(any_models, 1, 8.0)
     made = [window.extend(ask(5), np.ones((1, count))) for count in (4, 2, 2)]
     again = RollingWindow(any_models, 1, 8.0)
-    again.given(np.concatenate(made, axis=1)[:, :6])
+    again.append(np.concatenate(made, axis=1)[:, :6])
     np.testing.assert_array_equal(again.extend(ask(5), np.ones((1, 2))), made[2])
     assert (made[1] != made[2]).any()
 

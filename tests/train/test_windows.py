@@ -335,7 +335,7 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
         ({"tasks": {"text2video": 1}}, "unknown task 'text2video' .did you mean 'text_to_video'"),
         ({"text_dropout": 1.5}, "text_dropout should be 0 to 1"),
         ({"corruption": -0.5}, "corruption should be 0 to 1"),
-        ({"rows": ()}, "rows should be 0"),
+        ({"rows": ()}, "rows is empty"),
         ({"rows": (0, 3)}, "rows should be 0"),
         ({"lengths": (4, 5)}, "lengths .* should be 1 to 4"),
         ({"lengths": ()}, "lengths .* should be 1 to 4"),

@@ -1,4 +1,4 @@
-"""Clips changed at random, so that few of them go further, and only as far as their captions stay true."""
+"""Random augmentation of clips, limited to changes that keep their captions true."""
 
 import re
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 
-# What a mirror makes false: sides and turns, and all that is read.
+# Words that a mirrored clip contradicts: sides, turns, and anything to read.
 SIDES = re.compile(
     r"\b(left|right|east|west|leftmost|rightmost|leftwards?|rightwards?|(counter|anti)?-?clockwise|letters?|words?"
     r"|texts?|writ\w+|read\w*|signs?|numbers?|digits?|clocks?|keyboards?)\b|[左右东西字写读钟]|(顺|逆)时针|数字",
     re.IGNORECASE,
 )
-# What another light makes false.
+# Words that another light contradicts.
 LIGHT = re.compile(
     r"\b(bright\w*|dark\w*|light\w*|dim\w*|night|day(light)?|sun\w*|shadow\w*|gr[ae]y|black|white|pale|fade\w*)\b"
     r"|[亮暗黑白灰夜昼]|阴影|阳光",
@@ -24,7 +24,7 @@ LARGEST_ZOOM = 4.0
 
 
 def check(config: DataConfig) -> None:
-    """UserError for shares and factors that mean nothing."""
+    """UserError for shares and factors out of range."""
     if not (0 <= config.flip <= 1 and 0 <= config.light < 1 and 1 <= config.zoom <= LARGEST_ZOOM):
         raise UserError(
             f"data.flip {config.flip} should be 0 to 1, data.light {config.light} 0 to less than 1, "
@@ -33,7 +33,7 @@ def check(config: DataConfig) -> None:
 
 
 def magnified(config: DataConfig, rng: np.random.Generator) -> tuple[int, int]:
-    """The size at which to read a clip that `augment` then crops."""
+    """The size at which to read a clip, before `augment` crops it."""
     factor = rng.uniform(1, config.zoom) if config.zoom > 1 else 1.0
     return round(config.size[0] * factor), round(config.size[1] * factor)
 
@@ -41,7 +41,7 @@ def magnified(config: DataConfig, rng: np.random.Generator) -> tuple[int, int]:
 def augment(
     video_THWC: np.ndarray, captions: Sequence[str], config: DataConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """uint8 frames cropped at random to `config.size`, perhaps mirrored, perhaps in another light: all frames alike."""
+    """Crops uint8 frames at random to `config.size`, may mirror them and change their light: all frames alike."""
     height, width = config.size
     rows, columns = video_THWC.shape[1] - height, video_THWC.shape[2] - width
     if rows or columns:

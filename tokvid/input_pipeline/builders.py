@@ -1,4 +1,4 @@
-"""TensorFlow Datasets' builders of the three worlds; they write array_record files and need no TensorFlow.
+"""TensorFlow Datasets builders of three datasets; they write array_record files and need no TensorFlow.
 
     MovingShapes(videos=1000, held_out=100, data_dir="data/tfds").download_and_prepare()
     tfds.data_source("moving_shapes", split="train", data_dir="data/tfds")
@@ -35,14 +35,14 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from tokvid.input_pipeline.picture import Fit
 
-FEATURES = "tensorflow_datasets.core.features."  # where the classes live that a prepared set may name
+FEATURES = "tensorflow_datasets.core.features."  # the module of all classes that a prepared dataset may name
 
 
 class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What the three share: `settings` says what made the data, `source` opens a split, `kind` is what is stored."""
+    """The common base: `settings` decide the data, `source` opens a split, `kind` is the kind of record stored."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # beside it tfds looks for checksums, with importlib_resources, which it forgets to require
+    code_path = None  # tfds looks for checksums beside it, by importlib_resources, which it doesn't require
     kind: Kind = "frames"
     size: tuple[int, int] = (mnist.SIZE, mnist.SIZE)
     channels = 3
@@ -52,11 +52,11 @@ class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     def __init__(self, settings: dict[str, Any], **options: Any):
         self.settings = json.loads(json.dumps(settings))
         super().__init__(**({"file_format": "array_record"} | options))
-        prepared = dict(self.info.metadata or {})  # these settings, where nothing is prepared yet
+        prepared = dict(self.info.metadata or {})  # our own settings, where nothing is prepared yet
         if prepared != self.settings:
             raise UserError(
-                f"{self.data_path} was prepared with {prepared}, asked for is {self.settings}; "
-                "ask for the same (builder_kwargs) or give another data_dir"
+                f"{self.data_path} was prepared with {prepared}, not {self.settings}; "
+                "use the same settings (builder_kwargs) or another data_dir"
             )
 
     def source(self, split: str) -> VideoSource:
@@ -95,7 +95,7 @@ class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             yield f"{i:09d}", self.example(stored(source[i], fps=self.fps, size=self.size))
 
     def example(self, video: StoredVideo) -> dict[str, Any]:
-        """A stored video as the features above say it."""
+        """A stored video as an example of the features above."""
         captions = [dataclasses.asdict(caption) for caption in video.captions]
         example: dict[str, Any] = {"key": video.key, "seconds": float(video.seconds), "captions": captions}
         if video.frames is None:
@@ -151,7 +151,7 @@ class ClipFolder(_VideoBuilder):
         full: bool = False,
         **options: Any,
     ):
-        """With `full`, every frame of every file is decoded before it is taken."""
+        """With `full`, every frame of every file is decoded as a check."""
         self.folder, self.held_out, self.max_unreadable, self.full = folder, held_out, max_unreadable, full
         self.splits = ("train", "held_out") if held_out else ("train",)
         super().__init__({"folder": Path(folder).name, "held_out": held_out}, **options)
@@ -166,7 +166,7 @@ class ClipFolder(_VideoBuilder):
 
 
 class PreparedSource:
-    """A split of a prepared set, in any order; a `VideoSource` of `StoredVideo`."""
+    """A split of a prepared dataset, with random access; a `VideoSource` of `StoredVideo`."""
 
     def __init__(self, examples: Any, kind: Kind, fit: "Fit", where: str):
         self.examples, self.kind, self.fit, self.where = examples, kind, fit, where
@@ -203,10 +203,9 @@ class PreparedSource:
 
 
 def open_prepared(path: str | Path, split: str = "train", *, fit: "Fit" = "crop") -> PreparedSource:
-    """A split of what a builder prepared; `path` is the folder with dataset_info.json, or its data_dir.
+    """A split of a prepared dataset; `path` is the folder with dataset_info.json, or its data_dir.
 
-    UserError when there is none or more than one, it has no such split, or it isn't a set of captioned
-    videos.
+    UserError when there is none or more than one, it has no such split, or it isn't a dataset of captioned videos.
     """
     folder = _prepared_folder(Path(path))
     _refuse_foreign_names(folder)
@@ -214,7 +213,7 @@ def open_prepared(path: str | Path, split: str = "train", *, fit: "Fit" = "crop"
         builder = tfds.builder_from_directory(folder)
         features = set(builder.info.features or ())
         splits = list(builder.info.splits)
-    except Exception as error:  # tfds raises nearly anything on files that it didn't write
+    except Exception as error:  # tfds raises nearly anything on foreign files
         raise UserError(f"cannot open {folder} as a prepared dataset: {error}") from error
     kind = next((kind for kind in ("video", "frames") if kind in features), None)
     if kind is None or not {"key", "seconds", "captions"} <= features:
@@ -235,13 +234,13 @@ def _prepared_folder(path: Path) -> Path:
         file.parent for file in path.glob("*/dataset_info.json")
     )
     if len(folders) != 1:
-        what = f"{len(folders)} prepared datasets, name one of them" if folders else "no dataset_info.json"
-        raise UserError(f"{path} has {what}; prepare one with a builder of tokvid.input_pipeline.builders")
+        problem = f"{len(folders)} prepared datasets, name one of them" if folders else "no dataset_info.json"
+        raise UserError(f"{path} has {problem}; prepare one with a builder of tokvid.input_pipeline.builders")
     return folders[0]
 
 
 def _refuse_foreign_names(folder: Path) -> None:
-    """Tfds imports what features.json names and opens what dataset_info.json names: expected names only."""
+    """Allows expected names only: TFDS imports the classes and opens the files that the two descriptions name."""
     pending: list[Any] = [read_json(folder / "features.json", "the description of features")]
     pending.append(read_json(folder / "dataset_info.json", "the description of a dataset"))
     while pending:

@@ -1,4 +1,4 @@
-"""The captions file of a folder of clips, `captions.jsonl` or `captions.csv`: harmless slips are read, others named."""
+"""The captions file of a folder of clips, `captions.jsonl` or `captions.csv`; harmless slips are accepted."""
 
 import csv
 import dataclasses
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 NAMES = ("captions.jsonl", "captions.csv")
 FIELDS = ("file", "caption")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-LONGEST_CAPTION = 100_000  # bytes, as many as a record takes
-MOST_TOLD = 5  # bad lines
+LONGEST_CAPTION = 100_000  # bytes, the limit of a record
+MOST_SHOWN = 5  # bad lines in an error
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a captions file: the file it names, as the disk calls it if it is there, and the text."""
+    """One line of a captions file: the file, under its name on disk where it exists, and the caption."""
 
     file: str
     caption: str
 
 
 def read_captions(folder: Path) -> list[Line]:
-    """Every line of the captions file in `folder`. A file that isn't there is left for whoever opens it.
+    """Every line of the captions file in `folder`; missing files are not checked.
 
-    UserError, with the numbers of lines, for what can't be understood: no folder, no captions file, not UTF-8, columns
-    of other names, more values than columns, texts that aren't Unicode, a file outside of the folder or named twice.
+    UserError, with line numbers, for: no folder, no captions file, not UTF-8, columns of other names, more values than
+    columns, texts that aren't Unicode, a file outside of the folder or named twice.
     """
     path = captions_file(folder)
     finder, lines, bad = _Finder(folder.resolve()), [], []
@@ -58,12 +58,12 @@ def read_captions(folder: Path) -> list[Line]:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        said = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"cannot read {path}: {said}; save it as UTF-8 text, a video on each line") from error
+        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"cannot read {path}: {cause}; save it as UTF-8 text, a video on each line") from error
     if bad:
-        more = f"; and {len(bad) - MOST_TOLD} more" if len(bad) > MOST_TOLD else ""
+        more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
         count = f"{len(bad)} bad line{'s' * (len(bad) > 1)}"
-        raise UserError(f"{path} has {count}: {'; '.join(bad[:MOST_TOLD])}{more}; mend or remove them")
+        raise UserError(f"{path} has {count}: {'; '.join(bad[:MOST_SHOWN])}{more}; mend or remove them")
     if not lines:
         raise UserError(f"{path} names no videos; write one on each line")
     if unused:
@@ -72,18 +72,18 @@ def read_captions(folder: Path) -> list[Line]:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing in it can be seen: only spaces, controls and the like."""
+    """Whether it has only invisible characters: spaces, controls and the like."""
     return all(unicodedata.category(letter)[0] in "ZC" for letter in text)
 
 
 def check_captioned(captions: Iterable[str], where: str | Path) -> None:
-    """UserError where all captions are empty: from none, no text model can be trained."""
+    """UserError where all captions are empty: no text model can be trained from them."""
     if all(is_blank(caption) for caption in captions):
         raise UserError(f"all captions in {where} are empty; write beside each video what it shows")
 
 
 class _BadLine(Exception):
-    """What is wrong with a line."""
+    """A problem with a line."""
 
 
 def captions_file(folder: Path) -> Path:
@@ -94,20 +94,22 @@ def captions_file(folder: Path) -> Path:
         log.warning("%s is read, %s is not; keep one of them", *files)
     if files:
         return files[0]
-    like = ", ".join(sorted(name for name in _names_in(folder) if name.lower().startswith(("caption", "metadata")))[:3])
+    similar = ", ".join(
+        sorted(name for name in _names_in(folder) if name.lower().startswith(("caption", "metadata")))[:3]
+    )
     raise UserError(
         f'{folder} has no captions.jsonl (a line: {{"file": "a.mp4", "caption": "a dog runs"}}) and no '
-        f"captions.csv (first line: file,caption){f', but has {like}' * bool(like)}; write one"
+        f"captions.csv (first line: file,caption){f', but has {similar}' * bool(similar)}; write one"
     )
 
 
 def _field(name: object) -> str:
-    """A column's name without what does no harm: capitals, spaces around it."""
+    """A column's name without capitals and the spaces around it."""
     return str(name).strip().casefold()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, its fields); a text says what is wrong with a line."""
+    """(line number, fields) of each line; a text in place of the fields is a problem."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -131,7 +133,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number of the line where it begins, its values by column); a text says what is wrong with a row."""
+    """(number of its first line, values by column) of each row; a text in place of the values is a problem."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next((line for line in file if line.strip()), "")
         columns, delimiter = _columns(path, header)
@@ -145,7 +147,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 row = next(reader, None)
             except csv.Error as error:
                 yield began, _quoting(error)
-                return  # where the next row begins, nobody knows
+                return  # the start of the next row is unknown
             if row is None:
                 return
             row = [value.strip() for value in row]
@@ -162,7 +164,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _columns(path: Path, header: str) -> tuple[list[str], str]:
-    """The header's columns, and what stands between them."""
+    """The header's columns and the delimiter."""
     header = header.strip("\r\n")
     for delimiter in DELIMITERS:
         try:
@@ -172,7 +174,7 @@ def _columns(path: Path, header: str) -> tuple[list[str], str]:
         columns = [_field(cell) for cell in cells]
         if set(FIELDS) <= set(columns):
             if twice := [field for field in FIELDS if columns.count(field) > 1]:
-                raise UserError(f"{path} has the column {twice[0]} more than once; keep one, join what they say")
+                raise UserError(f"{path} has the column {twice[0]} more than once; keep one, with the texts of both")
             return columns, delimiter
     if not header:
         raise UserError(f"{path} is empty; write file,caption on its first line, and below it a line for each video")
@@ -185,21 +187,21 @@ def _columns(path: Path, header: str) -> tuple[list[str], str]:
 def _by_column(row: list[str], columns: list[str], delimiter: str) -> dict[str, str] | str:
     spare = [value for value, name in zip(row, columns, strict=False) if value and not name]
     if len(row) > len(columns) or spare:
-        named = sum(1 for name in columns if name)
+        count = sum(1 for name in columns if name)
         return (
-            f"{len(row)} values for {named} columns; put a text that holds {DELIMITERS[delimiter]} in quotes: "
+            f"{len(row)} values for {count} columns; put a text that holds {DELIMITERS[delimiter]} in quotes: "
             f'"put the cup{delimiter} then the lid"'
         )
     return {name: value for name, value in zip(columns, row, strict=False) if name}
 
 
 def _quoting(error: csv.Error) -> str:
-    said = str(error)
-    if "unexpected end" in said:
+    message = str(error)
+    if "unexpected end" in message:
         return 'a quote " is opened here and never closed; close it'
-    if "expected after" in said:
+    if "expected after" in message:
         return 'there is text after a closing quote "; put quotes around the whole text, and write each " in it as ""'
-    return said
+    return message
 
 
 def _line(row: Any, finder: "_Finder") -> Line:
@@ -223,30 +225,30 @@ def _line(row: Any, finder: "_Finder") -> Line:
 
 
 class _Finder:
-    """Files of one folder by the names that captions give them."""
+    """Finds files of a folder by the names in its captions."""
 
     def __init__(self, root: Path):
         self.root = root
         self._listing = functools.cache(self._list)
 
     def find(self, name: str) -> str:
-        """The path within the folder, as the disk has it; as given where there is no such file.
+        """The path within the folder, as on disk; `name` itself where there is no such file.
 
-        Where there is no file of exactly that name, spaces around it don't count, backslashes may stand for slashes
-        (Windows), and letters with marks may be composed differently (macOS). _BadLine for what is outside.
+        Without a file of exactly that name, spaces around it are ignored, backslashes may stand for slashes (Windows),
+        and letters with marks may be composed differently (macOS). _BadLine for a file outside of the folder.
         """
         if "\0" in name:
             raise _BadLine(f"{name!r:.60} is not a file name")
         try:
             for path in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
                 if Path(path).is_absolute() or ".." in Path(path).parts:
-                    what = "is an absolute path" if Path(path).is_absolute() else "goes up by '..'"
-                    raise _BadLine(f"{name!r:.200} {what}; name files as seen from the folder, inside of it")
-                there = path if _is_there(self.root / path) else self._composed(path)
-                if not Path(os.path.realpath(self.root / (there or path))).is_relative_to(self.root):
+                    problem = "is an absolute path" if Path(path).is_absolute() else "goes up by '..'"
+                    raise _BadLine(f"{name!r:.200} {problem}; name files as seen from the folder, inside of it")
+                actual = path if _is_there(self.root / path) else self._composed(path)
+                if not Path(os.path.realpath(self.root / (actual or path))).is_relative_to(self.root):
                     raise _BadLine(f"{name!r:.200} links to outside of the folder; copy the file into it")
-                if there is not None:
-                    return os.path.normpath(there)
+                if actual is not None:
+                    return os.path.normpath(actual)
         except OSError as error:
             raise _BadLine(f"{name!r:.60} is not a file name ({error.strerror})") from error
         if PureWindowsPath(name).root:
@@ -263,7 +265,7 @@ class _Finder:
         return str(path)
 
     def _list(self, within: Path) -> dict[str, list[str]]:
-        """What is in a folder, by composed names."""
+        """The names in a folder, by their composed form."""
         names: dict[str, list[str]] = {}
         for name in _names_in(self.root / within):
             names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
@@ -275,7 +277,7 @@ def _is_there(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError:  # for whoever opens it to say
+    except PermissionError:  # reported when it is opened
         return True
     return True
 
@@ -288,6 +290,6 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def missing(file: Path) -> str:
-    """What to say of a file that captions name and that isn't there: which one may be meant."""
-    like = [name for name in _names_in(file.parent) if Path(name).stem.casefold() == file.stem.casefold()]
-    return f"{file} is not there{suggestion(file.name, like)}"
+    """The error for a file that captions name and that doesn't exist, with the most similar name."""
+    similar = [name for name in _names_in(file.parent) if Path(name).stem.casefold() == file.stem.casefold()]
+    return f"{file} is not there{suggestion(file.name, similar)}"

@@ -1,4 +1,4 @@
-"""A source of files that may be damaged: all are looked at when it is opened, those that can be read are kept."""
+"""A source of files that may be damaged: all are probed when it is opened, and the readable ones kept."""
 
 import concurrent.futures
 import dataclasses
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class _Probed(VideoItem, Protocol):
-    """A video file; `CheckedSource` sets its `seconds` and `fps` to what `probe` reads."""
+    """A video file; `CheckedSource` sets its `seconds` and `fps` from `probe`."""
 
     @property
     def place(self) -> Path:
@@ -25,7 +25,7 @@ class _Probed(VideoItem, Protocol):
         ...
 
     def probe(self, full: bool) -> VideoInfo | str:
-        """What is in it, or why it cannot be read."""
+        """Its facts, or the reason why it cannot be read."""
         ...
 
 
@@ -33,12 +33,12 @@ Probed = TypeVar("Probed", bound=_Probed)
 
 
 class CheckedSource(Sequence[Probed]):
-    """The videos of a source that can be read: all are probed (with `full`, decoded).
+    """The readable videos of a source: all are probed (with `full`, decoded).
 
     Those that are missing or cannot be read are logged, skipped and listed in `unreadable`, with the reason.
 
     Raises:
-        UserError: too many cannot be read (see `Unreadable`), or (if `captioned`) all captions of the others are empty.
+        UserError: too many cannot be read (see `Unreadable`), or (if `captioned`) the captions of all others are empty.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Reads video and image files: what is in them, clips by time stamp, streams of frames.
+"""Reads video and image files: their facts, clips by time stamp, streams of frames.
 
-The rest of tokvid reads files through this; `video_file.py` makes it safe to open a stranger's.
+The rest of tokvid reads files through this; `video_file.py` opens untrusted ones safely.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MAX_CLIP_BYTES = 8 * 2**30  # of what `read_clip` returns
+MAX_CLIP_BYTES = 8 * 2**30  # of a clip from `read_clip`
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a video shows: size after rotation and in square pixels, mean frames a second, length in seconds.
+    """A video's facts: size after rotation and in square pixels, mean frames a second, length in seconds.
 
-    A still image has one frame, 0 fps and 0 seconds. `frames` counts what is in the file, not what its header
-    declares. `rate` is one at which `stream_frames` gives all frames, each at its time: `fps` unless it varies.
-    `warnings` says what is wrong with a file that can be used in part.
+    A still image has one frame, 0 fps and 0 seconds. `frames` is counted, not read from the header. `rate` is one at
+    which `stream_frames` gives all frames, each at its time: `fps` unless the rate varies. `warnings` are problems of a
+    file that can be used in part.
     """
 
     width: int
@@ -55,12 +55,11 @@ def _open(source: Encoded, fps: float | None = None) -> VideoFile | WebP:
 
 
 def probe(source: Encoded, *, full: bool = False) -> VideoInfo:
-    """What is in a video or image file: reads every packet but decodes only the first frame, unless `full`.
+    """The facts of a video or image file: reads every packet, but decodes only the first frame unless `full`.
 
     Raises:
-        UserError: not there, not a video, encrypted, without frames, or its first frame cannot be decoded. A
-            file that is damaged or cut off later gives the length that is good, and a warning; damage inside
-            of packets is found by `full` only.
+        UserError: missing, not a video, encrypted, without frames, or its first frame cannot be decoded. A file that is
+            damaged or cut off later gives the undamaged length and a warning; only `full` finds damage within packets.
     """
     if is_still(source):
         frame = open_image(source)
@@ -70,7 +69,7 @@ def probe(source: Encoded, *, full: bool = False) -> VideoInfo:
     height, width = shown_size(look.frame, video.aspect)
     count = len(look.starts)
     fps = count / look.end if look.end > 0 else look.declared
-    if look.declared and abs(fps / look.declared - 1) < 0.02:  # the exact fraction, once it is seen to be true
+    if look.declared and abs(fps / look.declared - 1) < 0.02:  # the exact fraction, where the frames confirm it
         fps = look.declared
     rate = fps
     if count > 1 and fps > 0:
@@ -120,7 +119,7 @@ def read_clip(
         shown, done = None, 0
 
         def show_until(time: float) -> int:
-            """Fills in the frames whose time comes before `time`; how many are filled in."""
+            """Fills in the frames due before `time`; returns the number filled so far."""
             until = done
             while until < frames and times[until] + video.epsilon < time:
                 until += 1
@@ -130,12 +129,12 @@ def read_clip(
 
         end = 0.0
         try:
-            for now in video.from_time(start):
+            for following in video.from_time(start):
                 if shown is not None:
-                    done = show_until(now.begin)
+                    done = show_until(following.begin)
                 if done == frames:
                     return clip_THWC
-                shown, end = now.frame, now.end
+                shown, end = following.frame, following.end
         except Damage as damage:
             done = show_until(damage.time) if shown is not None else done
             if done < frames:
@@ -153,11 +152,11 @@ def read_clip(
 def stream_frames(
     source: Encoded, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
 ) -> Iterator[np.ndarray]:
-    """Every frame, one after the other, as uint8 (height, width, 3): memory stays flat for any length.
+    """All frames in order, as uint8 (height, width, 3), in flat memory for any length.
 
-    With `fps` those shown at times i/fps, else each of the file's own frames once (their rate is
-    `probe(source).fps`). Without `size`: as large as they are. Damage ends the stream, after the frames
-    before it, with a logged warning.
+    With `fps`, the frames shown at times i/fps, else each of the file's own frames once (their rate is
+    `probe(source).fps`). Without `size`, frames keep their own. Damage ends the stream, after the frames before it,
+    with a logged warning.
 
     Raises:
         UserError: unreadable, or not even the first frame can be decoded.
@@ -172,7 +171,7 @@ def stream_frames(
         shown, end, done = None, 0.0, 0
 
         def until(time: float) -> Iterator[np.ndarray]:
-            """The frame on show, as often as it is due before `time`."""
+            """The current frame, once for each time due before `time`."""
             nonlocal done
             if shown is None:
                 return
@@ -183,12 +182,12 @@ def stream_frames(
                 yield image_HWC
 
         try:
-            for now in video.from_start():
+            for following in video.from_start():
                 if fps is None:
-                    yield fitter(now.frame)
+                    yield fitter(following.frame)
                 else:
-                    yield from until(now.begin)
-                shown, end = now.frame, now.end
+                    yield from until(following.begin)
+                shown, end = following.frame, following.end
             for fault in video.faults():
                 log.warning("%s: %s", video.name, fault)
         except Damage as damage:

@@ -1,9 +1,9 @@
-"""When each frame of a video is shown, whatever its container's time stamps are worth.
+"""The time of each frame of a video, even where its container's time stamps are missing or wrong.
 
-AVI stores no time stamps, and what FFmpeg says in their place is a guess. A file made out of an AVI may have stamps
-that follow the order of decoding. Recordings that were joined (`cat a.ts b.ts`) start anew in the middle. GIF and WebP
-round how long a frame lasts. A decoder, however, gives frames in the order in which they are shown. So each packet is
-numbered, each frame is known by its packet's number, and `Clock` gives the frames increasing times on one line.
+AVI stores no time stamps; FFmpeg guesses them. A file converted from an AVI may have stamps in the order of decoding.
+Joined recordings (`cat a.ts b.ts`) start anew in the middle. GIF and WebP round the length of a frame. A decoder,
+however, gives frames in the order in which they are shown. So each packet is numbered, each frame is identified by its
+packet's number, and `Clock` gives the frames increasing times on one line.
 """
 
 import bisect
@@ -15,49 +15,49 @@ from typing import Any
 import numpy as np
 
 B_FRAME = 3  # FFmpeg's number for the type
-JUMP = 10.0  # seconds: a longer gap in a transport stream is where two recordings were joined, as FFmpeg has it too
-HIGHEST = 240  # frames a second that are looked for
-OF_A_KIND = 0.05  # of the distances between frames may be shorter than those of the rate that keeps them
+JUMP = 10.0  # seconds: a longer gap in a transport stream is a join of two recordings, as in FFmpeg
+HIGHEST = 240  # frames a second, of rates that are considered
+OF_A_KIND = 0.05  # share of the gaps between frames that may be shorter than the gap of the rate found
 
 
 class Clock:
     """Gives each packet a stamp as it goes into the decoder, and each frame its stamp as it comes out.
 
-    Stamps are in ticks. They are the container's; where a new recording begins, they go on from the end of the one
-    before. If frames come out in another order than the packets' stamps, though these never go back, the stamps count
-    packets in the order of decoding: then the n-th frame has the n-th stamp (`counted`).
+    Stamps, in ticks, are the container's; where a new recording begins, they continue from the end of the one before.
+    If frames come out in another order than the packets' stamps, though these never decrease, the stamps count packets
+    in the order of decoding: then the n-th frame has the n-th stamp (`counted`).
     """
 
     def __init__(self, tick: float, usual: float, *, kind: str, depth: int, whole: bool):
-        """`tick` in seconds; `usual`: distance of two frames in ticks. `kind`: the container's name for FFmpeg.
-        `depth`: how many frames the decoder holds back to put them in order. `whole`: each packet is one frame."""
+        """`tick`: in seconds; `usual`: the gap between frames in ticks; `kind`: FFmpeg's container name; `depth`:
+        the number of frames that the decoder holds back to order them; `whole`: each packet is one frame."""
         self.tick, self.usual, self.depth, self.whole = tick, max(1, round(usual)), depth, whole
         self.avi, self.even = kind == "avi", False
         self.drawn = kind in ("gif", "apng")  # no frame needs another to be decoded, so none is marked as a keyframe
         self.jump = JUMP / tick if kind == "mpegts" else float("inf")
-        self.starts = array("q")  # the stamps of all frames that are to be shown
-        self.end = 0  # when the last of them ends
+        self.starts = array("q")  # the stamps of all frames shown
+        self.end = 0  # the end of the last of them
         self.joins, self.sought = 0, False
         self.counted = self.reordered = self.leading = False
-        self.entered = self.skipped = 0  # packets; those that refer to frames before the first keyframe
+        self.entered = self.skipped = 0  # packets; of these, ones that refer to frames before the first keyframe
         self._offset = 0
         self._latest: int | None = None
         self._keyframe: int | None = None
         self._last: int | None = None
-        self._waiting: dict[int, tuple[int, bool]] = {}  # number: stamp, and whether a frame has to come
+        self._waiting: dict[int, tuple[int, bool]] = {}  # number: stamp, and whether a frame must follow
         self._leads: set[int] = set()
-        self._due: list[int] = []  # once `counted`: stamps that no frame has yet
+        self._due: list[int] = []  # once `counted`: stamps without a frame so far
 
     def stamp(self, packet: Any) -> int:
-        """What the container says about a packet; if nothing, the usual distance after the one before."""
+        """The container's stamp of a packet; where there is none, the usual gap after the one before."""
         if self.even:
             return self.entered * self.usual
         pts, dts = (None if self.avi else packet.pts), packet.dts
-        known = pts if pts is not None else dts
-        return known if known is not None else (self._latest or 0) + self.usual
+        stamp = pts if pts is not None else dts
+        return stamp if stamp is not None else (self._latest or 0) + self.usual
 
     def joins_at(self, packet: Any) -> bool:
-        """Whether another recording begins here: a keyframe is shown after all that came before it."""
+        """Whether another recording begins at this packet: its stamp doesn't continue those before."""
         stamp, second = self.stamp(packet), 1 / self.tick
         if self._latest is None:
             return False
@@ -77,7 +77,7 @@ class Clock:
         stamp += self._offset
         if packet.is_keyframe and self._keyframe is None:
             self._keyframe = stamp
-        # Where a recording was cut, or after a seek, some frames refer to others before the first keyframe.
+        # After a cut or a seek, some frames refer to others before the first keyframe.
         self.leading = not self.drawn and (self._keyframe is None or stamp < self._keyframe)
         self.entered += 1
         if self.leading:
@@ -94,20 +94,20 @@ class Clock:
         return number, stamp
 
     def leave(self, frame: Any) -> tuple[int, int | None]:
-        """The stamp of a frame, and that of one before it which never came out of the decoder, if there is any."""
+        """The stamp of a frame, and that of an earlier one which never came out of the decoder, if there is one."""
         number, lost = frame.pts, None
         if number not in self._waiting:
             stamp = (self._last if self._last is not None else self.end) + self.usual
         else:
             stamp = self._waiting[number][0]
-            # Only a B-frame comes out before one that went in earlier; before any other, one was lost.
+            # Only B-frames come out before frames that went in earlier; before another type, a frame was lost.
             if self.depth and frame.pict_type == B_FRAME and not (self.counted or self.reordered):
                 self._due = sorted(waiting for waiting, _ in self._waiting.values())
                 self.counted = stamp > self._due[0]
             stamp, lost = self._next(frame) if self.counted else self._own(stamp)
             self.skipped -= number in self._leads
             self._waiting.pop(number, None)
-        if self._last is not None and stamp <= self._last:  # a stamp that was there before
+        if self._last is not None and stamp <= self._last:  # a duplicate stamp
             stamp = self._last + self.usual
         self._last = stamp
         return stamp, lost
@@ -121,9 +121,9 @@ class Clock:
 
     def _next(self, frame: Any) -> tuple[int, int | None]:
         lost = None
-        if frame.pict_type != B_FRAME:  # all packets before its own are shown before it
+        if frame.pict_type != B_FRAME:  # the frames of all earlier packets come before it
             before = [number for number in self._waiting if number < frame.pts]
-            cut = before == list(range(1, 1 + len(before)))  # these refer to frames before the file's first
+            cut = before == list(range(1, 1 + len(before)))  # they refer to frames before the file's first
             for number in before:
                 stamp, whole = self._waiting.pop(number)
                 if whole and cut:
@@ -135,7 +135,7 @@ class Clock:
         return self._due.pop(0), lost
 
     def missing(self) -> int | None:
-        """After the last frame: the stamp of one that never came, if there is any."""
+        """After the last frame: the stamp of a frame that never came, if there is one."""
         return min((stamp for stamp, whole in self._waiting.values() if whole), default=None)
 
     def due(self, number: int) -> int:
@@ -146,7 +146,7 @@ class Clock:
 
     @property
     def seekable(self) -> bool:
-        """After all packets: whether stamps name the frames, so that one in the middle can be found by its own."""
+        """After all packets: whether stamps identify frames, so that a frame in the middle can be found by its own."""
         orderly = not self.joins and len(set(self.starts)) == len(self.starts)
         return orderly and not (self.avi and self.depth)
 
@@ -158,23 +158,23 @@ class Clock:
         return stamps
 
     def again(self) -> None:
-        """Forgets what went in: the file is read from another place on."""
+        """Resets the state: the file is read from another place on."""
         self.sought, self.leading, self.entered, self.skipped = True, False, 0, 0
         self._latest, self._keyframe, self._last = None, None, None
         self._waiting, self._due, self._leads = {}, [], set()
 
 
 def steady_times(starts: Sequence[float], unit: float, fps: float) -> list[float] | None:
-    """Starts of frames, and the end of the last, as they were at `fps` before they were rounded to `unit` seconds.
+    """Starts of frames and the end of the last, at `fps`, before rounding to `unit` seconds; None for another rate.
 
-    None if they weren't. Either the starts were rounded, or how long each frame lasts: then all of 8 frames a second
-    last 12 hundredths, and the starts drift. Equal frames may have been joined, and `fps` be a part of the rate.
+    Either the starts were rounded, or the lengths: then each of 8 frames a second lasts 12 hundredths, and the starts
+    drift. Equal frames may have been joined, and `fps` may be a fraction of the rate.
     """
     first = starts[0]
     for times in range(1, 5):
         step = 1 / (fps * times * unit)  # units
         if step < 2 and times > 1:
-            break  # everything is near to some frame of such a rate
+            break  # any start is near a frame of such a rate
         places = [(start - first) / unit for start in starts]
         frames = [round(place / step) for place in places]
         near = all(-1 < place - n * step <= 0.501 for place, n in zip(places, frames, strict=True))
@@ -189,11 +189,11 @@ def steady_times(starts: Sequence[float], unit: float, fps: float) -> list[float
 
 
 def steady_rate(starts: Sequence[float], unit: float, mean: float, rounded: bool = False) -> float:
-    """A rate at which frames that start at these seconds are all shown, each at its time: frames a second.
+    """A rate, in frames a second, that shows all frames that start at these seconds, each at its time.
 
-    The `mean` rate, or a whole one, or one of television's, if a frame of it begins wherever one of these does (to
-    within `unit` seconds). If there is none, a rate as high as the frames come close together, but for a few of them.
-    Where durations are `rounded`, the mean is too, and a whole rate near it is taken first.
+    The `mean` rate, a whole one, or one of television's, if its frames coincide with all starts (to within `unit`
+    seconds). If there is none, a rate as high as the smallest gaps need, apart from a few. Where durations are
+    `rounded`, so is the mean, and a whole rate near it is tried first.
     """
     places = np.asarray(starts) - starts[0]
     gaps = np.sort(np.diff(places))

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokvid.errors import UserError
 
-Encoded = str | Path | bytes  # a path, or what is in the file
+Encoded = str | Path | bytes  # a path, or the bytes of a file
 
 MAX_BYTES = 64 * 2**30  # of a file
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K
@@ -38,14 +38,14 @@ def name_of(source: Encoded) -> str:
 
 
 def head_of(source: Encoded) -> bytes:
-    """The first bytes of a regular file that isn't too large; UserError otherwise. (A pipe would block.)"""
+    """The first bytes of a regular file of at most MAX_BYTES; UserError for another. (A pipe would block.)"""
     name = name_of(source)
     if isinstance(source, bytes):
         size, head = len(source), source[:16]
     else:
         path = Path(source)
         try:
-            known, regular = path.exists(), path.is_file()
+            exists, regular = path.exists(), path.is_file()
             size = path.stat().st_size if regular else 0
             head = b""
             if regular:
@@ -54,7 +54,7 @@ def head_of(source: Encoded) -> bytes:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {name}: {reason(error)}; check the path and its permissions") from error
         if not regular:
-            raise UserError(f"{name} is {'not a file' if known else 'not there'}; give a video file ({KINDS})")
+            raise UserError(f"{name} is {'not a file' if exists else 'not there'}; give a video file ({KINDS})")
     if not head:
         raise UserError(f"{name} is empty (0 bytes); copy it again or remove it")
     if size > MAX_BYTES:
@@ -63,12 +63,12 @@ def head_of(source: Encoded) -> bytes:
 
 
 def opened(source: Encoded) -> Any:
-    """As Pillow can open it."""
+    """The source in a form that Pillow opens."""
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def image_kind(source: Encoded) -> str | None:
-    """Pillow's name for what begins as an image does; None for another file; UserError when it can't be read."""
+    """Pillow's name of an image format, by the first bytes; None for another file; UserError when it cannot be read."""
     head = head_of(source)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"

@@ -18,7 +18,7 @@ from tokvid.types import Caption
 
 @functools.cache
 def _probe_once(path: str, changed: int, size: int, full: bool) -> VideoInfo | str:
-    """`probe` of a file as it is now, or why it cannot be read; several sources over a folder share it."""
+    """`probe` of a file, or the reason why it cannot be read; cached for all sources over a folder."""
     try:
         return probe(path, full=full)
     except UserError as error:
@@ -42,7 +42,7 @@ class FolderItem:
         return self.path
 
     def probe(self, full: bool) -> VideoInfo | str:
-        """What is in it, or why it cannot be read."""
+        """Its facts, or the reason why it cannot be read."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -59,8 +59,8 @@ class FolderItem:
 class FolderSource(CheckedSource[FolderItem]):
     """A folder of videos with `captions.jsonl` or, if there is none, `captions.csv`; see `CheckedSource`.
 
-    A line of the first is {"file": "a.mp4", "caption": "a dog runs"}, of the second a.mp4,a dog runs below
-    the header file,caption.
+    A line of captions.jsonl is {"file": "a.mp4", "caption": "a dog runs"}; one of captions.csv is a.mp4,a dog runs,
+    below the header file,caption.
 
     Raises:
         UserError: no captions file, bad lines in it (each with its number), a file that is named twice or outside of
@@ -79,14 +79,14 @@ class FolderSource(CheckedSource[FolderItem]):
     ):
         folder = Path(path)
         lines = read_captions(folder)
-        if captioned:  # before the files are looked at, which takes a while
+        if captioned:  # before the files are probed, which takes a while
             check_captioned((line.caption for line in lines), folder)
         items = [FolderItem(folder / line.file, line.file, (Caption(0.0, line.caption),), fit) for line in lines]
         super().__init__(folder, items, max_unreadable=max_unreadable, threads=threads, full=full, captioned=captioned)
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    """The captions, and each file that they name, whether it can be read or not."""
+    """The captions file, and each file named there, readable or not."""
     return [captions_file(folder), *(folder / line.file for line in read_captions(folder))]
 
 

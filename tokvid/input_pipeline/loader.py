@@ -1,7 +1,7 @@
-"""The data loader of the tokenizer: clips cut from the videos of a source, images beside them, batched by grain.
+"""The data loader of the tokenizer: clips of a source's videos, with images beside them, batched by grain.
 
-The order of samples depends on the seed and the step alone, never on threads, and a restored iterator goes on bit for
-bit. Windows of ready tokens are in `windows.py`.
+The order of samples depends on the seed and the step alone, never on threads, and a restored iterator continues with
+the same samples. Windows of tokens are in `train/windows.py`.
 """
 
 import dataclasses
@@ -28,26 +28,26 @@ FEWEST_SHUFFLED = 256  # indices in an epoch
 
 
 def usable_rates(seconds: float, frames: int, fps: Sequence[float]) -> list[float]:
-    """Those rates of `fps` at which a video of that length still shows `frames` frames, in rising order.
+    """The rates of `fps` at which a video of `seconds` has `frames` frames, in rising order.
 
-    A frame shows until the next one, so the last of the clip only has to begin before the video ends; an
-    image is a clip of one.
+    A frame shows until the next one, so the clip's last one only has to begin before the video ends; an image is a clip
+    of one.
     """
     return sorted(rate for rate in fps if frames == 1 or (frames - 1) / rate < seconds)
 
 
 def captions_within(captions: tuple[Caption, ...], start: float, end: float) -> tuple[Caption, ...]:
-    """Those in force from `start` to `end` (seconds), in seconds from `start` on; none only where there are none."""
+    """The captions in force from `start` to `end` (seconds), with their starts relative to `start`."""
     in_force = max((i for i, caption in enumerate(captions) if caption.start <= start), default=0)
     later = (caption for caption in captions[in_force + 1 :] if caption.start < end)
     return tuple(Caption(max(0.0, c.start - start), c.text) for c in (*captions[in_force : in_force + 1], *later))
 
 
 class ClipCutter:
-    """Cuts a clip from a video of `source`, or from another, drawn deterministically, if that is no use."""
+    """Cuts a clip from a video of `source`, or from another, drawn deterministically, where that cannot be used."""
 
     def __init__(self, source: VideoSource, config: DataConfig, encode: Callable[[str], np.ndarray] | None = None):
-        """`encode` makes a caption's ids, int32 (L,); without, clips have none, (0,)."""
+        """`encode` turns a caption into ids, int32 (L,); without it, clips have none, (0,)."""
         if config.frames < 1 or not config.fps or not all(0 < rate < math.inf for rate in config.fps):
             raise UserError(
                 f"frames {config.frames} at fps {config.fps}: both must be positive, with one rate at least"
@@ -60,7 +60,7 @@ class ClipCutter:
         self._lock = threading.Lock()
 
     def __call__(self, index: int, rng: np.random.Generator) -> VideoBatch:
-        """A clip, its arrays without the batch dimension, no images. UserError if too many videos are no use."""
+        """A clip without the batch dimension and without images. UserError if too many videos cannot be used."""
         for _ in range(MOST_TRIES):
             clip = self._try(index, rng)
             if clip is not None:
@@ -81,7 +81,8 @@ class ClipCutter:
             if not rates:
                 self._count_short(item)
                 return None
-            # CogVideo (Hong et al. 2022, arXiv:2205.15868) takes the lowest: a text should cover its action.
+            # CogVideo (Hong et al. 2022, arXiv:2205.15868) takes the lowest rate: a clip should show the caption's
+            # whole action.
             fps = rates[0] if config.fps_rule == "lowest" else rates[rng.integers(len(rates))]
             length = (config.frames - 1) / fps
             start = rng.uniform(0, max(0.0, item.seconds - length))
@@ -114,7 +115,7 @@ class ClipCutter:
 
 
 class ImageAdder:
-    """`clips`, and beside each clip `config.images` single frames of the folder `config.images_path` or of `source`."""
+    """Adds to each clip `config.images` single frames of the folder `config.images_path` or of `source`."""
 
     def __init__(self, clips: ClipCutter, source: VideoSource, config: DataConfig):
         if config.images_path:
@@ -141,12 +142,11 @@ def clip_batches(
     encode: Callable[[str], np.ndarray] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[VideoBatch]:
-    """Endless clips of `config.frames` frames, images beside them, and with `encode` their captions' ids: VideoBatch.
+    """Endless batches of clips of `config.frames` frames, with images and, with `encode`, their captions' ids.
 
-    `batch` is what this process gets a step; `shard` is (its index, the number of processes), and together
-    they get `batch * shard[1]` samples that depend on the step alone. `get_state` and `set_state` of the
-    iterator save and restore the place. UserError for an unknown source and when too many videos can't be
-    read.
+    `batch` is the number of samples of this process; `shard` is (its index, the number of processes). All processes
+    together get `batch * shard[1]` samples, which depend on the step alone. The iterator's `get_state` and `set_state`
+    save and restore its place. UserError for an unknown source, and when too many videos cannot be read.
     """
     source = open_source(config, split)
     if not len(source):
@@ -157,13 +157,13 @@ def clip_batches(
 
 
 def samples_of(videos: int, seed: int) -> grain.MapDataset[int]:
-    """Indices of videos in a new order each epoch, for ever. `random_map` over it draws from `seed` too.
+    """Endless indices of videos, in a new order each epoch. A `random_map` over it also draws from `seed`.
 
-    Each comes once an epoch; those of a small set several times, for grain takes 19 ms to shuffle two.
+    Each index comes once an epoch; in a small set, several times, because grain takes 19 ms for each shuffle.
     """
     if seed < 0:
         raise UserError(f"seed {seed} is negative; use 0 or more")
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain takes 32 bits and refuses more
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain's seeds have 32 bits
     copies = math.ceil(FEWEST_SHUFFLED / videos)
     return grain.MapDataset.range(videos).repeat(copies).seed(mixed).shuffle().repeat()
 
@@ -179,13 +179,13 @@ def batches(
     shard: tuple[int, int],
     join: Callable[[Sequence[np.ndarray]], np.ndarray] = np.stack,
 ) -> grain.DatasetIterator[Sample]:
-    """Joins samples (NamedTuples of arrays): process i of n gets the batch s*n + i of all at its step s."""
+    """Joins samples (NamedTuples of arrays) to batches: at its step s, process i of n gets batch s*n + i."""
     if batch < 1 or not 0 <= shard[0] < shard[1] or threads < 0:
         raise UserError(
             f"batch {batch}, shard {shard}, threads {threads}: batch should be 1 or more, shard (i, n) with "
             "0 <= i < n, threads 0 or more"
         )
-    # What is buffered are whole batches, so there are few.
+    # The buffer holds whole batches, so it has few.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
     def together(samples: Sequence[Any]) -> Any:

@@ -1,11 +1,10 @@
 """Captioned Moving MNIST: one handwritten digit that moves up and down or left and right, 20 frames of 64×64.
 
-As in Sync-DRAW (Mittal et al. 2017, arXiv:1611.10314) and the text-to-video papers that use it (GODIVA,
-NÜWA): digits of 28×28 start anywhere, move along one axis by a fifth of the free way a frame, and turn where
-they meet the border. Each digit moves along one axis in training and along the other in the test split. The
-captions say where the motion begins, in the later papers' manner. What differs from the published files, on
-purpose: a digit's axis is fixed below instead of drawn anew in every run, and the motion never turns before
-it was seen in its first direction.
+As in Sync-DRAW (Mittal et al. 2017, arXiv:1611.10314) and the text-to-video papers that use it (GODIVA, NÜWA): digits
+of 28×28 start anywhere, move along one axis by a fifth of the free way a frame, and turn at the border. Each digit
+moves along one axis in training and along the other in the test split. Captions state the first direction, as in the
+later papers. Two differences from the published files are deliberate: each digit's axis is fixed below instead of drawn
+in every run, and the motion never turns before its first direction was visible.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ class MnistItem:
     image: np.ndarray  # uint8 (28, 28)
     label: int
     axis: Literal["vertical", "horizontal"]
-    towards_end: bool  # first down or right, else first up or left
+    towards_end: bool  # down or right at first, else up or left
     begin: float  # on the axis, as a share of the free way
     across: float  # on the other axis
 
@@ -78,17 +77,16 @@ class MnistItem:
         return frames_THWC
 
     def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
-        """Frames that show at start + i/fps (seconds): uint8 (T, H, W, 3)."""
+        """The frames at start + i/fps (seconds): uint8 (T, H, W, 3)."""
         return show(self.frames(), FPS, start=start, fps=fps, frames=frames, size=size, fit="crop")
 
 
 class MovingMnist:
     """The `split` "train" (10,000 videos) or "test" (2,000, each digit along its held-out axis).
 
-    `path` holds the digits, which both splits draw from as published: an .npz file with `images` uint8 (N,
-    28, 28) and `labels` (N,), a folder with MNIST's two idx files, or the images' one (raw or .gz). Item i
-    depends on `seed`, split and i alone. UserError when the file isn't there, is damaged or is something
-    else.
+    `path` holds the digits for both splits, as in the published set: an .npz file with `images` uint8 (N, 28, 28) and
+    `labels` (N,), a folder with MNIST's two idx files, or the idx file of the images (raw or .gz). Item i depends on
+    `seed`, split and i alone. UserError for a file that is missing, damaged or of another kind.
     """
 
     def __init__(self, path: str | Path, split: str = "train", seed: int = 0):
@@ -123,7 +121,7 @@ class MovingMnist:
 
 
 def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 28, 28) and labels uint8 (N,), 0 to 9, of the files that `MovingMnist` describes."""
+    """Images uint8 (N, 28, 28) and labels uint8 (N,), 0 to 9, of files as in `MovingMnist`."""
     path, *others = digit_files(path)
     try:
         images, labels = (_read_idx(path, 3), _read_idx(others[0], 1)) if others else _read_npz(path)
@@ -143,7 +141,7 @@ def read_digits(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not (sound and len(images) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() <= 9):
         raise UserError(
             f"{path} has images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}; "
-            f"wanted are images uint8 (N, {DIGIT}, {DIGIT}) and labels 0 to 9 (N,)"
+            f"they should be images uint8 (N, {DIGIT}, {DIGIT}) and labels 0 to 9 (N,)"
         )
     return images, labels.astype(np.uint8)
 

@@ -14,18 +14,18 @@ from tokvid.input_pipeline.encoded import IMAGES, MAX_PIXELS, Encoded, image_kin
 
 Fit = Literal["crop", "letterbox"]
 
-# FFmpeg's fast paths are 1.4 grey levels too dark on real clips; this agrees with exact averaging to 0.3.
+# FFmpeg's fast paths are 1.4 grey levels too dark on real clips; these flags agree with exact averaging to 0.3.
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
 def _turn(frame: Any) -> tuple[bool, bool, bool]:
-    """(swap rows and columns, then flip rows, then flip columns): how the display matrix wants a frame."""
+    """The display matrix of a frame as (swap rows and columns, then flip rows, then flip columns)."""
     try:
         matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:9].reshape(3, 3)
     except (KeyError, ValueError):
         return False, False, False
     (a, b), (c, d) = matrix[:2, :2].tolist()
-    if abs(a) + abs(d) >= abs(b) + abs(c):  # other angles than quarter turns are shown as the nearest of these
+    if abs(a) + abs(d) >= abs(b) + abs(c):  # other angles are rounded to quarter turns
         return False, d < 0, a < 0
     return True, b < 0, c < 0
 
@@ -49,11 +49,11 @@ class Fitter:
         self.scaler = VideoReformatter()
 
     def __call__(self, frame: Any) -> np.ndarray:
-        """Turned upright, averaged by area when scaled down, bilinear when up; centre crop or black bars."""
+        """The frame upright, scaled down by area averages or up bilinearly, with a centre crop or black bars."""
         swap, flip_rows, flip_columns = _turn(frame)
         shown_h, shown_w = shown_size(frame, self.aspect)
         if self.size is None:
-            self.size = (shown_h, shown_w)  # the first frame's, should a stream change its size
+            self.size = (shown_h, shown_w)  # the first frame's, for the whole stream
         h, w = self.size
         scale = (max if self.fit == "crop" else min)(h / shown_h, w / shown_w)
         new_h, new_w = max(1, round(shown_h * scale)), max(1, round(shown_w * scale))
@@ -77,18 +77,18 @@ class Fitter:
 
 
 def is_still(source: Encoded) -> bool:
-    """Whether it is an image, and no animation; UserError when it can't be read."""
+    """Whether it is an image and not animated; UserError when it cannot be read."""
     kind = image_kind(source)
     if kind in ("PNG", "WEBP"):
-        # What cannot be opened here is told by who reads it as a still.
+        # Errors are raised where it is read as a still image.
         with contextlib.suppress(Exception), PIL.Image.open(opened(source), formats=(kind,)) as image:
             return not getattr(image, "is_animated", False)
     return kind is not None
 
 
 def on_white(image: Any) -> Any:
-    """An image of Pillow's, upright and without transparency, as a frame for Fitter."""
-    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # how the file has its pixels
+    """A Pillow image, upright and without transparency, as a frame for Fitter."""
+    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # the pixel format in the file
     upright = _eight_bits(PIL.ImageOps.exif_transpose(image), raw)
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -96,13 +96,13 @@ def on_white(image: Any) -> Any:
     return av.VideoFrame.from_ndarray(np.asarray(upright.convert("RGB")), format="rgb24")
 
 
-# Pillow tells the transparent grey or colour of a PNG in the file's own numbers; in the 8 bits that it makes of these,
-# it is so many times as much.
+# Pillow gives the transparent grey or colour of a PNG in the file's own numbers; these factors convert it to the 8 bits
+# of its pixels.
 TRANSPARENT = {"1": 255, "L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 
 
 def _eight_bits(image: PIL.Image.Image, raw: str) -> PIL.Image.Image:
-    """A picture in 8 bits a channel, of which Pillow makes all but 16-bit grey, which it would clip to 255."""
+    """An image in 8 bits a channel. Pillow converts all but 16-bit grey, which it would clip to 255."""
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
         grey_HW = np.asarray(image).astype(np.uint32)

@@ -1,7 +1,7 @@
 """Videos in array_record files, one msgpack map each: encoded bytes, raw frames, or tokens.
 
-A dataset is a folder: `00000.array_record`, `00001.array_record`, … and `dataset.json`, which is written last
-and says what is in them. Nothing in it is a path or is run.
+A dataset is a folder: `00000.array_record`, `00001.array_record`, … and `dataset.json`, which is written last and
+describes them. It contains no paths and no code.
 """
 
 import bisect
@@ -44,11 +44,11 @@ MOST_BYTES = 1 << 30  # of one encoded video
 
 @dataclasses.dataclass(frozen=True)
 class StoredVideo:
-    """One record, a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is there, and names the kind.
+    """One record, a `VideoItem`. Exactly one of `video`, `frames` and `tokens` is set; its name is the kind.
 
     `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W, Q)
-    in latent frames. `fps` is the rate of the frames stored, or of those that were tokenized. Beside tokens there may
-    be those of `conditions` of the same video, by name.
+    in latent frames. `fps` is the rate of the stored or tokenized frames. Tokens may come with those of `conditions` of
+    the same video, by name.
     """
 
     key: str
@@ -59,17 +59,17 @@ class StoredVideo:
     tokens: np.ndarray | None = None
     fps: float = 0.0
     conditions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    fit: "Fit" = "crop"  # how `read` makes another aspect ratio fit; not stored
+    fit: "Fit" = "crop"  # how `read` fits another aspect ratio; not stored
 
     @property
     def kind(self) -> Kind:
-        """What is stored: "video", "frames" or "tokens"."""
+        """The kind of record: "video", "frames" or "tokens"."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     def read(self, start: float, fps: float, frames: int, size: tuple[int, int]) -> np.ndarray:
-        """Frames at start + i/fps (seconds), each the one that shows then: uint8 (T, H, W, 3)."""
+        """The frames shown at start + i/fps (seconds): uint8 (T, H, W, 3)."""
         if self.video is not None:
-            from tokvid.input_pipeline.clips import read_clip  # who reads tokens needs no PyAV
+            from tokvid.input_pipeline.clips import read_clip  # tokens are read without PyAV
 
             return read_clip(self.video, start=start, fps=fps, frames=frames, size=size, fit=self.fit)
         if self.frames is None:
@@ -105,7 +105,7 @@ def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.nd
 
 
 def stored(item: VideoItem, *, fps: float, size: tuple[int, int], as_frames: bool = False) -> StoredVideo:
-    """`item` as it is stored: its file's bytes, `MOST_BYTES` at most, else (or `as_frames`) all its frames at `fps`."""
+    """`item` as a record: its file's bytes, at most MOST_BYTES; without a file, or `as_frames`, its frames at `fps`."""
     if isinstance(item, StoredVideo):
         return item
     path = getattr(item, "path", None)
@@ -127,13 +127,13 @@ def _bytes_of(path: Path) -> bytes:
 
 
 class RecordWriter:
-    """Writes a dataset folder, which appears whole when the `with` block ends well, otherwise not at all.
+    """Writes a dataset folder, which appears as a whole when the `with` block ends without an error.
 
         with RecordWriter(path, "frames", {"made_from": "shapes"}) as writer:
             writer.write(stored(item, fps=8, size=(64, 64)))
 
-    `metadata` is anything JSON can say. A file has at most `per_file` records. UserError when `path` is a
-    folder of something else, when the disk is full, and for a record of another kind.
+    `metadata` is any JSON object. A file has at most `per_file` records. UserError when `path` holds anything else,
+    when the disk is full, and for a record of another kind.
     """
 
     def __init__(
@@ -172,11 +172,11 @@ class RecordWriter:
             _complete(self._folder, self.path, self.kind, self._counts, self.metadata)
 
     def write(self, video: StoredVideo) -> None:
-        """Adds one record. UserError when it is of another kind, or could not be read again."""
+        """Adds one record. UserError when it is of another kind, or cannot be read back."""
         data = _pack(video, self.kind)
         if not self._counts or self._counts[-1] >= self.per_file:
             self._close_file()
-            name = os.fsencode(self._folder / _file_name(len(self._counts)))  # which may be no UTF-8
+            name = os.fsencode(self._folder / _file_name(len(self._counts)))  # the path may not be UTF-8
             self._file = self._guarded(lambda: array_record_module.ArrayRecordWriter(name, "group_size:1,zstd:3"))
             self._counts.append(0)
         self._guarded(lambda: self._file.write(data))
@@ -195,7 +195,7 @@ class RecordWriter:
 
 
 def check_replaceable(path: Path) -> None:
-    """UserError where no dataset can be put at `path`, or what is there is neither one nor an empty folder."""
+    """UserError where no dataset can be put at `path`, or where there is anything but a dataset or an empty folder."""
     replaceable = path.is_dir() and ((path / "dataset.json").is_file() or not any(path.iterdir()))
     if path.exists() and not replaceable:
         raise UserError(f"{path} is there already and holds no records; choose another place for them")
@@ -203,7 +203,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
-    """Describes the records in `folder`, and opens all of their files before the folder may stand at `path`."""
+    """Writes the description of the records in `folder`, and reads from each file before `folder` moves to `path`."""
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -218,13 +218,13 @@ def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metad
         for end in itertools.accumulate(source.counts):
             source[end - 1]
     except UserError as error:
-        raise UserError(f"cannot write {path}: what was written cannot be read back: {error}") from error
+        raise UserError(f"cannot write {path}: the records cannot be read back: {error}") from error
 
 
 def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mapping[str, Any]) -> None:
-    """Datasets of one kind as one, in their order, at `path`, whole or not at all. They stay as they are.
+    """Joins datasets of one kind, in their order, to one at `path`, which appears as a whole. The parts are kept.
 
-    UserError where one is missing, damaged or of another kind, or `path` is something else.
+    UserError where a part is missing, damaged or of another kind, or `path` holds anything else.
     """
     check_replaceable(path)
     sources = [RecordSource(part) for part in parts]
@@ -236,45 +236,47 @@ def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mappin
         for number, file in enumerate(files):
             try:
                 os.link(file, folder / _file_name(number))
-            except OSError:  # a file system without such links, as buckets are
+            except OSError:  # a file system without hard links, such as a bucket
                 shutil.copyfile(file, folder / _file_name(number))
         _complete(folder, path, kind, [count for source in sources for count in source.counts], metadata)
 
 
 class RecordSource:
-    """A dataset folder, read in any order and by any number of threads; a `VideoSource`.
+    """A dataset folder, with random access from any number of threads; a `VideoSource`.
 
-    `kind`, `metadata` and the count are as written; a `fit` among the metadata is taken instead of the one given.
-    UserError for a folder of something else, one that another version wrote, and files that are damaged or missing.
+    `kind`, `metadata` and the count are as written; a `fit` in the metadata overrides the argument. UserError for a
+    folder without a dataset or with one of another version, and for damaged or missing files.
     """
 
     def __init__(self, path: str | Path, *, fit: "Fit" = "crop"):
         self.path, self.fit = Path(path), fit
         if not (self.path / "dataset.json").is_file():
             raise UserError(f"{path} is no dataset of records: it has no dataset.json; `tokvid data` writes one")
-        described = read_json(self.path / "dataset.json", "the description of records")
-        if described.get("format") != FORMAT:
-            raise UserError(f"{path} is no dataset of records: dataset.json has format {described.get('format')!r:.60}")
-        if described.get("version") != VERSION:
+        description = read_json(self.path / "dataset.json", "the description of records")
+        if description.get("format") != FORMAT:
             raise UserError(
-                f"{path} is written in version {described.get('version')!r:.60} of the records; this tokvid "
+                f"{path} is no dataset of records: dataset.json has format {description.get('format')!r:.60}"
+            )
+        if description.get("version") != VERSION:
+            raise UserError(
+                f"{path} is written in version {description.get('version')!r:.60} of the records; this tokvid "
                 f"reads {VERSION}, so write it again"
             )
-        kind, counts, metadata = (described.get(name) for name in ("kind", "counts", "metadata"))
+        kind, counts, metadata = (description.get(name) for name in ("kind", "counts", "metadata"))
         if not (
             kind in KINDS
             and isinstance(counts, list)
             and all(type(count) is int and count > 0 for count in counts)
-            and described.get("count") == sum(counts)
+            and description.get("count") == sum(counts)
             and isinstance(metadata, dict)
         ):
             raise UserError(f"{self.path / 'dataset.json'} is damaged; write the dataset again")
         self.kind: Kind = kind
         self.metadata: dict[str, Any] = metadata
         self.counts: list[int] = counts  # of each file
-        if (wanted := metadata.get("fit", fit)) not in ("crop", "letterbox"):
-            raise UserError(f"{self.path / 'dataset.json'}: {did_you_mean(wanted, ('crop', 'letterbox'), 'fit')}")
-        self.fit = wanted  # of videos whose writer said how they are to fit, so
+        if (stored_fit := metadata.get("fit", fit)) not in ("crop", "letterbox"):
+            raise UserError(f"{self.path / 'dataset.json'}: {did_you_mean(stored_fit, ('crop', 'letterbox'), 'fit')}")
+        self.fit = stored_fit  # the writer's choice comes first
         self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         self._files = [_open(self.path / _file_name(i), count) for i, count in enumerate(counts)]
 
@@ -322,12 +324,12 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
     }
     present = [name for name in KINDS if getattr(video, name) is not None]
     if present != [kind]:
-        raise UserError(f"{video.key}: a record of kind {kind!r} is asked for, this one holds {present}")
+        raise UserError(f"{video.key}: this record should be of kind {kind!r}, it holds {present}")
     content = getattr(video, kind)
     if kind == "video":
         values["video"] = bytes(content)
     else:
-        # The type that is stored doesn't say the byte order, so it is always the same.
+        # The stored type doesn't include the byte order, so it is always little-endian.
         array = np.ascontiguousarray(content)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         values |= {
@@ -343,9 +345,9 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
             }
     try:
         data = msgpack.packb(values)
-    except (ValueError, OverflowError) as error:  # a text with lone surrogates, more bytes than a map may have
+    except (ValueError, OverflowError) as error:  # lone surrogates in a text, or too many bytes for a map
         raise UserError(f"{video.key!r:.200} cannot be written as a record: {error}") from error
-    _unpack(data, kind, "crop", video.key)  # what can't be read again isn't written
+    _unpack(data, kind, "crop", video.key)  # never writes an unreadable record
     return data
 
 
@@ -358,7 +360,7 @@ def _unpack(data: bytes, kind: Kind, fit: "Fit", where: str) -> StoredVideo:
 
 
 def from_values(values: dict[str, Any], kind: Kind, fit: "Fit", where: str) -> StoredVideo:
-    """The video that a record's values say. UserError, with `where`, for values that no writer writes."""
+    """The video of a record's values. UserError, with `where`, for values that no writer writes."""
     try:
         return _checked(values, kind, fit)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -398,9 +400,9 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
 
 
 def _shape(dims: list[int], kind: str) -> tuple[int, ...]:
-    """Of frames or tokens, checked."""
+    """The checked shape of frames or tokens."""
     shape = tuple(dims)
-    if kind == "tokens" and len(shape) == 3:  # of earlier versions, which knew no sub-codes
+    if kind == "tokens" and len(shape) == 3:  # earlier versions had no sub-codes
         shape = (*shape, 1)
     if len(shape) != 4:
         raise ValueError(f"shape {shape} has {len(shape)} dimensions")

@@ -1,4 +1,4 @@
-"""What every source of videos has in common: the facts that it states, what is held out, how much may be unreadable."""
+"""The common parts of all sources of videos: their facts, the held-out split, the limit of unreadable videos."""
 
 import dataclasses
 import threading
@@ -28,8 +28,8 @@ class Source:
     that defines its own split has `held_out`, which opens the videos never trained on, and `holds_out`, which says
     whether there are any.
 
-    `files` lists the files at `data.path` that decide what the videos are: when one changes, resuming notices. `parts`
-    are the stretches of such a file, (first byte, bytes), that are checked as if they were files.
+    `files` lists the files at `data.path` that the videos depend on; on resuming, a change is noticed. `parts` are the
+    stretches of such a file, (first byte, bytes), that are checked as if they were files.
     """
 
     open: Callable[[DataConfig], VideoSource]
@@ -71,15 +71,14 @@ class Unreadable:
     """Counts videos that cannot be used and raises a UserError when there are too many. Threads may share one.
 
     The rule: at most the share `most` (data.max_unreadable) of `sample` videos may be unusable, and never all of them.
-    `sample` is the number of videos where that is known. Where reading goes on without end, it is the number of reads
-    before which a share means nothing; beyond it, the share is of all that were read. `where` says in the error where
-    the videos are, `advice` what else to do.
+    `sample` is the number of videos where that is known. In an endless stream, it is the number of reads before which a
+    share means nothing; beyond it, the share is of all reads. The error names `where` the videos are, and `advice`.
     """
 
     def __init__(self, most: float, sample: int = FEWEST_READS, where: str | Path = "", advice: str = ""):
         self.most, self.sample, self.where, self.advice = most, sample, where, advice
         self.read = self.count = 0
-        self.first = ""  # why the first of them cannot be used
+        self.first = ""  # the reason why the first of them cannot be used
         self._lock = threading.Lock()
 
     def good(self, videos: int = 1) -> None:

@@ -1,8 +1,8 @@
 """Every source of videos by name, behind one door: opened by split, with a fingerprint of its files.
 
-A new source is one file, which defines `SOURCE` (`source.Source`), and one line of `SOURCES` here. Its module is
-imported when the source is used, so PyAV or TensorFlow Datasets are needed only where they are read with. No such
-module imports this one.
+To add one: a file that defines `SOURCE` (`source.Source`), and a line of `SOURCES` here. The module is imported when
+the source is used, so PyAV or TensorFlow Datasets are needed only for the sources that read with them. No such module
+imports this one.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ SOURCES: dict[str, str] = {
     "tfds": "tokvid.input_pipeline.builders",  # path: a dataset prepared by a builder
 }
 
-MARKED = 4096  # bytes at the beginning, the middle and the end of a file that tell it from others of its size
-READERS = 16  # threads that read them
+MARKED = 4096  # bytes at the beginning, the middle and the end of a file that enter its fingerprint
+READERS = 16  # threads that read these
 
 
 def source_of(config: DataConfig) -> Source:
@@ -42,9 +42,9 @@ def source_of(config: DataConfig) -> Source:
 
 
 def open_source(config: DataConfig, split: str = "train") -> VideoSource:
-    """The videos of `config.source` that are in `split`, "train" or "held_out".
+    """The videos of `config.source` in `split`, "train" or "held_out".
 
-    UserError for an unknown source or split, and when the split is empty.
+    UserError for an unknown source or split, and for an empty split.
     """
     source = source_of(config)
     if split not in SPLITS:
@@ -57,16 +57,16 @@ def open_source(config: DataConfig, split: str = "train") -> VideoSource:
 
 
 def holds_out(config: DataConfig) -> bool:
-    """Whether there are videos that training never sees."""
+    """Whether there are videos held out of training."""
     source = source_of(config)
     return config.held_out > 0 if source.held_out is None else source.holds_out(config)
 
 
 def fingerprint(config: DataConfig) -> str:
-    """16 hex digits that change with the data; none where no files are read.
+    """16 hex digits that change with the data; "" where no files are read.
 
-    They cover the name and size of each file that the source lists and of each in `images_path`, and the beginning, the
-    middle and the end of each file and of each of its parts: nothing large is read.
+    They cover name and size of each file that the source lists and of each in `images_path`, and the beginning, the
+    middle and the end of each file and of each of its parts.
     """
     files: list[tuple[Path, Path, Callable[[Path], Iterable[tuple[int, int]]]]] = []
     if config.path:
@@ -82,7 +82,7 @@ def fingerprint(config: DataConfig) -> str:
 
 
 def _mark(path: Path, parts: Callable[[Path], Iterable[tuple[int, int]]]) -> tuple[int, str]:
-    """A file's size, and the SHA-256 of beginning, middle and end of it and its parts; -1 where it can't be read."""
+    """A file's size, and the SHA-256 of beginning, middle and end of it and its parts; -1 for an unreadable file."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Text to ids and back: a sentencepiece model trained from the captions, with bytes for what it never saw."""
+"""Text to ids and back: a sentencepiece model trained on the captions, with bytes for unseen characters."""
 
 import functools
 import hashlib
@@ -16,25 +16,24 @@ from tokvid.io.files import atomic
 
 log = logging.getLogger(__name__)
 
-PADDING = -1  # not an id of the model: no text looks like "no text"
-UNKNOWN, BEGIN, END = 0, 1, 2  # begin and end are reserved: prompts are encoded without them
-SMALLEST_VOCABULARY = 3 + 256 + 32  # the reserved ids, the bytes, and some room for the captions' own pieces
+PADDING = -1  # not an id of the model, so that no prompt looks like "no text"
+UNKNOWN, BEGIN, END = 0, 1, 2  # begin and end are reserved but unused
+SMALLEST_VOCABULARY = 3 + 256 + 32  # the reserved ids, the bytes, and room for the captions' own pieces
 NORMALIZATION = "nmt_nfkc"  # NFKC, with tabs and line ends as spaces and without control characters
 LONGEST_CAPTION = 4096  # characters; longer ones are cut before the text model is trained
 LARGEST_MODEL = 64 << 20  # bytes
-CHARACTERS_PER_TOKEN = 32  # twice what a piece of sentencepiece may be long
+CHARACTERS_PER_TOKEN = 32  # twice the longest piece of sentencepiece
 
 
 def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int = 512) -> "TextModel":
     """Trains a byte-pair sentencepiece model (Sennrich 2016, arXiv:1508.07909) and writes it to `path`.
 
-    Not a unigram model (Kudo 2018): sentencepiece counts that one's candidates over distinct words, so a
-    small grammar with few words ends up in letters, 33 tokens instead of 13 for the longest Moving Shapes
-    caption.
+    Not a unigram model (Kudo 2018): sentencepiece counts its candidates over distinct words, so that a small grammar
+    with few words is split into letters, 33 tokens instead of 13 for the longest Moving Shapes caption.
 
-    The same captions in the same order give the same bytes. Any string stays encodable: what no piece covers
-    falls back to UTF-8 bytes. `vocabulary` is the most ids it may have; captions too few for that many give a
-    smaller model, said in the log. UserError when there is no text, or the vocabulary can't hold the bytes.
+    The same captions in the same order give the same bytes. Any string can be encoded: characters without a piece fall
+    back to UTF-8 bytes. `vocabulary` is the highest number of ids; few captions give a smaller model, with a warning in
+    the log. UserError when there is no text, or when the vocabulary cannot hold the bytes.
     """
     if vocabulary < SMALLEST_VOCABULARY:
         raise UserError(
@@ -61,14 +60,14 @@ def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int 
             bos_id=BEGIN,
             eos_id=END,
             pad_id=-1,
-            num_threads=1,  # the order of sums, hence the model, must not depend on the machine
+            num_threads=1,  # the order of sums, and so the model, must not depend on the machine
             minloglevel=2,
         )
     except RuntimeError as error:
         raise UserError(f"cannot train a text model from {len(texts)} captions: {error}") from error
     with atomic(path) as temporary:
         temporary.write_bytes(model_bytes.getvalue())
-        model = TextModel.load(temporary)  # what can't be read takes the place of nothing
+        model = TextModel.load(temporary)  # an unreadable model must not replace an older one
     if model.vocabulary < vocabulary:
         log.warning("the captions give only %d text ids, not %d; going on with these", model.vocabulary, vocabulary)
     return model
@@ -81,7 +80,7 @@ class TextModel:
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocabulary: int = self._pieces.get_piece_size()
-            self._pieces.id_to_piece(list(range(self.vocabulary)))  # a damaged piece would fail only when it is met
+            self._pieces.id_to_piece(list(range(self.vocabulary)))  # finds damaged pieces now, not at their first use
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"{where} is not a sentencepiece model or is damaged; train one from your captions"
@@ -103,8 +102,8 @@ class TextModel:
     def encode(self, text: str, length: int) -> np.ndarray:
         """Ids of the first `length` tokens of `text`, padded with -1: int32 (length,).
 
-        An empty text is all padding, which is "no text". A longer one is cut, with a warning in the log.
-        UserError when `text` isn't valid Unicode.
+        An empty text is all padding, which means no text. A long one is cut, with a warning in the log. UserError when
+        `text` isn't valid Unicode.
         """
         ids_L, cut = self._encode(text, length)
         if cut:
@@ -112,27 +111,27 @@ class TextModel:
         return ids_L
 
     def _encode(self, text: str, length: int) -> tuple[np.ndarray, str]:
-        """The ids, and what to say where the text was cut."""
+        """The ids, and a warning where the text was cut, else ""."""
         text = checked(text).strip()
-        most = CHARACTERS_PER_TOKEN * length  # encoding a megabyte to keep 32 tokens would only cost time
+        most = CHARACTERS_PER_TOKEN * length  # saves encoding a megabyte to keep 32 tokens
         ids = self._pieces.encode(text[:most])
         ids_L = np.full(length, PADDING, np.int32)
         ids_L[: len(ids)] = ids[:length]
         cut = len(ids) > length or len(text) > most
-        said = f"text of {len(text)} characters is cut to its first {length} tokens: {text!r:.60}…"
-        return ids_L, said if cut else ""
+        warning = f"text of {len(text)} characters is cut to its first {length} tokens: {text!r:.60}…"
+        return ids_L, warning if cut else ""
 
     def decode(self, ids_L: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids_L` (ids; padding is skipped). UserError on an id that the model doesn't have."""
+        """The text of `ids_L`, without padding. UserError on an id that the model doesn't have."""
         ids = [int(i) for i in ids_L if i != PADDING]
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             raise UserError(f"text ids should be 0 to {self.vocabulary - 1}, found {min(ids)} to {max(ids)}")
         return self._pieces.decode(ids)
 
     def encoder(self, length: int, keep: int = 100_000) -> Callable[[str], np.ndarray]:
-        """`encode` to `length` tokens that remembers the last `keep` texts; the arrays are read-only.
+        """`encode` to `length` tokens, cached for the last `keep` texts; the arrays are read-only.
 
-        Only the first text that is cut is logged.
+        Only the first cut text is logged.
         """
         warned = False
 
@@ -150,7 +149,7 @@ class TextModel:
 
 
 def checked(text: str, what: str = "the prompt") -> str:
-    """`text` itself. UserError, which calls it `what`, where it is none or no UTF-8 can hold it (lone surrogates)."""
+    """`text` itself. UserError, which calls it `what`, where it is no string or no valid Unicode (lone surrogates)."""
     if not isinstance(text, str):
         raise UserError(f"{what} should be text, got {type(text).__name__} {text!r:.60}")
     try:
@@ -165,10 +164,10 @@ def checked(text: str, what: str = "the prompt") -> str:
 
 
 def _without_rare_characters(texts: list[str], vocabulary: int) -> list[str]:
-    """`texts` with at most half as many different characters as the vocabulary has ids to give.
+    """`texts` with at most half as many distinct characters as the vocabulary has free ids.
 
-    Sentencepiece refuses a vocabulary smaller than the characters it sees, which Chinese captions soon reach;
-    the rare characters are left to the bytes instead, and the other half of the ids to longer pieces.
+    Sentencepiece refuses more characters than ids, and Chinese captions soon have these. Rare characters are left to
+    the byte fallback, and the other half of the ids to longer pieces.
     """
     counts = Counter(character for text in texts for character in text)
     kept = (vocabulary - 3 - 256) // 2

@@ -1,10 +1,9 @@
 """One video file, opened safely: its packets, and its frames up to the first damage.
 
-Files come from strangers. So containers and codecs are allow-listed, size is capped before anything is decoded, a
-header's counts are never trusted, and decoding stops at the first damage: the frames before it are good, the rest is
-refused by name instead of being shown grey, black or frozen. (A decoder can't detect all damage: a flipped bit may
-decode to another picture. Of 160 mutated H.264 files 5 passed unnoticed.)
-`clips.py` reads clips and streams from these.
+Files are untrusted. So containers and codecs are allow-listed, size is capped before anything is decoded, a header's
+counts are never trusted, and decoding stops at the first damage: the frames before it are good, and the others are an
+error instead of grey, black or frozen frames. (A decoder cannot detect all damage: a flipped bit may decode to another
+picture. Of 160 mutated H.264 files, 5 passed unnoticed.) `clips.py` reads clips and streams from these.
 """
 
 import contextlib
@@ -27,14 +26,14 @@ from tokvid.input_pipeline.picture import on_white
 MAX_PACKETS = 20_000_000  # of a file: 90 hours at 60 frames a second
 MAX_SECONDS = 24 * 3600.0
 
-# FFmpeg's names of what may be opened. Sound is never decoded, but looked at to tell the streams apart.
+# FFmpeg's names of allowed formats. Sound is never decoded, only identified, to tell the streams apart.
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,flv,gif,apng"
 CODECS = "h264,hevc,libdav1d,av1,vp8,vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,apng,prores,ffv1"
 SOUND = "aac,mp3float,mp3,opus,vorbis,flac,ac3,eac3,pcm_s16le"
-ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif", "apng")  # every packet is one frame that is shown
-ROUNDED = {"gif": 1e-2, "apng": 1e-3}  # seconds to which these round how long a frame lasts
+ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif", "apng")  # every packet is one shown frame
+ROUNDED = {"gif": 1e-2, "apng": 1e-3}  # seconds to which these round a frame's length
 PACKED = rb"DivX\d+(b|Build)\d+p"  # in the headers of MPEG-4 with two frames in a packet
-NEAR_A_JOIN = 4  # packets: FFmpeg marks one of the last before a join of recordings as damaged
+NEAR_A_JOIN = 4  # packets: FFmpeg may mark one of the last before a join of recordings as damaged
 
 OPTIONS = {
     "protocol_whitelist": "file",  # no network, and no `concat` of other files
@@ -46,11 +45,11 @@ OPTIONS = {
 
 
 class DamagedVideo(UserError):
-    """The file is damaged where it was read; other parts of it may be fine."""
+    """The file is damaged in the part that was read; other parts may be fine."""
 
 
 class Damage(Exception):
-    """From `time` (seconds) on nothing can be trusted."""
+    """Nothing can be trusted from `time` (seconds) on."""
 
     def __init__(self, time: float, reason: str):
         super().__init__(reason)
@@ -58,10 +57,10 @@ class Damage(Exception):
 
 
 def damaged(name: str, damage: Damage) -> DamagedVideo:
-    """What to tell who asked for what is damaged."""
+    """The error for a request of damaged frames."""
     return DamagedVideo(
         f"{name} is damaged at {max(damage.time, 0):.2f} s ({damage.reason}); "
-        "use what is before, copy it again or remove it"
+        "use the part before, copy it again or remove it"
     )
 
 
@@ -75,7 +74,7 @@ def _tail(source: Encoded) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A frame, for Fitter, and from when to when it is shown, in seconds since the first frame."""
+    """A frame, for Fitter, and the seconds since the first frame at which it begins and ends."""
 
     begin: float
     end: float
@@ -84,7 +83,7 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What is in a video: its first frame, when all start, when the last ends, the rate declared, what is wrong."""
+    """Facts of a video: first frame, starts of all frames, end of the last, declared rate, warnings."""
 
     frame: Any
     starts: list[float]
@@ -95,15 +94,15 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a video says when all of it was looked at: whether a seek leads where reading from the start does, and when
-    its frames start, in seconds and with the end of the last, where those times are rounded much."""
+    """Facts of a whole video: whether a seek finds the frame that reading from the start does; and, where times are
+    coarsely rounded, the starts of its frames and the end of the last, in seconds."""
 
     seekable: bool
     starts: tuple[float, ...] = ()
 
 
 def survey(opener: Callable[[Encoded], Any], source: Encoded) -> Survey:
-    """Looks at all of a video that `opener` opens; once for every file."""
+    """Reads all of a video that `opener` opens; cached for every file."""
     if isinstance(source, bytes):
         return _survey(opener, source)
     status = os.stat(source)
@@ -123,13 +122,12 @@ def _survey(opener: Callable[[Encoded], Any], source: Encoded) -> Survey:
 class VideoFile:
     """An open video: packets, and frames up to the first damage. Times are seconds since the first frame.
 
-    With `fps`, times that the container has rounded to its hundredths are what they were at that rate.
+    With `fps`, times that the container rounded to hundredths are restored to that rate.
     """
 
     def __init__(self, source: Encoded, fps: float | None = None):
         self.source, self.name, self.fps = source, name_of(source), fps
-        # A GIF has neither an index nor lengths that would show that its end, and half of a frame, is
-        # missing.
+        # A GIF has neither an index nor lengths, which would show that its end and half of a frame are missing.
         self.cut = head_of(source).startswith(b"GIF8") and b";" not in _tail(source).rstrip(b"\0")[-1:]
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
         try:
@@ -146,7 +144,7 @@ class VideoFile:
             raise
 
     def _choose_stream(self) -> None:
-        # Cover pictures and alpha planes are video streams too; AVIF has a still beside its animation.
+        # Cover images and alpha planes are video streams too; AVIF has a still image beside its animation.
         streams = [s for s in self.container.streams.video if s.codec_context is not None]
         streams = [s for s in streams if "attached_pic" not in str(s.disposition)] or streams
         if not streams:
@@ -165,7 +163,7 @@ class VideoFile:
                 f"{self.name} has frames of {context.width}x{context.height} pixels, at most {MAX_PIXELS} "
                 "are allowed; scale it down: ffmpeg -i FILE -vf scale=1920:-2 out.mp4"
             )
-        context.thread_count = 1  # so that damage shows at its own packet; many files are read at once instead
+        context.thread_count = 1  # damage is then reported at its own packet; files are read in parallel instead
         self.tick = float(self.stream.time_base or 0) or 1 / 90_000
         self.first: int | None = None  # stamp of the first frame, in ticks
         rate = self.stream.average_rate or self.stream.guessed_rate
@@ -176,19 +174,19 @@ class VideoFile:
             depth=context.reorder_depth,
             whole=context.name in ONE_TO_ONE,
         )
-        # Where a packet holds two frames, an empty one follows, and not all programs give that a place of its own.
+        # A packet of two frames is followed by an empty one, which not all programs give a time of its own.
         self.clock.even = self.clock.avi and bool(re.search(PACKED, context.extradata or b""))
         self._packets = self._demux()
-        self._number = 0  # of the packet that came last
-        self.reach, self.read = 0.0, 0  # how far the packets of all streams reach, in seconds and in bytes
-        # A time asked for may be rounded differently from how the container rounded (Matroska: milliseconds).
+        self._number = 0  # of the last packet
+        self.reach, self.read = 0.0, 0  # the end of all streams' packets, in seconds and in bytes
+        # A requested time may be rounded differently than the container's (Matroska: milliseconds).
         self.unit = ROUNDED.get(self.container.format.name)
         self.epsilon = self.unit / 2 if self.unit else min(self.tick / 2 + 1e-6, 1e-3)
         self._steady: list[float] | None = None
 
     @property
     def aspect(self) -> Any:
-        """Width of a pixel by its height."""
+        """A pixel's width over its height."""
         return self.stream.sample_aspect_ratio
 
     def __enter__(self) -> "VideoFile":
@@ -206,7 +204,7 @@ class VideoFile:
         return (ticks - (self.first or 0)) * self.tick
 
     def _of_all_streams(self) -> Iterator[Any]:
-        """The packets of the picture; of the others it is noted how far they reach, for the sound may be longer."""
+        """The packets of the video stream; the end of the others is recorded, because the sound may be longer."""
         for packet in self.container.demux(*self.container.streams):
             ticks = packet.pts if packet.pts is not None else packet.dts
             if packet.size and ticks is not None:
@@ -218,7 +216,7 @@ class VideoFile:
                 yield packet
 
     def _raw_packets(self) -> Iterator[Any]:
-        """All that the container gives, less the last packet of a file that is cut off."""
+        """The container's packets, without the last one of a file that is cut off."""
         packets = self._of_all_streams()
         if not self.cut:
             yield from packets
@@ -231,7 +229,7 @@ class VideoFile:
             last = packet
 
     def _sound_packets(self) -> Iterator[Any]:
-        """Packets up to one that is marked as damaged. Where recordings were joined, one shortly before may be so."""
+        """Packets up to one that is marked as damaged, except shortly before a join of recordings."""
         held: list[Any] = []
         for packet in self._raw_packets():
             if packet.size and held and self.clock.joins_at(packet):
@@ -247,8 +245,7 @@ class VideoFile:
             raise Damage(self.time(self.clock.stamp(held[0])), "a frame is cut off")
 
     def _demux(self) -> Iterator[Any]:
-        """Packets that belong to frames, each with its number in place of its stamp, then an empty one that drains
-        the decoder."""
+        """Packets of frames, with their numbers in place of their stamps, then an empty one that drains the decoder."""
         clock, sought = self.clock, self.clock.sought
         try:
             for packet in self._sound_packets():
@@ -263,7 +260,7 @@ class VideoFile:
                 if clock.entered > MAX_PACKETS or self.time(ticks) > MAX_SECONDS:
                     raise Damage(self.time(ticks), f"over {MAX_PACKETS} frames or {MAX_SECONDS:.0f} seconds")
                 if clock.leading and (sought or clock.joins):
-                    continue  # the decoder still has other frames, to which these don't refer
+                    continue  # the decoder holds other frames than those that these refer to
                 packet.pts = self._number
                 yield packet
         except (av.FFmpegError, OSError) as error:
@@ -301,9 +298,9 @@ class VideoFile:
                 if clock.leading:
                     continue
                 damage = Damage(self.time(clock.due(self._number)), reason(error))
-            if damage is not None and not clock.counted:  # where frames are counted, one that is lost moves the others
+            if damage is not None and not clock.counted:  # where frames are counted, a lost one shifts the others
                 with contextlib.suppress(av.FFmpegError):
-                    decoded = context.decode(None)  # what the decoder still holds from before the damage
+                    decoded = context.decode(None)  # frames before the damage, still in the decoder
             for frame in decoded:
                 ticks, lost = clock.leave(frame)
                 if lost is not None or frame.is_corrupt:
@@ -352,7 +349,7 @@ class VideoFile:
         """`frames` from the keyframe before `time` (or an earlier frame)."""
         frames = self.from_start()
         first = next(frames)
-        # Most short clips have one keyframe: going on is faster than seeking back to it.
+        # Most short clips have one keyframe: reading on is faster than seeking back to it.
         entries = self.stream.index_entries
         near = len(entries) > 0 and entries.search_timestamp(self._at(time)) <= 0
         if near or time <= 1.0 or self.unit or not survey(VideoFile, self.source).seekable:
@@ -365,7 +362,7 @@ class VideoFile:
             4.0,
             16.0,
             time,
-        ):  # some containers land on a keyframe after the time asked for
+        ):  # some containers seek to a keyframe after the time
             landed = None
             with contextlib.suppress(av.FFmpegError, Damage):
                 self.container.seek(self._at(max(time - back, 0.0)), stream=self.stream)
@@ -384,7 +381,7 @@ class VideoFile:
             yield from whole.from_start()
 
     def _while_known(self, frames: Iterator[Shown]) -> Iterator[Shown]:
-        """Frames after a seek; if they have to be counted after all, those from the start instead."""
+        """The frames after a seek; where they turn out to need counting, all frames from the start instead."""
         for shown in frames:
             if self.clock.counted:
                 yield from self._anew()
@@ -395,7 +392,7 @@ class VideoFile:
         return (self.first or 0) + int(time / self.tick)
 
     def look(self, full: bool) -> Look:
-        """What is in a file that was just opened: all packets are read; with `full`, all frames decoded."""
+        """The facts of a file that was just opened: reads all packets; with `full`, decodes all frames."""
         frames = self.from_start()
         first, end, warnings, shown = next(frames), None, [], 1
         try:
@@ -413,26 +410,26 @@ class VideoFile:
         return Look(first.frame, [self.time(start) for start in starts] or [0.0], end, float(rate or 0), warnings)
 
     def faults(self) -> list[str]:
-        """After all packets: what a file that can be read to its end lacks all the same."""
-        said = []
+        """After all packets: the problems of a file that could be read to its end."""
+        problems = []
         if (skipped := self.clock.skipped) and not self.clock.sought:
-            said.append(f"{skipped} frames cannot be decoded: they refer to frames that were cut off before them")
+            problems.append(f"{skipped} frames cannot be decoded: they refer to frames that were cut off before them")
         indexed = len(self.stream.index_entries)
         declared = (self.container.duration or 0) / av.time_base
         start = (self.container.start_time or 0) / av.time_base
         if self.container.format.name.startswith("matroska") and 0 < start < declared:
-            declared -= start  # some programs write when it ends, others how long it is
+            declared -= start  # some programs write the end, others the length
         rest = self._unread()
         if self.clock.entered < indexed:
-            said.append(f"cut off: {indexed} frames in its index, {self.clock.entered} found")
+            problems.append(f"cut off: {indexed} frames in its index, {self.clock.entered} found")
         elif self.reach < declared - max(1.0, 0.1 * declared):
-            said.append(f"cut off: {declared:.2f} s declared, {self.reach:.2f} s found")
+            problems.append(f"cut off: {declared:.2f} s declared, {self.reach:.2f} s found")
         elif rest > max(1024, 0.01 * self.read):
-            said.append(f"its last {rest} bytes cannot be read; if files were joined, give them one by one")
-        return said
+            problems.append(f"its last {rest} bytes cannot be read; if files were joined, give them one by one")
+        return problems
 
     def _unread(self) -> int:
-        """Bytes of a second file behind this one, in the containers whose readers stop there."""
+        """The bytes of a second file appended to this one, which the readers of some containers ignore."""
         size = len(self.source) if isinstance(self.source, bytes) else os.path.getsize(self.source)
         if self.container.format.name == "flv":
             return size - self.read

@@ -1,7 +1,7 @@
 """WebDataset shards: .tar archives of KEY.mp4 beside KEY.txt or KEY.json, read in place and in any order.
 
-Archives come from strangers, as videos do. Only their headers are walked, nothing is ever extracted, and only members
-with the header of an ordinary file are read.
+Archives are untrusted, as videos are. Only their headers are walked, nothing is extracted, and only ordinary files are
+read.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ from tokvid.input_pipeline.text import checked
 from tokvid.types import Caption
 
 VIDEOS = (*(f".{kind}" for kind in KINDS.split(", ")), ".m4v", ".jpeg", ".apng")
-CAPTIONS = (".txt", ".json")  # of a key that has both, the first
-CAPTION_FIELDS = ("caption", "text", "txt", "prompt", "description")  # of a .json, the first that is there
+CAPTIONS = (".txt", ".json")  # the first, where a key has both
+CAPTION_FIELDS = ("caption", "text", "txt", "prompt", "description")  # of a .json; the first one present
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-MOST_HEADER = 1 << 20  # bytes of one header; those of long names and extended ones are as long as they say
+MOST_HEADER = 1 << 20  # bytes of one header; those of long names and extended ones declare their own size
 MOST_CAPTION_FILE = 1 << 20  # bytes
 MOST_PADDING = 1 << 20  # bytes of zeros at the end of an archive
 MOST_SHARDS = 1_000_000  # that braces may stand for
@@ -48,9 +48,9 @@ class ShardItem:
     name: str
     begin: int
     size: int
-    changed: int  # when the shard was, in ns
+    changed: int  # the shard's time of change, in ns
     captions: tuple[Caption, ...] = ()
-    problem: str = ""  # why it cannot be used, where the headers or the caption say so
+    problem: str = ""  # the reason why it cannot be used, from the headers or the caption
     seconds: float = 0.0
     fps: float = 0.0
     fit: Fit = "crop"
@@ -66,11 +66,11 @@ class ShardItem:
         return self.shard / self.name
 
     def probe(self, full: bool) -> VideoInfo | str:
-        """What is in it, or why it cannot be read."""
+        """Its facts, or the reason why it cannot be read."""
         return self.problem or _probe_once(self, full)
 
     def content(self) -> NamedBytes:
-        """The bytes of the file. UserError where they can't be read."""
+        """The bytes of the file. UserError where they cannot be read."""
         if self.size > MOST_BYTES:
             raise UserError(f"{self.place} has {self.size} bytes, allowed are {MOST_BYTES}; cut it into parts")
         try:
@@ -87,7 +87,7 @@ class ShardItem:
 
 @functools.cache
 def _probe_once(item: ShardItem, full: bool) -> VideoInfo | str:
-    """`probe` of an item as it is now, or why it cannot be read; both splits share it."""
+    """`probe` of an item, or the reason why it cannot be read; cached for both splits."""
     try:
         return probe(item.content(), full=full)
     except UserError as error:
@@ -95,12 +95,12 @@ def _probe_once(item: ShardItem, full: bool) -> VideoInfo | str:
 
 
 class WebDataset(CheckedSource[ShardItem]):
-    """The captioned videos and stills of .tar shards: shards in the order of their names, members as they lie there.
+    """The captioned videos and images of .tar shards: shards in the order of their names, members in their own order.
 
     `path` is a folder of shards, one shard, or a pattern (`shard-*.tar`, `shard-{000..099}.tar`). A key is a member's
-    name without its last suffix, so it may hold dots. What can't be used is skipped and listed as `CheckedSource` says:
-    also a link, a device, a sparse file, a name that leads out of the archive, a key twice, a video without a caption
-    and a caption without a video. UserError for a shard that is compressed, damaged or cut off.
+    name without its last suffix, so it may contain dots. Unusable samples are skipped and listed, see `CheckedSource`:
+    also a link, a device, a sparse file, a name that leads out of the archive, a duplicate key, a video without a
+    caption and a caption without a video. UserError for a shard that is compressed, damaged or cut off.
     """
 
     def __init__(self, path: str | Path, *, fit: Fit = "crop", max_unreadable: float = 0.1, threads: int | None = None):
@@ -111,12 +111,12 @@ class WebDataset(CheckedSource[ShardItem]):
 
 
 def shards_of(path: str | Path) -> list[Path]:
-    """The shards that a path or a pattern names, in order. UserError where one is not there, or there are none."""
+    """The shards that a path or a pattern names, in order. UserError where one is missing, or there are none."""
     path = Path(path)
     if path.is_dir():
         shards = [file for file in path.iterdir() if file.name.lower().endswith(SHARDS) and file.is_file()]
         if not shards:
-            raise UserError(f"{path} holds no .tar shards; give the folder that they lie in, or a pattern")
+            raise UserError(f"{path} holds no .tar shards; give the folder that they are in, or a pattern")
         return sorted(shards)
     names = [str(path)] if path.exists() else list(_without_braces(str(path)))
     shards = []
@@ -127,7 +127,7 @@ def shards_of(path: str | Path) -> list[Path]:
         if not shard.is_file():
             raise UserError(f"{shard} is {'not a file' if shard.exists() else 'not there'}; give .tar shards")
     if not shards:
-        raise UserError(f"no file is called like {path}; give a folder of .tar shards, one of them, or a pattern")
+        raise UserError(f"no file matches {path}; give a folder of .tar shards, one of them, or a pattern")
     return sorted(set(shards))
 
 
@@ -147,13 +147,13 @@ def _without_braces(pattern: str) -> Iterator[str]:
 
 
 def members_of(shard: Path) -> tuple[tuple[int, int], ...]:
-    """Where each member begins, its header included, and how many bytes it has."""
+    """The first byte of each member, its header included, and its number of bytes."""
     return _index(shard).stretches
 
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-    """What the headers of a shard say."""
+    """The contents of a shard, by its headers."""
 
     items: tuple[ShardItem, ...]
     stretches: tuple[tuple[int, int], ...]
@@ -191,13 +191,13 @@ def _name(member: tarfile.TarInfo) -> str:
 
 
 def _suffix(member: tarfile.TarInfo) -> str:
-    """In small letters; none of what macOS puts beside a file."""
+    """The suffix in lower case; "" for the companion files of macOS."""
     name = os.path.basename(member.name)
     return "" if name.startswith("._") else os.path.splitext(name)[1].lower()
 
 
 class _Headers(io.FileIO):
-    """A shard of which only as much is read at once as a header may have, whatever that header says."""
+    """A shard that limits the bytes read at once to a header's most, because headers declare their own size."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MOST_HEADER:
@@ -206,7 +206,7 @@ class _Headers(io.FileIO):
 
 
 def _walk(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """Each member. UserError where the archive doesn't end as archives do: tarfile takes damage for its end."""
+    """Each member. UserError where the archive lacks a proper end: tarfile takes damage for one."""
     try:
         with _Headers(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
@@ -219,8 +219,8 @@ def _walk(shard: Path) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"no header and no end at byte {archive.offset}")
             rest = io.FileIO.read(file, MOST_PADDING)
             if any(rest) or io.FileIO.read(file, 1):
-                raise tarfile.ReadError(f"it goes on behind its end at byte {archive.offset}")
-    except Exception as error:  # tarfile raises whatever comes up where a header makes no sense
+                raise tarfile.ReadError(f"it continues after its end at byte {archive.offset}")
+    except Exception as error:  # tarfile raises anything on senseless headers
         raise UserError(
             f"{shard} is damaged, cut off or no .tar archive ({reason(error)}); copy or pack it again"
         ) from error
@@ -241,14 +241,14 @@ def _item(file: io.BufferedReader, shard: Path, changed: int, key: str, group: l
         return dataclasses.replace(item, problem=f"{shard}: {error}")
 
 
-def _check(key: str, members: list[tarfile.TarInfo], what: str) -> None:
-    """UserError unless it is one ordinary file."""
+def _check(key: str, members: list[tarfile.TarInfo], kind: str) -> None:
+    """UserError unless `members` is one ordinary file."""
     if not members:
-        wanted = "KEY.txt or KEY.json" if what == "caption" else "KEY.mp4"
-        raise UserError(f"{key!r:.200} has no {what}; pack {wanted} beside it, of the same KEY")
+        expected = "KEY.txt or KEY.json" if kind == "caption" else "KEY.mp4"
+        raise UserError(f"{key!r:.200} has no {kind}; pack {expected} beside it, of the same KEY")
     if len(members) > 1:
         names = Counter(_name(member) for member in members)
-        raise UserError(f"{key!r:.200} has {len(members)} {what}s, {', '.join(names)!r:.200}; a key has one, keep that")
+        raise UserError(f"{key!r:.200} has {len(members)} {kind}s, {', '.join(names)!r:.200}; a key has one, keep that")
     (member,) = members
     name = f"{member.name!r:.200}"
     checked(member.name, "the name")

@@ -1,4 +1,4 @@
-"""Animated WebP, which FFmpeg cannot read: by Pillow, with the methods of `VideoFile`."""
+"""Animated WebP, which FFmpeg cannot read: read by Pillow, with the methods of `VideoFile`."""
 
 import contextlib
 import io
@@ -15,11 +15,11 @@ from tokvid.input_pipeline.picture import on_white
 from tokvid.input_pipeline.video_file import MAX_SECONDS, Damage, DamagedVideo, Look, Shown, Survey, damaged, survey
 
 UNIT = 1e-3  # seconds to which durations are rounded
-SHORTEST, USUAL = 10, 100  # milliseconds: what lasts no longer is shown as long as browsers do
+SHORTEST, USUAL = 10, 100  # milliseconds: frames up to SHORTEST are shown for USUAL, as in browsers
 
 
 class WebP:
-    """An open animation: frames as they are to be shown, whole and on white, up to the first damage."""
+    """An open animation: complete frames on white, up to the first damage."""
 
     aspect = None
 
@@ -45,12 +45,12 @@ class WebP:
         self.image.close()
 
     def _frames(self) -> Iterator[tuple[float, Any]]:
-        """Milliseconds that each lasts, and the frame."""
+        """The length in milliseconds of each frame, and the frame."""
         for number in range(getattr(self.image, "n_frames", 1)):
             self.image.seek(number)
             frame = on_white(self.image)
-            lasts = float(self.image.info.get("duration") or 0)
-            yield lasts if lasts > SHORTEST else USUAL, frame
+            length = float(self.image.info.get("duration") or 0)
+            yield length if length > SHORTEST else USUAL, frame
 
     def from_start(self) -> Iterator[Shown]:
         """All frames, in order of time; UserError when there is none, Damage later."""
@@ -61,7 +61,7 @@ class WebP:
         frames = self._frames()
         for number in itertools.count():
             try:
-                lasts, frame = next(frames, (0.0, None))
+                length, frame = next(frames, (0.0, None))
             except Exception as error:  # Pillow's readers raise nearly anything on damaged files
                 if number == 0:
                     raise DamagedVideo(
@@ -72,12 +72,12 @@ class WebP:
                 return
             if begin > MAX_SECONDS:
                 raise Damage(begin, f"over {MAX_SECONDS:.0f} seconds")
-            end = begin + lasts / 1000 if times is None or number + 1 >= len(times) else times[number + 1]
+            end = begin + length / 1000 if times is None or number + 1 >= len(times) else times[number + 1]
             yield Shown(begin, end, frame)
             begin = end
 
     def look(self, full: bool) -> Look:
-        """What is in a file that was just opened; all frames are decoded in any case."""
+        """The facts of a file that was just opened; all frames are decoded in any case."""
         frames = self.from_start()
         first = next(frames)
         starts, end, warnings = [0.0], first.end, []
@@ -90,18 +90,18 @@ class WebP:
         return Look(first.frame, starts, end, 0.0, warnings)
 
     def survey(self) -> Survey:
-        """Looks at all frames of a file that was just opened."""
+        """Reads all frames of a file that was just opened."""
         starts = [0.0]
         with contextlib.suppress(Damage):
             starts += [shown.end for shown in self.from_start()]
         return Survey(False, tuple(starts))
 
     def from_time(self, time: float) -> Iterator[Shown]:
-        """The same: each frame is drawn on the ones before."""
+        """All frames: each one is drawn on those before."""
         return self.from_start()
 
     def faults(self) -> list[str]:
-        """None: what is wrong with an animation is Damage."""
+        """None: every problem of an animation is Damage."""
         return []
 
     def damaged(self, damage: Damage) -> DamagedVideo:

@@ -1,4 +1,4 @@
-"""Datasets written: any source as records, or by one of our builders as a TensorFlow Dataset."""
+"""Writes datasets: any source as records, or a builder's data as a TensorFlow Dataset."""
 
 import logging
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Frames(NamedTuple):
-    """How frames are stored: (height, width) in pixels, and how many a second."""
+    """The size (height, width) in pixels and the rate of stored frames."""
 
     size: tuple[int, int] = (64, 64)
     fps: float = 8.0
@@ -28,10 +28,10 @@ def write_records(
     about: Mapping[str, Any],
     max_unreadable: float | None = None,
 ) -> int:
-    """Stores all videos of `source` as a dataset in `folder`; returns how many.
+    """Stores all videos of `source` as a dataset in `folder`; returns their number.
 
-    As `frames`, or (None) files as they are. `about` goes into dataset.json. Up to a share `max_unreadable` of damaged
-    videos are skipped, each with a warning; beyond that, or where it is None, damage is a UserError.
+    With `frames`, decoded, else as files. `about` goes into dataset.json. Up to the share `max_unreadable` of damaged
+    videos are skipped, each with a warning; beyond it, or where it is None, damage is a UserError.
     """
     if frames is not None:
         about = {**about, **frames._asdict()}
@@ -44,7 +44,7 @@ def write_records(
         for index in range(len(source)):
             try:
                 record = stored(source[index], fps=fps, size=size, as_frames=frames is not None)
-            except UserError as error:  # damaged where only decoding finds it
+            except UserError as error:  # damage that only decoding finds
                 if max_unreadable is None:
                     raise
                 unreadable.add(error)
@@ -57,9 +57,9 @@ def write_records(
 
 
 def prepare(builder: Any) -> tuple[dict[str, int], bool]:
-    """Writes what a builder of `builders` describes; how many videos each split has, and whether it was there before.
+    """Writes the dataset of a builder; returns the number of videos in each split, and whether it existed before.
 
-    The last video of each split is read back.
+    The last video of each split is read back as a check.
     """
     from tokvid.input_pipeline.builders import open_prepared  # needs TFDS
 

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that what runs again doesn't compile again."""
+"""Keeps compiled programs on disk, so that later runs don't compile them again."""
 
 import hashlib
 import logging
@@ -9,14 +9,14 @@ from pathlib import Path
 import jax
 
 log = logging.getLogger(__name__)
-MOST_BYTES = 2 << 30  # that are kept; those used longest ago go first
+MOST_BYTES = 2 << 30  # on disk; the least recently used programs are removed first
 
 
 def keep_programs() -> None:
-    """Keeps them in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder ($JAX_ENABLE_COMPILATION_CACHE=0: not).
+    """Keeps programs in $JAX_COMPILATION_CACHE_DIR, by default in the user's cache folder; see `default_folder`.
 
-    On a CPU, where a program is for one model of processor alone, in a folder of its own for each; and all of them, for
-    the many small ones take seconds together.
+    $JAX_ENABLE_COMPILATION_CACHE=0 disables it. On CPUs, a program runs on one processor model only, so each has a
+    folder; and even small programs are kept, because together they take seconds.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
@@ -25,7 +25,7 @@ def keep_programs() -> None:
         folder /= f"cpu-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a home that can't be written to
+    except OSError as error:  # a read-only home
         log.debug("compiled programs are not kept: %s", error)
         return
     if jax.default_backend() == "cpu":
@@ -36,14 +36,14 @@ def keep_programs() -> None:
 
 
 def default_folder() -> Path:
-    """Where they are kept unless the environment says otherwise."""
+    """The default folder of compiled programs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokvid" / "programs"
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """16 hex digits that processors of one model share: what it can do, where that is told, else its name."""
+    """16 hex digits that processors of one model share: of its feature flags, where these are known, else its name."""
     try:
-        told = sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))})
+        features = sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))})
     except OSError:  # not Linux
-        told = [platform.processor(), platform.version()]
-    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:16]
+        features = [platform.processor(), platform.version()]
+    return hashlib.sha256("\n".join([platform.machine(), *features]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Writing what was made: videos (.mp4, .gif), images, contact sheets. Outputs appear whole or not at all."""
+"""Writes videos (.mp4, .gif), images and contact sheets. Outputs appear as a whole or not at all."""
 
 import contextlib
 import fractions
@@ -27,16 +27,15 @@ from av.video.reformatter import (
 from tokvid.errors import UserError
 from tokvid.io.files import IMAGE_SUFFIXES, SHEET_SUFFIXES, VIDEO_SUFFIXES, atomic, check_output, check_suffix
 
-LONGEST_DELAY = 65535  # of a GIF's frame, in hundredths of a second
-# Frames a second: .mp4 is written at fractions with a denominator of at most 1001; viewers slow down a GIF that has
-# shorter delays.
+LONGEST_DELAY = 65535  # of a GIF frame, in hundredths of a second
+# Frames a second: .mp4 rates are fractions with denominators up to 1001; viewers slow down GIFs with shorter delays.
 RATES = {".mp4": (1 / 1001, 1000), ".gif": (100 / LONGEST_DELAY, 50)}
 GAP = 4  # pixels between the parts of a contact sheet
 CELL = 128  # a contact sheet's frames are scaled up to at least about this many pixels
 
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
-# Fonts with many scripts' letters, where a system has one; Pillow's own has Latin letters only.
+# Fonts of many scripts, where the system has one; Pillow's own has Latin letters only.
 FONTS = (
     "NotoSansCJK-Regular.ttc",
     "NotoSansSC-Regular.otf",
@@ -58,9 +57,9 @@ def _frame(image_HWC: np.ndarray) -> np.ndarray:
 class VideoWriter:
     """Writes frames one by one to an .mp4 (H.264, flat memory) or a looping .gif, in a `with` statement.
 
-    The file appears, or replaces an older one, when the block ends without an error; else nothing is left.
-    Frames are uint8 (H, W, 3) of one size; `size` (H, W) is checked if given. An odd side gets its last row
-    or column twice in an .mp4, since its colours have half the resolution.
+    The file appears, or replaces an older one, when the block ends without an error. Frames are uint8 (H, W, 3) of one
+    size; `size` (H, W) is checked if given. In an .mp4, the last row or column of an odd side is doubled, because its
+    colours have half the resolution.
 
     Raises:
         UserError: another suffix, a rate out of range, no frames, a full disk, a read-only folder.
@@ -94,7 +93,7 @@ class VideoWriter:
 
     def _close(self) -> None:
         if self._container is not None:
-            with contextlib.suppress(av.FFmpegError):  # after a failure it would fail again to end the file
+            with contextlib.suppress(av.FFmpegError):  # after a failure, closing fails too
                 self._container.close()
             self._container = None
 
@@ -121,7 +120,7 @@ class VideoWriter:
             self._container = av.open(str(self._temporary.absolute()), "w", options={"movflags": "+faststart"})
             stream = self._container.add_stream("libx264", rate=self.fps, options={"crf": "16", "preset": "medium"})
             stream.height, stream.width, stream.pix_fmt = *image_HWC.shape[:2], "yuv420p"
-            context = stream.codec_context  # said in the file, so that no player has to guess
+            context = stream.codec_context  # stated in the file, so that players need not guess
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             self._stream = stream
@@ -144,8 +143,7 @@ class VideoWriter:
             self._container.close()
             self._container = None
             return
-        # Delays are whole hundredths of a second: rounding the ends keeps the total right (30 fps: 30, 40, 30
-        # ms).
+        # Delays are whole hundredths of a second; rounding the ends keeps the total right (30 fps: 30, 40, 30 ms).
         ends = [round(100 * (i + 1) / self.fps) for i in range(self.frames)]
         delays = [10 * (end - begin) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
         images, delays = _lasting(self._gif, delays)
@@ -154,15 +152,17 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._stack:  # on the way out: closes, then puts the file in its place or removes it
+        with self._stack:  # on exit: closes the file, then moves it into place or removes it
             if error is not None:
                 raise error
             self._finish()
 
 
 def _lasting(images: list[PIL.Image.Image], delays: list[int]) -> tuple[list[PIL.Image.Image], list[int]]:
-    """A GIF's frames, equal ones joined as Pillow joins them, but for no longer than a GIF can say: after that comes
-    a frame that changes nothing. Delays are milliseconds."""
+    """Joins equal frames of a GIF, as Pillow does, but only up to LONGEST_DELAY; then a frame without changes follows.
+
+    Delays are milliseconds.
+    """
     shown, lasting = [images[0]], [delays[0]]
     for before, image, delay in zip(images, images[1:], delays[1:], strict=False):
         if before.convert("RGB").tobytes() != image.convert("RGB").tobytes():
@@ -211,13 +211,12 @@ def contact_sheet(
 ) -> None:
     """Writes a .png with a row for each video uint8 (T, H, W, 3), its caption above it.
 
-    A row shows at most `columns` frames, evenly spaced from the first to the last; small ones are enlarged by
-    whole factors, pixels stay squares. Letters that no font here has are written as \\uXXXX; the image's text
-    field "captions" keeps them all.
+    A row shows at most `columns` frames, evenly spaced from the first to the last; small ones are enlarged by a whole
+    factor. Letters without a font are written as \\uXXXX; the image's text field "captions" keeps all letters.
 
     Raises:
-        UserError: no rows, another suffix or a place that can't be written to.
-        ValueError: videos of another shape or type, or not a caption for each.
+        UserError: no rows, another suffix, or a path that cannot be written.
+        ValueError: a video of another shape or type, or not one caption for each.
     """
     check_suffix(path, *SHEET_SUFFIXES)
     if not len(rows):
@@ -274,7 +273,7 @@ def _label(text: str, width: int) -> PIL.Image.Image | None:
 
 @functools.cache
 def _fonts() -> list[Any]:
-    """Pillow's own font, then those of FONTS that this machine has."""
+    """Pillow's own font, then the FONTS of this machine."""
     fonts: list[Any] = [PIL.ImageFont.load_default(14)]
     for name in FONTS:
         with contextlib.suppress(OSError):
@@ -283,14 +282,14 @@ def _fonts() -> list[Any]:
 
 
 def _font_for(text: str) -> tuple[Any, str]:
-    """The first font that has all letters; if none has, the first one, with those it lacks as \\uXXXX."""
+    """The first font with all letters, and the text; without one, the first font, and missing letters as \\uXXXX."""
 
     def lacks(font: Any, letter: str) -> bool:
         def drawn(letter: str) -> tuple[tuple[int, int], bytes]:
             mask = font.getmask(letter)
             return mask.size, bytes(mask)
 
-        return not letter.isspace() and drawn(letter) == drawn("\uffff")  # what a font shows for what it hasn't
+        return not letter.isspace() and drawn(letter) == drawn("\uffff")  # a font's glyph for missing letters
 
     for font in _fonts():
         if not any(lacks(font, letter) for letter in set(text)):

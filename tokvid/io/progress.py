@@ -1,4 +1,4 @@
-"""Long work shows how far it is: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, occasional plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -13,9 +13,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Gives `advance(n=1, **notes)`; notes (numbers or short texts) are shown behind the bar. Writes to stderr.
+    """Yields `advance(n=1, **notes)`; notes (numbers or short texts) are shown beside the bar. Writes to stderr.
 
-    `quiet` shows nothing: another process does.
+    `quiet` shows nothing, for all processes but one.
     """
     console = Console(stderr=True, quiet=quiet)
     at, shown, pace = done, "", Pace()
@@ -52,7 +52,7 @@ def progress(what: str, total: int, unit: str, done: int = 0, quiet: bool = Fals
 
 
 class Pace:
-    """Rate and time left, from what came after the first advance: that one compiles, and says nothing of the rest."""
+    """Rate and remaining time, measured after the first advance, which includes compilation."""
 
     def __init__(self) -> None:
         self.first: tuple[int, float] | None = None

@@ -1,4 +1,4 @@
-"""What is read may lie in a bucket: URLs that fsspec knows (gs://, s3://, https://, …) become files in a cache."""
+"""Inputs may be URLs that fsspec knows (gs://, s3://, https://, …); they are fetched into a cache."""
 
 import hashlib
 import os
@@ -11,19 +11,19 @@ from tokvid.errors import UserError
 
 
 class URL(str):
-    """An argument that `local` makes a path of."""
+    """An argument that `local` turns into a path."""
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether it is for `local` to fetch."""
+    """Whether `local` would fetch it."""
     return "://" in str(path)
 
 
 def local(path: str | Path) -> Path:
-    """A path as it is; of a URL, a copy of the file or folder there, in the user's cache folder ($XDG_CACHE_HOME).
+    """A path itself, or for a URL a copy of its file or folder in the user's cache folder ($XDG_CACHE_HOME).
 
-    It is fetched once, and again when names, sizes or versions there change. UserError where there is nothing, where
-    it can't be reached or copied, or where fsspec lacks the package for it (gcsfs for gs://, s3fs for s3://).
+    It is fetched once, and again when names, sizes or versions change. UserError for a URL without a file, one that
+    cannot be reached or copied, or one for which fsspec lacks a package (gcsfs for gs://, s3fs for s3://).
     """
     if not is_url(path):
         return Path(path)
@@ -34,17 +34,17 @@ def local(path: str | Path) -> Path:
         root = root.rstrip("/")
         if "file" in files.protocol:
             return Path(root)
-        found = {root: files.info(root)} if files.isfile(root) else files.find(root, detail=True)
-        if not found:
+        listing = {root: files.info(root)} if files.isfile(root) else files.find(root, detail=True)
+        if not listing:
             raise UserError(f"there is nothing at {path}")
-        about = sorted((name, str(sorted(info.items()))) for name, info in found.items())
+        about = sorted((name, str(sorted(info.items()))) for name, info in listing.items())
         mark = hashlib.sha256(str((str(path), about)).encode()).hexdigest()[:16]
         copy = _folder() / mark / Path(root).name
         if not copy.exists():
-            _fetch(files, root, {name: found[name].get("size") for name in sorted(found)}, copy)
+            _fetch(files, root, {name: listing[name].get("size") for name in sorted(listing)}, copy)
     except UserError:
         raise
-    except Exception as error:  # every kind of store has errors of its own
+    except Exception as error:  # every kind of store raises its own errors
         raise UserError(f"cannot read {path}: {type(error).__name__}: {error}") from error
     return copy
 
@@ -54,7 +54,7 @@ def _folder() -> Path:
 
 
 def _fetch(files: Any, root: str, sizes: dict[str, int | None], copy: Path) -> None:
-    """All of it or nothing. Of several processes that fetch the same, the first one's copy stays."""
+    """Fetches all files or none. Where several processes fetch the same, the first copy stays."""
     from tokvid.io.progress import progress
 
     temporary = copy.parent.with_name(f".{uuid.uuid4().hex[:8]}")
@@ -65,7 +65,7 @@ def _fetch(files: Any, root: str, sizes: dict[str, int | None], copy: Path) -> N
                 to.parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(name, str(to))
                 if (size := sizes[name]) not in (None, to.stat().st_size):
-                    raise UserError(f"{name} has {size} bytes, {to.stat().st_size} of them came; try again")
+                    raise UserError(f"{name} has {size} bytes, but {to.stat().st_size} arrived; try again")
                 advance()
         try:
             temporary.rename(copy.parent)

@@ -1,7 +1,7 @@
-"""The features that distances between sets of videos compare. A distance only means something with its features' name.
+"""Features of videos, for distances between sets. A distance is only comparable under the same features.
 
 To add some: a function in FEATURES that returns a `Features`. Or, without a change here, name a Python file that
-defines such a function, `features`: with a trained network's features the distance is that network's.
+defines such a function, `features`, for example with a trained network.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from tokvid.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """`extract` maps uint8 videos to float32 features; `mark` changes whenever they would."""
+    """`extract` maps uint8 videos to float32 features; `mark` changes whenever the features do."""
 
     name: str
     mark: str
@@ -72,7 +72,7 @@ FEATURES: dict[str, Callable[[], Features]] = {"random-convolutions": _random_co
 
 @functools.cache
 def load_features(name: str) -> Features:
-    """The features of that name in FEATURES, or of a Python file. UserError where there is neither."""
+    """The features named in FEATURES, or defined by a Python file. UserError where there are none."""
     if name in FEATURES:
         return FEATURES[name]()
     path = Path(name)
@@ -83,9 +83,11 @@ def load_features(name: str) -> Features:
     try:
         features = runpy.run_path(str(path))["features"]()
     except KeyError as error:
-        raise UserError(f"{path} defines no `features`, a function of no arguments that gives a Features") from error
-    except Exception as error:  # whatever the user's own code does wrong
+        raise UserError(
+            f"{path} defines no `features`; define a function of no arguments that returns a Features"
+        ) from error
+    except Exception as error:  # the user's code can raise anything
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
     if not isinstance(features, Features):
-        raise UserError(f"features() in {path} gives {type(features).__name__}; it should give a Features")
+        raise UserError(f"features() in {path} returns {type(features).__name__}; it should return a Features")
     return features

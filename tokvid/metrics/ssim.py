@@ -1,4 +1,4 @@
-"""The similarity map of Wang et al. 2004, for NumPy and JAX arrays alike: a metric, and a loss of the tokenizer."""
+"""The similarity map of Wang et al. 2004, for NumPy and JAX arrays: a metric, and a loss of the tokenizer."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def _blur(image_HWC: Float[Any, "h w c"]) -> Float[Any, "h-10 w-10 c"]:
 
 
 def ssim_map(a_HWC: Float[Any, "h w c"], b_HWC: Float[Any, "h w c"], data_range: float) -> Float[Any, "h-10 w-10 c"]:
-    """SSIM around each pixel whose window is inside two frames."""
+    """SSIM of two frames around each pixel whose window is inside them."""
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     mean_a, mean_b = _blur(a_HWC), _blur(b_HWC)
     variances = _blur(a_HWC**2 + b_HWC**2) - mean_a**2 - mean_b**2

@@ -1,6 +1,6 @@
-"""How alike two videos are (PSNR, SSIM), or two sets of features (Fréchet, kernel); and how visible joins are.
+"""Metrics of two videos (PSNR, SSIM), of two sets of features (Fréchet and kernel distance), and of visible seams.
 
-numpy only. The first two agree with scikit-image, see tests/metrics/test_video.py.
+NumPy only. PSNR and SSIM agree with scikit-image, see tests/metrics/test_video.py.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from tokvid.metrics.ssim import RADIUS, ssim_map
 
 
 def _pair(a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None) -> float:
-    """The data range of two videos; ValueError if they can't be compared."""
+    """The data range of two videos; ValueError if they cannot be compared."""
     if a_THWC.shape != b_THWC.shape or a_THWC.ndim != 4:
         raise ValueError(f"need two videos of one shape (T, H, W, C), got {a_THWC.shape} and {b_THWC.shape}")
     if data_range is None:
@@ -134,10 +134,10 @@ def frechet_distance(a_ND: Float[np.ndarray, "n d"], b_ND: Float[np.ndarray, "m 
 
 
 def seam_ratio(video_THWC: Num[np.ndarray, "t h w c"], joins: Sequence[int]) -> float:
-    """How much more frames change at joins than inside: mean |frame difference| there over the mean elsewhere.
+    """The mean |frame difference| at joins over the mean elsewhere; 1 is seamless.
 
-    `joins` are the indices of frames that begin a new segment (the difference is to the frame before). 1 is
-    seamless; nan if nothing moves at all, inf if only joins move. ValueError without a join or without a step inside.
+    `joins` are the indices of frames that begin a new segment; the difference is to the frame before. NaN if no frame
+    changes, inf if frames change at joins only. ValueError without a join or without a step elsewhere.
     """
     steps = len(video_THWC) - 1
     if not joins or not all(1 <= join <= steps for join in joins):
@@ -151,6 +151,6 @@ def seam_ratio(video_THWC: Num[np.ndarray, "t h w c"], joins: Sequence[int]) -> 
     at_join_T = np.zeros(steps, bool)
     at_join_T[np.asarray(joins) - 1] = True
     if at_join_T.all():
-        raise ValueError(f"every one of the {steps} steps is a join; there is no inside to compare with")
+        raise ValueError(f"every one of the {steps} steps is a join; give a video with frames between joins")
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(change_T[at_join_T].mean() / change_T[~at_join_T].mean())

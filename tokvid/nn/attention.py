@@ -1,4 +1,4 @@
-"""Attention as pure functions, and the one place where the implementation is chosen. Who sees whom: `visibility.py`.
+"""Attention as pure functions, and the one place that chooses the implementation. Masks are in `visibility.py`.
 
 To add an implementation: a function with `_xla`'s signature, an entry in IMPLEMENTATIONS, its rules in `_refusal`.
 """
@@ -17,8 +17,8 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.visibility import Blocks, block_mask
 from tokvid.sharding import LOGICAL, current_mesh, partition, parts, platform
 
-CHUNK = 512  # queries whose scores "chunked" holds at once
-LONG = 1024  # queries beyond which "auto" avoids scoring a whole sequence at once
+CHUNK = 512  # queries whose scores "chunked" holds in memory
+LONG = 1024  # queries above which "auto" doesn't compute all scores at once
 
 
 def attend(
@@ -31,23 +31,23 @@ def attend(
 ) -> Float[Array, "b l n e"]:
     """Scaled dot-product attention; N query heads share K key/value heads (N a multiple of K). Softmax in float32.
 
-    Without `blocks` everything sees everything. Padding's output is finite and means nothing. The implementations, with
-    a UserError for any other:
+    Without `blocks`, every query sees every key. Padding's output is finite but meaningless. The implementations (any
+    other name is a UserError):
 
     - "xla": any device; materialises the scores (B, N, L, S).
-    - "chunked": the same for CHUNK queries at a time; for long sequences.
-    - "cudnn": NVIDIA from Ampere on, 16-bit types. No scores in memory, but with `blocks` a mask (B, 1, L, S).
+    - "chunked": the same, CHUNK queries at a time; for long sequences.
+    - "cudnn": NVIDIA GPUs from Ampere on, 16-bit types; no scores in memory, but with `blocks` a mask (B, 1, L, S).
     - "tpu": `nn/flash.py`, a kernel that builds the mask from block numbers; interpreted on other devices, for tests.
-    - "auto": chosen by the target device and the lengths.
+    - "auto": chosen by target device and lengths.
 
-    On a mesh, batch and heads stay where they are (`axes` are the logical axes of B and L). Where the length is split
+    On a mesh, batch and heads stay sharded (`axes` are the logical axes of B and L). Where the length is sharded
     (context parallelism), each device keeps its queries and gathers all keys and values.
     """
     L, _, E = query_BLNE.shape[1:]
     name = _choose(implementation, platform(), str(query_BLNE.dtype), L, key_BSKE.shape[1], E, blocks is not None)
     attention = IMPLEMENTATIONS[name]
     batch, length = axes
-    if length and L % parts(length):  # a step of decoding: every device has all of the few queries
+    if length and L % parts(length):  # a decoding step: every device has all of its few queries
         length = None
     # XLA partitions its own operations, but not a kernel.
     if current_mesh() is None or (name == "xla" and (length is None or parts(length) == 1)):
@@ -67,7 +67,7 @@ def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, bloc
     scores_BKGLS *= width**-0.5
     if blocks is not None:
         scores_BKGLS += jnp.where(block_mask(*blocks), 0.0, -1e30)[:, None, None]
-    # The softmax is divided by its sum only after mixing the values: fewer elements to divide.
+    # Dividing by the softmax's sum after mixing the values divides fewer elements.
     scores_BKGLS -= jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
     weights_BKGLS = jnp.exp(scores_BKGLS)
     sum_BKGL1 = jnp.sum(weights_BKGLS, axis=-1, keepdims=True)
@@ -89,11 +89,11 @@ def _chunked(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, 
         return padded.reshape(len(x_BL), count, CHUNK, *x_BL.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def one(part: tuple[jax.Array, Any]) -> jax.Array:
-        here = None if blocks is None else blocks._replace(query_BL=part[1])
-        return _xla(part[0], key_BSKE, value_BSKE, here)
+    def attend_chunk(part: tuple[jax.Array, Any]) -> jax.Array:
+        part_blocks = None if blocks is None else blocks._replace(query_BL=part[1])
+        return _xla(part[0], key_BSKE, value_BSKE, part_blocks)
 
-    out = jax.lax.map(one, (cut(query_BLNE), None if blocks is None else cut(blocks.query_BL)))
+    out = jax.lax.map(attend_chunk, (cut(query_BLNE), None if blocks is None else cut(blocks.query_BL)))
     return out.swapaxes(0, 1).reshape(len(query_BLNE), count * CHUNK, *query_BLNE.shape[2:])[:, :L]
 
 
@@ -121,14 +121,14 @@ def _on_each_device(
     blocks: Blocks | None,
     axes: tuple[str, str | None],
 ) -> jax.Array:
-    """Each device attends with its part of the batch, its heads and its queries.
+    """Each device attends with its shard of the batch, the heads and the queries.
 
-    All devices compute a batch or heads that their mesh axes don't divide.
+    Where mesh axes don't divide the batch or the heads, all devices compute all of them.
     """
     mesh, split, (N, K) = current_mesh(), parts("heads"), (query_BLNE.shape[2], key_BSKE.shape[2])
     assert mesh is not None
     heads = "heads" if N % split == 0 else None
-    if heads:  # each device needs the key heads of its query heads: copies, where there are too few
+    if heads:  # each device needs the key heads of its query heads, copied where there are too few
         key_BSKE, value_BSKE = (jnp.repeat(x, split // math.gcd(split, K), axis=2) for x in (key_BSKE, value_BSKE))
     window = None if blocks is None else blocks.window
     queries = (query_BLNE, None if blocks is None else blocks.query_BL)
@@ -146,17 +146,17 @@ def _on_each_device(
     return divided(queries, keys)
 
 
-@functools.cache  # once per kind of call, so that the log says it once
-def _choose(asked: str, platform: str, dtype: str, queries: int, keys: int, width: int, masked: bool) -> str:
-    """The implementation's name. UserError where the one asked for can't run."""
-    if asked != "auto":
-        if asked not in IMPLEMENTATIONS:
-            raise UserError(did_you_mean(asked, ("auto", *IMPLEMENTATIONS), "attention implementation"))
-        if why := _refusal(asked, platform, dtype, queries, keys, width, masked):
-            raise UserError(f'attention "{asked}" {why}; use "auto" or another of {", ".join(IMPLEMENTATIONS)}')
-        return asked
+@functools.cache  # logs each choice once
+def _choose(requested: str, platform: str, dtype: str, queries: int, keys: int, width: int, masked: bool) -> str:
+    """The implementation's name. UserError where the requested one cannot run."""
+    if requested != "auto":
+        if requested not in IMPLEMENTATIONS:
+            raise UserError(did_you_mean(requested, ("auto", *IMPLEMENTATIONS), "attention implementation"))
+        if why := _refusal(requested, platform, dtype, queries, keys, width, masked):
+            raise UserError(f'attention "{requested}" {why}; use "auto" or another of {", ".join(IMPLEMENTATIONS)}')
+        return requested
     kernel = {"gpu": "cudnn", "tpu": "tpu"}.get(platform)
-    short = queries < 128 or keys < 128  # a step of decoding, or the history of one patch: nothing to save
+    short = queries < 128 or keys < 128  # a decoding step, or one patch's history: a kernel saves nothing
     if kernel and not short and not _refusal(kernel, platform, dtype, queries, keys, width, masked):
         chosen = kernel
     else:
@@ -167,7 +167,7 @@ def _choose(asked: str, platform: str, dtype: str, queries: int, keys: int, widt
 
 
 def _refusal(name: str, platform: str, dtype: str, queries: int, keys: int, width: int, masked: bool) -> str:
-    """Why an implementation can't be used, or nothing. cuDNN's rules are those of its flash attention."""
+    """The reason why an implementation cannot run, or "". cuDNN's rules are those of its flash attention."""
     if name == "cudnn":
         if platform != "gpu":
             return f"needs an NVIDIA GPU, this is a {platform}"

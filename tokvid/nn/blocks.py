@@ -1,4 +1,4 @@
-"""The block that both models are made of: pre-norm attention with QK-norm and rotary positions, then SwiGLU.
+"""The block of both models: pre-norm attention with QK-norm and rotary positions, then SwiGLU.
 
 Parameters name their logical axes (`logical=("embed", "heads", ...)`); `sharding.py` maps those to the mesh.
 """
@@ -19,7 +19,7 @@ from tokvid.nn.products import compute_dtype, project
 from tokvid.nn.visibility import Blocks
 from tokvid.sharding import constrain
 
-# What backpropagation keeps of a layer; it recomputes the rest.
+# The values of a layer that are kept for backpropagation; the others are recomputed.
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -69,7 +69,7 @@ class Linear(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """The sizes of one block; `depth` counts the whole stack's blocks (residual outputs start at 1/√(2·depth)).
+    """The sizes of one block; `depth` is the number of blocks in the stack (residual outputs start at 1/√(2·depth)).
 
     Attention and MLP compute in `dtype`; their outputs are rounded once, to the residual stream's type.
     """
@@ -146,7 +146,7 @@ Remember: TypeAlias = Callable[[Keys, Keys], tuple[Keys, Keys]]
 
 
 class Block(nnx.Module):
-    """One pre-norm layer. `remember` maps new keys and values to all those to attend to (a cache's, or themselves)."""
+    """One pre-norm layer. `remember` maps new keys and values to all that are attended to (by default themselves)."""
 
     def __init__(self, shape: BlockShape, *, rngs: nnx.Rngs):
         self.attention_norm, self.mlp_norm = RMSNorm(shape.width), RMSNorm(shape.width)

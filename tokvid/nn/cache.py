@@ -15,8 +15,8 @@ Layers: TypeAlias = Float[Array, "layers b k _ _"] | tuple[Float[Array, "b k _ _
 class KVCache(NamedTuple):
     """Keys (B, K, E, S) and values (B, K, S, E) of every layer; block (B, S), NEVER in slots not yet written.
 
-    The axes are in attention's order, so that no step transposes the whole cache. The layers are a tuple of arrays, so
-    that no step copies one out; where layers are scanned, one array with the layers in front.
+    The axes are in attention's order, so that no step transposes the cache. Layers are a tuple of arrays, so that no
+    step copies one out of an array; where layers are scanned, they are one array with the layers in front.
     """
 
     key: Layers
@@ -27,9 +27,9 @@ class KVCache(NamedTuple):
 def empty_cache(
     layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype: str, stacked: bool
 ) -> KVCache:
-    """A cache with nothing written, hence nothing visible."""
+    """A cache with no slot written, hence none visible."""
 
-    def zeros(*shape: int) -> Layers:  # one array for each layer: none can be donated twice
+    def zeros(*shape: int) -> Layers:  # an array for each layer: none may be donated twice
         axes = ("batch", "kv_heads", None, None)
         if stacked:
             return constrain(jnp.zeros((layers, *shape), dtype), None, *axes)
@@ -63,7 +63,7 @@ def write_layer(
 def _replaced(old: Layers, new: jax.Array, layer: int | jax.Array, start: tuple) -> tuple[Layers, jax.Array]:
     if isinstance(old, tuple):
         assert isinstance(layer, int)
-        here = jax.lax.dynamic_update_slice(old[layer], new.astype(old[layer].dtype), start)
-        return (*old[:layer], here, *old[layer + 1 :]), here
+        layer_slots = jax.lax.dynamic_update_slice(old[layer], new.astype(old[layer].dtype), start)
+        return (*old[:layer], layer_slots, *old[layer + 1 :]), layer_slots
     old = jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (layer, *start))
     return old, old[layer]

@@ -1,8 +1,8 @@
 """Flash attention for TPUs, forward and backward, whose mask comes from block numbers (Dao 2023; Pallas kernels).
 
-Neither the scores nor a mask ever lie in HBM: the kernel makes a tile of both in VMEM from two short vectors, and skips
-tiles in which nothing sees anything. JAX's own splash attention supports segments and masks fixed at compile time; ours
-is block[j] <= block[i], with numbers that differ from sample to sample.
+Neither scores nor a mask are stored in HBM: the kernel computes a tile of both in VMEM from two short vectors, and
+skips tiles without any visible pair. JAX's own splash attention supports segments and masks fixed at compile time; this
+mask is block[j] <= block[i], with numbers that differ from sample to sample.
 
 Tensors are (B, N, L, E) here, so that a tile is some slots of one head. Values for each slot (block numbers, sums) are
 a column (B, N, L, 1) or a row (B, N, 1, L), to match the tile of scores.
@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tokvid.nn.visibility import NEVER
 
 TILE = 512  # slots; the scores of a tile are 1 MiB
-HIDDEN, START = -1e30, -1e29  # a hidden slot's score; the first maximum, above it, so that its weight is 0
+HIDDEN, START = -1e30, -1e29  # a hidden slot's score; the initial maximum, above it, so that the slot's weight is 0
 
 
 class Setting(NamedTuple):
@@ -40,7 +40,7 @@ class Numbers(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """The backward pass's inputs: those of the forward pass, its output, the logarithms of the queries' sums."""
+    """The backward pass's inputs: the forward pass's inputs and output, and the logarithms of the queries' sums."""
 
     query_BNLE: Float[Array, "b n l e"]
     key_BKSE: Float[Array, "b k s e"]
@@ -62,9 +62,9 @@ def flash(
 ) -> Float[Array, "b l n e"]:
     """As `attention.attend`, but zeros for padding. The block numbers' batch may be 1, shared by all samples.
 
-    For rematerialisation, the outputs that the backward pass needs are named "attention".
+    The outputs that the backward pass needs are named "attention", for rematerialisation.
     """
-    # Padding queries see nothing, so that they don't keep a tile from being skipped; nothing sees padding keys.
+    # Padding queries see nothing, so that their tiles can be skipped; nothing sees padding keys.
     query_block_BL = _filled(jnp.where(query_block_BL >= NEVER, -1, query_block_BL), -1)
     numbers = Numbers(*(x[:, None, :, None] for x in (query_block_BL, _filled(key_block_BS, 2**31 - 1))))
     heads_first = (x.swapaxes(1, 2) for x in (query_BLNE, key_BSKE, value_BSKE))
@@ -80,7 +80,7 @@ def _flash_forward(
     setting: Setting, query_BNLE: jax.Array, key_BKSE: jax.Array, value_BKSE: jax.Array, numbers: Numbers
 ) -> tuple[jax.Array, Residuals]:
     out_BNLE, total_BNL1 = _forward(setting, query_BNLE, key_BKSE, value_BKSE, numbers)
-    # Kept without its last axis, which would be stored as 128.
+    # Kept without its last axis of 1, which would be padded to 128.
     out_BNLE, total_BNL = checkpoint_name(out_BNLE, "attention"), checkpoint_name(total_BNL1[..., 0], "attention")
     return out_BNLE, Residuals(query_BNLE, key_BKSE, value_BKSE, numbers, out_BNLE, total_BNL)
 
@@ -120,7 +120,7 @@ def _forward(
 
         @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
         def _():
-            whole = jnp.where(sum_[...] == 0, 1.0, sum_[...])  # padding has seen nothing
+            whole = jnp.where(sum_[...] == 0, 1.0, sum_[...])  # padding sees nothing
             out[0, 0] = (mixed[...] / whole).astype(out.dtype)
             total[0, 0] = peak[...] + jnp.log(whole)
 
@@ -247,7 +247,7 @@ class Tiles:
         self.tile_L, self.tile_S = _tile(self.L), _tile(self.S)
         self.count_L, self.count_S = -(-self.L // self.tile_L), -(-self.S // self.tile_S)
         self.scale, self.keys_outside = self.width**-0.5, keys_outside
-        # Nothing is seen in a tile whose last query comes before its first key.
+        # A tile whose last query comes before its first key has no visible pair.
         self.last = jnp.max(numbers.query.reshape(-1, self.tile_L), axis=1)
         self.first = jnp.min(numbers.key.reshape(-1, self.tile_S), axis=1)
         self.alike = len(numbers.query) == 1
@@ -260,11 +260,11 @@ class Tiles:
         return b, head * group + jax.lax.div(inner, self.count_L), head, jax.lax.rem(inner, self.count_L), outer
 
     def here(self) -> tuple:
-        """This step's place; call it outside of conditions."""
+        """This step's place; to be called outside of `pl.when`."""
         return self._place(*(pl.program_id(axis) for axis in range(4)))
 
     def seen(self, place: tuple, last, first) -> Bool[Array, ""]:
-        """Whether any query of a tile may see any of its keys."""
+        """Whether any query of a tile can see any of its keys."""
         b, _, _, i, j = place
         b = 0 if self.alike else b
         return first[b * self.count_S + j] <= last[b * self.count_L + i]
@@ -285,7 +285,7 @@ class Tiles:
             *step, last, first = step_and_bounds
             b, n, k, i, j = place = self._place(*step)
             at = j if of.keys else i
-            if of.keys != self.keys_outside:  # it changes at each step: not fetched where nothing is seen
+            if of.keys != self.keys_outside:  # changes at each step; not fetched for skipped tiles
                 at = jnp.where(self.seen(place, last, first), at, 0)
             lead = b if batch > 1 else 0, (k if of.keys else n) if heads > 1 else 0
             return (*lead, 0, at) if of.row else (*lead, at, 0)
@@ -346,9 +346,9 @@ def _within(slots_LE: jax.Array, start: jax.Array, end: int) -> jax.Array:
 
 
 def _visible(query_block: jax.Array, key_block: jax.Array, window: int | None) -> jax.Array:
-    """`attention.block_mask` of a column and a row, whichever is which."""
-    seen = key_block <= query_block
-    return seen if window is None else seen & (key_block > query_block - window)
+    """`visibility.block_mask` of a column and a row, in either order."""
+    visible = key_block <= query_block
+    return visible if window is None else visible & (key_block > query_block - window)
 
 
 def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:

@@ -17,7 +17,7 @@ class Rotation(NamedTuple):
 def rotation(position_BLA: Num[Array, "b l a"], width: int, base: float = 100.0) -> Rotation:
     """Rotary angles (RoFormer, section 3.2) for heads of `width` channels, divided among A axes.
 
-    Positions are real numbers (seconds, rows, columns, scaled as the caller likes): only differences matter. The first
+    Positions are real numbers in any unit (seconds, rows, columns); only differences matter. The first
     axis takes the remainder. Frequencies run from 1 down to 1/base radians per unit.
     """
     half, axes = width // 2, position_BLA.shape[-1]
@@ -27,7 +27,7 @@ def rotation(position_BLA: Num[Array, "b l a"], width: int, base: float = 100.0)
         for axis, count in enumerate(counts)
     ]
     angle_BL1E = jnp.concatenate(angles, axis=-1)[:, :, None, :]
-    # The barrier keeps XLA from computing sines and cosines anew in every layer that uses them.
+    # The barrier keeps XLA from recomputing sines and cosines in every layer.
     return Rotation(*jax.lax.optimization_barrier((jnp.cos(angle_BL1E), jnp.sin(angle_BL1E))))
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of activations with parameters, and the type that they are computed in.
+"""Matrix products of activations with parameters, and their data type.
 
 `compute_dtype` resolves dtype="auto". On CPUs with 16-bit units XLA is fast only where two 16-bit operands give a
 float32 result, so products there have a backward pass of their own; docs/speed.md has the measurements.
@@ -18,15 +18,15 @@ from jaxtyping import Array, Float
 
 from tokvid.sharding import current_mesh, parts, platform
 
-CPU_UNITS = ("amx_bf16", "avx512_bf16")  # what /proc/cpuinfo calls a processor's bfloat16 multipliers
-FEW = 256  # rows of activations, as in a decoding step, below which joining kernels costs more than it saves
+CPU_UNITS = ("amx_bf16", "avx512_bf16")  # flags of bfloat16 multipliers in /proc/cpuinfo
+FEW = 256  # rows of activations (a decoding step's) below which joining kernels costs more than it saves
 MOST_ROWS = 64  # parts that the rows are split into for a weight's gradient
 
 
-def compute_dtype(asked: str) -> str:
-    """The type to compute in: as asked; for "auto", bfloat16 where the target device multiplies it faster."""
-    if asked != "auto":
-        return asked
+def compute_dtype(dtype: str) -> str:
+    """The type to compute in: `dtype`, or for "auto" bfloat16 where the target device multiplies it faster."""
+    if dtype != "auto":
+        return dtype
     chosen = "bfloat16" if platform() != "cpu" or _cpu_has_units() else "float32"
     _log_choice(chosen, platform())
     return chosen
@@ -41,7 +41,7 @@ def _cpu_has_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return any(unit in flags.split() for unit in CPU_UNITS)
 
 
-@functools.cache  # so that the log says it once
+@functools.cache  # logs it once
 def _log_choice(dtype: str, platform: str) -> None:
     units = "" if platform != "cpu" else f", this processor has {'' if _cpu_has_units() else 'no '}bfloat16 multipliers"
     logging.getLogger(__name__).info("computing in %s (dtype auto on %s%s)", dtype, platform, units)
@@ -77,8 +77,8 @@ def project(
     if platform() != "cpu" or parts("length") > 1:
         products = [jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=out) for kernel in kernels]
         return products[0] if len(kernels) == 1 else products
-    # Flattened: XLA's CPU backend is 1.7 times as fast at the gradients of plain matrices. Elsewhere this would merge
-    # axes that are sharded differently.
+    # Flattened, because XLA's CPU backend is 1.7 times as fast at the gradients of plain matrices. On a mesh this would
+    # merge axes that are sharded differently.
     inner = math.prod(x.shape[x.ndim - axes :])
     x_ND, leading = x.reshape(-1, inner), x.shape[: x.ndim - axes]
     flat = [kernel.reshape(inner, -1) for kernel in kernels]
@@ -111,11 +111,11 @@ def _forward(x_ND: jax.Array, kernel_DF: jax.Array):
 
 
 def _backward(kept, pull_NF: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # JAX's own rule would multiply the float32 cotangent with a 16-bit operand: six times as slow.
+    # JAX's own rule multiplies the float32 cotangent with a 16-bit operand, six times as slowly.
     x_ND, narrow_DF = kept
     pull_NF = pull_NF.astype(x_ND.dtype)
     to_x_ND = jax.lax.dot_general(pull_NF, narrow_DF, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    # Contracted over two axes: over one, XLA transposes x first, or leaves the fast path.
+    # Contracted over two axes, because over one XLA transposes x first, or leaves the fast path.
     rows = math.gcd(len(x_ND), MOST_ROWS)
     x_RND, pull_RNF = x_ND.reshape(rows, -1, x_ND.shape[1]), pull_NF.reshape(rows, -1, pull_NF.shape[1])
     to_kernel_DF = jax.lax.dot_general(

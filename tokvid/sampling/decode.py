@@ -1,4 +1,4 @@
-"""From layouts to tokens: prefill what is known, then step after step over one static KV cache, in one jitted loop."""
+"""From layouts to tokens: prefills the known slots, then generates the others over a static KV cache, in one jit."""
 
 import dataclasses
 import functools
@@ -21,11 +21,11 @@ Carry = tuple[KVCache, jax.Array]  # the cache, and the tokens (B, L, Q) generat
 
 
 class Request(NamedTuple):
-    """What is to be generated: a window, whose `stride` and `drawn` the sampling decides, and how.
+    """A window to generate; its `stride` and `drawn` are set by the sampling.
 
-    With guidance, `guidance_BT` of each latent frame, each step also runs under the texts `negative_BL` (-1: without
-    text). The first `tokens` of those that are not known are generated. Keys are drawn by slot, fold_in(keys_B,
-    slot), so a longer window begins with the same tokens.
+    The first `tokens` of the unknown tokens are generated. `guidance_BT` is the guidance scale of each latent frame;
+    with guidance, each step also runs under the negative prompts `negative_BL` (-1: no text). Keys are derived by slot,
+    fold_in(keys_B, slot), so a longer window begins with the same tokens.
     """
 
     batch: TokenBatch
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> KVCache:
-    """A cache that holds the first `slots` slots of a sequence and has room for them all."""
+    """A cache with the first `slots` slots of a sequence written, and room for all of them."""
     cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1], layers)
     return cast(KVCache, model.run(sequence.slots(0, slots), cache, 0, layers)[1])
 
@@ -44,9 +44,9 @@ def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> 
 def step(
     model: Transformer, sequence: Sequence, cache: KVCache, slot: jax.Array, input_BLQ: Int[Array, "b l q"], layers: Any
 ) -> tuple[Float[Array, "b l d"], KVCache]:
-    """What the head sees of the slots from `slot` on, given their input rows, and the cache with them written."""
-    here = sequence.slots(slot, input_BLQ.shape[1])._replace(token=input_BLQ)
-    hidden, longer = model.run(here, cache, slot, layers)
+    """The head's input at the slots from `slot` on, computed from their input rows, and the cache with them written."""
+    part = sequence.slots(slot, input_BLQ.shape[1])._replace(token=input_BLQ)
+    hidden, longer = model.run(part, cache, slot, layers)
     return model.norm(hidden), cast(KVCache, longer)
 
 
@@ -54,30 +54,30 @@ def step(
 def generate(
     graph: nnx.GraphDef, params: nnx.State, request: Request, *, known: int, sampling: Sampling, guided: bool
 ) -> Int[Array, "b t h w q"]:
-    """The tokens of a window: those that are known, `known` of every sample, and those generated; the rest become 0."""
+    """The tokens of a window: the known ones, `known` in each sample, and the generated ones; 0 elsewhere."""
     model: Transformer = nnx.merge(graph, params)
     batch = request.batch
     B, T, H, W, Q = batch.tokens.shape
     plan = schedule((T, H, W), sampling.rows, known > 0)
-    asked = T * H * W - known
+    count = T * H * W - known
     stride_B, drawn_BTHW = jnp.full(B, plan.stride), jnp.zeros((B, T, H, W), bool)
     batch = batch._replace(stride=stride_B, drawn=drawn_BTHW, known=jnp.asarray(batch.known))
-    both = batch
-    if guided:  # each window twice, the second time under the negative text; side by side, on the same device
-        both = jax.tree.map(
+    doubled = batch
+    if guided:  # each window twice, side by side on one device, the second time under the negative prompt
+        doubled = jax.tree.map(
             lambda *pair: jnp.stack(pair, axis=1).reshape(2 * B, *pair[0].shape[1:]),
             batch,
             batch._replace(text=request.negative_BL),
         )
     order_BL = in_order(batch.known)
-    sequence = lay_out(model.config, both)
-    # Not scanned but one after another, layers find the cache where attention wants it: on TPUs, rows take a quarter of
-    # the memory traffic (docs/pods.md). Single tokens gain nothing, and it takes longer to compile.
+    sequence = lay_out(model.config, doubled)
+    # Unrolled layers read the cache in attention's layout: on TPUs, generating rows takes a quarter of the memory
+    # traffic (docs/pods.md). Single tokens gain nothing, and unrolled layers take longer to compile.
     layers = model.layers(model.config.scan_layers and not sampling.rows)
     frame_BL = order_BL[:, known:] // (H * W)
     scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), frame_BL, axis=1)
-    drawer = _Drawer(model, sequence, layers, request.keys_B, scale_BL if guided else None, asked, sampling)
-    carry = prefill(model, sequence, drawer.first, layers), jnp.zeros((B, asked, Q), jnp.int32)
+    drawer = _Drawer(model, sequence, layers, request.keys_B, scale_BL if guided else None, count, sampling)
+    carry = prefill(model, sequence, drawer.first, layers), jnp.zeros((B, count, Q), jnp.int32)
     if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
     else:
@@ -92,10 +92,10 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class _Drawer:
-    """Bodies of the loops that generate the last `asked` slots of a sequence.
+    """Bodies of the loops that generate the last `count` slots of a sequence.
 
-    With `scale_BL`, the guidance scale of each of them, the sequence has every window twice: under its text, and under
-    the negative prompt.
+    With `scale_BL`, the guidance scale of each of these slots, the sequence has every window twice: under its text, and
+    under the negative prompt.
     """
 
     model: Transformer
@@ -103,30 +103,30 @@ class _Drawer:
     layers: Any
     keys_B: jax.Array
     scale_BL: jax.Array | None
-    asked: int
+    count: int
     sampling: Sampling
 
     @property
     def first(self) -> int:
-        """The first slot that is generated."""
-        return self.sequence.token.shape[1] - self.asked
+        """The first generated slot."""
+        return self.sequence.token.shape[1] - self.count
 
     def at_once(self, width: int, start: int) -> Callable[[jax.Array, Carry], Carry]:
-        """Draws `width` tokens, each from the logits of a slot that holds the token one step before."""
+        """Draws `width` tokens, each at a slot whose input is the token one step before it."""
 
         def body(i: jax.Array, carry: Carry) -> Carry:
             cache, tokens_BLQ = carry
             rank = start + i * width
             before_L = rank - width + jnp.arange(width)
             rows_BLQ = self.model.vocabulary.of_video(tokens_BLQ[:, jnp.maximum(before_L, 0)])
-            hidden_BLD, cache = self._ask(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
-            drawn_BLQ, _ = self._answer(hidden_BLD, rank, self._keys(rank))
+            hidden_BLD, cache = self._run(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
+            drawn_BLQ, _ = self._sample(hidden_BLD, rank, self._keys(rank))
             return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, drawn_BLQ, rank, axis=1)
 
         return body
 
     def in_rounds(self, size: int) -> Callable[[jax.Array, Carry], Carry]:
-        """Draws a latent frame of `size` tokens: each round keeps the surest and asks again for the others."""
+        """Draws a latent frame of `size` tokens: each round keeps the most confident ones and draws the others anew."""
 
         def body(i: jax.Array, carry: Carry) -> Carry:
             cache, tokens_BLQ = carry
@@ -134,19 +134,19 @@ class _Drawer:
             rank, vocabulary = i * size, self.model.vocabulary
 
             def one_round(number: jax.Array, carry: tuple) -> tuple:
-                cache, now_BLQ, stands_BL = carry
-                rows_BLQ = jnp.where(stands_BL[..., None], vocabulary.of_video(now_BLQ), self._begin_Q)
-                hidden_BLD, cache = self._ask(cache, rank, rows_BLQ)
+                cache, frame_BLQ, stands_BL = carry
+                rows_BLQ = jnp.where(stands_BL[..., None], vocabulary.of_video(frame_BLQ), self._begin_Q)
+                hidden_BLD, cache = self._run(cache, rank, rows_BLQ)
                 keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._keys(rank), number)
-                drawn_BLQ, likelihood_BL = self._answer(hidden_BLD, rank, keys_B)
-                now_BLQ = jnp.where(stands_BL[..., None], now_BLQ, drawn_BLQ)
+                drawn_BLQ, likelihood_BL = self._sample(hidden_BLD, rank, keys_B)
+                frame_BLQ = jnp.where(stands_BL[..., None], frame_BLQ, drawn_BLQ)
                 done = (number + 1) / self.sampling.rounds
-                return cache, now_BLQ, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
+                return cache, frame_BLQ, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
 
             start = (cache, jnp.zeros((B, size, Q), jnp.int32), jnp.zeros((B, size), bool))
-            cache, now_BLQ, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
-            _, cache = self._ask(cache, rank, vocabulary.of_video(now_BLQ))  # the frames that follow see them all
-            return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, now_BLQ, rank, axis=1)
+            cache, frame_BLQ, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
+            _, cache = self._run(cache, rank, vocabulary.of_video(frame_BLQ))  # the next frames see all of this one
+            return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, frame_BLQ, rank, axis=1)
 
         return body
 
@@ -157,13 +157,13 @@ class _Drawer:
     def _keys(self, rank: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, self.first + rank)
 
-    def _ask(self, cache: KVCache, rank: jax.Array, input_BLQ: jax.Array) -> tuple[jax.Array, KVCache]:
-        """The slots from the `rank`-th generated one on, each under both texts where there is guidance."""
+    def _run(self, cache: KVCache, rank: jax.Array, input_BLQ: jax.Array) -> tuple[jax.Array, KVCache]:
+        """Runs the slots from the `rank`-th generated one on; with guidance, under both texts."""
         input_BLQ = input_BLQ if self.scale_BL is None else jnp.repeat(input_BLQ, 2, axis=0)
         return step(self.model, self.sequence, cache, self.first + rank, input_BLQ, self.layers)
 
-    def _answer(self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Tokens of the slots from the `rank`-th on, (B, L, Q), and how likely each is, (B, L)."""
+    def _sample(self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Draws the tokens (B, L, Q) of the slots from the `rank`-th on; also returns their log-likelihoods (B, L)."""
         likelihoods, guided = [], self.scale_BL is not None
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
@@ -171,8 +171,8 @@ class _Drawer:
                 logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, rank])
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
             ids_BL = draw(keys, logits_BLV, self.sampling)
-            every_BLV = jax.nn.log_softmax(logits_BLV)
-            likelihoods.append(jnp.take_along_axis(every_BLV, ids_BL[..., None], axis=-1)[..., 0])
+            log_share_BLV = jax.nn.log_softmax(logits_BLV)
+            likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
             return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL
 
         ids_BLQ = self.model.head.draw(hidden_BLD, choose)

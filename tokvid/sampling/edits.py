@@ -1,4 +1,4 @@
-"""Given videos, changed: more frames between theirs, or a way from their end back to their beginning."""
+"""Edits of videos: made from a condition, interpolated to a higher rate, or closed to a loop."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ from tokvid.tasks.tasks import TASKS
 
 
 def edit(models: Models, story: Story, task: str, frames: Iterator[np.ndarray]) -> tuple[int, Iterator[np.ndarray]]:
-    """A video made from the condition of a task → how many frames it has, and those, a few at a time.
+    """A video made from the condition of a task: its number of frames, and the frames, a few at a time.
 
-    `frames`, uint8 (H, W, 3), are those of the condition as `source_of` says; `story` has one segment, whose prompt
-    says what the new video shows. UserError where the weights weren't trained for the task.
+    `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`; `story` has one segment, whose
+    prompt describes the new video. UserError where the weights weren't trained for the task.
     """
     condition = CONDITIONS[TASKS[task].condition]
     if task not in models.tasks:
@@ -27,12 +27,12 @@ def edit(models: Models, story: Story, task: str, frames: Iterator[np.ndarray]) 
     source = _Encoded(models, (condition.look(frame_HWC[None])[0] for frame_HWC in frames), condition.smaller)
     levels = Levels([story.fps], len(source.tokens_THWQ), story.keep, story.sampling)
     name, opening = TASKS[task].condition, models.no_tokens(1)
-    made = videos(models, prompts_of(story, models), levels, opening, source=source.stream(name, story.fps))
-    return source.frames, first_frames(source.frames, made)
+    edited = videos(models, prompts_of(story, models), levels, opening, source=source.stream(name, story.fps))
+    return source.frames, first_frames(source.frames, edited)
 
 
 def source_of(models: Models, task: str, fps: float) -> tuple[float, tuple[int, int]]:
-    """The rate and the size in which a task's condition is to be read, for a new video at `fps`."""
+    """The rate and the size at which to read a task's condition, for a new video at `fps`."""
     condition, (height, width) = CONDITIONS[TASKS[task].condition], models.size
     return fps / condition.slower, (height // condition.smaller, width // condition.smaller)
 
@@ -40,18 +40,18 @@ def source_of(models: Models, task: str, fps: float) -> tuple[float, tuple[int, 
 def interpolate(
     models: Models, story: Story, frames: Iterator[np.ndarray], factor: int
 ) -> tuple[int, Iterator[np.ndarray]]:
-    """A video at `story.fps` → how many frames it has at a rate `factor` times as high, and those, a few at a time.
+    """A video at `story.fps` interpolated to `factor` times the rate: its number of frames, and the frames in parts.
 
-    `frames` uint8 (H, W, 3) of the models' size; `story` has one segment, whose prompt says what they show. Each level
-    multiplies the rate by what the weights were trained for; UserError where `factor` is no power of that.
+    `frames` are uint8 (H, W, 3) of the models' size; `story` has one segment, whose prompt describes them. Each level
+    multiplies the rate by the factor that the weights were trained for; UserError where `factor` is no power of it.
     """
     rates = rates_between(models, story.fps, factor)
     source = _Encoded(models, frames)
     levels = Levels(rates, 1 + (len(source.tokens_THWQ) - 1) * factor, story.keep, story.sampling)
     first, coarse = source.tokens_THWQ[None, :1], source.stream(refinement(models)[0], story.fps)
-    made = videos(models, prompts_of(story, models), levels, first, source=coarse)
+    interpolated = videos(models, prompts_of(story, models), levels, first, source=coarse)
     total = 1 + (source.frames - 1) * factor
-    return total, first_frames(total, made)
+    return total, first_frames(total, interpolated)
 
 
 class _Encoded:
@@ -61,30 +61,30 @@ class _Encoded:
         self.frames, (height, width) = 0, models.size
         patch = models.tokenizer.config.temporal_patch
 
-        def whole() -> Iterator[np.ndarray]:
+        def padded() -> Iterator[np.ndarray]:
             for frame_HWC in frames:
                 self.frames += 1
                 yield frame_HWC
             for _ in range(-(self.frames - 1) % patch):
                 yield frame_HWC
 
-        self.tokens_THWQ = encode_opening(models, whole(), (height // smaller, width // smaller))
+        self.tokens_THWQ = encode_opening(models, padded(), (height // smaller, width // smaller))
 
     def stream(self, name: str, fps: float) -> Source:
-        """It as the condition `name` at its rate."""
+        """The video as the condition `name`; `fps` is its rate."""
         return Source(name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
 
 
 def loop(models: Models, story: Story, tokens_THWQ: np.ndarray) -> tuple[np.ndarray, int]:
-    """A video's tokens → its frames, uint8 (T, H, W, 3), then new ones that lead back to its beginning; how many those.
+    """A video's tokens → its frames and new ones back to its beginning, uint8 (T, H, W, 3); the number of new ones.
 
-    The window knows the video's end and, behind what is generated, its beginning. The first frame, whose latent frame
-    is a single picture and fits no mid-video, is left out. UserError for a video of too few latent frames.
+    The window's known latent frames are the video's end and, after the generated ones, its beginning. The first frame
+    is left out: its latent frame is a single image, which cannot stand in mid-video. UserError for too short a video.
     """
     check_rows(models, story.sampling)
     if "infilling" not in models.tasks:
         raise UserError(
-            "these weights cannot generate towards a fixed ending; train some with the task infilling in layouts.tasks"
+            "these weights cannot generate towards a fixed ending; train with the task infilling in layouts.tasks"
         )
     window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
     known = min(story.keep, (window - 1) // 2)
@@ -95,11 +95,11 @@ def loop(models: Models, story: Story, tokens_THWQ: np.ndarray) -> tuple[np.ndar
         )
     beginning_THWQ = tokens_THWQ[1 : 1 + known]
     rolling = RollingWindow(models, 1, story.fps, keep=known, sampling=story.sampling)
-    rolling.given(tokens_THWQ[None])
+    rolling.append(tokens_THWQ[None])
     (prompt,) = prompts_of(story, models)
-    new = window - 2 * known
-    along_T = np.linspace(prompt.guidance_B[0], prompt.last_guidance_B[0], new)
-    made_THWQ = rolling.extend(prompt, along_T[None], until_BTHWQ=beginning_THWQ[None])[0]
+    count = window - 2 * known
+    scale_T = np.linspace(prompt.guidance_B[0], prompt.last_guidance_B[0], count)
+    bridge_THWQ = rolling.extend(prompt, scale_T[None], until_BTHWQ=beginning_THWQ[None])[0]
     decoder = StreamDecoder(models.tokenizer, 1, *tokens_THWQ.shape[1:3])
-    video_THWC = decoder.feed(np.concatenate([tokens_THWQ, made_THWQ])[None])[0]
-    return video_THWC[1:], new * patch
+    video_THWC = decoder.feed(np.concatenate([tokens_THWQ, bridge_THWQ])[None])[0]
+    return video_THWC[1:], count * patch

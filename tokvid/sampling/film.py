@@ -1,4 +1,4 @@
-"""A story as files: videos written frame by frame as it is told, and a contact sheet."""
+"""A story as files: videos, written frame by frame as they are generated, and a contact sheet."""
 
 import contextlib
 import itertools
@@ -12,13 +12,13 @@ from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, check_output
 from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
-from tokvid.sampling.story import Opening, Story, forget, frames_given, tell
+from tokvid.sampling.story import Opening, Story, forget, opening_frames, tell
 from tokvid.sampling.stream import Models
 
-WATCHABLE = 256  # pixels: smaller videos are enlarged by whole factors, so that a person can watch them
-MOST_GIF_BYTES = 1 << 28  # a GIF's frames wait in memory for its end
+WATCHABLE = 256  # pixels: smaller videos are enlarged by a whole factor
+MOST_GIF_BYTES = 1 << 28  # a GIF's frames are kept in memory until its end
 ROWS, COLUMNS = 32, 8  # of a contact sheet at most
-LONGEST_CAPTION = 500  # characters; more don't fit above a row
+LONGEST_CAPTION = 500  # characters that fit above a row
 
 
 def film(
@@ -33,19 +33,19 @@ def film(
 ) -> int:
     """Writes a story to all of `outs` as it is generated, and a `sheet` of it; returns the number of frames.
 
-    `opening` comes before the story, or is its first frame; `watch` is shown every frame, uint8 (H, W, 3), before it is
-    enlarged `scale` times (0: until it is watchable). Tokens are kept in a hidden file beside the first of `outs`:
-    after an interruption, the same call resumes from it. UserError where something cannot be written; KeyboardInterrupt
-    says how to resume.
+    `opening` comes before the story, or is its first frame. `watch` is called with every frame, uint8 (H, W, 3), before
+    it is enlarged `scale` times (0: to at least WATCHABLE pixels). Tokens are kept in a hidden file beside the first of
+    `outs`: after an interruption, the same call resumes from it. UserError where a file cannot be written;
+    KeyboardInterrupt says how to resume.
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
     tokens, before = (None, []) if opening is None else (opening.tokens_THWQ, [opening.before_THWC])
-    given = frames_given(0 if tokens is None else len(tokens), models.tokenizer.config.temporal_patch)
-    given += sum(map(len, before))
-    total, done = given + story.frames, 0
-    partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise where there is none
-    summary = _Summary(story, given)
+    before_story = opening_frames(0 if tokens is None else len(tokens), models.tokenizer.config.temporal_patch)
+    before_story += sum(map(len, before))
+    total, done = before_story + story.frames, 0
+    partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise for an empty name
+    summary = _Summary(story, before_story)
 
     def watched() -> Iterator[np.ndarray]:
         nonlocal done
@@ -59,8 +59,8 @@ def film(
     try:
         write(watched(), outs, story.fps, total, models.size, scale=scale)
     except KeyboardInterrupt as error:
-        progress_made = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
-        raise type(error)(f"interrupted after {progress_made}; run the same command again to resume") from None
+        so_far = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
+        raise type(error)(f"interrupted after {so_far}; run the same command again to resume") from None
     forget(partial)
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
@@ -79,7 +79,7 @@ def write(
 ) -> None:
     """Writes frames, uint8 (T, H, W, 3) at a time and `total` in all, to all of `outs` as they come.
 
-    Pixels are enlarged `scale` times (0: until they are watchable); a `sheet` shows some of the frames.
+    Frames are enlarged `scale` times (0: to at least WATCHABLE pixels); a `sheet` shows some of them.
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
@@ -87,7 +87,7 @@ def write(
     if not 1 <= scale <= 64:
         raise UserError(f"scale should be 1 to 64, got {scale}")
     if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(size) * scale**2 > MOST_GIF_BYTES:
-        raise UserError(f"{total} frames are too many for a GIF, which is kept in memory; write an .mp4")
+        raise UserError(f"{total} frames are too many for a GIF, which is built in memory; write an .mp4")
     shown, rows = set(np.linspace(0, total - 1, 4 * COLUMNS).round().astype(int).tolist()), []
     done = 0
     with contextlib.ExitStack() as stack:
@@ -108,10 +108,10 @@ def write(
 
 
 class _Summary:
-    """A row of frames, evenly spaced, for every segment that has any; for some of the segments if there are many."""
+    """A row of evenly spaced frames for each segment, or for ROWS of them where there are more."""
 
     def __init__(self, story: Story, before: int):
-        """`before`: frames that come before the story."""
+        """`before`: the number of frames before the story."""
         shown = [pair for pair in zip(story.segments, story.spans, strict=True) if pair[1][1] > pair[1][0]]
         if len(shown) > ROWS:
             shown = [shown[i] for i in np.linspace(0, len(shown) - 1, ROWS).round().astype(int)]
@@ -123,7 +123,7 @@ class _Summary:
                 self._row_of[before + index] = frames
 
     def see(self, index: int, frame_HWC: np.ndarray) -> None:
-        """Frame number `index` of the video."""
+        """Adds frame number `index` of the video where a row shows it."""
         if index in self._row_of:
             self._row_of[index].append(frame_HWC)
 

@@ -13,12 +13,12 @@ from tokvid.config import Sampling
 def guide(
     conditional: Float[Array, "b l v"], unconditional: Float[Array, "b l v"], scale_B: Float[Array, " b"]
 ) -> Float[Array, "b l v"]:
-    """Classifier-free guidance (Ho and Salimans 2022): 1 is exactly the conditional, more follows the text more."""
+    """Classifier-free guidance (Ho and Salimans 2022): 1 disables it, a higher scale follows the text more closely."""
     return conditional + (scale_B[:, None, None] - 1) * (conditional - unconditional)
 
 
 def keep_likely(logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Float[Array, "b l v"]:
-    """Logits outside the top k codes, and outside the fewest codes whose probabilities reach top_p, become -inf."""
+    """Top-k and nucleus sampling: the logits of all other codes become -inf."""
     count = logits_BLV.shape[-1]
     if 0 < sampling.top_k < count:
         least_BL1 = jax.lax.top_k(logits_BLV, sampling.top_k)[0][..., -1:]
@@ -26,14 +26,14 @@ def keep_likely(logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Float[
     if sampling.top_p < 1:
         sorted_BLV = jnp.flip(jnp.sort(logits_BLV, axis=-1), axis=-1)
         share_BLV = jax.nn.softmax(sorted_BLV, axis=-1)
-        before_BLV = jnp.cumsum(share_BLV, axis=-1) - share_BLV  # of all likelier codes: the first is always kept
+        before_BLV = jnp.cumsum(share_BLV, axis=-1) - share_BLV  # of all likelier codes; the first code is always kept
         least_BL1 = jnp.min(jnp.where(before_BLV < sampling.top_p, sorted_BLV, jnp.inf), axis=-1, keepdims=True)
         logits_BLV = jnp.where(logits_BLV < least_BL1, -jnp.inf, logits_BLV)
     return logits_BLV
 
 
 def draw(keys_B: jax.Array, logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Int[Array, "b l"]:
-    """One code for each slot. Every sample has its own key, so it comes out the same whatever else is in the batch."""
+    """One code for each slot. Each sample has its own key, so its codes don't depend on the rest of the batch."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32)
     logits_BLV = keep_likely(logits_BLV / sampling.temperature, sampling)
@@ -47,14 +47,14 @@ def surest(
     done: jax.Array,
     sampling: Sampling,
 ) -> Bool[Array, "b l"]:
-    """Which of the tokens drawn stand after a round, those that did among them; `done` is the share of rounds done.
+    """The tokens that are fixed after a round, earlier ones included; `done` is the share of rounds done.
 
-    The likelier a token (in nats), the sooner it stands, up to Gumbel noise; how many do follows a cosine (MaskGIT,
-    section 3.2).
+    The likeliest tokens (in nats, with Gumbel noise) are fixed first; their number follows a cosine (MaskGIT, section
+    3.2).
     """
     count = likelihood_BL.shape[1]
     noise_BL = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, 1), (count,)))(keys_B)
-    sureness_BL = likelihood_BL + sampling.choice_temperature * (1 - done) * noise_BL
-    place_BL = jnp.argsort(jnp.argsort(-jnp.where(stands_BL, jnp.inf, sureness_BL), axis=1), axis=1)
-    left = jnp.floor(count * jnp.cos(jnp.pi / 2 * done) + 1e-4)  # of whole numbers, rounding is not to make one less
-    return place_BL < count - left
+    confidence_BL = likelihood_BL + sampling.choice_temperature * (1 - done) * noise_BL
+    rank_BL = jnp.argsort(jnp.argsort(-jnp.where(stands_BL, jnp.inf, confidence_BL), axis=1), axis=1)
+    left = jnp.floor(count * jnp.cos(jnp.pi / 2 * done) + 1e-4)  # against rounding errors just below whole numbers
+    return rank_BL < count - left

@@ -1,4 +1,4 @@
-"""Stories: a sequence of prompts becomes one video, written as it is made, resumed where it was interrupted."""
+"""Stories: a sequence of prompts becomes one video, written as it is generated, and resumed after an interruption."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ MOST_SECONDS = 24 * 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One prompt and how long it holds; what is not said is as in the story."""
+    """One prompt and its length; fields that are None are as in the story."""
 
     prompt: str
     seconds: float = 4.0
@@ -59,10 +59,10 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """What is to be told: segments one after another at one frame rate.
+    """Segments one after another, at one frame rate.
 
-    Guidance goes from `guidance` at a segment's beginning to `last_guidance` at its end (None: it stays), away from the
-    text `negative`. `scheme` None is hierarchical where the weights can be.
+    The guidance scale goes from `guidance` at a segment's beginning to `last_guidance` at its end (None: it stays);
+    `negative` is the negative prompt. `scheme` None is hierarchical where the weights allow it.
     """
 
     segments: tuple[Segment, ...]
@@ -72,7 +72,7 @@ class Story:
     last_guidance: float | None = None
     negative: str = ""
     scheme: Scheme | None = None
-    keep: int = 2  # latent frames that each window takes over from the one before
+    keep: int = 2  # latent frames that each window keeps of the one before
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
@@ -89,33 +89,33 @@ class Story:
 
     @property
     def starts(self) -> list[float]:
-        """The second at which each segment begins, and the one at which the last ends."""
+        """The second at which each segment begins, and at which the last ends."""
         return [0.0, *itertools.accumulate(segment.seconds for segment in self.segments)]
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Its length."""
         return self.starts[-1]
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """The first frame of every segment, and one past its last; a segment may be too short for any."""
+        """Each segment's first frame, and one past its last; a short segment may have none."""
         edges = [round(start * self.fps) for start in self.starts]
         edges[-1] = max(1, edges[-1])
         return list(itertools.pairwise(edges))
 
     @property
     def frames(self) -> int:
-        """How many frames it has."""
+        """Its number of frames."""
         return self.spans[-1][1]
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. No aliases: a few bytes of them stand for gigabytes. No key twice: the first would be lost."""
+    """Plain values only. No aliases: a few bytes can expand to gigabytes. No duplicate keys: one would be lost."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not used here", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -128,9 +128,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_story(path: str | Path) -> Story:
-    """Reads a YAML story, of plain values: `fps`, `seed`, `guidance`, `sampling`, and `segments` of prompt, seconds, …
+    """Reads a story from YAML: `fps`, `seed`, `guidance`, `sampling`, …, and `segments` with `prompt`, `seconds`, …
 
-    UserError for a file that is missing, too large, not UTF-8, not YAML, or has unknown or mistyped fields.
+    UserError for a file that is missing, too large, not UTF-8, not YAML, or that has unknown or mistyped fields.
     """
     try:
         with open(path, "rb") as file:
@@ -152,23 +152,23 @@ def load_story(path: str | Path) -> Story:
         raise UserError(f"story {path} is not valid YAML: {type(error).__name__} {error}") from error
 
 
-def frames_given(latent_frames: int, temporal_patch: int) -> int:
-    """How many given frames come before a story. One picture doesn't: it is the story's first frame."""
+def opening_frames(latent_frames: int, temporal_patch: int) -> int:
+    """The frames of an opening that come before the story: none of an image, which is the story's first frame."""
     return frames_of(latent_frames, temporal_patch) if latent_frames > 1 else 0
 
 
 def joins(story: Story, models: Models) -> list[int]:
-    """Frames at which a new window begins (the first frame that it makes), for measuring seams."""
+    """The first frame of each window but the first, for measuring seams."""
     patch = models.tokenizer.config.temporal_patch
     spans = spans_of(models, story.starts[:-1], story.fps, latent_frames_for(story.frames, patch), keep=story.keep)
     return [frames_of(span.first, patch) for span in spans if span.first]
 
 
 def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt]:
-    """What each segment asks of the models; the first one from 0 s on, the others after `before` seconds more."""
+    """A prompt for each segment: the first from 0 s on, the others `before` seconds later than in the story."""
     prompts = []
     for number, (start, segment) in enumerate(zip(story.starts, story.segments, strict=False)):
-        # A segment of its own seed always comes out the same from the same past; others differ by their number.
+        # A segment with its own seed gives the same tokens after the same past; other seeds differ by segment.
         seed = segment.seed if segment.seed is not None else (story.seed + 7919 * number) % 2**32
         guidance = Guidance(
             segment.guidance if segment.guidance is not None else story.guidance,
@@ -184,14 +184,14 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
     """The frames of a story, uint8 (T, H, W, 3), a few at a time, in memory that doesn't grow with its length.
 
     `opening`: tokens (T', H', W', Q) of an image, which becomes the story's first frame, or of a video at the story's
-    rate, whose frames come before the story; that is told at one level. Tokens are kept in the file `partial`, and
-    those of lower levels beside it, as they are made: when it is there already and belongs to the same story and
-    weights, what it holds is decoded, not generated again. `forget` removes them when the video is safe.
+    rate, whose frames come before the story; after a video, the story is generated at one level. Tokens are kept in the
+    file `partial`, and those of lower levels beside it. Where these files already exist, for the same story and
+    weights, their tokens are decoded instead of generated again. `forget` removes them when the video is safe.
     """
-    given_THWQ = models.no_tokens(1)[0] if opening is None else opening
-    patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, given_THWQ)
-    before = frames_given(len(given_THWQ), patch)
-    rates = rates_of(models, story.fps, story.scheme) if len(given_THWQ) < 2 else [story.fps]
+    opening_THWQ = models.no_tokens(1)[0] if opening is None else opening
+    patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, opening_THWQ)
+    before = opening_frames(len(opening_THWQ), patch)
+    rates = rates_of(models, story.fps, story.scheme) if len(opening_THWQ) < 2 else [story.fps]
     with contextlib.ExitStack() as stack:
 
         def kept(fps: float) -> _Partial:
@@ -202,84 +202,81 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
             models,
             prompts_of(story, models, before / story.fps),
             Levels(rates, latent_frames_for(before + story.frames, patch), story.keep, story.sampling),
-            given_THWQ[None],
+            opening_THWQ[None],
             kept=kept,
         )
         yield from first_frames(before + story.frames, frames)
 
 
 def first_frames(count: int, videos: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The first `count` frames (T, H, W, 3) of batches of one video: what fills up its last latent frame is dropped."""
+    """The first `count` frames (T, H, W, 3) of batches of one video, without the padding of its last latent frame."""
     for video_BTHWC in videos:
         yield video_BTHWC[0][:count]
         count -= min(count, video_BTHWC.shape[1])
 
 
 def forget(partial: Path) -> None:
-    """Removes what `tell` keeps."""
+    """Removes the files that `tell` keeps."""
     for path in (partial, *partial.parent.glob(f"{glob.escape(partial.name)}.*fps")):
         path.unlink(missing_ok=True)
 
 
 def encode_opening(models: Models, frames: Iterator[np.ndarray], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Frames uint8 (H, W, 3) → tokens (T', H', W', Q); a last latent frame that isn't full is left out.
-
-    They have the models' size, unless another is given.
-    """
+    """Frames uint8 (H, W, 3) → tokens (T', H', W', Q) of all full latent frames. `size` is by default the models'."""
     encoder = StreamEncoder(models.tokenizer, 1, size or models.size)
     return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
 
 
 class Opening(NamedTuple):
-    """What comes before a story: tokens (T', H', W', Q), and frames before those, uint8 (T, H, W, 3), maybe none."""
+    """The tokens (T', H', W', Q) before a story, and the frames before those, uint8 (T, H, W, 3), maybe none."""
 
     tokens_THWQ: np.ndarray
     before_THWC: np.ndarray
 
 
 def encode_picture(models: Models, image_HWC: np.ndarray) -> Opening:
-    """A picture, uint8 (H, W, 3) of the models' size, as the first frame of a story."""
+    """An image, uint8 (H, W, 3) of the models' size, as the first frame of a story."""
     return Opening(encode_opening(models, iter([image_HWC])), np.zeros((0, *image_HWC.shape), np.uint8))
 
 
 def encode_video(models: Models, frames: Iterator[np.ndarray]) -> Opening:
-    """All of a video, uint8 (H, W, 3) of the models' size.
+    """A video, uint8 (H, W, 3) of the models' size, as the opening of a story.
 
-    Latent frames end where the video does. Its first frames, too few to fill another one, are left as the tokenizer
-    sees them.
+    Latent frames are aligned to the video's end. The first frames, too few to fill another latent frame, are
+    reconstructed by the tokenizer.
     """
     patch, count = models.tokenizer.config.temporal_patch, 0
-    encoders = [StreamEncoder(models.tokenizer, 1, models.size) for _ in range(patch)]  # one for each frame to begin at
+    encoders = [StreamEncoder(models.tokenizer, 1, models.size) for _ in range(patch)]  # one for each first frame
     parts: list[list[np.ndarray]] = [[] for _ in encoders]
-    first: list[np.ndarray] = []
+    beginning: list[np.ndarray] = []
     for frame_HWC in frames:
         count += 1
-        first += [frame_HWC] * (len(first) < patch)
+        beginning += [frame_HWC] * (len(beginning) < patch)
         for encoder, tokens in zip(encoders[:count], parts, strict=False):
             tokens.append(encoder.feed(frame_HWC[None, None]))
     before = (count - 1) % patch
-    video_THWC = np.stack(first)
-    filled_THWC = np.concatenate([video_THWC[:before], *[video_THWC[before - 1 : before]] * (1 + patch - before)])
-    ids_BTHWQ = StreamEncoder(models.tokenizer, 1, models.size).feed(filled_THWC[None])
-    shown_BTHWC = StreamDecoder(models.tokenizer, 1, *ids_BTHWQ.shape[2:4]).feed(ids_BTHWQ)
-    return Opening(np.concatenate(parts[before], axis=1)[0], shown_BTHWC[0, :before])
+    video_THWC = np.stack(beginning)
+    padded_THWC = np.concatenate([video_THWC[:before], *[video_THWC[before - 1 : before]] * (1 + patch - before)])
+    ids_BTHWQ = StreamEncoder(models.tokenizer, 1, models.size).feed(padded_THWC[None])
+    first_BTHWC = StreamDecoder(models.tokenizer, 1, *ids_BTHWQ.shape[2:4]).feed(ids_BTHWQ)
+    return Opening(np.concatenate(parts[before], axis=1)[0], first_BTHWC[0, :before])
 
 
-def _identity(models: Models, story: Story, given_THWQ: np.ndarray) -> str:
-    """What decides every token of a story, as 16 hex digits."""
+def _identity(models: Models, story: Story, opening_THWQ: np.ndarray) -> str:
+    """16 hex digits of all that decides the tokens of a story."""
     text = json.dumps(dataclasses.asdict(story), sort_keys=True) + models.mark
-    return hashlib.sha256(text.encode() + given_THWQ.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(text.encode() + opening_THWQ.tobytes()).hexdigest()[:16]
 
 
 class _Partial:
-    """The tokens of a story so far, in a file: a line that says whose they are, then int32 latent frames."""
+    """A file with the tokens of a story so far: a line with its identity, then int32 latent frames."""
 
     def __init__(self, path: Path, identity: str, models: Models):
         self._shape = models.no_tokens(1).shape[2:]
         self._path, self._vocabulary = path, models.transformer.config.vocabulary
         self._line = f"tokvid story {identity}\n".encode()
         self._bytes = 4 * math.prod(self._shape)
-        self.latent_frames = 0  # whole ones that were there
+        self.latent_frames = 0  # whole ones in the file when it was opened
 
     def __enter__(self) -> "_Partial":
         if not self._belongs():
@@ -300,17 +297,17 @@ class _Partial:
         self._file.close()
 
     def read(self, latent_frames: int) -> Iterator[np.ndarray]:
-        """The first so many that were kept, one at a time (1, H, W, Q); what comes after them is dropped."""
+        """The first `latent_frames` kept, one at a time (1, H, W, Q); the rest of the file is dropped."""
         self._file.seek(len(self._line))
         for _ in range(latent_frames):
             tokens_THWQ = np.frombuffer(self._file.read(self._bytes), "<i4").reshape(1, *self._shape)
             if not 0 <= tokens_THWQ.min() <= tokens_THWQ.max() < self._vocabulary:
-                raise UserError(f"{self._path} is damaged; remove it, and the story begins anew")
+                raise UserError(f"{self._path} is damaged; remove it to generate the story anew")
             yield tokens_THWQ.astype(np.int32)
         self._file.truncate(self._file.tell())
 
     def add(self, tokens_THWQ: np.ndarray) -> None:
-        """Keeps more latent frames."""
+        """Appends latent frames."""
         try:
             self._file.write(tokens_THWQ.astype("<i4").tobytes())
             self._file.flush()

@@ -23,11 +23,11 @@ from tokvid.tokenizer.quantizers import codes_of
 from tokvid.transformer.layout import condition_number
 from tokvid.types import Clip, token_batch
 
-MOST_PATCHES = 8192  # of a latent frame: attention among them takes a gigabyte or two
+MOST_PATCHES = 8192  # of a latent frame; attention among them takes one to two gigabytes
 
 
 class Models(NamedTuple):
-    """All that a prompt needs to become a video."""
+    """The trained models that turn a prompt into a video."""
 
     tokenizer: weights.Loaded
     transformer: weights.Loaded
@@ -35,23 +35,23 @@ class Models(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels of what they make."""
+        """Height and width in pixels of the generated videos."""
         side, (_, rows, columns) = token_side(self.tokenizer.config), self.transformer.config.latent
         return rows * side, columns * side
 
     def no_tokens(self, batch: int) -> np.ndarray:
-        """No latent frames of theirs: (B, 0, H, W, Q)."""
+        """An array of no latent frames, (B, 0, H, W, Q)."""
         config = self.transformer.config
         return np.zeros((batch, 0, *config.latent[1:], config.subcodes), np.int32)
 
     @property
     def tasks(self) -> dict[str, float]:
-        """The tasks that they were trained for, and their shares."""
+        """The tasks that the transformer was trained for, and their shares."""
         return trained_tasks(self.transformer.about)
 
     @property
     def mark(self) -> str:
-        """What these weights are: their fingerprints."""
+        """The fingerprints of all three."""
         marks = [part.about["fingerprint"] for part in (self.tokenizer, self.transformer)]
         return "-".join([*marks, self.text.fingerprint])
 
@@ -60,7 +60,7 @@ def load_models(folder: str | Path) -> Models:
     """Tokenizer, transformer and text model of a weights folder; UserError where they don't belong together."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no weights folder {folder}; name one with --weights (a workdir of training will do)")
+        raise UserError(f"no weights folder {folder}; name one with --weights (a training workdir is one)")
     tokenizer = weights.load(folder / "tokenizer", "tokenizer")
     transformer = weights.load(folder / "transformer", "transformer")
     weights.check_pair(tokenizer, transformer)
@@ -89,12 +89,12 @@ def _decode(graph, params, ids_BTHWQ: jax.Array, cache: Cache, first: bool) -> t
 
 @jax.jit
 def _keys(seeds_B: jax.Array, latent_frame: jax.Array) -> jax.Array:
-    """The seed and the place in the video decide what is drawn, not how many windows came before."""
+    """Keys depend on the seed and the place in the video, not on the number of windows before."""
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), latent_frame))(seeds_B)
 
 
 class StreamEncoder:
-    """Frames in, tokens out, as soon as a latent frame is full."""
+    """Encodes frames to tokens, as soon as a latent frame is full."""
 
     def __init__(self, tokenizer: weights.Loaded, batch: int, size: tuple[int, int]):
         """`size`: height and width of the frames, multiples of the patch and not too large, else UserError."""
@@ -115,17 +115,17 @@ class StreamEncoder:
         """uint8 frames, any number → tokens int32 (B, T', H', W', Q) of the latent frames they complete, maybe none."""
         self._pending = np.concatenate([self._pending, video_BTHWC], axis=1)
         out = [self._none]
-        while self._pending.shape[1] >= (need := 1 if self._first else self._tokenizer.config.temporal_patch):
-            now, self._pending = self._pending[:, :need], self._pending[:, need:]
+        while self._pending.shape[1] >= (count := 1 if self._first else self._tokenizer.config.temporal_patch):
+            part, self._pending = self._pending[:, :count], self._pending[:, count:]
             tokenizer = self._tokenizer
-            ids, self._cache = _encode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
+            ids, self._cache = _encode(tokenizer.graph, tokenizer.params, part, self._cache, first=self._first)
             self._first = False
             out.append(np.asarray(ids))
         return np.concatenate(out, axis=1)
 
 
 class StreamDecoder:
-    """Tokens in, frames out: equal to decoding all of them at once."""
+    """Decodes tokens to frames; the result equals decoding all of them at once."""
 
     def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int):
         self._tokenizer, self._first = tokenizer, True
@@ -136,19 +136,19 @@ class StreamDecoder:
         B, _, rows, columns, _ = tokens_BTHWQ.shape
         side = token_side(self._tokenizer.config)
         out = [np.zeros((B, 0, rows * side, columns * side, 3), np.uint8)]
-        for index in range(tokens_BTHWQ.shape[1]):  # one at a time: one compiled shape, whatever comes
-            now, tokenizer = tokens_BTHWQ[:, index : index + 1], self._tokenizer
-            video, self._cache = _decode(tokenizer.graph, tokenizer.params, now, self._cache, first=self._first)
+        for index in range(tokens_BTHWQ.shape[1]):  # one at a time: a single compiled shape
+            part, tokenizer = tokens_BTHWQ[:, index : index + 1], self._tokenizer
+            video, self._cache = _decode(tokenizer.graph, tokenizer.params, part, self._cache, first=self._first)
             self._first = False
             out.append(np.asarray(video))
         return np.concatenate(out, axis=1)
 
 
 class Prompt(NamedTuple):
-    """What is asked of every video of a batch from `start` seconds on.
+    """The prompts of a batch of videos, in force from `start` seconds on.
 
-    Texts (B, L) to follow and to turn away from, padded with -1, seeds, and the guidance scale of the first and of the
-    last latent frame, (B,) each.
+    Prompts and negative prompts (B, L), padded with -1, seeds (B,), and the guidance scales (B,) of the first and the
+    last latent frame.
     """
 
     start: float
@@ -161,7 +161,7 @@ class Prompt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How closely a text is followed: the scale at the beginning and at the end (None: the same), a negative prompt."""
+    """The guidance scale at the beginning and at the end (None: the same), and the negative prompt."""
 
     scale: float = GUIDANCE
     last: float | None = None
@@ -185,15 +185,15 @@ def make_prompt(
 
 
 class Source:
-    """The condition that a video is made from, latent frame after latent frame; only what may still be seen is kept."""
+    """A condition as a stream of latent frames; only those that later windows can see are kept."""
 
     def __init__(self, name: str, fps: float, tokens: Iterator[np.ndarray]):
-        """`name` is a key of CONDITIONS; `fps` its own rate; `tokens` (B, T, H, W, Q) in turn."""
+        """`name` is a key of CONDITIONS, `fps` the condition's rate, `tokens` its parts (B, T, H, W, Q) in order."""
         self.name, self.fps, self._tokens = name, fps, tokens
         self._first, self._last_BTHWQ = 0, next(tokens)
 
     def clip(self, first: int, models: Models) -> Clip:
-        """Those latent frames that a window sees whose first new latent frame is number `first`."""
+        """The latent frames that a window sees whose first generated latent frame is number `first`."""
         config = models.transformer.config
         start, count = CONDITIONS[self.name].span(first, config.latent_frames)
         batch = len(self._last_BTHWQ)
@@ -205,7 +205,7 @@ class Source:
         )
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """Latent frames from number `first` on, (B, count, H, W, Q), -1 behind its end; those before are forgotten."""
+        """Latent frames from number `first` on, (B, count, H, W, Q), -1 past the end; earlier ones are dropped."""
         while self._first + self._last_BTHWQ.shape[1] < first + count:
             more_BTHWQ = next(self._tokens, None)
             if more_BTHWQ is None:
@@ -213,16 +213,16 @@ class Source:
             self._last_BTHWQ = np.concatenate([self._last_BTHWQ, more_BTHWQ], axis=1)
         self._last_BTHWQ = self._last_BTHWQ[:, first - self._first :]
         self._first = first
-        there_BTHWQ = self._last_BTHWQ[:, :count]
-        missing = count - there_BTHWQ.shape[1]
-        return np.pad(there_BTHWQ, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=-1)
+        taken_BTHWQ = self._last_BTHWQ[:, :count]
+        missing = count - taken_BTHWQ.shape[1]
+        return np.pad(taken_BTHWQ, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=-1)
 
 
 class RollingWindow:
-    """Tokens that go on and on: the last `keep` latent frames stay as what is known, the next are generated.
+    """Tokens of any length: the last `keep` latent frames are known, and the next ones are generated after them.
 
-    A new text just re-prefills the kept latent frames under it; no frame is ever decoded and encoded again. With a
-    `source`, the video is made from that condition.
+    Under a new prompt, the kept latent frames are prefilled again; no frame is decoded and encoded again. With a
+    `source`, the video is generated from that condition.
     """
 
     def __init__(
@@ -243,23 +243,23 @@ class RollingWindow:
         self.models, self._keep, self._sampling, self._source = models, keep, sampling, source
         self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
         self.fps, self._batch = fps, batch
-        self.latent_frames = 0  # how many there are by now
-        self._first = 0  # the number of the first one within its clip
+        self.latent_frames = 0  # so far
+        self._first = 0  # the number of the first latent frame in `_last`
         self._last = models.no_tokens(batch)
 
-    def given(self, tokens_BTHWQ: np.ndarray) -> None:
-        """Takes latent frames as they are: an image's, a video's, or those of a story that was interrupted."""
+    def append(self, tokens_BTHWQ: np.ndarray) -> None:
+        """Adds latent frames: of an image, of a video, or of a story that is resumed."""
         self.latent_frames += tokens_BTHWQ.shape[1]
         self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self._keep :]
         self._first = self.latent_frames - self._last.shape[1]
 
     def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None = None) -> np.ndarray:
-        """Generates as many latent frames as there are guidances, at most a window: tokens (B, T, H, W, Q).
+        """Generates a latent frame for each guidance scale, at most a window: tokens (B, T, H, W, Q).
 
-        With `until_BTHWQ`, the new latent frames lead up to it (and it ends the window).
+        With `until_BTHWQ`, which ends the window, the new latent frames lead up to it.
         """
         if self._sampling.rows and not self.latent_frames and self._knows_serial:
-            # All others follow from a video's first latent frame, so that one is worth the time.
+            # All others copy from a video's first latent frame, so it is always drawn token by token.
             first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._sampling, rows=0))
             if guidance_BT.shape[1] == 1:
                 return first_BTHWQ
@@ -295,22 +295,22 @@ class RollingWindow:
             guided=bool(np.any(guidance_BT != 1)),
         )
         new_BTHWQ = np.asarray(filled)[:, known : known + count]
-        self.given(new_BTHWQ)
+        self.append(new_BTHWQ)
         return new_BTHWQ
 
 
 def window_ends(first: int, end: int, window: int, keep: int) -> Iterator[int]:
-    """Where the windows end that make the latent frames `first` up to `end`, each behind the `keep` before it."""
+    """The ends of the windows that generate the latent frames `first` up to `end`, each after `keep` known ones."""
     while first < end:
         first = min(first + window - min(keep, first), end)
         yield first
 
 
 def latent_frames_for(frames: int, temporal_patch: int) -> int:
-    """How many latent frames hold at least this many frames."""
+    """The fewest latent frames that hold `frames` frames."""
     return 1 + -(-(frames - 1) // temporal_patch)
 
 
 def frames_of(latent_frames: int, temporal_patch: int) -> int:
-    """How many frames so many latent frames are."""
+    """The number of frames in `latent_frames` latent frames."""
     return max(0, 1 + (latent_frames - 1) * temporal_patch)

@@ -1,8 +1,8 @@
 """Moving Shapes: one coloured shape on a grey torus, with a caption for each stretch of uniform motion.
 
-A story is a few numbers drawn from a seed; frames are drawn from it when they are read, at any rate, length
-and size, and always show the same world. What the words mean is in `tokvid.shapes.words`;
-`tokvid.shapes.reading` reads them back from pixels.
+A story is a few numbers drawn from a seed; its frames are rendered when they are read, at any rate, length and size,
+and always show the same world. `tokvid.shapes.words` defines the words in numbers; `tokvid.shapes.reading` reads them
+back from pixels.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from tokvid.shapes import words as vocabulary
 from tokvid.shapes.words import ShapeAttributes
 from tokvid.types import Caption
 
-COLOR_CHANGES = 0.25  # how often the colour changes too when the motion does
-ENGLISH = 0.75  # how often a story whose language is drawn is in English
-SECONDS_STEP = 0.25  # drawn segments last a whole number of these
+COLOR_CHANGES = 0.25  # probability that the colour changes with the motion
+ENGLISH = 0.75  # probability of English, where the language is drawn
+SECONDS_STEP = 0.25  # drawn lengths are multiples of this
 
 _WORDS: dict[str, dict[str, str]] = {
     "en": {
@@ -114,7 +114,7 @@ class ShapesSegment:
 class ShapesStory:
     """Everything about one video. Radius and position (x, y at time 0) are in world units.
 
-    Size and shape are the same in every segment; so are the jitters, hence an object keeps its identity.
+    Size, shape and jitters are the same in every segment, so that an object keeps its identity.
     """
 
     radius: float
@@ -125,7 +125,7 @@ class ShapesStory:
 
     @property
     def seconds(self) -> float:
-        """The length of all segments together."""
+        """The length of all segments."""
         return self.segments[-1].start + self.segments[-1].seconds
 
 
@@ -135,8 +135,8 @@ def caption(attributes: ShapeAttributes, index: int, language: str) -> str:
         raise UserError(did_you_mean(language, LANGUAGES, "language"))
     phrases = (_STILL if attributes.direction == vocabulary.STILL else _MOVING)[language]
     words = _WORDS[language]
-    said = {what: words.get(name, "") for what, name in vars(attributes).items()}
-    return phrases[index % len(phrases)].format(**said)
+    names = {field: words.get(name, "") for field, name in vars(attributes).items()}
+    return phrases[index % len(phrases)].format(**names)
 
 
 def language_of(text: str) -> str:
@@ -163,10 +163,9 @@ def sample_story(
 ) -> ShapesStory:
     """Draws a story of `segments` (least, most) segments, each `segment_seconds` (least, most) long.
 
-    Lengths are rounded to quarters of a second. From one segment to the next the motion changes, sometimes
-    the colour too. No segment shows a composition that is held out of training, or every one does if
-    `held_out`. `language` is drawn for the story if None. Raises UserError for ranges that are empty or not
-    positive, and for an unknown language.
+    Lengths are rounded to quarters of a second. From one segment to the next the motion changes, sometimes the colour
+    too. No segment shows a held-out composition, or every one does if `held_out`. `language` None is drawn for the
+    story. UserError for ranges that are empty or not positive, and for an unknown language.
     """
     if not 1 <= segments[0] <= segments[1]:
         raise UserError(f"segments {segments}: (least, most) must have 1 <= least <= most")
@@ -184,16 +183,16 @@ def sample_story(
 def story_from(
     attributes: Sequence[ShapeAttributes], seconds: Sequence[float], seed: int, *, language: str | None = None
 ) -> ShapesStory:
-    """The story of these attributes, a segment each of the given seconds; `seed` draws everything else.
+    """The story with one segment for each of `attributes` and `seconds`; `seed` draws everything else.
 
-    Raises UserError unless there is one positive length a segment and size and shape never change.
+    UserError unless each segment has a positive length, and all have one size and shape.
     """
     if not attributes or len(attributes) != len(seconds) or min(seconds) <= 0:
         raise UserError(f"{len(attributes)} segments with seconds {tuple(seconds)}: give one positive length a segment")
     kinds = {(each.size, each.shape) for each in attributes}
     if len(kinds) != 1:
         raise UserError(f"a story's size and shape never change, but these do: {sorted(kinds)}")
-    rng = np.random.default_rng([seed, 1])  # apart from the stream that draws attributes
+    rng = np.random.default_rng([seed, 1])  # another stream than that of the attributes
     drawn_language = "en" if rng.random() < ENGLISH else "zh"
     first = attributes[0]
     jitter = rng.uniform(-1, 1, 2)
@@ -245,23 +244,22 @@ def _next_attributes(
     rng: np.random.Generator, last: ShapeAttributes, allowed: tuple[_Composition, ...]
 ) -> ShapeAttributes:
     new_color = rng.random() < COLOR_CHANGES
-    # Going on in the same direction is a change of motion if the speed changes, which a still shape's cannot.
+    # The direction may stay, as the speed then changes; but a still shape has no speed to change.
     options = [
         each
         for each in allowed
         if each[2] == last.shape and each[0] == last.size and not each[3] == last.direction == vocabulary.STILL
     ]
-    # Among held-out compositions there may be none with the same colour: then the colour changes.
+    # Where no held-out composition has the same colour, the colour changes.
     options = [each for each in options if (each[1] != last.color) == new_color] or options
     chosen = options[rng.integers(len(options))]
     return _with_speed(rng, chosen, last.speed if chosen[3] == last.direction else None)
 
 
 def positions(story: ShapesStory, seconds_T: Float[np.ndarray, " t"]) -> Float64[np.ndarray, "t 2"]:
-    """The centre at those times, x and y in world units, not wrapped.
+    """The centre at these times, x and y in world units, not wrapped.
 
-    The exact integral of a velocity that is constant within a segment; the last segment's motion never
-    ends.
+    The exact integral of a velocity that is constant within a segment; the last segment's motion never ends.
     """
     starts_S = np.array([segment.start for segment in story.segments])
     ends_S = np.append(starts_S[1:], np.inf)
@@ -275,8 +273,8 @@ def render(
 ) -> UInt8[np.ndarray, "{frames} {size} {size} 3"]:
     """Frames at start + i/fps seconds.
 
-    Anti-aliased by the distance to the outline, at sub-pixel positions. Raises UserError for a negative start
-    and for an fps, a number of frames or a size that is not positive.
+    Anti-aliased by the distance to the outline, at sub-pixel positions. UserError for a negative start, and for an fps,
+    a number of frames or a size that is not positive.
     """
     if not (start >= 0 and fps > 0 and frames >= 1 and size >= 1):
         raise UserError(
@@ -315,7 +313,7 @@ def render(
 
 @dataclasses.dataclass(frozen=True)
 class ShapesItem:
-    """One story as the house's lazy video (`tokvid.types.VideoItem`)."""
+    """One story as a `tokvid.types.VideoItem`."""
 
     key: str
     story: ShapesStory
@@ -331,7 +329,7 @@ class ShapesItem:
     def read(
         self, start: float, fps: float, frames: int, size: tuple[int, int]
     ) -> UInt8[np.ndarray, "{frames} {size[0]} {size[1]} 3"]:
-        """Frames at start + i/fps seconds. Raises UserError if `size` is not square."""
+        """Frames at start + i/fps seconds. UserError if `size` is not square."""
         if size[0] != size[1]:
             raise UserError(f"size {size}: Moving Shapes are square, give the same height and width")
         return render(self.story, start=start, fps=fps, frames=frames, size=size[0])
@@ -340,9 +338,8 @@ class ShapesItem:
 class ShapesDataset:
     """A random-access dataset (`tokvid.types.VideoSource`) of stories.
 
-    Item i depends on seed, i and `held_out` alone, not on the length; another seed (for evaluation, say) is
-    another stream, and so are held-out compositions. `segments`, `segment_seconds` and `language` as in
-    `sample_story`.
+    Item i depends on seed, i and `held_out` alone, not on the length. `segments`, `segment_seconds` and `language` are
+    as in `sample_story`.
     """
 
     def __init__(

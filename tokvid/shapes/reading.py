@@ -1,7 +1,7 @@
 """The reader of Moving Shapes: measures the attributes that `tokvid.shapes.words` names, from pixels alone.
 
-It also reads imperfect videos (reconstructed by a lossy tokenizer, or generated): every estimate is a median or a
-fit over all frames, and it says when nothing in the video looks like a shape.
+It also reads imperfect videos, reconstructed or generated: every estimate is a median or a fit over all frames, and a
+video without a shape has no reading.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ SPEED_BOUNDARY = math.sqrt(vocabulary.SPEEDS["slow"] * vocabulary.SPEEDS["quick"
 STILL_BELOW = 0.4 * vocabulary.SPEEDS["slow"]  # units per second
 WHITE_BELOW = 0.4 * vocabulary.SATURATION
 LEAST_CONTRAST = 40.0  # grey levels (Euclidean, over three channels) between object and background
-RADII = (0.6 * vocabulary.SIZES["small"], 1.6 * vocabulary.SIZES["large"])  # what may still be a shape
-LEAST_FIT = 0.5  # share of the matte's energy that the best outline must explain
-LEAST_PRESENT = 0.5  # share of the frames that must show an object
+RADII = (0.6 * vocabulary.SIZES["small"], 1.6 * vocabulary.SIZES["large"])  # bounds of a shape's radius
+LEAST_FIT = 0.5  # share of the matte's energy that the best outline explains at least
+LEAST_PRESENT = 0.5  # share of the frames that show an object at least
 
-_MATCHED_FRAMES = 12  # more frames make the choice of the shape no surer, only slower
+_MATCHED_FRAMES = 12  # more frames don't improve the choice of the shape
 _RADIUS_FACTORS = (0.94, 1.0, 1.06)
 _EDGE_WIDTHS = (1.0, 2.0, 3.5)  # pixels: sharp to blurred
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeReading:
-    """A clip's attributes as measured. Motion is None where it can't be measured (a single frame)."""
+    """A clip's measured attributes. Motion is None where it cannot be measured (a single frame)."""
 
     size: str
     color: str
@@ -52,9 +52,8 @@ class ShapeReading:
 def read_attributes(video_THWC: UInt8[np.ndarray, "t h w 3"], fps: float) -> ShapeReading | None:
     """Reads a video at `fps` frames per second; None if there is no object.
 
-    The clip should lie within one segment of uniform motion, and an object should move by less than half the
-    image from one frame to the next. Raises UserError for another dtype or shape, or an fps that is not
-    positive.
+    The clip should be within one segment of uniform motion, in which the object moves by less than half the image from
+    frame to frame. UserError for another dtype or shape, or an fps that is not positive.
     """
     if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3 or not video_THWC.size:
         raise UserError(f"video is {video_THWC.dtype} {video_THWC.shape}; it must be uint8 (T, H, W, 3)")
@@ -72,7 +71,7 @@ def read_attributes(video_THWC: UInt8[np.ndarray, "t h w 3"], fps: float) -> Sha
     if contrast < LEAST_CONTRAST:
         return None
 
-    # How much of the object is in each pixel. Not clipped: noise then averages out of areas and centroids.
+    # The object's cover of each pixel. Not clipped, so that noise averages out of areas and centroids.
     matte_THW = pixels_THWC @ (color_C / contrast**2).astype(np.float32)
     for _ in range(2):
         radius_T, centroid_TC = _measure(matte_THW, centroid_TC, 1.65 * rough_radius + 1.5)
@@ -104,12 +103,14 @@ def read_attributes(video_THWC: UInt8[np.ndarray, "t h w 3"], fps: float) -> Sha
 
 
 def score(reading: ShapeReading | None, attributes: ShapeAttributes) -> dict[str, bool]:
-    """Whether size, color, shape, direction and speed were read as given, and "joint": all of them.
+    """Whether size, color, shape, direction and speed equal the `attributes`, and "joint": all of them.
 
-    Without an object nothing is right. A still shape's speed is right if and only if its direction is.
+    Without a reading, none does. A still shape's speed is right if and only if its direction is.
     """
-    right = {what: reading is not None and getattr(reading, what) == name for what, name in vars(attributes).items()}
-    return {**right, "joint": all(right.values())}
+    correct = {
+        field: reading is not None and getattr(reading, field) == name for field, name in vars(attributes).items()
+    }
+    return {**correct, "joint": all(correct.values())}
 
 
 def _without_background(
@@ -117,14 +118,14 @@ def _without_background(
 ) -> tuple[Float[np.ndarray, "t h w 3"], Float[np.ndarray, "3"]]:
     """The pixels' differences from the background, and the background's colour."""
     pixels_THWC = video_THWC.astype(np.float32)
-    stride = pixels_THWC.size // 30000 | 1  # some 10000 pixels suffice; odd, else it could stay in few columns
+    stride = pixels_THWC.size // 30000 | 1  # some 10000 pixels suffice; an odd stride visits all columns
     background_C = np.median(pixels_THWC.reshape(-1, 3)[::stride], axis=0)
     pixels_THWC -= background_C
     return pixels_THWC, background_C
 
 
 def _find(pixels_THWC: np.ndarray, unit: float) -> tuple[np.ndarray, float] | None:
-    """Rough centroids (T, 2) and one rough radius, in pixels, of whatever stands out from the background."""
+    """Rough centroids (T, 2) and one rough radius, in pixels, of the object before the background; None without one."""
     distance_THW = np.sqrt(np.einsum("thwc,thwc->thw", pixels_THWC, pixels_THWC))
     # The smallest shape covers 3 % of the image: the brightest 1.5 % are of the object if there is one.
     peak = np.percentile(distance_THW, 98.5)
@@ -134,7 +135,7 @@ def _find(pixels_THWC: np.ndarray, unit: float) -> tuple[np.ndarray, float] | No
     radius = math.sqrt(np.median(mask_THW.sum(axis=(1, 2))) / math.pi)
     if not RADII[0] * unit < radius < RADII[1] * unit:
         return None
-    # The densest place, not the mean, so that specks elsewhere don't matter. The FFT convolves on the torus.
+    # The densest place instead of the mean, which specks would shift. The FFT convolves on the torus.
     height, width = mask_THW.shape[1:]
     sigma = 0.7 * radius
     decay_H = np.exp(-2 * (np.pi * sigma * np.fft.fftfreq(height)) ** 2)
@@ -174,7 +175,7 @@ def _measure(matte_THW: np.ndarray, center_TC: np.ndarray, reach: float) -> tupl
 
 
 def _match_shape(matte_THW: np.ndarray, centroid_TC: np.ndarray, radius: float) -> tuple[str, float]:
-    """The shape whose outline, drawn at the centroids, is nearest to the matte; and how well it fits."""
+    """The shape whose outline, drawn at the centroids, is nearest to the matte; and its fit."""
     chosen = np.unique(np.linspace(0, len(matte_THW) - 1, _MATCHED_FRAMES).round().astype(int))
     cut_TPP, x_T1P, y_TP1 = _windows(matte_THW[chosen], centroid_TC[chosen], 1.65 * radius + 1)
     energy = float((cut_TPP**2).sum())
@@ -209,14 +210,13 @@ def _velocity(centroid_TC: np.ndarray, size_xy: np.ndarray) -> np.ndarray | None
     step_TC = wrap(step_TC[np.isfinite(step_TC[:, 0])], size_xy)
     if not len(step_TC):
         return None
-    # A first guess unwraps the path: what is left of it after the guess is short, so a bad frame spoils only
-    # itself.
+    # A first guess unwraps the path: offsets from the guess are short, so a bad frame affects only itself.
     guess_C = np.median(step_TC, axis=0)
-    seen = np.flatnonzero(np.isfinite(centroid_TC[:, 0]))
-    rest_TC = centroid_TC[seen] - seen[:, None] * guess_C
+    visible = np.flatnonzero(np.isfinite(centroid_TC[:, 0]))
+    rest_TC = centroid_TC[visible] - visible[:, None] * guess_C
     rest_TC = wrap(rest_TC - rest_TC[0], size_xy)
-    first, second = np.triu_indices(len(seen), k=1)
-    slope_C = (rest_TC[second] - rest_TC[first]) / (seen[second] - seen[first])[:, None]
+    first, second = np.triu_indices(len(visible), k=1)
+    slope_C = (rest_TC[second] - rest_TC[first]) / (visible[second] - visible[first])[:, None]
     return guess_C + np.median(slope_C, axis=0)
 
 
@@ -240,7 +240,7 @@ def _motion(velocity_C: np.ndarray | None, fps: float, unit: float) -> dict[str,
 
 
 def _name_motion(velocity_C: np.ndarray, units_per_second: float) -> tuple[str, str]:
-    """Names of direction and speed."""
+    """The names of direction and speed."""
     if units_per_second < STILL_BELOW:
         return vocabulary.STILL, vocabulary.NO_SPEED
     along = {name: float(np.dot(velocity_C, unit_C)) for name, unit_C in vocabulary.DIRECTIONS.items()}

@@ -1,8 +1,7 @@
-"""The words of Moving Shapes and what they mean in pixels: shared by the renderer and by the reader.
+"""The words of Moving Shapes and their values in pixels, for both the renderer and the reader.
 
-The world is a torus 64 units wide and high, whatever the size of the image that shows it; x runs to the right
-and y runs down. Every shape's size is its *radius*, that of the disc with the same area, so that area alone
-separates "small" from "large", whatever the shape.
+The world is a torus 64 units wide and high at any image size; x points right, y points down. A shape's size is its
+*radius*, that of the disc with the same area, so that area alone separates "small" from "large" for every shape.
 """
 
 import dataclasses
@@ -53,7 +52,7 @@ NO_SPEED = "none"  # the speed of a still shape
 
 @dataclasses.dataclass(frozen=True)
 class ShapeAttributes:
-    """What a caption says. `speed` is "none" if and only if `direction` is "still"; else raises UserError."""
+    """The attributes in a caption. UserError unless `speed` is "none" if and only if `direction` is "still"."""
 
     size: str
     color: str
@@ -64,10 +63,10 @@ class ShapeAttributes:
     def __post_init__(self) -> None:
         speeds = (NO_SPEED,) if self.direction == STILL else tuple(SPEEDS)
         allowed = (tuple(SIZES), tuple(COLORS), SHAPES, tuple(DIRECTIONS), speeds)
-        for what, names in zip(("size", "color", "shape", "direction", "speed"), allowed, strict=True):
-            if getattr(self, what) not in names:
-                what_of = f"speed of direction {self.direction!r}" if what == "speed" else what
-                raise UserError(did_you_mean(getattr(self, what), names, what_of))
+        for field, names in zip(("size", "color", "shape", "direction", "speed"), allowed, strict=True):
+            if getattr(self, field) not in names:
+                label = f"speed of direction {self.direction!r}" if field == "speed" else field
+                raise UserError(did_you_mean(getattr(self, field), names, label))
 
     @property
     def velocity(self) -> tuple[float, float]:
@@ -78,9 +77,8 @@ class ShapeAttributes:
 
 
 def _hold_out() -> frozenset[tuple[str, str, str, str]]:
-    # 36 of the 432 (one in twelve): for every shape and direction exactly one size and colour, since size +
-    # 2·colour takes each value modulo 12 once. So every pair of attributes still has most of its combinations
-    # in training.
+    # 36 of the 432 (one in twelve): exactly one size and colour for every shape and direction, since size + 2·colour
+    # takes each value modulo 12 once. So every pair of attributes has most of its combinations in training.
     return frozenset(
         (size, color, shape, direction)
         for (s, size), (c, color), (h, shape), (d, direction) in itertools.product(
@@ -114,7 +112,7 @@ _REACH = {
 
 
 def reach(shape: str, radius: float) -> float:
-    """How far the outline gets from its centre of mass, in the units of `radius`."""
+    """The outline's largest distance from its centre of mass, in the units of `radius`."""
     return _REACH[shape] * radius
 
 
@@ -123,8 +121,8 @@ def signed_distance(
 ) -> Float[np.ndarray, "*#n"]:
     """Distance to the outline, negative inside; outside a corner, distance to the nearer edge's line (sharp corners).
 
-    x and y are offsets from the centre (they broadcast with each other), all in one unit, y down.
-    Triangle and star point up. Everything stays in the dtype of x and y.
+    x and y are offsets from the centre (they broadcast), in the unit of `radius`, y down. Triangle and star point up.
+    The result has the dtype of x and y.
     """
     if shape == "circle":
         return np.sqrt(x * x + y * y) - radius
@@ -139,8 +137,8 @@ def signed_distance(
 
 
 def _star_distance(x: Float[np.ndarray, "*#n"], y: Float[np.ndarray, "*#n"], radius: float) -> Float[np.ndarray, "*#n"]:
-    # Fold the plane onto the half arm between the upper tip and the valley 36 degrees to its right; two
-    # reflections bring any angle there. The outline is one straight edge of that wedge.
+    # Folds the plane onto the half arm between the upper tip and the valley 36 degrees to its right, by two
+    # reflections. There the outline is one straight edge.
     a, up = np.abs(x), -y
     for _ in range(2):
         beyond = 2 * np.maximum(_COS36 * a - _SIN36 * up, 0)

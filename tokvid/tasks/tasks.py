@@ -1,7 +1,7 @@
-"""The tasks of the one trunk: what of a window is given, what is generated, and from what.
+"""The tasks of the one trunk: which tokens of a window are known, and which condition is read.
 
-To add one: a row of `TASKS`, and of `CONDITIONS` where it reads a video that no other task does. Training draws windows
-by it; the recipe's mixture (`layouts.tasks`) and `tokvid edit --task` know its name.
+To add one: a row of `TASKS`, and a row of `CONDITIONS` where it reads a new one. Training, the recipe's mixture
+(`layouts.tasks`) and `tokvid edit --task` know it by its name.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from tokvid.tasks.conditions import CONDITIONS, Condition
 if TYPE_CHECKING:  # `tokvid --help` reads the tables, so functions import NumPy when they run
     import numpy as np
 
-MOST_KNOWN = 3  # latent frames that a continuation starts from
+MOST_KNOWN = 3  # known latent frames of a continuation
 Shape = tuple[int, int, int]  # latent frames, rows and columns of a window
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """Which tokens of a window are given.
+    """The known tokens of a window, as a draw.
 
-    The first latent frames, from the least to the most of `first` in a window that begins the video, and of `later` in
-    one from mid-video (None: there is no such window). With `mask`, those tokens that it draws instead: bool (T, H, W).
+    Either its first latent frames, their number between the bounds of `first` in a window that begins the video, and of
+    `later` in one from mid-video (None: no such windows); or, with `mask`, the tokens that it draws: bool (T, H, W).
     """
 
     first: tuple[int, int] = (0, 0)
@@ -31,7 +31,7 @@ class Given:
     mask: "Callable[[Shape, np.random.Generator], np.ndarray] | None" = None
 
     def placements(self, latent_frames: int, frames: int) -> list[tuple[int, int]]:
-        """Every start of a window of `frames` in a video, with every number of leading latent frames that are given."""
+        """All pairs of a start of a window of `frames` in a video and a number of known leading latent frames."""
         if self.mask is not None and frames < 2:
             return []
         pairs = []
@@ -41,7 +41,7 @@ class Given:
         return pairs
 
     def known(self, shape: Shape, leading: int, rng: "np.random.Generator") -> "np.ndarray":
-        """A draw: bool (T, H, W), True where a token is given."""
+        """One draw: bool (T, H, W), True where a token is known."""
         import numpy as np
 
         if self.mask is not None:
@@ -50,7 +50,7 @@ class Given:
 
 
 def some_frames(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
-    """Any latent frames, one at least; and one at least is left to generate."""
+    """Any latent frames, but at least one, and not all."""
     import numpy as np
 
     known_T = rng.permutation(np.arange(shape[0]) < rng.integers(1, shape[0]))
@@ -66,9 +66,9 @@ any_frames = Given(first=(0, 0), later=(0, 0), mask=some_frames)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is given, beside the text. `condition` is a key of CONDITIONS, or none.
+    """The inputs beside the text: known tokens, and a condition (a key of CONDITIONS, or none).
 
-    `at_switch` is the share of windows, of videos whose caption changes, whose given part ends right at a change.
+    `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
     """
 
     help: str
@@ -87,7 +87,7 @@ TASKS: dict[str, Task] = {
 
 
 def check_mixture(tasks: Mapping[str, float]) -> None:
-    """UserError where a name is no task's, a share is negative, or none is above 0."""
+    """UserError for an unknown task, a negative share, or no share above 0."""
     for name, share in tasks.items():
         if name not in TASKS:
             raise UserError(did_you_mean(name, TASKS, "task"))
@@ -99,14 +99,14 @@ def check_mixture(tasks: Mapping[str, float]) -> None:
 
 def conditions_of(tasks: Mapping[str, float]) -> dict[str, Condition]:
     """The conditions that a mixture of tasks reads, by name, in the order of CONDITIONS."""
-    read = {TASKS[name].condition for name, share in tasks.items() if share}
-    return {name: condition for name, condition in CONDITIONS.items() if name in read}
+    names = {TASKS[name].condition for name, share in tasks.items() if share}
+    return {name: condition for name, condition in CONDITIONS.items() if name in names}
 
 
 def trained_tasks(about: Mapping[str, Any]) -> dict[str, float]:
-    """The tasks that weights were trained for, and their shares, by what is saved beside them.
+    """The tasks that weights were trained for and their shares, read from the facts saved with them.
 
-    Earlier versions saved a field for each task beside the other settings of layouts.
+    Earlier versions saved one field for each task, beside the other settings of layouts.
     """
     layouts = about.get("layouts", {})
     tasks = layouts.get("tasks", {name: layouts[name] for name in TASKS if name in layouts})
@@ -114,11 +114,11 @@ def trained_tasks(about: Mapping[str, Any]) -> dict[str, float]:
 
 
 def trained_refinement(about: Mapping[str, Any]) -> tuple[str, Condition] | None:
-    """The name and condition of a task that weights were trained for which raises the frame rate, or None."""
+    """The name and the condition of a trained task that raises the frame rate, or None."""
     for name in trained_tasks(about):
         condition = CONDITIONS.get(TASKS[name].condition)
         if condition is None or condition.slower == 1:
             continue
-        if about.get("coarse_factor", condition.slower) == condition.slower:  # said by earlier versions
+        if about.get("coarse_factor", condition.slower) == condition.slower:  # a field of earlier versions
             return TASKS[name].condition, condition
     return None

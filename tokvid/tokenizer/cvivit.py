@@ -2,8 +2,8 @@
 
 The first frame has a patch projection of its own, so an image is a 1-frame video. Space layers mix the patches of one
 latent frame; time layers mix one patch's history, causally and within a window, so a stream's cache stays bounded.
-Frames larger than the training size are mixed in tiles of that size: positions are relative, so a tile is
-nothing new, and attention's cost grows with the pixels, not with their square.
+Frames larger than the training size are mixed in tiles of that size: positions are relative, so a tile looks like a
+training frame, and attention's cost grows with the number of pixels, not with its square.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from tokvid.types import LatentShape
 
 
 class Cache(NamedTuple):
-    """A stream's state: the last latent frames' keys and values per time layer; their times; the next time."""
+    """A stream's state: keys and values of the last latent frames for each time layer, their times, the next time."""
 
     layers: tuple[Float[Array, "patches s n e"], ...]
     times: Int[Array, " s"]
@@ -35,7 +35,7 @@ class Cache(NamedTuple):
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> LatentShape:
-    """T' = 1 + (T-1)/temporal_patch, H' = H/(patch·fold), W' likewise. UserError where one doesn't divide."""
+    """T' = 1 + (T-1)/temporal_patch, H' = H/(patch·fold), W' likewise. UserError where they aren't whole."""
     step, patch = config.temporal_patch, token_side(config)
     if frames < 1 or (frames - 1) % step:
         lower = max(1, frames - (frames - 1) % step)
@@ -54,9 +54,9 @@ def token_side(config: TokenizerConfig) -> int:
 
 
 class CViViT(nnx.Module):
-    """The tokenizer. Videos are float (B, T, H, W, 3) in [-1, 1]; tokens int32 (B, T', H', W', Q).
+    """The tokenizer: videos, float (B, T, H, W, 3) in [-1, 1], to tokens, int32 (B, T', H', W', Q), and back.
 
-    Latents are (B, T', H/patch, W/patch, C); a token holds the codes of `fold` by `fold` of them.
+    Latents are (B, T', H/patch, W/patch, C); a token holds the codes of `fold` by `fold` latents.
     """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
@@ -90,11 +90,11 @@ class CViViT(nnx.Module):
         return self.encode_step(video_BTHWC)[0]
 
     def decode(self, ids_BTHWQ: Int[Array, "b tl hl wl q"]) -> Float[Array, "b t h w 3"]:
-        """Tokens of a video from its first frame on → its pixels, all at once."""
+        """All tokens of a video → its pixels, at once."""
         return self.decode_step(self.latents(ids_BTHWQ))[0]
 
     def latents(self, ids_BTHWQ: Int[Array, "b tl hl wl q"]) -> Float[Array, "b tl rows columns c"]:
-        """The decoder's input: a latent for each of the tokens' patches."""
+        """The decoder's input: a latent for each patch."""
         return self.quantizer.decode_ids(_unfolded(ids_BTHWQ, self.config.fold))
 
     def reconstruct(self, video_BTHWC: Float[Array, "b t h w 3"]) -> tuple[Float[Array, "b t h w 3"], Quantized]:
@@ -105,10 +105,10 @@ class CViViT(nnx.Module):
     def encode_step(
         self, video_BTHWC: Float[Array, "b t h w 3"], cache: Cache | None = None, first: bool = True
     ) -> tuple[Quantized, Cache | None]:
-        """Encodes the next frames of a stream; with `first`, they begin with the video's first frame.
+        """Encodes the next frames of a stream; with `first`, these begin with the video's first frame.
 
-        T = 1 + n·temporal_patch with the first frame, n·temporal_patch without. `cache` is `empty_cache`'s, then
-        the last step's; None for a whole video. Returns `encode`'s output for these frames, and the next cache.
+        T = 1 + n·temporal_patch with the first frame, n·temporal_patch without. `cache` is `empty_cache`'s, then the
+        last step's; None for a whole video. Returns `encode`'s output for these frames, and the next cache.
         """
         pt, p = self.config.temporal_patch, self.config.patch
         split = int(first)
@@ -136,9 +136,9 @@ class CViViT(nnx.Module):
         return jnp.concatenate(parts, axis=1), cache
 
     def empty_cache(self, part: str, batch: int, rows: int, columns: int) -> Cache:
-        """The cache at the start of a stream of `rows` by `columns` tokens; `part` is "encoder" or "decoder".
+        """The cache at the start of a stream of `rows` by `columns` tokens; its size is constant.
 
-        Its size never grows.
+        `part` is "encoder" or "decoder".
         """
         c, order = self.config, getattr(self.config, part)
         dtype = compute_dtype(c.dtype)
@@ -151,19 +151,19 @@ class CViViT(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         B, T, H, W, D = x_BTHWD.shape
         c = self.config
-        most = (c.tile,) * 2 if c.tile else (c.size[0] // c.patch, c.size[1] // c.patch)
-        tiles = Tiles(H, W, *most)
+        tile_size = (c.tile,) * 2 if c.tile else (c.size[0] // c.patch, c.size[1] // c.patch)
+        tiles = Tiles(H, W, *tile_size)
         rows, columns = jnp.meshgrid(jnp.arange(tiles.rows.shape[1]), jnp.arange(tiles.columns.shape[1]), indexing="ij")
         head = self.config.width // self.config.heads
         place = rotation(jnp.stack([rows.ravel(), columns.ravel()], axis=-1)[None], head)
         time_1T = ((0 if cache is None else cache.next) + jnp.arange(T, dtype=jnp.int32))[None]
         time = rotation(time_1T[..., None], head)
-        seen_1S = time_1T if cache is None else jnp.concatenate([cache.times[None], time_1T], axis=1)
-        past = Blocks(time_1T, seen_1S, self.config.time_window)
+        key_time_1S = time_1T if cache is None else jnp.concatenate([cache.times[None], time_1T], axis=1)
+        past = Blocks(time_1T, key_time_1S, self.config.time_window)
         kept: list[jax.Array] = []
 
         def remember(key_BSKE, value_BSKE):
-            """All keys and values within the window; keeps the latest for the next step."""
+            """All keys and values within the window; the latest are kept for the next step."""
             if cache is None:
                 return key_BSKE, value_BSKE
             old = cache.layers[len(kept) : len(kept) + 2]
@@ -183,14 +183,14 @@ class CViViT(nnx.Module):
                 else:
                     x_BLTD = block(x_BLTD, time, past, remember)
                 x_BTHWD = x_BLTD.reshape(B, H * W, T, D).swapaxes(1, 2).reshape(B, T, H, W, D)
-        return x_BTHWD, None if cache is None else Cache(tuple(kept), seen_1S[0, T:], cache.next + T)
+        return x_BTHWD, None if cache is None else Cache(tuple(kept), key_time_1S[0, T:], cache.next + T)
 
 
 class Tiles:
-    """The parts of a grid that are mixed together: tiles of one size that cover it, overlapping where needed.
+    """Tiles of one size that cover a grid, overlapping where needed; spatial attention mixes each tile on its own.
 
     `rows` is (tiles, rows of a tile), `columns` likewise. Where tiles overlap, each place is computed in all of them
-    and taken from the one whose middle is nearest.
+    and taken from the one with the nearest middle.
     """
 
     def __init__(self, height: int, width: int, most_rows: int, most_columns: int):

@@ -1,7 +1,7 @@
 """The adversary: judges of frames and of space-time, and the game that the tokenizer plays against them.
 
-Both learn in one step. The tokenizer gets the gradient of the judges' verdict with respect to its pixels, so that it
-moves no parameter of a judge; the judges learn from those pixels as from data.
+Both learn in one step. The tokenizer gets the gradient of the judges' verdict with respect to its pixels, which moves
+no parameter of a judge; the judges learn from those pixels as from data.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.nn.blocks import RMSNorm, weight
 from tokvid.tokenizer.quantizers import Buffer
 
-# (real, made) → what the judge minimises; (made) → what the tokenizer minimises.
+# (real, fake) → the judge's loss; (fake) → the tokenizer's loss.
 GAMES = {
-    "hinge": (lambda real, made: jax.nn.relu(1 - real) + jax.nn.relu(1 + made), lambda made: -made),
+    "hinge": (lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), lambda fake: -fake),
     "non-saturating": (
-        lambda real, made: jax.nn.softplus(-real) + jax.nn.softplus(made),
-        lambda made: jax.nn.softplus(-made),
+        lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
+        lambda fake: jax.nn.softplus(-fake),
     ),
 }
 MEMORY = 0.99  # of LeCam's moving averages
@@ -31,8 +31,8 @@ MEMORY = 0.99  # of LeCam's moving averages
 class Judge(nnx.Module):
     """A patch discriminator (Isola et al. 2017): convolutions that halve the picture, then a verdict for each place.
 
-    `frames` consecutive frames are seen at once: 1 for a frame discriminator, 3 for one of space-time. With `words`, a
-    text vocabulary, places are also asked how well they go with the caption (Miyato & Koyama 2018).
+    It sees `frames` consecutive frames at once: 1 for a frame discriminator, 3 for one of space-time. With `words`, a
+    text vocabulary, the verdict also depends on the match with the caption (Miyato & Koyama 2018).
     """
 
     def __init__(self, width: int, layers: int, frames: int, words: int = 0, *, rngs: nnx.Rngs):
@@ -48,7 +48,7 @@ class Judge(nnx.Module):
     def __call__(
         self, video_BTHWC: Float[Array, "b t h w 3"], text_BL: Int[Array, "b l"]
     ) -> Float[Array, "b tl hl wl"]:
-        """Verdicts: the higher, the more real. Text is padded with -1; without text only the video is judged."""
+        """Verdicts; higher is more real. Text is padded with -1; without text, only the video is judged."""
         x = video_BTHWC
         for i, convolve in enumerate(self.halve):
             x = self._over_time(convolve, x, 2 if self.frames > 1 and i else 1)
@@ -56,15 +56,15 @@ class Judge(nnx.Module):
         verdict_BTHW = self._over_time(self.verdict, x, 1)[..., 0]
         if self.words is None:
             return verdict_BTHW
-        there_BL1 = (text_BL >= 0)[..., None]
-        words_BC = jnp.sum(jnp.where(there_BL1, self.words[...][text_BL], 0), axis=1)
-        words_BC /= jnp.maximum(jnp.sum(there_BL1, axis=1), 1)
+        present_BL1 = (text_BL >= 0)[..., None]
+        words_BC = jnp.sum(jnp.where(present_BL1, self.words[...][text_BL], 0), axis=1)
+        words_BC /= jnp.maximum(jnp.sum(present_BL1, axis=1), 1)
         return verdict_BTHW + jnp.einsum("bthwc,bc->bthw", x, words_BC)
 
     def _over_time(self, convolve: nnx.Conv, x_BTHWC: jax.Array, step: int) -> jax.Array:
-        """A convolution over space and `frames` frames, with stride `step` in time: one over space of stacked frames.
+        """A convolution over space and `frames` frames with stride `step` in time: one over space, of stacked frames.
 
-        The result is the same, forty times as fast where XLA has no fast convolution in 3-D (on CPUs).
+        The result is the same, forty times as fast where XLA has no fast 3-D convolution (on CPUs).
         """
         side = (self.frames - 1) // 2
         padded = jnp.pad(x_BTHWC, ((0, 0), (side, side), (0, 0), (0, 0), (0, 0)))
@@ -75,13 +75,13 @@ class Judge(nnx.Module):
 
 
 class Adversary(nnx.Module):
-    """The config's judges and the number of their steps. `words` is the vocabulary of the captions they read."""
+    """The config's judges and the number of their steps; `words` is the text vocabulary of the captions they read."""
 
     def __init__(self, config: AdversaryConfig, words: int = 0, *, rngs: nnx.Rngs):
         if config.game not in GAMES:
             raise UserError(did_you_mean(config.game, GAMES, "adversary.game"))
         if not config.judges or set(config.judges) - {"frame", "space-time"}:
-            raise UserError(f"adversary.judges {config.judges} should be of 'frame' and 'space-time'")
+            raise UserError(f"adversary.judges {config.judges} should be 'frame', 'space-time' or both")
         frames = {"frame": 1, "space-time": 3}
         self.judges = nnx.Dict(
             {name: Judge(config.width, config.layers, frames[name], words, rngs=rngs) for name in config.judges}
@@ -100,35 +100,35 @@ class Round(NamedTuple):
 def play(
     config: AdversaryConfig,
     adversary: Adversary,
-    made_BTHWC: Float[Array, "b t h w 3"],
+    fake_BTHWC: Float[Array, "b t h w 3"],
     truth_BTHWC: Float[Array, "b t h w 3"],
     text_BL: Int[Array, "b l"],
     force: Float[Array, ""],
 ) -> Round:
-    """`force` is the norm of the other losses' gradient on the pixels: the pull is `config.weight` times as strong."""
-    judge_loss, maker_loss = GAMES[config.game]
-    made_BTHWC = jax.lax.stop_gradient(made_BTHWC)
+    """Plays one round. `force`: the norm of the other losses' gradient; the pull is `config.weight` times as strong."""
+    judge_loss, tokenizer_loss = GAMES[config.game]
+    fake_BTHWC = jax.lax.stop_gradient(fake_BTHWC)
 
-    def verdict(made_BTHWC: jax.Array) -> jax.Array:
+    def adversarial_loss(fake_BTHWC: jax.Array) -> jax.Array:
         return sum(
-            (jnp.mean(maker_loss(judge(made_BTHWC, text_BL))) for judge in adversary.judges.values()), jnp.zeros(())
+            (jnp.mean(tokenizer_loss(judge(fake_BTHWC, text_BL))) for judge in adversary.judges.values()), jnp.zeros(())
         )
 
-    fooled, pull_BTHWC = jax.value_and_grad(verdict)(made_BTHWC)
+    fooled, pull_BTHWC = jax.value_and_grad(adversarial_loss)(fake_BTHWC)
     strength = config.weight * force / (jnp.linalg.norm(pull_BTHWC) + 1e-8)
     strength = jnp.where(adversary.steps[...] >= config.start, jnp.minimum(strength, config.most), 0.0)
     losses, metrics = {}, {"adversarial": fooled, "adversarial_strength": strength}
     for name, judge in adversary.judges.items():
-        real, made = judge(truth_BTHWC, text_BL), judge(made_BTHWC, text_BL)
-        losses[f"{name}_judge"] = jnp.mean(judge_loss(real, made))
-        metrics[f"{name}_judge_right"] = (jnp.mean(real > 0) + jnp.mean(made < 0)) / 2
+        real, fake = judge(truth_BTHWC, text_BL), judge(fake_BTHWC, text_BL)
+        losses[f"{name}_judge"] = jnp.mean(judge_loss(real, fake))
+        metrics[f"{name}_judge_right"] = (jnp.mean(real > 0) + jnp.mean(fake < 0)) / 2
         if config.lecam:
-            on_real, on_made = judge.average[...]
-            apart = jnp.mean(jnp.square(jax.nn.relu(real - on_made))) + jnp.mean(
-                jnp.square(jax.nn.relu(on_real - made))
+            on_real, on_fake = judge.average[...]
+            distance = jnp.mean(jnp.square(jax.nn.relu(real - on_fake))) + jnp.mean(
+                jnp.square(jax.nn.relu(on_real - fake))
             )
-            losses[f"{name}_lecam"] = config.lecam * apart
-            means = jax.lax.stop_gradient(jnp.stack([jnp.mean(real), jnp.mean(made)]))
+            losses[f"{name}_lecam"] = config.lecam * distance
+            means = jax.lax.stop_gradient(jnp.stack([jnp.mean(real), jnp.mean(fake)]))
             judge.average[...] = MEMORY * judge.average[...] + (1 - MEMORY) * means
         if config.r1:
             slope_BTHWC = jax.grad(lambda video, judge=judge: jnp.sum(jnp.mean(judge(video, text_BL), axis=(1, 2, 3))))(

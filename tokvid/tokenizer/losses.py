@@ -9,15 +9,15 @@ from tokvid.metrics.ssim import ssim_map
 
 
 def reconstruction_losses(
-    config: TokenizerConfig, made_BTHWC: Float[Array, "b t h w 3"], truth_BTHWC: Float[Array, "b t h w 3"]
+    config: TokenizerConfig, rebuilt_BTHWC: Float[Array, "b t h w 3"], truth_BTHWC: Float[Array, "b t h w 3"]
 ) -> dict[str, Float[Array, ""]]:
     """Named, weighted, scalar losses between two videos in [-1, 1]; training minimises their sum.
 
     "temporal" is the L1 distance of the differences between consecutive frames: it punishes flicker. "ssim" is
     1 - SSIM, of frames of 11 x 11 pixels or more.
     """
-    made_BTHWC = made_BTHWC.astype(jnp.float32)
-    difference = made_BTHWC - truth_BTHWC
+    rebuilt_BTHWC = rebuilt_BTHWC.astype(jnp.float32)
+    difference = rebuilt_BTHWC - truth_BTHWC
     losses = {
         "l1": config.l1_weight * jnp.mean(jnp.abs(difference)),
         "l2": config.l2_weight * jnp.mean(jnp.square(difference)),
@@ -25,6 +25,8 @@ def reconstruction_losses(
     if config.temporal_weight and difference.shape[1] > 1:
         losses["temporal"] = config.temporal_weight * jnp.mean(jnp.abs(jnp.diff(difference, axis=1)))
     if config.ssim_weight:
-        alike = jax.vmap(jax.vmap(lambda made, truth: ssim_map(made, truth, 2.0)))(made_BTHWC, truth_BTHWC)
-        losses["ssim"] = config.ssim_weight * (1 - jnp.mean(alike))
+        similarity = jax.vmap(jax.vmap(lambda rebuilt, truth: ssim_map(rebuilt, truth, 2.0)))(
+            rebuilt_BTHWC, truth_BTHWC
+        )
+        losses["ssim"] = config.ssim_weight * (1 - jnp.mean(similarity))
     return losses

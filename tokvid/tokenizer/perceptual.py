@@ -1,7 +1,7 @@
-"""The perceptual distance: how differently an image network sees two frames (Zhang et al. 2018, LPIPS).
+"""The perceptual distance: between an image network's features of two frames (Zhang et al. 2018, LPIPS).
 
-The network is a .safetensors file of the user's, since none is shipped: a VGG's convolutions under torchvision's names,
-`features.N.weight` (out, in, 3, 3) and `features.N.bias`. The numbers show where it pools.
+No network is shipped; the user names a .safetensors file with a VGG's convolutions under torchvision's names,
+`features.N.weight` (out, in, 3, 3) and `features.N.bias`. The numbers N show where it pools.
 """
 
 from itertools import pairwise
@@ -23,23 +23,24 @@ MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 
 
 
 class Perceptual(nnx.Module):
-    """VGG's features before every pooling and at the end, each place's scaled to length 1. Never trained."""
+    """VGG's features before each pooling and at the end, scaled to length 1 at each place. Never trained."""
 
     def __init__(self, path: str):
-        """UserError where the file is missing, damaged, or no VGG."""
+        """UserError for a file that is missing, damaged, or no VGG."""
         tensors, numbers = _read(Path(path))
         self.kernels = nnx.List(
             Buffer(jnp.asarray(tensors[f"features.{n}.weight"].transpose(2, 3, 1, 0), jnp.float32)) for n in numbers
         )
         self.biases = nnx.List(Buffer(jnp.asarray(tensors[f"features.{n}.bias"], jnp.float32)) for n in numbers)
-        # A ReLU follows each convolution, so the next stands two further on, or three behind a pooling.
+        # Layers are numbered: the next convolution comes two after one (behind a ReLU), or three (behind a pooling,
+        # too).
         self.pooled = (*(after - before == 3 for before, after in pairwise(numbers)), True)
 
     def __call__(
-        self, made_BTHWC: Float[Array, "b t h w 3"], truth_BTHWC: Float[Array, "b t h w 3"]
+        self, rebuilt_BTHWC: Float[Array, "b t h w 3"], truth_BTHWC: Float[Array, "b t h w 3"]
     ) -> Float[Array, ""]:
         """The squared distance between the features of two videos in [-1, 1], averaged over depths and places."""
-        x = jnp.stack([made_BTHWC, truth_BTHWC]).reshape(-1, *made_BTHWC.shape[2:])
+        x = jnp.stack([rebuilt_BTHWC, truth_BTHWC]).reshape(-1, *rebuilt_BTHWC.shape[2:])
         x = ((x + 1) / 2 - MEAN) / DEVIATION
         distances = []
         for kernel, bias, pooled in zip(self.kernels, self.biases, self.pooled, strict=True):
@@ -48,8 +49,8 @@ class Perceptual(nnx.Module):
             x = jax.lax.conv_general_dilated(x, kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             x = jax.nn.relu(x + bias[...])
             if pooled:
-                made, truth = jnp.split(x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-10), 2)
-                distances.append(jnp.mean(jnp.sum(jnp.square(made - truth), axis=-1)))
+                rebuilt, truth = jnp.split(x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-10), 2)
+                distances.append(jnp.mean(jnp.sum(jnp.square(rebuilt - truth), axis=-1)))
                 x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         return jnp.mean(jnp.stack(distances))
 
@@ -63,17 +64,17 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[int]]:
     try:
         tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is no .safetensors file ({error}); the perceptual loss reads nothing else") from error
+        raise UserError(f"{path} is no .safetensors file ({error}); the perceptual loss needs one") from error
     kernels = {name: tensor for name, tensor in tensors.items() if name.startswith("features.") and tensor.ndim == 4}
     numbers = sorted(int(name.split(".")[1]) for name in kernels)
-    wanted: dict[str, tuple[int, ...]] = {}
-    before = 3
+    expected: dict[str, tuple[int, ...]] = {}
+    inputs = 3
     for number in numbers:
         channels = len(kernels[f"features.{number}.weight"])
-        wanted |= {f"features.{number}.weight": (channels, before, 3, 3), f"features.{number}.bias": (channels,)}
-        before = channels
+        expected |= {f"features.{number}.weight": (channels, inputs, 3, 3), f"features.{number}.bias": (channels,)}
+        inputs = channels
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("features.")}
-    if shapes != wanted or not numbers or {b - a for a, b in pairwise(numbers)} - {2, 3}:
+    if shapes != expected or not numbers or {b - a for a, b in pairwise(numbers)} - {2, 3}:
         raise UserError(
             f"{path} holds no VGG as torchvision names it: features.N.weight (out, in, 3, 3) and features.N.bias, N "
             "two or three further on each time, without batch norm"

@@ -1,8 +1,8 @@
 """Quantizers: latents to codes and back. To add one: a class with this interface and an entry in QUANTIZERS.
 
-Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantized`; `decode_ids(ids)` inverts the ids;
-`learn(z, ids, key)` updates, after a training step's `quantize`, what no gradient updates, and returns metrics.
-`Grouped` makes several sub-codes of a latent with any of them.
+Interface: `width` latent channels, `vocabulary` codes; `quantize(z) -> Quantized`; `decode_ids(ids)`, its inverse;
+`learn(z, ids, key)`, which updates the `Buffer`s after a training step's `quantize` and returns metrics. `Grouped`
+quantizes a latent to several sub-codes with any of them.
 """
 
 import functools
@@ -20,7 +20,7 @@ from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.types import Codes
 
-CHUNK = 4096  # codes compared with at once: no array grows with batch × codebook
+CHUNK = 4096  # codes compared at once, so that no array grows with batch × codebook
 GROUP = 8  # bits of LFQ whose joint distribution is averaged over the batch
 
 
@@ -31,8 +31,8 @@ class Buffer(nnx.Variable):
 class Quantized(NamedTuple):
     """Quantized latents (..., C).
 
-    `latents` with gradients passed straight through; `ids` int32 (...), or of sub-codes (..., Q); `losses` named
-    scalars, weighted; `inputs` the vectors that were quantized, one for each id.
+    `latents`: with straight-through gradients; `ids`: int32 (...), or of sub-codes (..., Q); `losses`: named, weighted
+    scalars; `inputs`: the quantized vectors, one for each id.
     """
 
     latents: Float[Array, "... c"]
@@ -44,7 +44,7 @@ class Quantized(NamedTuple):
 class FSQ:
     """Finite scalar quantization (Mentzer et al. 2023, section 3.1): each channel is rounded to one of `levels` values.
 
-    Ids are mixed radix with the first channel the least significant. There is no codebook to collapse, and no loss.
+    Ids are mixed-radix numbers, the first channel least significant. No codebook can collapse, and there is no loss.
     """
 
     def __init__(self, levels: tuple[int, ...]):
@@ -56,23 +56,23 @@ class FSQ:
         self.basis = np.concatenate([[1], np.cumprod(self.levels[:-1])]).astype(np.int32)
         self.width, self.vocabulary = len(levels), math.prod(levels)
 
-    def __eq__(self, other: object) -> bool:  # else loading the same weights again would compile everything again
+    def __eq__(self, other: object) -> bool:  # loading the same weights again must not compile anew
         return isinstance(other, FSQ) and self.levels.tolist() == other.levels.tolist()
 
     def __hash__(self) -> int:
         return hash(tuple(self.levels.tolist()))
 
     def bound(self, z: Float[Array, "*n {self.width}"]) -> Float[Array, "*n {self.width}"]:
-        """Squashes each channel so that rounding gives exactly its number of levels (even ones shifted by a half)."""
+        """Bounds each channel so that rounding gives exactly its number of levels (even ones are shifted by a half)."""
         half = (self.levels - 1) * (1 - 1e-3) / 2
         offset = np.where(self.levels % 2 == 0, 0.5, 0.0)
-        # The paper's code has tan here; arctanh would put 0 exactly on 0, but ids should agree with everyone else's.
+        # As in the paper's code: arctanh in place of tan would map 0 to 0, but ids should agree with other programs'.
         return jnp.tanh(z + np.tan(offset / half)) * half - offset
 
     def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
         """z (..., C) of any real values → latents in [-1, 1] on the grid, and their ids.
 
-        NaN gives NaN latents, so that the loss shows it; the id then is some code and means nothing.
+        NaN gives NaN latents, so that the loss shows it, and meaningless ids.
         """
         bounded = self.bound(z.astype(jnp.float32))
         rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
@@ -80,7 +80,7 @@ class FSQ:
         return Quantized(rounded / (self.levels // 2), jnp.sum(digits * self.basis, axis=-1), {}, z)
 
     def decode_ids(self, ids: Int[Array, "*n"]) -> Float[Array, "*n {self.width}"]:
-        """ids (...) → latents (..., C), equal to those that `quantize` gave."""
+        """ids (...) → latents (..., C), equal to `quantize`'s."""
         digits = ids[..., None] // self.basis % self.levels
         half = self.levels // 2
         return (digits - half) / half.astype(jnp.float32)
@@ -95,20 +95,20 @@ class FSQ:
 class VQ(nnx.Module):
     """Vector quantization (van den Oord et al. 2017) as ViT-VQGAN and Phenaki use it: few channels, cosine distance.
 
-    Codes are moving averages of the unit vectors that chose them. They start as vectors of the first batch, and a code
-    that is hardly ever chosen becomes a vector of the current batch (SoundStream, section III-C): again at every step
-    until something chooses it, since early in training latents leave codes behind faster than these decay.
+    Codes are moving averages of the unit vectors that chose them. They start as vectors of the first batch. A code that
+    is hardly ever chosen is replaced by a vector of the current batch (SoundStream, section III-C), at every step until
+    a vector chooses it, because early in training latents move away from codes faster than their shares decay.
     """
 
     decay = 0.99  # of the moving averages
-    dead = 0.1  # a code chosen less often than this, in even shares, is replaced; its replacement starts here
+    dead = 0.1  # codes below this share (1: even) are replaced; a replacement starts with it
 
     def __init__(self, codes: int, width: int, commitment: float, *, rngs: nnx.Rngs):
         if codes < 2 or width < 1:
             raise UserError(f"VQ takes 2 codes or more and 1 channel or more, got codes {codes} and code_width {width}")
         self.width, self.vocabulary, self.commitment = width, codes, commitment
         self.codes = Buffer(_unit(jax.random.normal(rngs.params(), (codes, width))))
-        self.share = Buffer(jnp.zeros(codes))  # how often each is chosen; 1 is an even share; all 0: never learnt
+        self.share = Buffer(jnp.zeros(codes))  # of choices; 1 is an even share; all 0 before the first step
 
     def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
         """z (..., C) of any length but 0 → the codes nearest in angle, of length 1, and their ids."""
@@ -136,7 +136,7 @@ class VQ(nnx.Module):
         dead_K = share_K < self.dead
         pick, shake = jax.random.split(key)
         drawn_KC = z_NC[jax.random.randint(pick, (self.vocabulary,), 0, len(z_NC))]
-        # Shaken a little: a batch may have fewer vectors than the codebook codes.
+        # Noise tells copies apart: a batch may have fewer vectors than there are codes.
         drawn_KC += 0.01 * jax.random.normal(shake, drawn_KC.shape)
         started = jnp.any(self.share[...] > 0)
         dead_K |= ~started
@@ -148,8 +148,8 @@ class VQ(nnx.Module):
 class LFQ:
     """Lookup-free quantization (MAGVIT-v2, Yu et al. 2023, section 3.1): a code is the signs of log2(codes) channels.
 
-    Entropy losses make each latent sure of its code and all codes equally frequent. A latent's bits are independent, so
-    the first is exact without a codebook; the second is exact within groups of GROUP bits.
+    Entropy losses make each latent's code certain and all codes equally frequent. A latent's bits are independent, so
+    the first loss is exact without a codebook; the second is exact within groups of GROUP bits.
     """
 
     def __init__(self, codes: int, commitment: float, entropy: float, temperature: float = 0.01):
@@ -166,14 +166,17 @@ class LFQ:
 
     def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
         """z (..., C) → signs, -1 or 1, and their ids; the first channel is the least significant bit."""
-        z = z.astype(jnp.float32)  # bfloat16 would round the entropies' small differences away
+        z = z.astype(jnp.float32)  # bfloat16 would lose the entropies' small differences
         commitment, entropy, temperature = self.settings
         bits = z > 0
         code = jnp.where(bits, 1.0, -1.0)
         ids = jnp.sum(jnp.where(bits, 2 ** np.arange(self.width), 0), axis=-1).astype(jnp.int32)
         # Softmax over codes of 2 z·c / temperature, bit by bit.
-        unsure, varied = _entropies(4 * z.reshape(-1, self.width) / temperature)
-        losses = {"commitment": commitment * jnp.mean(jnp.square(z - code)), "entropy": entropy * (unsure - varied)}
+        uncertainty, variety = _entropies(4 * z.reshape(-1, self.width) / temperature)
+        losses = {
+            "commitment": commitment * jnp.mean(jnp.square(z - code)),
+            "entropy": entropy * (uncertainty - variety),
+        }
         return Quantized(z + jax.lax.stop_gradient(code - z), ids, losses, z)
 
     def decode_ids(self, ids: Int[Array, "*n"]) -> Float[Array, "*n {self.width}"]:
@@ -188,7 +191,7 @@ class LFQ:
 
 
 class Grouped(nnx.Module):
-    """`count` sub-codes: each group of channels is quantized on its own, all by the same quantizer (product codes)."""
+    """`count` sub-codes: each group of channels is quantized on its own, by the same quantizer (product codes)."""
 
     def __init__(self, quantizer: Any, count: int):
         if count < 1:
@@ -208,7 +211,7 @@ class Grouped(nnx.Module):
     def learn(
         self, z: Float[Array, "*n {self.quantizer.width}"], ids: Int[Array, "*n"], key: PRNGKeyArray
     ) -> dict[str, Num[Array, ""]]:
-        """As the quantizer does, from all groups."""
+        """The quantizer's `learn`, from all groups."""
         return self.quantizer.learn(z, ids, key)
 
 
@@ -220,7 +223,7 @@ QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
 
 
 def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Grouped:
-    """A tokenizer's quantizer. UserError where there is none of that name."""
+    """A tokenizer's quantizer. UserError for an unknown name."""
     if config.quantizer not in QUANTIZERS:
         raise UserError(did_you_mean(config.quantizer, QUANTIZERS, "quantizer"))
     return Grouped(QUANTIZERS[config.quantizer](config, rngs), config.groups)
@@ -245,10 +248,7 @@ def _sizes(config: TokenizerConfig) -> tuple[int, int]:
 
 
 def nearest(z: Float[Array, "*n c"], codes_KC: Float[Array, "k c"]) -> Int[Array, "*n"]:
-    """The ids of the unit codes nearest in angle to unit vectors z; the first of equals.
-
-    Goes through the codebook CHUNK codes at a time.
-    """
+    """The ids of the unit codes nearest in angle to unit vectors z, the first where several are equally near."""
     K, C = codes_KC.shape
     z_NC, size = jax.lax.stop_gradient(z).reshape(-1, C), min(CHUNK, K)
     chunks = -(-K // size)
@@ -258,10 +258,10 @@ def nearest(z: Float[Array, "*n c"], codes_KC: Float[Array, "k c"]) -> Int[Array
         closeness_N, ids_N = best
         codes_KC, first = chunk
         closeness_NK = jnp.where(first + jnp.arange(size) < K, z_NC @ codes_KC.T, -jnp.inf)
-        here_N = jnp.argmax(closeness_NK, axis=-1)
-        most_N = jnp.take_along_axis(closeness_NK, here_N[:, None], axis=-1)[:, 0]
-        closer_N = most_N > closeness_N
-        return (jnp.where(closer_N, most_N, closeness_N), jnp.where(closer_N, first + here_N, ids_N)), None
+        local_N = jnp.argmax(closeness_NK, axis=-1)
+        largest_N = jnp.take_along_axis(closeness_NK, local_N[:, None], axis=-1)[:, 0]
+        closer_N = largest_N > closeness_N
+        return (jnp.where(closer_N, largest_N, closeness_N), jnp.where(closer_N, first + local_N, ids_N)), None
 
     start = (jnp.full(len(z_NC), -jnp.inf), jnp.zeros(len(z_NC), jnp.int32))
     (_, ids_N), _ = jax.lax.scan(compare, start, (codes_XKC, size * jnp.arange(chunks)))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tokvid.distributed import first, together, told_by_first
+from tokvid.distributed import first, from_first, together
 from tokvid.errors import UserError
 from tokvid.io.files import to_json, write_json
 
@@ -120,7 +120,7 @@ class Checkpoints:
         `like` is a state, or one of ShapeDtypeStructs, with the shapes and shardings to restore to: any mesh, any
         number of processes. UserError if no checkpoint is intact, or the newest one doesn't match this training.
         """
-        step = told_by_first(self._newest_whole(like) if first() else NONE)
+        step = from_first(self._newest_whole(like) if first() else NONE)
         if step == NONE:
             return None
         self._manager.reload()

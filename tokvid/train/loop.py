@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from tokvid.config import TrainConfig, to_dict
-from tokvid.distributed import check_same, first, shard_of, to_first, told_by_first
+from tokvid.distributed import check_same, first, from_first, shard_of, to_first
 from tokvid.io.progress import progress
 from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
@@ -130,7 +130,7 @@ class _Run:
         # Process 0's clock decides for all; they ask it only at log steps.
         if not self.config.save_minutes or (jax.process_count() > 1 and not due(self.step, self.config.log_every)):
             return False
-        return bool(told_by_first(time.monotonic() - self._saved_at > 60 * self.config.save_minutes))
+        return bool(from_first(time.monotonic() - self._saved_at > 60 * self.config.save_minutes))
 
     def validate(self) -> None:
         """Logs the mean metrics of the averaged weights on held-out batches, if there are any."""

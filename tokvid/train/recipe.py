@@ -1,4 +1,4 @@
-"""Recipes as they are trained: each fact is said once, and taken from there by whoever needs it, too."""
+"""Recipes for training: each fact is stated once, and the other configs take it from there."""
 
 import dataclasses
 from pathlib import Path
@@ -12,14 +12,14 @@ from tokvid.tokenizer.quantizers import codes_of
 
 
 def open_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """The recipe that a config file defines, with fields changed by `--field.name value`, `fitted`."""
+    """The `fitted` recipe of a config file, with fields changed by `--field.name value`."""
     return fitted(load_recipe(path, overrides))
 
 
 def fitted(recipe: Recipe) -> Recipe:
-    """A recipe whose tokenizer is for its data, and whose transformer is for the tokenizer's tokens and for its tasks.
+    """The recipe with its tokenizer fitted to its data, and its transformer to the tokenizer's tokens and the tasks.
 
-    What the recipe doesn't say is taken from where it stands; UserError where it says otherwise.
+    Facts that the recipe leaves out are filled in; UserError for ones that contradict.
     """
     size = recipe.tokenizer.size if recipe.tokenizer.size != TokenizerConfig.size else recipe.data.size
     tokenizer, transformer = dataclasses.replace(recipe.tokenizer, size=size), recipe.transformer
@@ -32,8 +32,8 @@ def fitted(recipe: Recipe) -> Recipe:
             "subcodes": codes.per_token,
         }
         for name, value in facts.items():
-            if (said := getattr(transformer, name)) not in (value, getattr(TransformerConfig, name)):
-                raise UserError(f"transformer.{name} {said} is not the tokenizer's, which is {value}; leave it out")
+            if (current := getattr(transformer, name)) not in (value, getattr(TransformerConfig, name)):
+                raise UserError(f"transformer.{name} {current} is not the tokenizer's, which is {value}; leave it out")
         transformer = dataclasses.replace(transformer, **facts)
     named = tuple(name for name, condition in conditions_of(recipe.layouts.tasks).items() if condition.named)
     if not transformer.conditions:

@@ -1,4 +1,4 @@
-"""The token cache as those who read it get it: opened and checked in one place. `tokenize.py` writes it."""
+"""The token cache: opened and checked here, for all its readers. `tokenize.py` writes it."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,9 @@ HELD_OUT = "tokens_held_out"  # beside the token cache
 
 @dataclasses.dataclass(frozen=True)
 class TokenCache:
-    """Ready tokens, their captions' text model, and the config and layouts that windows of them are for.
+    """Tokens, their captions' text model, and the config and layouts of their windows.
 
-    UserError where these don't belong together, with both values.
+    UserError where these don't match, with both values.
     """
 
     source: RecordSource
@@ -32,18 +32,18 @@ class TokenCache:
         path, config, about = self.source.path, self.config, self.about
         if self.source.kind != "tokens" or not len(self.source):
             raise UserError(f"{path} holds {len(self.source)} records of kind {self.source.kind}, no tokens; {AGAIN}")
-        earlier = {"subcodes": 1} if "vocabulary" in about else {}  # caches that say nothing of sub-codes
+        earlier = {"subcodes": 1} if "vocabulary" in about else {}  # earlier caches have no entry for sub-codes
         for name, value in (
             ("vocabulary", config.vocabulary),
             ("subcodes", config.subcodes),
             ("grid", list(config.grid)),
             ("temporal_patch", config.temporal_patch),
         ):
-            if (there := (earlier | about).get(name, value)) != value:
-                raise UserError(f"{path} needs transformer {name} {there}, the config has {value}; use one tokenizer")
-        if (there := about.get("text_model", self.text.fingerprint)) != self.text.fingerprint:
-            raise UserError(f"{path} was made with text model {there}, this one is {self.text.fingerprint}; {AGAIN}")
-        if self.text.vocabulary > config.text_vocabulary:  # fewer are fine: captions of few words give no more
+            if (stored := (earlier | about).get(name, value)) != value:
+                raise UserError(f"{path} needs transformer {name} {stored}, the config has {value}; use one tokenizer")
+        if (stored := about.get("text_model", self.text.fingerprint)) != self.text.fingerprint:
+            raise UserError(f"{path} was made with text model {stored}, this one is {self.text.fingerprint}; {AGAIN}")
+        if self.text.vocabulary > config.text_vocabulary:  # fewer are fine: captions of few words give few ids
             raise UserError(
                 f"the text model of {path} has {self.text.vocabulary} ids, the config's transformer.text_vocabulary "
                 f"is {config.text_vocabulary}; raise it to {self.text.vocabulary}"
@@ -51,32 +51,34 @@ class TokenCache:
         self._check_conditions()
 
     def _check_conditions(self) -> None:
-        there = self.about.get("conditions", {})
-        if self.about.get("tokens", {}).get("coarse_factor") == CONDITIONS["coarse"].slower:  # of earlier versions
-            there = {"coarse": CONDITIONS["coarse"].facts}
+        stored = self.about.get("conditions", {})
+        if (
+            self.about.get("tokens", {}).get("coarse_factor") == CONDITIONS["coarse"].slower
+        ):  # an entry of earlier versions
+            stored = {"coarse": CONDITIONS["coarse"].facts}
         for name, condition in conditions_of(self.layouts.tasks).items():
-            if there.get(name) != condition.facts:
+            if stored.get(name) != condition.facts:
                 raise UserError(f"{self.source.path} has no tokens of the condition {name} as it is now; {AGAIN}")
 
     @property
     def about(self) -> dict[str, Any]:
-        """What was written beside the tokens."""
+        """The metadata written with the tokens."""
         return self.source.metadata
 
     @property
     def held_out(self) -> "TokenCache | None":
-        """The tokens of videos that training holds out, or None where there are none."""
+        """The tokens of the held-out videos, or None where there are none."""
         folder = self.source.path.with_name(HELD_OUT)
         return dataclasses.replace(self, source=RecordSource(folder)) if folder.is_dir() else None
 
 
 def open_token_cache(workdir: Path, recipe: Recipe) -> TokenCache:
-    """The token cache of a training folder; UserError where a part is missing or doesn't belong."""
+    """The token cache of a training folder; UserError where a part is missing or doesn't match."""
     folder = workdir / "tokens"
     if not folder.is_dir():
         raise UserError(f"no token cache in {folder}; make it with `tokvid tokenize CONFIG.py --workdir {workdir}`")
     source, text = RecordSource(folder), TextModel.load(workdir / "text.model")
-    tokenizer, wanted = weights.describe(workdir / "tokenizer", "tokenizer"), source.metadata.get("tokenizer")
-    if not weights.same_codes(wanted, tokenizer):
-        raise UserError(f"{folder} was made with tokenizer {wanted}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")
+    tokenizer, codes = weights.describe(workdir / "tokenizer", "tokenizer"), source.metadata.get("tokenizer")
+    if not weights.same_codes(codes, tokenizer):
+        raise UserError(f"{folder} was made with tokenizer {codes}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")
     return TokenCache(source, text, recipe.transformer, recipe.layouts)

@@ -1,7 +1,7 @@
-"""Writes the token cache: every video through the tokenizer once, so that the transformer trains on ready tokens.
+"""Writes the token cache: every video is tokenized once, and the transformer trains on the tokens.
 
-Videos are taken in parts, which are kept until all are there: several processes share them out, and who starts again
-goes on behind the last one.
+Videos are tokenized in parts, which are kept until all are done: several processes share the parts, and a new start
+resumes after the last one.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from tokvid.train.windows import batch_kinds
 from tokvid.types import Caption, VideoItem, VideoSource
 
 BATCH = 16  # videos that a device tokenizes at once
-PART = 4096  # videos; whole batches, for any number of devices that is usual
+PART = 4096  # videos; whole batches for any usual number of devices
 JUDGED = 4096  # reads before which a share of unusable videos says nothing
 Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
@@ -46,11 +46,11 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     """Reads the recipe's videos and `workdir`/tokenizer; writes text.model, tokens/ and HELD_OUT there.
 
     Each video gives one stretch, from a random second on, at one of the rates, augmented as clips for the tokenizer are
-    (held-out ones are not); its captions are moved along. The tokens
-    of the conditions that the recipe's tasks read are kept beside it. A source with fewer videos than `tokens.videos`
-    is gone through again, with other stretches and rates. Of several processes all do this together, each with its
-    devices; the records and their order are the same. UserError where the tokenizer is missing or not for these videos,
-    stretches are shorter than a window, or too many videos are no use.
+    (held-out ones are not), with its captions shifted. The tokens of
+    the conditions that the recipe's tasks read are stored with it. A source with fewer videos than `tokens.videos` is
+    read repeatedly, with other stretches and rates. Several processes share the work, each on its own devices; the
+    records and their order don't depend on the number of processes. UserError where the tokenizer is missing or for
+    other videos, stretches are shorter than a window, or too many videos cannot be used.
     """
     folders = {"train": workdir / "tokens", "held_out": workdir / HELD_OUT}
     for folder in folders.values():
@@ -65,18 +65,18 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
             plain = dataclasses.replace(recipe.data, flip=0.0, zoom=1.0, light=0.0)
             held_out = dataclasses.replace(recipe, tokens=few, data=plain)
             _write(held_out, tokenizer, text, "held_out", folders["held_out"])
-        elif first():  # those of an earlier tokenizer would be validated with
+        elif first():  # an earlier tokenizer's would be used for validation
             shutil.rmtree(folders["held_out"], ignore_errors=True)
 
 
 def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: str, folder: Path) -> None:
-    """`tokens.videos` stretches of the videos of a split as one token cache."""
+    """Writes `tokens.videos` stretches of a split's videos as one token cache."""
     source, metadata = open_source(recipe.data, split), _metadata(recipe, tokenizer, text)
-    found = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
-    check_same(metadata | found)
-    aside = folder.with_name(f"{folder.name}.parts")
-    parts = [aside / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-    _write_parts(recipe, tokenizer, source, parts, metadata | found)
+    facts = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
+    check_same(metadata | facts)
+    parts_folder = folder.with_name(f"{folder.name}.parts")
+    parts = [parts_folder / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
+    _write_parts(recipe, tokenizer, source, parts, metadata | facts)
     together("tokens")
     if first():
         written = [RecordSource(part) for part in parts]
@@ -86,7 +86,7 @@ def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: st
         unreadable.good(recipe.tokens.videos - failed)
         unreadable.add(*(errors[-1:] * failed))
         join_records(parts, folder, "tokens", metadata)
-        shutil.rmtree(aside)
+        shutil.rmtree(parts_folder)
     together("token cache")
 
 
@@ -124,7 +124,7 @@ def _metadata(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel) -> dic
 def _write_parts(
     recipe: Recipe, tokenizer: weights.Loaded, source: VideoSource, parts: Sequence[Path], metadata: Mapping[str, Any]
 ) -> None:
-    """This process's share of the parts, without those that are there already."""
+    """Writes this process's share of the parts, except those already written."""
     mine = range(jax.process_index(), len(parts), jax.process_count())
     missing = [number for number in mine if not _is_there(parts[number], metadata)]
     total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
@@ -134,21 +134,21 @@ def _write_parts(
             reached(f"in part {number} of the tokens")
             with RecordWriter(parts[number], "tokens", metadata) as writer:
                 writer.metadata["last_error"] = ""
-                for found in _read_ahead(recipe, source, tokenizer.config.temporal_patch, _videos(recipe, number)):
-                    errors = [result for result in found if isinstance(result, str)]
-                    unreadable.good(len(found) - len(errors))
+                for results in _read_ahead(recipe, source, tokenizer.config.temporal_patch, _videos(recipe, number)):
+                    errors = [result for result in results if isinstance(result, str)]
+                    unreadable.good(len(results) - len(errors))
                     if errors:
                         writer.metadata["last_error"] = errors[-1]
                         unreadable.add(*errors)
-                    for video in _tokenized(recipe, tokenizer, [it for it in found if not isinstance(it, str)]):
+                    for video in _tokenized(recipe, tokenizer, [it for it in results if not isinstance(it, str)]):
                         writer.write(video)
-                    advance(len(found))
+                    advance(len(results))
 
 
 def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretch]) -> Iterator[StoredVideo]:
     videos, longest = [video_THWC for video_THWC, *_ in stretches], recipe.tokens.latent_frames
     fine = _encode(tokenizer, videos, longest)
-    beside = {  # of the same frames, so that both show the same
+    beside = {  # from the same frames
         name: _encode(tokenizer, [condition.apply(video) for video in videos], 1 + (longest - 1) // condition.slower)
         for name, condition in conditions_of(recipe.layouts.tasks).items()
     }
@@ -159,13 +159,13 @@ def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretc
 
 
 def _lengths(recipe: Recipe) -> tuple[int, int]:
-    """Latent frames of the shortest and of the longest window that the transformer is trained on."""
+    """The latent frames of the transformer's shortest and longest training windows."""
     frames = [each.kind.frames for each in batch_kinds(recipe.layouts, recipe.transformer)]
     return min(frames), max(frames)
 
 
 def _batch() -> int:
-    """Videos that this process tokenizes at once."""
+    """The number of videos that this process tokenizes at once."""
     return BATCH * jax.local_device_count()
 
 
@@ -174,12 +174,12 @@ def _videos(recipe: Recipe, part: int) -> range:
 
 
 def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether an earlier start wrote this part, whole, under the same settings."""
+    """Whether an earlier run wrote all of this part, under the same settings."""
     try:
-        found = RecordSource(part).metadata
+        written = RecordSource(part).metadata
     except UserError:
         return False
-    return {name: found.get(name) for name in metadata} == json.loads(json.dumps(metadata))
+    return {name: written.get(name) for name in metadata} == json.loads(json.dumps(metadata))
 
 
 def _unreadable(recipe: Recipe, sample: int) -> Unreadable:
@@ -191,11 +191,11 @@ def _unreadable(recipe: Recipe, sample: int) -> Unreadable:
 
 
 def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -> list[np.ndarray]:
-    """At most a batch of videos of up to `longest` latent frames → tokens (T, H, W) of those that are full."""
+    """At most a batch of videos of up to `longest` latent frames → tokens (T, H, W, Q) of the full latent frames."""
     if not videos:
         return []
     patch = tokenizer.config.temporal_patch
-    # One compiled shape: short videos show their last frame on, which changes nothing before it.
+    # A single compiled shape: short videos are padded with their last frame, which changes no earlier latent frame.
     video_BTHWC = np.zeros((_batch(), 1 + (longest - 1) * patch, *videos[0].shape[1:]), np.uint8)
     counts = []
     for i, video_THWC in enumerate(videos):
@@ -210,7 +210,7 @@ def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -
 def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:
     """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes.
 
-    Of several processes the first one does it.
+    Only the first of several processes does it.
     """
     if first():
         some = range(min(len(source), recipe.tokens.text_samples))
@@ -221,11 +221,11 @@ def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> Text
 
 
 def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.random.Generator) -> Stretch | None:
-    """Frames uint8 (T, H, W, 3) with T = 1 + n·temporal_patch, their rate, captions from 0 on, and a name; or None.
+    """Frames uint8 (T, H, W, 3) with T = 1 + n·temporal_patch, their rate, captions from 0 s on, and a name; or None.
 
-    As long as the longest window, where the video is at any rate; else as the shortest at least (at the highest rate,
-    where `fps_rule` is "lowest"); None where it is too short even for that. Captions that end before the stretch, or
-    begin after it, are left out.
+    The stretch is as long as the longest window if the video is at any rate, else at least as the shortest (at the
+    highest rate, where `fps_rule` is "lowest"); None for shorter videos. Captions that aren't in force within the
+    stretch are left out.
     """
     lowest = recipe.data.fps_rule == "lowest"
     shortest, longest = (1 + (latents - 1) * temporal_patch for latents in _lengths(recipe))
@@ -235,7 +235,7 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
     if not rates:
         return None
     fps = rates[0] if lowest else float(rng.choice(rates))
-    room = max(1, int(np.ceil(item.seconds * fps - 1e-6)))  # an image takes no time
+    room = max(1, int(np.ceil(item.seconds * fps - 1e-6)))  # an image has no length
     latents = min(recipe.tokens.latent_frames, 1 + (room - 1) // temporal_patch)
     frames = 1 + (latents - 1) * temporal_patch
     start = float(rng.uniform(0, max(0.0, item.seconds - frames / fps)))
@@ -248,7 +248,7 @@ def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.ra
 def _read_ahead(
     recipe: Recipe, source: VideoSource, temporal_patch: int, videos: range
 ) -> Iterator[list[Stretch | str]]:
-    """What each video gives, a batch at a time: a stretch, or why none. Threads read the next one meanwhile."""
+    """A batch of results at a time, a stretch or an error for each video; threads read the next batch meanwhile."""
 
     def read(index: int) -> Stretch | str:
         rng = np.random.default_rng([recipe.data.seed, index])
@@ -262,7 +262,7 @@ def _read_ahead(
         return [pool.submit(read, index) for index in videos[start : start + _batch()]]
 
     with ThreadPoolExecutor(max(1, recipe.data.threads)) as pool:
-        coming = batch(pool, 0)
+        upcoming = batch(pool, 0)
         for start in range(0, len(videos), _batch()):
-            now, coming = coming, batch(pool, start + _batch())
-            yield [future.result() for future in now]
+            current, upcoming = upcoming, batch(pool, start + _batch())
+            yield [future.result() for future in current]

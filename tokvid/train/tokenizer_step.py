@@ -1,4 +1,4 @@
-"""Training the tokenizer: what it minimises, what it sees, what it shows."""
+"""Training of the tokenizer: its losses, its batches, its samples."""
 
 import contextlib
 import dataclasses
@@ -33,12 +33,12 @@ from tokvid.types import VideoBatch
 log = logging.getLogger(__name__)
 
 
-PLAIN: dict[str, Any] = {"flip": 0.0, "zoom": 1.0, "light": 0.0}  # clips as they are, to validate with
+PLAIN: dict[str, Any] = {"flip": 0.0, "zoom": 1.0, "light": 0.0}  # no augmentation, for validation
 VALIDATION_SEED = 1
 
 
 class Players(nnx.Module):
-    """What trains together: the tokenizer, its adversary or None, and what the perceptual loss sees with or None."""
+    """The modules of a training step: the tokenizer, its adversary or None, and the perceptual network or None."""
 
     def __init__(self, tokenizer: CViViT, adversary: Adversary | None, perceptual: Perceptual | None):
         self.tokenizer, self.adversary, self.perceptual = tokenizer, adversary, perceptual
@@ -50,7 +50,7 @@ class TokenizerTraining:
     name = "tokenizer"
 
     def __init__(self, recipe: Recipe, text: TextModel | None = None):
-        """`text` is for an adversary that reads captions. UserError where settings contradict one another."""
+        """`text`: the text model of an adversary that reads captions. UserError for settings that contradict."""
         data, config = recipe.data, recipe.tokenizer
         if data.size != config.size:
             raise UserError(f"data.size {data.size} and tokenizer.size {config.size} differ; make them equal")
@@ -93,44 +93,44 @@ class TokenizerTraining:
     def _loss(
         self, players: Players, truth: jax.Array, text: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
-        """Of videos (B, T, H, W, 3) in [-1, 1], T 1 for images, and their captions (B, L)."""
+        """The loss of videos (B, T, H, W, 3) in [-1, 1], T 1 for images, and their captions (B, L)."""
         tokenizer, likeness = players.tokenizer, functools.partial(self._likeness, players.perceptual, truth)
-        made, quantized = tokenizer.reconstruct(truth)
-        losses = likeness(made) | quantized.losses
+        rebuilt, quantized = tokenizer.reconstruct(truth)
+        losses = likeness(rebuilt) | quantized.losses
         metrics = {} if key is None else tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
         if players.adversary is not None:
-            force = jnp.linalg.norm(jax.grad(lambda made: total(likeness(made)))(jax.lax.stop_gradient(made)))
-            game = play(self.recipe.adversary, players.adversary, made, truth, text, force)
-            # Its value is 0, its gradient on what was made is the pull.
-            pull = jnp.vdot(game.pull_BTHWC, made - jax.lax.stop_gradient(made))
+            force = jnp.linalg.norm(jax.grad(lambda rebuilt: total(likeness(rebuilt)))(jax.lax.stop_gradient(rebuilt)))
+            game = play(self.recipe.adversary, players.adversary, rebuilt, truth, text, force)
+            # Its value is 0, its gradient on the reconstruction is the pull.
+            pull = jnp.vdot(game.pull_BTHWC, rebuilt - jax.lax.stop_gradient(rebuilt))
             losses |= game.losses | {"pull": pull}
             metrics |= game.metrics
-        error_B = jnp.mean(jnp.square(made - truth), axis=(1, 2, 3, 4))
+        error_B = jnp.mean(jnp.square(rebuilt - truth), axis=(1, 2, 3, 4))
         metrics |= losses | {"psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10))}
         return total(losses), metrics | _usage(quantized.ids, tokenizer.quantizer.vocabulary)
 
-    def _likeness(self, perceptual: Perceptual | None, truth: jax.Array, made: jax.Array) -> Metrics:
-        """The losses between the video made and the truth, named and weighted."""
-        losses = reconstruction_losses(self.config, made, truth)
+    def _likeness(self, perceptual: Perceptual | None, truth: jax.Array, rebuilt: jax.Array) -> Metrics:
+        """The named, weighted losses between a reconstruction and the truth."""
+        losses = reconstruction_losses(self.config, rebuilt, truth)
         if perceptual is not None:
-            losses["perceptual"] = self.config.perceptual_weight * perceptual(made, truth)
+            losses["perceptual"] = self.config.perceptual_weight * perceptual(rebuilt, truth)
         return losses
 
     def weight(self, batch: VideoBatch) -> jax.Array:
         if self.recipe.adversary.weight > 0 or self.config.quantizer != "fsq":
             raise UserError(
-                "train_tokenizer.accumulate needs the quantizer fsq and no adversary: codebooks and judges look at "
-                "whole batches. Use 1, and a smaller batch or remat where memory is short"
+                "train_tokenizer.accumulate needs the quantizer fsq and no adversary: codebooks and judges need whole "
+                "batches; set it to 1, and use a smaller batch or remat where memory is short"
             )
         return jnp.ones(())
 
     def flops(self) -> float:
-        """Without those of judges and of perceptual networks."""
+        """FLOPs of a sample, without judges and perceptual networks."""
         data, c = self.recipe.data, self.config
         frames = latent_shape(c, data.frames, *data.size).frames
         parts = ("encoder", "decoder")
         width = channels(c)
-        clip, image = (sum(tokenizer_flops(c, part, many, many, width) for part in parts) for many in (frames, 1))
+        clip, image = (sum(tokenizer_flops(c, part, count, count, width) for part in parts) for count in (frames, 1))
         return TRAINING * (clip + data.images * image)
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
@@ -147,24 +147,25 @@ class TokenizerTraining:
         return clip_batches(data, batch, VALIDATION_SEED, split="held_out", encode=encode, shard=shard)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
-        """A collapsed codebook: batches with next to no different codes, which shows in no loss."""
+        """Reports a collapsed codebook: batches that use very few codes, which no loss shows."""
         codes, data = codes_of(self.config), self.recipe.data
         tokens = self.recipe.train_tokenizer.batch * math.prod(latent_shape(self.config, data.frames, *data.size))
         used = metrics.get("codes_used", 1.0) * codes.vocabulary
         if used >= max(2.0, 0.01 * min(codes.vocabulary, tokens * codes.per_token)):
             return ""
         return (
-            f"batches use only {used:.1f} of {codes.vocabulary} codes: the codebook has collapsed, its tokens will "
-            "say little. Start anew in another --workdir with a lower learning rate, a longer warm-up or fewer codes"
+            f"batches use only {used:.1f} of {codes.vocabulary} codes: the codebook has collapsed, and its tokens "
+            "carry little information. Start anew in another --workdir with a lower learning rate, a longer warm-up or "
+            "fewer codes"
         )
 
     def samples(self, players: Players, directory: Path, step: int) -> None:
-        """A sheet of true clips, each above its reconstruction."""
+        """Writes a sheet of true clips, each above its reconstruction."""
         with contextlib.closing(clip_batches(self.recipe.data, 4, seed=1)) as batches:
             truth = next(batches).video
-        made = to_bytes(np.asarray(_reconstruct(*nnx.split(players.tokenizer), truth)))
-        rows = [video for pair in zip(truth, made, strict=True) for video in pair]
-        contact_sheet(directory / f"{step:07d}.png", rows, captions=["truth", "made"] * len(made))
+        rebuilt = to_bytes(np.asarray(_reconstruct(*nnx.split(players.tokenizer), truth)))
+        rows = [video for pair in zip(truth, rebuilt, strict=True) for video in pair]
+        contact_sheet(directory / f"{step:07d}.png", rows, captions=["truth", "made"] * len(rebuilt))
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
         weights.save(
@@ -181,24 +182,24 @@ class TokenizerTraining:
 
 
 def total(losses: Metrics) -> jax.Array:
-    """Their sum, 0 of none."""
+    """The sum of all losses."""
     return sum(losses.values(), jnp.zeros(()))
 
 
 def describe_data(config: DataConfig) -> dict[str, Any]:
-    """What decides which clips are made, as JSON values: the config without what only decides how fast."""
+    """The settings that decide the clips, as JSON values: all but those of speed."""
     return {name: value for name, value in to_dict(config).items() if name not in ("threads", "max_unreadable")}
 
 
 def _warn_of_streams(config: TokenizerConfig, frames: int) -> None:
-    """Most latent frames of a long video can't see its first. Clips must hold such ones, or they are never trained."""
+    """Most latent frames of a long video don't see its first one; warns where clips hold none of these."""
     latent = latent_shape(config, frames, *config.size).frames
     for part, order in (("encoder", config.encoder), ("decoder", config.decoder)):
         reach = 1 + order.count("time") * (config.time_window - 1)
         if 1 < latent <= reach:
             log.warning(
-                "the %s looks back over %d latent frames and clips have %d: longer videos will be unlike anything "
-                "trained on. Use data.frames %d or more, or a smaller tokenizer.time_window",
+                "the %s looks back over %d latent frames and clips have %d: longer videos will differ from all "
+                "training clips. Use data.frames %d or more, or a smaller tokenizer.time_window",
                 part,
                 reach,
                 latent,
@@ -207,7 +208,7 @@ def _warn_of_streams(config: TokenizerConfig, frames: int) -> None:
 
 
 def _usage(ids: jax.Array, vocabulary: int) -> Metrics:
-    """Which share of the codes a batch uses, and to how many equally frequent ones that comes."""
+    """The share of codes that a batch uses, and the perplexity of their distribution."""
     counts_V = jnp.zeros(vocabulary, jnp.int32).at[ids.ravel()].add(1)
     share_V = counts_V / ids.size
     return {

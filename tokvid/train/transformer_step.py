@@ -1,4 +1,4 @@
-"""Training the transformer on the token cache: what it minimises, what it sees."""
+"""Training of the transformer on the token cache: its loss and its batches."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,9 +28,10 @@ class TransformerTraining:
     name = "transformer"
 
     def __init__(self, recipe: Recipe, cache: TokenCache | None = None, show: Callable[..., None] | None = None):
-        """Without a `cache` there are no batches.
+        """Without a `cache`, there are no batches.
 
-        `show(model, directory, step)` makes sample videos: it needs the sampling room, which this one doesn't import.
+        `show(model, directory, step)` generates sample videos; it comes from outside, as `train` doesn't import
+        `sampling`.
         """
         self.recipe, self.config, self.show = recipe, recipe.transformer, show
         if cache is not None:
@@ -56,7 +57,7 @@ class TransformerTraining:
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
 
     def weight(self, batch: TokenBatch) -> jax.Array:
-        """How many tokens are generated, over which `loss` takes the mean."""
+        """The number of generated tokens, over which `loss` averages."""
         return lay_out(self.config, batch).generated.sum().astype(jnp.float32)
 
     def flops(self) -> float:

@@ -1,4 +1,4 @@
-"""Windows of ready tokens for the transformer: which part of a video, which tokens are given, under which text."""
+"""Windows of cached tokens for the transformer: a part of a video, its known tokens, and its text."""
 
 import functools
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from tokvid.train.token_cache import TokenCache
 from tokvid.transformer.layout import condition_number, condition_shape, slot_count
 from tokvid.types import Clip, TokenBatch, captions_in_force, joined, stride_of
 
-LEAST_SHARE = 0.75  # of the generated latent frames that the text must hold for
-STRICT_TRIES = 100  # records tried for one sample as it should be, before any rate and share will do
+LEAST_SHARE = 0.75  # of the generated latent frames that the text must be in force for
+STRICT_TRIES = 100  # records tried for a sample before any rate and share are accepted
 MOST_TRIES = 200
 
 
 class Kind(NamedTuple):
-    """What all windows of a batch have in common: their latent frames, and the condition they read."""
+    """The kind of a batch: the latent frames of its windows, and their condition."""
 
     frames: int
     condition: str
 
 
 class Window(NamedTuple):
-    """Tokens (T, H, W, Q) of latent frames from `start` on, those in `known` (T, H, W) given, the rest told by `text`.
+    """Tokens (T, H, W, Q) of latent frames from `start` on; `known` (T, H, W) marks those not to generate.
 
     `condition` are the tokens of the task's condition, padded with -1, from its latent frame `condition_start` on.
     """
@@ -52,7 +52,7 @@ def cut_window(
     temporal_patch: int,
     least_share: float = LEAST_SHARE,
 ) -> Window | None:
-    """A window of `frames` latent frames for `task` from a video's tokens, or None where none fits.
+    """A window of `frames` latent frames for `task` from a video's tokens, or None if none fits.
 
         text_to_video    start 0, nothing known     . . . . . .
         image_to_video   start 0, 1 known           K . . . . .
@@ -60,53 +60,53 @@ def cut_window(
         interpolation    start s, 0 to 3 known      K K . . . .    (where s > 0, not 0), and a condition
         infilling        start s, some known        K . . K . .
 
-    The text is the caption in force at the first latent frame to generate, and holds for `least_share` of
-    them at least; known ones may show the caption before. Known parts that end right where a caption begins
-    teach to follow a new prompt, so they are drawn more often than chance would (`Task.at_switch`).
+    The text is the caption in force at the first generated latent frame, and is in force for at least `least_share` of
+    the generated ones; known ones may show an earlier caption. Known parts that end where a caption begins teach the
+    model to follow a new prompt, so they are drawn more often than by chance (`Task.at_switch`).
     """
     if (tokens_THWQ := video.tokens) is None:
         raise UserError(f"{video.key} holds no tokens; make a token cache of the videos first")
-    what = TASKS[task]
-    shown_T = captions_in_force(video.captions, len(tokens_THWQ), video.fps, temporal_patch)
+    spec = TASKS[task]
+    caption_T = captions_in_force(video.captions, len(tokens_THWQ), video.fps, temporal_patch)
     start_N, leading_N = _placements(task, len(tokens_THWQ), frames)
-    first_N = start_N + leading_N  # to be generated
-    ends_T = np.searchsorted(shown_T, shown_T, side="right")  # where each latent frame's caption gives way
-    held_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
-    fits_N = held_N >= least_share * (frames - leading_N)
-    if what.condition:
-        if what.condition not in video.conditions:
-            raise UserError(f"{video.key} has no tokens of the condition {what.condition}; tokenize again")
-        slower = CONDITIONS[what.condition].slower
-        fits_N &= -(-(start_N + frames - 1) // slower) < len(video.conditions[what.condition])
+    first_N = start_N + leading_N  # the first generated latent frame
+    ends_T = np.searchsorted(caption_T, caption_T, side="right")  # the end of each latent frame's caption
+    covered_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
+    fits_N = covered_N >= least_share * (frames - leading_N)
+    if spec.condition:
+        if spec.condition not in video.conditions:
+            raise UserError(f"{video.key} has no tokens of the condition {spec.condition}; tokenize again")
+        slower = CONDITIONS[spec.condition].slower
+        fits_N &= -(-(start_N + frames - 1) // slower) < len(video.conditions[spec.condition])
     if not fits_N.any():
         return None
-    if what.at_switch:
-        at_switch_N = fits_N & (shown_T[first_N] != shown_T[first_N - 1])
-        if at_switch_N.any() and rng.random() < what.at_switch:
+    if spec.at_switch:
+        at_switch_N = fits_N & (caption_T[first_N] != caption_T[first_N - 1])
+        if at_switch_N.any() and rng.random() < spec.at_switch:
             fits_N = at_switch_N
     chosen = rng.choice(np.flatnonzero(fits_N))
     start, first = int(start_N[chosen]), int(first_N[chosen])
-    known_THW = what.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
-    window = Window(tokens_THWQ[start : start + frames], start, known_THW, video.captions[shown_T[first]].text)
-    if not what.condition:
+    known_THW = spec.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
+    window = Window(tokens_THWQ[start : start + frames], start, known_THW, video.captions[caption_T[first]].text)
+    if not spec.condition:
         return window
-    condition_start, count = CONDITIONS[what.condition].span(first, frames)
-    there_THWQ = video.conditions[what.condition][condition_start : condition_start + count].astype(np.int32)
-    missing = ((0, count - len(there_THWQ)), (0, 0), (0, 0), (0, 0))
-    condition_THWQ = np.pad(there_THWQ, missing, constant_values=-1)
+    condition_start, count = CONDITIONS[spec.condition].span(first, frames)
+    part_THWQ = video.conditions[spec.condition][condition_start : condition_start + count].astype(np.int32)
+    missing = ((0, count - len(part_THWQ)), (0, 0), (0, 0), (0, 0))
+    condition_THWQ = np.pad(part_THWQ, missing, constant_values=-1)
     return window._replace(condition=condition_THWQ, condition_start=condition_start)
 
 
 @functools.lru_cache(maxsize=1000)
 def _placements(task: str, latent_frames: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every start of a window that `task` allows, and how many leading latent frames are given: int64 (N,) each."""
+    """The starts of a task's windows, and their numbers of known leading latent frames: int64 (N,) each."""
     pairs = TASKS[task].given.placements(latent_frames, frames)
     start_N, leading_N = np.array(pairs, np.int64).reshape(-1, 2).T
     return start_N, leading_N
 
 
 def window_lengths(layouts: LayoutConfig, transformer: TransformerConfig) -> list[int]:
-    """Latent frames of the windows that are trained; UserError where there is none, or one longer than a whole one."""
+    """The latent frames of training windows; UserError for no length, or for one above a whole window's."""
     whole = transformer.latent_frames
     if not layouts.lengths or not all(0 <= frames <= whole for frames in layouts.lengths):
         raise UserError(f"layouts.lengths {layouts.lengths} should be 1 to {whole} latent frames, or 0 for all {whole}")
@@ -114,24 +114,24 @@ def window_lengths(layouts: LayoutConfig, transformer: TransformerConfig) -> lis
 
 
 def windows_in_a_row(config: TransformerConfig, frames: int) -> int:
-    """How many windows of so many latent frames have together no more slots than a whole one."""
+    """The number of windows of `frames` latent frames that fit into the slots of a whole window."""
     return slot_count(config) // slot_count(config, frames)
 
 
 class Share(NamedTuple):
-    """A kind of batch: how often it is drawn, and what of the layouts it has slots for."""
+    """A kind of batch, its share of all batches, and its slots."""
 
     share: float
     kind: Kind
     windows: int  # in a row
-    slots: int  # of one
+    slots: int  # of one window
 
 
 def batch_kinds(layouts: LayoutConfig, config: TransformerConfig) -> list[Share]:
-    """All kinds of batches that a mixture of tasks leads to.
+    """All kinds of batches in a mixture of tasks.
 
-    A condition makes a sequence longer, so windows with one come in batches of their own, and so do windows of each
-    length. Shorter ones fill a row together: as many slots as a whole window has.
+    A condition makes a sequence longer, so windows with one have batches of their own, and so have windows of each
+    length. Several short windows fill a row of as many slots as a whole window.
     """
     total, lengths = sum(layouts.tasks.values()), window_lengths(layouts, config)
     kinds = []
@@ -150,16 +150,16 @@ def batch_kinds(layouts: LayoutConfig, config: TransformerConfig) -> list[Share]
 def token_batches(
     cache: TokenCache, batch: int, seed: int, *, threads: int = 2, shard: tuple[int, int] = (0, 1)
 ) -> grain.DatasetIterator[TokenBatch]:
-    """Endless windows from a token cache, in tasks mixed as its `layouts`: TokenBatch.
+    """Endless batches of windows from a token cache, for the mixture of tasks in its `layouts`.
 
-    A batch of shorter windows (`layouts.lengths`) has so many more that it fills as many slots: three images, say,
-    where a whole window would be. So nothing is padded, and no mask need keep samples of one sequence apart.
-    `batch`, `seed`, `shard`, and what the iterator saves and restores, as in `loader.clip_batches`.
+    A batch of short windows (`layouts.lengths`) has more of them, to fill as many slots: three images, say, in place of
+    one whole window. So windows aren't padded, and no mask separates the samples of a sequence. `batch`, `seed`,
+    `shard` and the iterator's state are as in `loader.clip_batches`.
     """
     sampler = WindowSampler(cache)
 
     def kind(number: int) -> Kind:
-        """Of the batch, of all processes together, that sample `number` is in."""
+        """The kind of the batch, over all processes, of sample `number`."""
         return sampler.kind(np.random.default_rng([seed, number // (batch * shard[1])]))
 
     samples = samples_of(len(cache.source), seed).map_with_index(lambda number, index: (index, kind(number)))
@@ -167,7 +167,7 @@ def token_batches(
 
 
 class WindowSampler:
-    """Draws a task and cuts a window for it, from the video given or, where that has none, from another one."""
+    """Draws a task and cuts a window for it, from a given video or, where that has none, from another."""
 
     def __init__(self, cache: TokenCache):
         self.source, self.layouts, self.config = cache.source, cache.layouts, cache.config
@@ -176,11 +176,11 @@ class WindowSampler:
         self.encode = cache.text.encoder(self.config.text_length)  # once a caption, not once a step
 
     def kind(self, rng: np.random.Generator) -> Kind:
-        """That of a batch."""
+        """Draws the kind of a batch."""
         return [*self.kinds][_draw(rng, [each.share for each in self.kinds.values()])]
 
     def __call__(self, drawn: tuple[int, Kind], rng: np.random.Generator) -> TokenBatch:
-        """One window of the video and kind `drawn`, and of others where windows are short: as many as fill a row."""
+        """A row of windows of the video and kind `drawn`; where windows are short, other videos fill the row."""
         index, kind = drawn
         others = rng.integers(len(self.source), size=self.kinds[kind].windows - 1)
         videos = [index, *others.tolist()]
@@ -188,17 +188,17 @@ class WindowSampler:
         return joined(windows, np.stack)
 
     def _window(self, index: int, kind: Kind, rng: np.random.Generator) -> TokenBatch:
-        """One window, its arrays without the batch dimension, of video `index` if it has such a one."""
-        # Task and rate are kept when the video is replaced: were they drawn again with each, those that
-        # fit seldom (at a slow rate few first captions hold for a window) would hardly be trained.
+        """One window, without the batch dimension, of video `index` or, where that has none, of another."""
+        # Task and rate are kept when the video is replaced. Drawn anew with each video, those that seldom fit (at a
+        # slow rate, few first captions are in force for a window) would hardly be trained.
         shares = {name: share for name, share in self.layouts.tasks.items() if TASKS[name].condition == kind.condition}
         task = [*shares][_draw(rng, [*shares.values()])]
-        if kind.frames == 1:  # nothing else can be asked of an image
+        if kind.frames == 1:  # the only task of an image
             task = "text_to_video"
         video = self.source[index]
         fps = video.fps
-        for tried in range(MOST_TRIES):
-            strict = tried < STRICT_TRIES
+        for attempt in range(MOST_TRIES):
+            strict = attempt < STRICT_TRIES
             if video.fps == fps or not strict:
                 least_share, patch = LEAST_SHARE if strict else 0.0, self.config.temporal_patch
                 window = cut_window(video, task, rng, frames=kind.frames, temporal_patch=patch, least_share=least_share)
@@ -223,7 +223,7 @@ class WindowSampler:
             fps = np.float32(video.fps / CONDITIONS[kind.condition].slower)
             start, number = np.int32(window.condition_start), np.int32(condition_number(config, kind.condition))
             conditions = (Clip(window.condition, start, fps, number),)
-        # An id out of range would be clamped on the device and train on noise.
+        # The device would clamp an id out of range, and train on noise.
         least, most = tokens_THWQ.min(), max(tokens_THWQ.max(), *(clip.tokens.max() for clip in conditions), 0)
         if not 0 <= least <= most < config.vocabulary:
             raise UserError(
@@ -233,7 +233,7 @@ class WindowSampler:
         dropped = rng.random() < self.layouts.text_dropout
         stride = self.strides[rng.integers(len(self.strides))]
         if stride == H * W and (window.known.any(axis=(1, 2)) != window.known.all(axis=(1, 2))).any():
-            stride = W  # a latent frame of which a part is given isn't drawn in rounds
+            stride = W  # a latent frame with known parts isn't drawn in rounds
         in_rounds = stride == H * W
         return TokenBatch(
             tokens=tokens_THWQ,
@@ -248,15 +248,15 @@ class WindowSampler:
 
 
 def _draw(rng: np.random.Generator, shares: Sequence[float]) -> int:
-    """A number from 0 on, as often as its share."""
+    """An index, drawn by the shares."""
     return int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
 
 
 def _drawn(known_THW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which tokens (T, H, W) stand already when latent frames are drawn in rounds.
+    """The tokens (T, H, W) that are fixed already when latent frames are drawn in rounds.
 
-    Each latent frame is at a round of its own (MaskGIT's cosine, section 3.2); as often as not those before one of them
-    are done, as when they are sampled one after another.
+    Each latent frame is at a round of its own (MaskGIT's cosine, section 3.2). In half of the windows, all latent
+    frames before a random one are complete, as they are in sampling.
     """
     known_T: np.ndarray = np.all(known_THW, axis=(1, 2))
     left_T = np.cos(np.pi / 2 * rng.random(len(known_T)))

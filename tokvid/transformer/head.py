@@ -21,10 +21,10 @@ Choose = Callable[[int, Float[Array, "b l v"]], Int[Array, "b l"]]  # (number of
 
 
 class Scores(NamedTuple):
-    """What a head makes of targets, (B, L) each, summed over sub-codes.
+    """Scores of targets, (B, L) each, summed over sub-codes.
 
-    `log_likelihood` in nats, `normaliser` the squared logarithms of the softmax's sums, `right` the share of sub-codes
-    that would be chosen.
+    `log_likelihood` in nats; `normaliser`, the squared logarithm of the softmax's sum; `right`, the share of sub-codes
+    that have the highest logit.
     """
 
     log_likelihood: jax.Array
@@ -33,7 +33,7 @@ class Scores(NamedTuple):
 
 
 def make_head(config: TransformerConfig, *, rngs: nnx.Rngs):
-    """A softmax over all codes where a token is one of them, else what goes through its sub-codes."""
+    """A softmax over all codes where a token is a single code, else a head over its sub-codes."""
     return FlatHead(config, rngs=rngs) if config.subcodes == 1 else SubcodeHead(config, rngs=rngs)
 
 
@@ -45,26 +45,26 @@ class FlatHead(nnx.Module):
         self.dtype = config.dtype
 
     def logits(self, hidden_BLD: jax.Array) -> Float[Array, "b l v"]:
-        """float32."""
-        made = project(hidden_BLD.astype(compute_dtype(self.dtype)), self.kernel[...], out=jnp.float32)
-        return constrain(made, "batch", "length", "vocabulary")
+        """Logits (B, L, V), float32."""
+        logits_BLV = project(hidden_BLD.astype(compute_dtype(self.dtype)), self.kernel[...], out=jnp.float32)
+        return constrain(logits_BLV, "batch", "length", "vocabulary")
 
     def scores(self, hidden_BLD: jax.Array, target_BLQ: Int[Array, "b l 1"]) -> Scores:
-        """Of the targets' only sub-code."""
+        """The scores of the targets' only sub-code."""
         return _scores(self.logits(hidden_BLD)[:, :, None], target_BLQ)
 
     def draw(self, hidden_BLD: jax.Array, choose: Choose) -> Int[Array, "b l 1"]:
-        """What `choose` makes of the logits."""
+        """The ids that `choose` draws from the logits."""
         return choose(0, self.logits(hidden_BLD))[..., None]
 
 
 class SubcodeHead(nnx.Module):
     """One sub-code after another, each from the hidden state and the sum of embeddings of those before it.
 
-    Autoregressive inside the slot as RQ-Transformer is (Lee et al. 2022), so its likelihood is exact and the trunk runs
-    once a slot; but a few gated layers take the place of attention, which is slow over so few positions. Each earlier
-    sub-code has embeddings of its own, so a sum tells them apart. "independent" leaves the embeddings out: all
-    sub-codes are drawn as if the others weren't there.
+    Autoregressive within the slot, as RQ-Transformer (Lee et al. 2022), so the likelihood is exact and the trunk runs
+    once a slot. A few gated layers replace attention, which is slow over so few positions. Each sub-code has an
+    embedding table of its own, so a sum tells them apart. "independent" leaves these embeddings out: each sub-code is
+    drawn without regard to the others.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -80,7 +80,7 @@ class SubcodeHead(nnx.Module):
         self.codes, self.autoregressive, self.dtype = (V, Q), config.head == "autoregressive", config.dtype
 
     def scores(self, hidden_BLD: jax.Array, target_BLQ: Int[Array, "b l q"]) -> Scores:
-        """Of all sub-codes at once, each given the true ones before it."""
+        """The scores of all sub-codes at once, each conditioned on the true ones before it."""
         x_BLQW = self._enter(hidden_BLD)
         if self.autoregressive:
             rows_BLQW = self._before(jnp.arange(self.codes[1] - 1), target_BLQ[..., :-1])
@@ -90,7 +90,7 @@ class SubcodeHead(nnx.Module):
         return _scores(jnp.stack(logits, axis=2), target_BLQ)
 
     def draw(self, hidden_BLD: jax.Array, choose: Choose) -> Int[Array, "b l q"]:
-        """What `choose` makes of the logits of one sub-code after another."""
+        """The ids that `choose` draws from the logits, one sub-code after another."""
         x_BLQW, ids = self._enter(hidden_BLD), []
         before_BLW = jnp.zeros_like(x_BLQW[:, :, 0])
         for q in range(self.codes[1]):
@@ -105,20 +105,20 @@ class SubcodeHead(nnx.Module):
         return constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
 
     def _before(self, q: int | jax.Array, ids: jax.Array) -> jax.Array:
-        """Embeddings of the q-th sub-codes, gathered as whole rows: parts of rows XLA would have to replicate."""
+        """Embeddings of the q-th sub-codes, gathered as whole rows: XLA would replicate the table for parts of rows."""
         rows = constrain(self.before[...], None, None, None)[q, ids]
         return constrain(rows, "batch", "length", *[None] * (rows.ndim - 2))
 
     def _deepen(self, x: jax.Array) -> jax.Array:
-        """Through the gated layers, (…, W) of any sub-code."""
+        """Applies the gated layers to (…, W) of any sub-code."""
         shape, x_BLW = x.shape, x.reshape(len(x), -1, x.shape[-1])
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x_BLW += layer(norm(x_BLW).astype(compute_dtype(self.dtype)))
         return self.last_norm(x_BLW).reshape(shape)
 
     def _logits(self, x_BLW: jax.Array, q: int) -> Float[Array, "b l v"]:
-        made = project(x_BLW.astype(compute_dtype(self.dtype)), self.to_codes[...][q], out=jnp.float32)
-        return constrain(made, "batch", "length", "vocabulary")
+        logits_BLV = project(x_BLW.astype(compute_dtype(self.dtype)), self.to_codes[...][q], out=jnp.float32)
+        return constrain(logits_BLV, "batch", "length", "vocabulary")
 
 
 def _scores(logits_BLQV: jax.Array, target_BLQ: jax.Array) -> Scores:

@@ -1,7 +1,7 @@
-"""The one idea: one trunk, every task is a layout. Training and sampling both ask here for all facts about layouts.
+"""One trunk, every task a layout: all facts about layouts, for training and sampling alike.
 
 A layout is an ordered list of segments. Each becomes slots with an input token, a position in (seconds, row, column), a
-block number for attention, and whether it is generated. Tasks differ in nothing else:
+block number for attention, and a flag for generated slots. Tasks differ only in their layouts:
 
     text → video            [text][rate] <clip>
     image + text → video    [text][rate][first frame] <rest of the clip>
@@ -10,9 +10,9 @@ block number for attention, and whether it is generated. Tasks differ in nothing
     from another video      [text][its rate][condition][rate][last K latent frames] <next latent frames>
 
 Known slots hold their own token and come first. A generated slot holds the token generated one step before it (BEGIN
-at first) but has its own position: it is asked "what stands here?", and its output predicts its own token. With a
-stride of several tokens, a step's slots share a block and look one step back, so rows are drawn in parallel. Where the
-stride is a whole latent frame, it is drawn in rounds (MaskGIT): drawn slots hold their own token, others BEGIN.
+for the first) but has its own position, and its output predicts its own token. With a stride of several tokens, the
+slots of a step share a block and look one step back, so rows are drawn in parallel. Where the stride is a whole latent
+frame, it is drawn in rounds (MaskGIT): drawn slots hold their own token, the others BEGIN.
 """
 
 import math
@@ -30,11 +30,11 @@ from tokvid.nn.visibility import NEVER
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import AnyArray, Clip, Codes, TokenBatch, stride_of
 
-NOTHING = -1  # a row of no table: adds nothing to a slot's input
+NOTHING = -1  # no row of the table: adds nothing to a slot's input
 
 
 class Text(NamedTuple):
-    """A prompt: ids (B, L), padded with -1. All padding means no text."""
+    """A prompt: ids (B, L), padded with -1; all padding is no text."""
 
     ids_BL: AnyArray
 
@@ -46,10 +46,10 @@ class Rate(NamedTuple):
 
 
 class Video(NamedTuple):
-    """Latent frames at one rate: ids (B, T, H, W, Q), -1 where there is nothing, each shown at `seconds_BT`.
+    """Latent frames at one rate: ids (B, T, H, W, Q), -1 for padding, shown at `seconds_BT`.
 
-    Those in `known_BTHW` are given, the others generated, `stride_B` tokens at once: 1, some rows, or a whole latent
-    frame, of which `drawn_BTHW` stand already.
+    Tokens in `known_BTHW` are known, the others generated, `stride_B` at once: 1, some rows, or a whole latent frame,
+    of which `drawn_BTHW` are fixed already.
     """
 
     ids_BTHWQ: AnyArray
@@ -60,9 +60,9 @@ class Video(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A video that is given as a whole: ids and seconds as above, one of whose tokens covers `spread` x `spread`.
+    """A known video: ids and seconds as in `Video`; a token covers `spread` x `spread` tokens of the clip.
 
-    `number_B` is that of its embedding; 0 is none.
+    `number_B` is the number of its embedding, 0 for none.
     """
 
     ids_BTHWQ: AnyArray
@@ -75,9 +75,9 @@ Segment = Text | Rate | Video | Condition
 
 
 class Vocabulary(NamedTuple):
-    """One table of input tokens: video codes, each sub-code's after the other's, then BEGIN and RATE, then text pieces.
+    """The table of input tokens: video codes, sub-code by sub-code, then BEGIN and RATE, then text pieces.
 
-    A slot's input is the sum of its rows: one for each sub-code of a video token, else a single one.
+    A slot's input is a sum of rows: one for each sub-code of a video token, a single one otherwise.
     """
 
     codes: Codes
@@ -104,17 +104,17 @@ class Vocabulary(NamedTuple):
         return jnp.asarray(ids_Q) + self.codes.vocabulary * jnp.arange(self.codes.per_token)
 
     def alone(self, row: AnyArray) -> jax.Array:
-        """A row each (...) → (..., Q): nothing beside it."""
+        """Single rows (...) → (..., Q), padded with NOTHING."""
         row = jnp.asarray(row, jnp.int32)[..., None]
         return jnp.pad(row, [(0, 0)] * (row.ndim - 1) + [(0, self.codes.per_token - 1)], constant_values=NOTHING)
 
 
 class Sequence(NamedTuple):
-    """Slots of a batch, all (B, L), position (B, L, 3), token and target (B, L, Q): what the trunk reads and is asked.
+    """Slots of a batch, all (B, L), position (B, L, 3), token and target (B, L, Q): the trunk's inputs and targets.
 
-    `token` the input's rows in the table; `fps` above 0 in rate slots; `order` the place in a text, else -1; `stride`
-    how many tokens are generated together with this one, 0 where it is known; `condition` the number of a condition's
-    embedding, else 0; `target` the video code to predict where `generated`.
+    `token`: the input's rows in the table; `fps`: above 0 in rate slots; `order`: the place in a text, else -1;
+    `stride`: the number of tokens in this one's step, 0 for known tokens; `condition`: the number of a condition's
+    embedding, else 0; `target`: the video code to predict where `generated`.
     """
 
     token: Int[Array, "b l q"]
@@ -132,7 +132,7 @@ class Sequence(NamedTuple):
         return Sequence(*(jax.lax.dynamic_slice_in_dim(field, start, count, axis=1) for field in self))
 
     def padded(self, multiple: int) -> "Sequence":
-        """With slots at the end that nothing sees, so that their number is a multiple."""
+        """Padded to a multiple of slots with ones that nothing sees."""
         if not (more := -self.token.shape[1] % multiple):
             return self
         longer = (jnp.pad(field, ((0, 0), (0, more), *[(0, 0)] * (field.ndim - 2))) for field in self)
@@ -141,8 +141,8 @@ class Sequence(NamedTuple):
 
 
 def lay_out(config: TransformerConfig, batch: TokenBatch) -> Sequence:
-    """The layout of every task: they differ in what is known, in the conditions, and in the step."""
-    if batch.text.shape[1] > config.text_length:  # XLA would give all that is too long the last place
+    """The layout of any task; tasks differ in the known tokens, the conditions and the stride."""
+    if batch.text.shape[1] > config.text_length:  # XLA would clamp the places beyond to the last
         raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
     segments: list[Segment] = [Text(batch.text)]
     for clip in batch.conditions:
@@ -161,60 +161,60 @@ def clip_slots(batch: TokenBatch) -> slice:
 def slot_count(
     config: TransformerConfig, frames: int | None = None, conditions: Several[tuple[int, int, int]] = ()
 ) -> int:
-    """Slots of a window of `frames` latent frames (default: the config's), beside conditions of shapes (T, H, W)."""
+    """The slots of a window of `frames` latent frames (default: the config's) with conditions of shapes (T, H, W)."""
     whole, rows, columns = config.latent
     beside = sum(1 + math.prod(shape) for shape in conditions)
     return config.text_length + beside + 1 + (frames or whole) * rows * columns
 
 
 def condition_shape(config: TransformerConfig, name: str) -> tuple[int, int, int]:
-    """Latent frames, rows and columns that a window sees of a condition."""
+    """The latent frames, rows and columns of a condition that a window sees."""
     condition, (frames, rows, columns) = CONDITIONS[name], config.latent
     return condition.span(0, frames)[1], rows // condition.smaller, columns // condition.smaller
 
 
 def condition_number(config: TransformerConfig, name: str) -> int:
-    """The number of a condition's embedding, or 0."""
+    """The number of a condition's embedding, 0 for none."""
     return config.conditions.index(name) + 1 if name in config.conditions else 0
 
 
 class Schedule(NamedTuple):
-    """How the tokens of a window are drawn: the first `lead` one by one, then `stride` a step."""
+    """The steps that draw a window's tokens: the first `lead` one by one, then `stride` at each step."""
 
     lead: int
     stride: int
 
 
 def schedule(latent: tuple[int, int, int], rows: int, given: bool) -> Schedule:
-    """That of a window of which something is `given`, or nothing, drawn so many rows at once (0: token by token)."""
+    """The schedule that draws `rows` rows at once (0: token by token); `given`: whether any token is known."""
     stride = stride_of(rows, latent)
     return Schedule(int(_lead(stride, given, latent)), stride)
 
 
 def _lead(stride: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArray:
-    """Rows wait for the first row of a video, which has none above it and is drawn token by token."""
+    """The tokens drawn one by one before rows are: a video's first row, which has none above it."""
     _, H, W = latent
     return W * ((stride > 1) & (stride < H * W) & (given == 0))
 
 
 def in_order(known_BTHW: AnyArray) -> jax.Array:
-    """The tokens of a window (B, L) in the order of their slots: the known ones first, so the generated ones end it."""
+    """The tokens of a window (B, L) in the order of their slots: known ones first, generated ones last."""
     return jnp.argsort(~jnp.asarray(known_BTHW).reshape(len(known_BTHW), -1), axis=1, stable=True)
 
 
 def vocabulary_of(config: TransformerConfig) -> Vocabulary:
-    """The table of input tokens that a config asks for."""
+    """The table of input tokens for a config."""
     return Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary)
 
 
 def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
-    """Lays the segments out one after another.
+    """Lays segments out one after another.
 
-    Blocks rise from segment to segment. A text, a rate, a condition, the known part of a video are one block each;
-    generated tokens are one block a step. For a text of 2, a rate, and a video of 4 tokens with 2 known::
+    Blocks rise from segment to segment. A text, a rate, a condition and the known part of a video are one block each;
+    the generated tokens of a step are one. For a text of 2, a rate, and a video of 4 tokens with 2 known::
 
         block   0 0 | 1 | 2 2 3 4
-        input   a b | R | p q B s      p q are given; B is BEGIN; s and t are generated
+        input   a b | R | p q B s      p and q are known; B is BEGIN; s and t are generated
         target  . . | . | . . s t
     """
     parts, block = [], 0
@@ -226,11 +226,11 @@ def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
 
 
 def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabulary, key: jax.Array) -> Sequence:
-    """With some input tokens of the `clip_slots` replaced by those that another sample of the batch has there.
+    """Some input tokens of the `clip_slots` replaced by another sample's; targets stay.
 
-    What is sampled goes on from tokens of its own making, which are worse than those it was trained on; a model that
-    has seen wrong ones doesn't let errors grow (Infinity, section 3.3). The share rises from 0 at the clip's beginning
-    to a random number of at most `most`, each sample's own, at its end. Targets stay.
+    Sampling continues from generated tokens, which are worse than the true ones seen in training; a model trained with
+    wrong tokens doesn't let errors grow (Infinity, section 3.3). The share of replaced tokens rises from 0 at the
+    clip's beginning to a random number of at most `most` at its end, drawn for each sample.
     """
     token_BLQ = sequence.token[:, clip]
     share_key, slot_key = jax.random.split(key)
@@ -243,14 +243,14 @@ def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabula
 
 
 def latent_seconds(latent_T: jax.Array, fps: jax.Array, temporal_patch: int) -> jax.Array:
-    """When a latent frame's last frame is shown: latent frame j ends at frame j·temporal_patch, frame 0 at 0 s."""
+    """The time of a latent frame's last frame: latent frame j ends at frame j·temporal_patch, frame 0 is at 0 s."""
     return latent_T * temporal_patch / fps
 
 
 def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBatch) -> jax.Array:
-    """When the latent frames (B, T) of the window itself, or of a condition, are shown.
+    """The times of the latent frames (B, T) of the window itself or of a condition.
 
-    A window in mid-video counts from 1, so that only a real first frame stands at 0 seconds.
+    A window in mid-video counts from 1, so that only a video's first frame stands at 0 seconds.
     """
     number_BT = clip.start[:, None] + jnp.arange(clip.tokens.shape[1])
     before_B1 = jnp.maximum(batch.start - 1, 0)[:, None]
@@ -259,9 +259,9 @@ def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBat
 
 
 def _slots(token_BLQ: jax.Array, block_BL: AnyArray, **fields: AnyArray) -> Sequence:
-    """Slots that are given, and differ from plain ones in `fields`."""
+    """Known slots with the defaults for all but `fields`."""
     zero = jnp.zeros(token_BLQ.shape[:2], jnp.int32)
-    plain = {
+    defaults = {
         "fps": jnp.zeros(zero.shape, jnp.float32),
         "order": zero - 1,
         "stride": zero,
@@ -270,7 +270,7 @@ def _slots(token_BLQ: jax.Array, block_BL: AnyArray, **fields: AnyArray) -> Sequ
         "target": jnp.zeros_like(token_BLQ),
         "generated": zero.astype(bool),
     }
-    return Sequence(token=token_BLQ.astype(jnp.int32), block=(zero + block_BL).astype(jnp.int32), **(plain | fields))
+    return Sequence(token=token_BLQ.astype(jnp.int32), block=(zero + block_BL).astype(jnp.int32), **(defaults | fields))
 
 
 def _text(text: Text, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
@@ -295,7 +295,7 @@ def _condition(condition: Condition, vocabulary: Vocabulary, block: int) -> tupl
 
 
 def _positions(seconds_BT: AnyArray, grid: tuple[int, int], spread: int = 1) -> jax.Array:
-    """(B, T·H·W, 3): seconds, row and column of every token, at its middle where it covers several."""
+    """(B, T·H·W, 3): seconds, row and column of every token, at its middle where it is larger."""
     B, T = seconds_BT.shape
     row_H, column_W = (spread * jnp.arange(size) + (spread - 1) / 2 for size in grid)
     axes = jnp.asarray(seconds_BT)[:, :, None, None], row_H[None, None, :, None], column_W[None, None, None]
@@ -322,11 +322,11 @@ def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, 
     before = jnp.take_along_axis(rows, jnp.maximum(slot_L - stride, 0)[..., None], axis=1)
     drawn = ordered(video.drawn_BTHW.reshape(B, L, 1))[..., 0] & (stride_B1 == H * W)
     begin = vocabulary.alone(jnp.full(rank.shape, vocabulary.begin))
-    asked = jnp.where(((rank >= stride) & (stride_B1 < H * W))[..., None], before, begin)
-    known, there = rank < 0, ids[..., 0] >= 0
+    shifted = jnp.where(((rank >= stride) & (stride_B1 < H * W))[..., None], before, begin)
+    known, present = rank < 0, ids[..., 0] >= 0
     return _slots(
-        jnp.where((known | drawn)[..., None], rows, asked),
-        jnp.where(there, jnp.where(known, block, block + 1 + number), NEVER),
+        jnp.where((known | drawn)[..., None], rows, shifted),
+        jnp.where(present, jnp.where(known, block, block + 1 + number), NEVER),
         stride=jnp.where(known, 0, stride).astype(jnp.int32),
         position=ordered(_positions(video.seconds_BT, (H, W))),
         target=jnp.maximum(ids, 0).astype(jnp.int32),

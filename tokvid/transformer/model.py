@@ -17,7 +17,7 @@ from tokvid.transformer.head import make_head
 from tokvid.transformer.layout import NOTHING, Sequence, vocabulary_of
 
 OCTAVES = 8  # Fourier features per axis
-MOST_CONDITIONS = 32  # of which each has an embedding; there is room, so that more can be fine-tuned
+MOST_CONDITIONS = 32  # with an embedding each; spare ones are for fine-tuning
 
 
 class Transformer(nnx.Module):
@@ -31,27 +31,26 @@ class Transformer(nnx.Module):
         self.text_order = weight(rngs, (config.text_length, D), 1, (None, "embed"), gain=0.5)
         self.place = Linear(3 * 2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
-        # Of the stride; the name is that of saved weights.
+        # The stride's embedding, under its name in saved weights.
         self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         if config.conditions:
             self.condition = weight(rngs, (MOST_CONDITIONS, D), 1, (None, "embed"), gain=0.5)
         shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, config.layers, config.dtype, config.attention)
-        # Stacked on a leading axis, however the layers are then run, so that every checkpoint has one shape.
+        # Stacked on a leading axis, scanned or not, so that all checkpoints have one shape.
         stack = nnx.vmap(lambda key: Block(shape, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
         self.blocks = stack(jax.random.split(rngs.params(), config.layers))
         self.norm = RMSNorm(D)
         self.head = make_head(config, rngs=rngs)
 
     def __call__(self, sequence: Sequence) -> jax.Array:
-        """The whole sequence at once: hidden states (B, L, D), normed, of every slot, for `head`."""
+        """The whole sequence at once: normed hidden states (B, L, D) of every slot, for `head`."""
         hidden, _ = self.run(sequence, None, 0)
         return self.norm(hidden)
 
     def layers(self, scanned: bool | None = None) -> Any:
-        """The layers' parameters as `run` goes through them: stacked where they are scanned, else a list.
+        """The layers' parameters, for `run`: stacked where they are scanned (default: as in the config), else a list.
 
-        `scanned` as in the config, unless said. Called outside of a loop of steps and given to `run`, they aren't cut
-        apart anew at every step.
+        A loop of steps calls this once, outside, so that the stack isn't split again at every step.
         """
         layers = nnx.split(self.blocks)[1]
         scanned = self.config.scan_layers if scanned is None else scanned
@@ -60,18 +59,18 @@ class Transformer(nnx.Module):
     def run(
         self, sequence: Sequence, cache: KVCache | None, slot: int | jax.Array, layers: Any = None
     ) -> tuple[jax.Array, KVCache | None]:
-        """Slots `slot`… of a sequence → hidden states (B, L, D) and the cache with these slots written.
+        """The slots of a sequence from `slot` on → hidden states (B, L, D), and the cache with these slots written.
 
-        Without a cache the slots are the whole sequence and see one another; with one they see what it holds.
+        Without a cache, the slots are the whole sequence and see one another; with one, they see the slots in it.
         """
-        c, asked = self.config, sequence.token.shape[1]
-        if cache is None:  # as context parallelism and kernels want it; 8 slots fill a tile of registers
+        c, count = self.config, sequence.token.shape[1]
+        if cache is None:  # for context parallelism and kernels; 8 slots fill a tile of registers
             sequence = sequence.padded(parts("length") * (1 if platform() == "cpu" else 8))
         ticks_BLA = sequence.position * jnp.asarray([c.ticks_per_second, 1.0, 1.0])
         x_BLD = self._embed(sequence, ticks_BLA)
         turn = rotation(ticks_BLA, c.width // c.heads)
-        seen_BS = sequence.block if cache is None else write_blocks(cache.block, sequence.block, slot)
-        blocks = Blocks(sequence.block, seen_BS)
+        key_block_BS = sequence.block if cache is None else write_blocks(cache.block, sequence.block, slot)
+        blocks = Blocks(sequence.block, key_block_BS)
         graph, layers = nnx.graphdef(self.blocks), layers or self.layers()
 
         def layer(carry, inputs):
@@ -82,8 +81,8 @@ class Transformer(nnx.Module):
                 nonlocal past
                 if past is None:
                     return key_BLKE, value_BLKE
-                past, here = write_layer(past, key_BLKE, value_BLKE, number, slot)
-                return here
+                past, layer_cache = write_layer(past, key_BLKE, value_BLKE, number, slot)
+                return layer_cache
 
             x_BLD = nnx.merge(graph, params)(x_BLD, turn, blocks, remember)
             return (x_BLD, past), None
@@ -96,15 +95,15 @@ class Transformer(nnx.Module):
         else:
             carry, _ = jax.lax.scan(body, carry, (layers, jnp.arange(c.layers)))
         x_BLD, past = carry
-        return x_BLD[:, :asked], None if past is None else KVCache(past[0], past[1], seen_BS)
+        return x_BLD[:, :count], None if past is None else KVCache(past[0], past[1], key_block_BS)
 
     def empty_cache(self, batch: int, slots: int, layers: Any) -> KVCache:
-        """A cache for sequences of at most `slots` slots, as `run` needs it for these `layers()`."""
+        """A cache for sequences of at most `slots` slots, for `run` with these `layers()`."""
         c, stacked = self.config, not isinstance(layers, list)
         return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, compute_dtype(c.dtype), stacked)
 
     def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
-        # Whole rows are gathered from the table's parts, not parts of rows that XLA would then have to replicate.
+        # Whole rows are gathered from the table's shards: for parts of rows, XLA would replicate the table.
         table = constrain(self.embedding[...], "vocabulary", None)
         rows_BLQD = table[jnp.maximum(sequence.token, 0)]
         if self.vocabulary.codes.per_token > 1:
@@ -113,18 +112,18 @@ class Transformer(nnx.Module):
         order = constrain(self.text_order[...], None, None)[jnp.maximum(sequence.order, 0)]
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
-        # A rate is a number, not a name: rates between those trained on lie between their embeddings.
+        # Rates are embedded as numbers, so a rate between two trained ones lies between their embeddings.
         for layer, number in ((self.rate, sequence.fps), (self.step, sequence.stride)):
             octave = jnp.log2(jnp.maximum(number.astype(jnp.float32), 1e-3))[..., None]
             x_BLD += jnp.where(number[..., None] > 0, layer(fourier_features(octave, OCTAVES, shortest=4.0)), 0)
         if self.config.conditions:
-            kinds = constrain(self.condition[...], None, None)[jnp.maximum(sequence.condition - 1, 0)]
-            x_BLD += jnp.where(sequence.condition[..., None] > 0, kinds, 0)
+            embedding = constrain(self.condition[...], None, None)[jnp.maximum(sequence.condition - 1, 0)]
+            x_BLD += jnp.where(sequence.condition[..., None] > 0, embedding, 0)
         return constrain(x_BLD, "batch", "length", None)
 
 
 def _unstack(layers: nnx.State, count: int) -> list[nnx.State]:
-    """Layer by layer. `split` costs one concatenation in the backward pass; indexing would add full-size zeros."""
+    """A list of layers. `split` costs one concatenation in the backward pass; indexing would add full-size zeros."""
     leaves, tree = jax.tree.flatten(layers)
     pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
     return [jax.tree.unflatten(tree, [piece[i] for piece in pieces]) for i in range(count)]
