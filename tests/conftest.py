@@ -23,7 +23,8 @@ if "XLA_FLAGS" not in os.environ:
 
 # While tests run, the annotations of these rooms are checked at every call (an int does for a float); production never
 # checks them, nor do the tests' subprocesses.
-CHECKED = ["nn", "tokenizer", "metrics", "shapes"]
+CHECKED = ["nn", "tokenizer", "transformer", "metrics", "shapes"]
+CHECKED += ["sampling.decode", "sampling.methods", "sampling.stream"]  # the others' tests use stand-ins for models
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"tokvid.{room}" for room in CHECKED], BEARTYPE)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
@@ -12,7 +13,9 @@ from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
 
 
-def edit(models: Models, story: Story, task: str, frames: Iterator[np.ndarray]) -> tuple[int, Iterator[np.ndarray]]:
+def edit(
+    models: Models, story: Story, task: str, frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video made from the condition of a task → how many frames it has, and those, a few at a time.
 
     `frames`, uint8 (H, W, 3), are those of the condition as `source_of` says; `story` has one segment, whose prompt
@@ -37,8 +40,8 @@ def source_of(models: Models, task: str, fps: float) -> tuple[float, tuple[int, 
 
 
 def interpolate(
-    models: Models, story: Story, frames: Iterator[np.ndarray], factor: int
-) -> tuple[int, Iterator[np.ndarray]]:
+    models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], factor: int
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video at `story.fps` → how many frames it has at a rate `factor` times as high, and those, a few at a time.
 
     `frames` uint8 (H, W, 3) of the models' size; `story` has one segment, whose prompt says what they show. Each level
@@ -56,11 +59,11 @@ def interpolate(
 class _Encoded:
     """A user's video as tokens; its last frame is repeated until the last latent frame is full."""
 
-    def __init__(self, models: Models, frames: Iterator[np.ndarray], smaller: int = 1):
+    def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], smaller: int = 1):
         self.frames, (height, width) = 0, models.size
         patch = models.tokenizer.config.temporal_patch
 
-        def whole() -> Iterator[np.ndarray]:
+        def whole() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame_HWC in frames:
                 self.frames += 1
                 yield frame_HWC
@@ -74,7 +77,9 @@ class _Encoded:
         return Source(name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
 
 
-def loop(models: Models, story: Story, tokens_THWQ: np.ndarray) -> tuple[np.ndarray, int]:
+def loop(
+    models: Models, story: Story, tokens_THWQ: Int[np.ndarray, "t h w q"]
+) -> tuple[UInt8[np.ndarray, "frames rows columns 3"], int]:
     """A video's tokens → its frames, uint8 (T, H, W, 3), then new ones that lead back to its beginning; how many those.
 
     The window knows the video's end and, behind what is generated, its beginning. The first frame, whose latent frame
