@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
+# Matrices are small here, and threads of BLAS would mostly wait for one another. NumPy reads it when it is imported,
+# which is why pyproject.toml leaves out a plugin that does so before this file.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jaxtyping
 import numpy as np
-import pytest
 
 # Tests compile much and compute little, so XLA needn't optimise: a quarter of the time. It reads this when JAX starts.
 # To test what users run: XLA_FLAGS= scripts/test.sh
