@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
+# Matrices are small here, and threads of BLAS would mostly wait for one another. NumPy reads it when it is imported,
+# which is why pyproject.toml leaves out a plugin that does so before this file.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jaxtyping
 import numpy as np
-import pytest
 
 # Tests compile much and compute little, so XLA needn't optimise: a quarter of the time. It reads this when JAX starts.
 # To test what users run: XLA_FLAGS= scripts/test.sh
@@ -23,7 +28,8 @@ if "XLA_FLAGS" not in os.environ:
 
 # While tests run, the annotations of these rooms are checked at every call (an int does for a float); production never
 # checks them, nor do the tests' subprocesses.
-CHECKED = ["nn", "tokenizer", "metrics", "shapes"]
+CHECKED = ["nn", "tokenizer", "transformer", "metrics", "shapes"]
+CHECKED += ["sampling.decode", "sampling.methods", "sampling.stream"]  # the others' tests use stand-ins for models
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"tokvid.{room}" for room in CHECKED], BEARTYPE)
 

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from tokvid.errors import UserError
-from tokvid.sharding import AXES, constrain, make_mesh, partition, platform
+from tokvid.sharding import AXES, LOGICAL, constrain, make_mesh, partition, platform
 
 MESH = AbstractMesh((2, 2, 2, 1), AXES)
 SHAPES = ((8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
@@ -37,6 +37,13 @@ pytestmark = pytest.mark.timeout(900)  # `report` compiles for a minute and a ha
 )
 def test_the_table_places_every_axis(logical, shape, wanted):
     assert partition(logical, shape, MESH) == wanted
+
+
+@pytest.mark.parametrize("name", LOGICAL)
+def test_every_row_of_the_table_splits_over_axes_of_the_mesh(name):
+    axes = LOGICAL[name]
+    assert set(axes) <= set(AXES) and len(set(axes)) == len(axes)
+    assert partition((name,), (64,), MESH) == PartitionSpec(axes if len(axes) > 1 else (*axes, None)[0])
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused():

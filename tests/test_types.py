@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import AbstractArray, TypeCheckError
 
 PACKAGE = Path(__file__).parents[1] / "tokvid"
-ROOMS = ["nn", "tokenizer", "metrics", "shapes"]
+ROOMS = ["nn", "tokenizer", "transformer", "sampling", "metrics", "shapes"]
 MODULES = sorted(
     f"tokvid.{path.parent.name}.{path.stem}"
     for room in ROOMS

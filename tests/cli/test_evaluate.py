@@ -1,5 +1,6 @@
 """Model quality: evaluate."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tokvid.cli.evaluate import EVALUATIONS, Evaluate
 from tokvid.evaluate import interpolation as interpolation_module
 from tokvid.evaluate import shapes as shapes_module
+from tokvid.io.files import Outputs
 
 
 def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
@@ -50,6 +53,23 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
     assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0
     assert json.loads((tmp_path / "e.json").read_text()) == {"size": [16, 16], "asked": [4, 0, 3.0, 5, [3.0, 6.0]]}
+
+
+WORDS = {"fps": 8, "seconds": 1, "factor": 2, "features": "x.py", "sheet": "a.png", "scheme": "one-level"}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_evaluation_is_explained_and_refuses_what_it_does_not_use(name, refused):
+    evaluation = EVALUATIONS[name]
+    parser = argparse.ArgumentParser()
+    Evaluate().arguments(parser, Outputs())
+    flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    assert evaluation.help in Evaluate.details and evaluation.uses <= set(flags)
+    every = frozenset().union(*(other.uses for other in EVALUATIONS.values()))
+    for unused in sorted(every - evaluation.uses):
+        word = WORDS.get(unused, "." if unused == "data" else 1)
+        line = refused("evaluate", name, flags[unused], word)
+        assert f"{flags[unused]} is not for evaluate {name}; leave it out" in line
 
 
 def test_a_sheet_of_shapes_is_refused(refused):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.metrics.features import load_features
+from tokvid.metrics.features import FEATURES, load_features
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, temporal_error
 
 
@@ -22,16 +22,38 @@ def test_the_features_are_the_same_every_time():
     assert first.extract(videos(0)[:, :1]).shape == (12, 64)  # images too
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_are_numbers_of_each_video_alone(name):
+    """Of clips of any length and size, images too."""
+    features, clips = load_features(name), videos(0, 3)
+    values_BD = features.extract(clips)
+    assert features.name == name and features.mark and values_BD.dtype == np.float32 and np.isfinite(values_BD).all()
+    assert len(np.unique(values_BD, axis=0)) == 3
+    for other in (clips[1:2], clips[:, :1], np.pad(clips, ((0, 0), (0, 0), (0, 9), (0, 3), (0, 0)))):
+        assert features.extract(other).shape == (len(other), values_BD.shape[1])
+    np.testing.assert_allclose(features.extract(clips[1:2])[0], values_BD[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def worse():
+    """Features of a set of videos, and of others by how they differ: extracted once, which takes seconds for each."""
+    real, rng = videos(0, 300), np.random.default_rng(1)
+    sets = {
+        "real": real,
+        "others": videos(5, 300),
+        "blurred": sum(np.roll(real.astype(np.float32), i, 2) for i in range(4)) / 4,
+        "noisy": np.clip(real + rng.normal(0, 60, real.shape), 0, 255),
+        "shuffled": real[:, [2, 0, 4, 1, 3]],
+    }
+    extract = load_features("random-convolutions").extract
+    return {name: extract(each.astype(np.uint8)) for name, each in sets.items()}
+
+
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_what_is_worse_is_further_away(distance):
-    extract, real = load_features("random-convolutions").extract, videos(0, 300)
-    rng = np.random.default_rng(1)
-    blurred = sum(np.roll(real.astype(np.float32), i, 2) for i in range(4)) / 4
-    noisy = np.clip(real + rng.normal(0, 60, real.shape), 0, 255)
-    shuffled = real[:, [2, 0, 4, 1, 3]]
-    found = [distance(extract(real), extract(other.astype(np.uint8))) for other in (videos(5, 300), blurred, noisy)]
-    assert found[0] < found[1] < found[2]
-    assert distance(extract(real), extract(shuffled)) > found[0]
+def test_what_is_worse_is_further_away(distance, worse):
+    far = {name: distance(worse["real"], features_ND) for name, features_ND in worse.items()}
+    assert far["others"] < far["blurred"] < far["noisy"]
+    assert far["shuffled"] > far["others"]
 
 
 def test_the_kernel_distance_is_the_unbiased_one():

@@ -26,7 +26,14 @@ def test_chips_are_found_by_jaxs_name():
     assert chip_of("TPU v5 lite").name == "v5e" and chip_of("TPU v5").name == "v5p" and chip_of("cpu") is None
     h100, h200 = chip_of("NVIDIA H100 80GB HBM3"), chip_of("NVIDIA H200")
     assert h200.flops == h100.flops and h200.bandwidth == 4.8e12 > h100.bandwidth and h200.memory == 141e9
-    assert all(chip.source for chip in CHIPS)
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
+def test_every_chip_has_its_numbers_and_names_of_its_own(chip):
+    assert chip.source and min(chip.flops, chip.memory, chip.bandwidth, chip.link, chip.wraps) > 0 <= chip.network
+    assert chip.kinds and all(chip_of(kind) is chip for kind in chip.kinds)
+    assert [other.name for other in CHIPS].count(chip.name) == 1
+    assert 1e9 < chip.memory < chip.bandwidth < chip.flops < 1e17, "bytes, bytes/s and FLOP/s"
 
 
 def test_the_slowest_part_bounds():

@@ -96,7 +96,7 @@ def plain(model, guidance_B, count):
             model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q])
             return jnp.concatenate(every, axis=1)  # guidance is of (B, L, V)
 
-        guided = guide(seen(batch), seen(batch._replace(text=empty)), guidance_B)
+        guided = guide(seen(batch), seen(batch._replace(text=empty)), jnp.asarray(guidance_B))
         return guided.reshape(len(guidance_B), -1, count, guided.shape[-1]).swapaxes(1, 2)
 
     return lambda batch, ids_BLQ: np.asarray(logits(batch, ids_BLQ))

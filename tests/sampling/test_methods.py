@@ -1,6 +1,7 @@
 """Temperature, top-k, top-p and guidance do what they say, against NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,7 +43,7 @@ def expected_shares(logits_V, sampling):
 def test_draws_are_shared_out_as_they_should_be(sampling):
     draws = 4000
     keys_B = jax.random.split(jax.random.key(1), draws)
-    ids_BL = draw(keys_B, np.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), sampling)
+    ids_BL = draw(keys_B, jnp.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), sampling)
     found_V = np.bincount(np.asarray(ids_BL).ravel(), minlength=len(LOGITS_V)) / draws
     wanted_V = expected_shares(LOGITS_V, sampling)
     np.testing.assert_allclose(found_V, wanted_V, atol=0.03)
@@ -52,20 +53,20 @@ def test_draws_are_shared_out_as_they_should_be(sampling):
 def test_temperature_zero_takes_the_likeliest():
     logits_BLV = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
     keys_B = jax.random.split(jax.random.key(0), 5)
-    np.testing.assert_array_equal(draw(keys_B, logits_BLV, Sampling(temperature=0)), logits_BLV.argmax(-1))
+    np.testing.assert_array_equal(draw(keys_B, jnp.asarray(logits_BLV), Sampling(temperature=0)), logits_BLV.argmax(-1))
 
 
 def test_the_likeliest_code_is_always_kept():
     """However small top_p is, and however sure the model."""
     for logits_V in (LOGITS_V, np.array([60.0, 0.0, -60.0], np.float32)):
-        kept_V = np.isfinite(np.asarray(keep_likely(logits_V[None, None], Sampling(top_p=1e-6))))[0, 0]
+        kept_V = np.isfinite(np.asarray(keep_likely(jnp.asarray(logits_V)[None, None], Sampling(top_p=1e-6))))[0, 0]
         np.testing.assert_array_equal(kept_V, logits_V == logits_V.max())
 
 
 def test_guidance_scales_what_the_text_changes():
     conditional, unconditional = np.random.default_rng(0).normal(size=(2, 4, 1, 5)).astype(np.float32)
     scale_B = np.array([0.0, 1.0, 2.0, 7.5], np.float32)
-    guided = np.asarray(guide(conditional, unconditional, scale_B))
+    guided = np.asarray(guide(*map(jnp.asarray, (conditional, unconditional, scale_B))))
     np.testing.assert_allclose(guided[0], unconditional[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(guided[1], conditional[1])
     np.testing.assert_allclose(guided[2], 2 * conditional[2] - unconditional[2], rtol=1e-5, atol=1e-5)
@@ -76,13 +77,19 @@ def test_guidance_scales_what_the_text_changes():
 def test_as_many_tokens_stand_as_the_cosine_says(count, rounds):
     """Also where it leaves a whole number, half of them after two of three rounds: rounding may make a little less."""
     rng = np.random.default_rng(0)
-    keys_B, likelihood_BL, stands_BL = jax.random.split(jax.random.key(0), 2), rng.normal(size=(2, count)), None
+    keys_B, likelihood_BL, stands_BL = (
+        jax.random.split(jax.random.key(0), 2),
+        jnp.asarray(rng.normal(size=(2, count))),
+        None,
+    )
     jitted = jax.jit(surest, static_argnames="sampling")
     for number in range(rounds):
         before_BL = np.zeros((2, count), bool) if stands_BL is None else stands_BL
-        done = np.float32(number + 1) / rounds
+        done = jnp.float32(number + 1) / rounds
         for pick in (surest, jitted):
-            stands_BL = np.asarray(pick(keys_B, likelihood_BL, before_BL, done, sampling=Sampling(rounds=rounds)))
+            stands_BL = np.asarray(
+                pick(keys_B, likelihood_BL, jnp.asarray(before_BL), done, sampling=Sampling(rounds=rounds))
+            )
             left = int(round(count * np.cos(np.pi / 2 * (number + 1) / rounds), 6))
             assert stands_BL.sum(axis=1).tolist() == [count - left] * 2
             assert stands_BL[before_BL].all()

@@ -1,4 +1,4 @@
-"""FSQ against the paper's code (recorded), against itself, and at its edges; groups of any quantizer."""
+"""FSQ against the paper's code (recorded), against itself, and at its edges; what every quantizer must keep."""
 
 import dataclasses
 import itertools
@@ -124,17 +124,41 @@ def test_16_bit_input_is_quantized_in_float32():
     assert narrow.latents.dtype == jnp.float32
 
 
-GROUPS = {
-    "fsq": TokenizerConfig(quantizer="fsq", levels=tuple(LEVELS), groups=3),
-    "vq": TokenizerConfig(quantizer="vq", codes=50, code_width=4, groups=3),
-    "lfq": TokenizerConfig(quantizer="lfq", codes=16, groups=3),
-}
+def config_of(kind):
+    return TokenizerConfig(quantizer=kind, levels=tuple(LEVELS), codes=64, code_width=4, groups=3)
 
 
-@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_every_quantizer_gives_codes_and_the_latents_of_codes(kind):
+    """Codes of its vocabulary with the leading axes of z, the latents they stand for, and a gradient for z."""
+    quantizer = QUANTIZERS[kind](config_of(kind), nnx.Rngs(0))
+    z = jnp.asarray(normal(4, 3, 50, quantizer.width))
+    out = quantizer.quantize(z)
+    assert out.ids.shape == (4, 3, 50) and out.ids.dtype == jnp.int32 and out.latents.dtype == jnp.float32
+    assert out.ids.min() >= 0 and out.ids.max() < quantizer.vocabulary and len(np.unique(out.ids)) > 10
+    np.testing.assert_allclose(quantizer.decode_ids(out.ids), out.latents, atol=1e-6)
+    np.testing.assert_array_equal(quantizer.quantize(z[1, 2]).ids, out.ids[1, 2])
+    every = quantizer.decode_ids(jnp.arange(quantizer.vocabulary))
+    assert every.shape == (quantizer.vocabulary, quantizer.width) and len(np.unique(every, axis=0)) == len(every)
+    pull = jax.grad(lambda z: jnp.vdot(normal(*z.shape)[::-1], quantizer.quantize(z).latents))(z)
+    assert np.isfinite(pull).all() and (np.abs(pull).max(axis=-1) > 0).all()
+    assert all(np.isfinite(loss) and loss.shape == () for loss in out.losses.values())
+    metrics = quantizer.learn(out.inputs.reshape(-1, quantizer.width), out.ids.ravel(), jax.random.key(0))
+    assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
+    assert 0 <= quantizer.quantize(16 * z).ids.min() < quantizer.vocabulary
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_quantizer_loaded_again_is_not_compiled_again(kind):
+    """It has its state in variables, or is equal to another of its settings."""
+    one, other = (nnx.split(make_quantizer(config_of(kind), nnx.Rngs(seed)))[0] for seed in (0, 1))
+    assert one == other and hash(one) == hash(other)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_each_group_of_channels_is_quantized_alone(kind):
     """By one quantizer: a sub-code is what it makes of the group's channels, whatever the others hold."""
-    grouped, alone = make_quantizer(GROUPS[kind], nnx.Rngs(0)), QUANTIZERS[kind](GROUPS[kind], nnx.Rngs(0))
+    grouped, alone = (make(config_of(kind), nnx.Rngs(0)) for make in (make_quantizer, QUANTIZERS[kind]))
     assert (grouped.width, grouped.vocabulary) == (3 * alone.width, alone.vocabulary)
     z = jnp.asarray(normal(2, 5, grouped.width))
     out = grouped.quantize(z)
@@ -154,9 +178,9 @@ def test_each_group_of_channels_is_quantized_alone(kind):
     np.testing.assert_array_equal(changed.ids[..., 1:], out.ids[..., 1:])
 
 
-@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_what_a_token_is_follows_from_the_config(kind):
-    config = dataclasses.replace(GROUPS[kind], fold=2)
+    config = dataclasses.replace(config_of(kind), fold=2)
     codes = codes_of(config)
     assert codes == Codes(make_quantizer(config, nnx.Rngs(0)).vocabulary, 12)
     assert codes.bits == pytest.approx(12 * np.log2(codes.vocabulary))

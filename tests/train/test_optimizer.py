@@ -1,6 +1,7 @@
 """What the optimizers do to parameters: which are matrices to Muon, and how large the steps are."""
 
 import dataclasses
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from tokvid.config import TokenizerConfig, TrainConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.tokenizer.cvivit import CViViT
-from tokvid.train.optimizer import UPDATE_SIZE, learning_rate, make_optimizer
+from tokvid.train.optimizer import OPTIMIZERS, UPDATE_SIZE, learning_rate, make_optimizer
 from tokvid.transformer.model import Transformer
 
 CONFIG = TrainConfig(steps=100, optimizer="muon", learning_rate=1e-2, warmup=10, weight_decay=0.0)
@@ -65,6 +66,39 @@ def test_short_and_wholly_falling_schedules_end_where_they_should(steps, warmup,
 def test_a_share_that_is_none_is_refused(decay):
     with pytest.raises(UserError, match="decay should be 0 to 1"):
         learning_rate(dataclasses.replace(CONFIG, schedule="stable", decay=decay))
+
+
+@pytest.mark.parametrize("schedule", get_args(get_type_hints(TrainConfig)["schedule"]))
+def test_every_schedule_rises_to_the_peak_and_never_again(schedule):
+    rate = learning_rate(dataclasses.replace(CONFIG, schedule=schedule))
+    rate_S = np.array([float(rate(step)) for step in range(120)])
+    assert rate_S[0] == 0 and rate_S[10] == rate_S.max() == pytest.approx(0.01)
+    assert (np.diff(rate_S[:11]) > 0).all() and (np.diff(rate_S[10:]) <= 0).all()
+    assert rate_S[100] == rate_S[119] == pytest.approx(0.01 * CONFIG.final_learning_rate)
+
+
+@pytest.mark.parametrize("moments", get_args(get_type_hints(TrainConfig)["moments"]))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_moves_all_parameters_downhill(optimizer, moments):
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, moments=moments, betas=(0.9, 0.95), learning_rate=5e-2)
+    optimizer = make_optimizer(config)
+    params = {"query": jnp.ones((8, 2, 4)), "down": jnp.ones((8, 80)), "scale": jnp.ones(8)}
+    targets = jax.tree.map(lambda leaf: leaf + jax.random.normal(jax.random.key(0), leaf.shape), params)
+
+    def off(params):
+        return {name: float(jnp.square(params[name] - targets[name]).mean()) for name in params}
+
+    @jax.jit
+    def step(params, state):
+        gradients = jax.tree.map(lambda leaf, target: leaf - target, params, targets)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    before, state = off(params), optimizer.init(params)
+    for _ in range(100):
+        params, state = step(params, state)
+    assert all(after < 0.8 * before[name] for name, after in off(params).items())
+    assert all(leaf.dtype == moments for leaf in jax.tree.leaves(state) if leaf.ndim)
 
 
 def test_an_unknown_optimizer_is_named():

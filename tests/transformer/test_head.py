@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from tokvid.config import TransformerConfig
 from tokvid.transformer.head import FlatHead, SubcodeHead, make_head
 
 CONFIG = TransformerConfig(vocabulary=4, subcodes=3, width=16, head_width=24, head_layers=2, dtype="float32")
-KINDS = ("autoregressive", "independent")
+KINDS = get_args(get_type_hints(TransformerConfig)["head"])
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -28,7 +29,7 @@ def hidden_BLD():
 
 @pytest.fixture(scope="module")
 def target_BLQ():
-    return np.random.default_rng(2).integers(CONFIG.vocabulary, size=(2, 5, CONFIG.subcodes)).astype(np.int32)
+    return jnp.asarray(np.random.default_rng(2).integers(CONFIG.vocabulary, size=(2, 5, CONFIG.subcodes)), jnp.int32)
 
 
 def logits_by_hand(head, hidden_D, ids_Q):
@@ -128,7 +129,7 @@ def test_gradients_reach_every_parameter(head, hidden_BLD, target_BLQ, dtype):
     for q in range(CONFIG.subcodes):
         assert np.abs(to_params["enter"][...][:, q]).max() > 0 and np.abs(to_params["to_codes"][...][q]).max() > 0
     if head.autoregressive:  # an embedding of each sub-code that has one after it, and of those that were there
-        rows = {(q, int(code)) for q in range(CONFIG.subcodes - 1) for code in target_BLQ[..., q].ravel()}
+        rows = {(q, code) for q in range(CONFIG.subcodes - 1) for code in target_BLQ[..., q].ravel().tolist()}
         reached = np.abs(to_params["before"][...]).max(axis=-1) > 0
         assert {tuple(place) for place in np.argwhere(reached).tolist()} == rows
 
@@ -140,7 +141,7 @@ def test_one_code_a_token_takes_a_matrix(random_model, hidden_BLD):
     flat = random_model(FlatHead, config)
     logits = hidden_BLD @ np.asarray(flat.kernel[...])
     np.testing.assert_allclose(flat.logits(jnp.asarray(hidden_BLD)), logits, rtol=1e-5, atol=1e-5)
-    target = np.zeros((2, 5, 1), np.int32)
+    target = jnp.zeros((2, 5, 1), jnp.int32)
     found = flat.scores(jnp.asarray(hidden_BLD), target)
     np.testing.assert_allclose(found.log_likelihood, log_softmax(logits)[..., 0], rtol=1e-5, atol=1e-5)
     ids = flat.draw(jnp.asarray(hidden_BLD), lambda q, logits: logits.argmax(-1))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
+from tokvid.nn.blocks import REMAT
 from tokvid.nn.visibility import NEVER
 from tokvid.transformer.layout import lay_out
 from tokvid.transformer.model import Transformer
@@ -312,7 +314,7 @@ def gradient(model):
     return of
 
 
-@pytest.mark.parametrize("scan_layers, remat", [(True, "full"), (False, "dots")])
+@pytest.mark.parametrize("remat, scan_layers", list(zip(REMAT, itertools.cycle((True, False)), strict=False)))
 def test_remat_and_scan_change_no_gradient(gradient, scan_layers, remat):
     wanted, found = gradient(False, "none"), gradient(scan_layers, remat)
     for (path, one), other in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True):

@@ -23,9 +23,9 @@ def _pair(a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"]
     return float(data_range)
 
 
-def _decibels(mse: np.ndarray | np.floating, data_range: float) -> np.ndarray:
+def _decibels(mse_T: Float64[np.ndarray, " t"], data_range: float) -> Float64[np.ndarray, " t"]:
     with np.errstate(divide="ignore"):
-        return 10 * np.log10(data_range**2 / mse)
+        return 10 * np.log10(data_range**2 / mse_T)
 
 
 def _squared_error(a_HWC: Num[np.ndarray, "h w c"], b_HWC: Num[np.ndarray, "h w c"]) -> float:
@@ -51,7 +51,7 @@ def psnr(
     """PSNR of a whole clip in dB, from the squared error over all frames (not the mean of the frames' PSNRs)."""
     data_range = _pair(a_THWC, b_THWC, data_range)
     errors_T = np.array([_squared_error(a, b) for a, b in zip(a_THWC, b_THWC, strict=True)])
-    return float(_decibels(errors_T.mean(), data_range))
+    return float(_decibels(errors_T.mean(keepdims=True), data_range)[0])
 
 
 def ssim_per_frame(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
@@ -29,10 +29,10 @@ class Request(NamedTuple):
     """
 
     batch: TokenBatch
-    negative_BL: AnyArray
-    keys_B: jax.Array
-    guidance_BT: AnyArray
-    tokens: AnyArray
+    negative_BL: Int[AnyArray, "b l"]
+    keys_B: Key[Array, " b"]
+    guidance_BT: Float[AnyArray, "b t"]
+    tokens: Int[AnyArray, ""]
 
 
 def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> KVCache:
@@ -42,7 +42,12 @@ def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> 
 
 
 def step(
-    model: Transformer, sequence: Sequence, cache: KVCache, slot: jax.Array, input_BLQ: Int[Array, "b l q"], layers: Any
+    model: Transformer,
+    sequence: Sequence,
+    cache: KVCache,
+    slot: int | Int[Array, ""],
+    input_BLQ: Int[Array, "b l q"],
+    layers: Any,
 ) -> tuple[Float[Array, "b l d"], KVCache]:
     """The head's input at the slots from `slot` on, computed from their input rows, and the cache with them written."""
     part = sequence.slots(slot, input_BLQ.shape[1])._replace(token=input_BLQ)
@@ -101,8 +106,8 @@ class _Drawer:
     model: Transformer
     sequence: Sequence
     layers: Any
-    keys_B: jax.Array
-    scale_BL: jax.Array | None
+    keys_B: Key[Array, " b"]
+    scale_BL: Float[Array, "b l"] | None
     count: int
     sampling: Sampling
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
@@ -12,7 +13,9 @@ from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
 
 
-def edit(models: Models, story: Story, task: str, frames: Iterator[np.ndarray]) -> tuple[int, Iterator[np.ndarray]]:
+def edit(
+    models: Models, story: Story, task: str, frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video made from the condition of a task: its number of frames, and the frames, a few at a time.
 
     `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`; `story` has one segment, whose
@@ -38,8 +41,8 @@ def source_of(models: Models, task: str, fps: float) -> tuple[float, tuple[int, 
 
 
 def interpolate(
-    models: Models, story: Story, frames: Iterator[np.ndarray], factor: int
-) -> tuple[int, Iterator[np.ndarray]]:
+    models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], factor: int
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video at `story.fps` interpolated to `factor` times the rate: its number of frames, and the frames in parts.
 
     `frames` are uint8 (H, W, 3) of the models' size; `story` has one segment, whose prompt describes them. Each level
@@ -57,11 +60,11 @@ def interpolate(
 class _Encoded:
     """A user's video as tokens; its last frame is repeated until the last latent frame is full."""
 
-    def __init__(self, models: Models, frames: Iterator[np.ndarray], smaller: int = 1):
+    def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], smaller: int = 1):
         self.frames, (height, width) = 0, models.size
         patch = models.tokenizer.config.temporal_patch
 
-        def padded() -> Iterator[np.ndarray]:
+        def padded() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame_HWC in frames:
                 self.frames += 1
                 yield frame_HWC
@@ -75,7 +78,9 @@ class _Encoded:
         return Source(name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
 
 
-def loop(models: Models, story: Story, tokens_THWQ: np.ndarray) -> tuple[np.ndarray, int]:
+def loop(
+    models: Models, story: Story, tokens_THWQ: Int[np.ndarray, "t h w q"]
+) -> tuple[UInt8[np.ndarray, "frames rows columns 3"], int]:
     """A video's tokens → its frames and new ones back to its beginning, uint8 (T, H, W, 3); the number of new ones.
 
     The window's known latent frames are the video's end and, after the generated ones, its beginning. The first frame

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, check_output
@@ -29,7 +30,7 @@ def film(
     sheet: Path | None = None,
     scale: int = 0,
     opening: Opening | None = None,
-    watch: Callable[[np.ndarray], object] = lambda frame_HWC: None,
+    watch: Callable[[UInt8[np.ndarray, "h w 3"]], object] = lambda frame_HWC: None,
 ) -> int:
     """Writes a story to all of `outs` as it is generated, and a `sheet` of it; returns the number of frames.
 
@@ -47,7 +48,7 @@ def film(
     partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise for an empty name
     summary = _Summary(story, before_story)
 
-    def watched() -> Iterator[np.ndarray]:
+    def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
         for video_THWC in itertools.chain(before, tell(models, story, partial, tokens)):
             for frame_HWC in video_THWC:
@@ -68,7 +69,7 @@ def film(
 
 
 def write(
-    videos: Iterable[np.ndarray],
+    videos: Iterable[UInt8[np.ndarray, "t h w 3"]],
     outs: Sequence[Path],
     fps: float,
     total: int,
@@ -122,12 +123,12 @@ class _Summary:
             for index in np.linspace(first, end - 1, COLUMNS).round().astype(int).tolist():
                 self._row_of[before + index] = frames
 
-    def see(self, index: int, frame_HWC: np.ndarray) -> None:
+    def see(self, index: int, frame_HWC: UInt8[np.ndarray, "h w 3"]) -> None:
         """Adds frame number `index` of the video where a row shows it."""
         if index in self._row_of:
             self._row_of[index].append(frame_HWC)
 
     @property
-    def rows(self) -> list[np.ndarray]:
+    def rows(self) -> list[UInt8[np.ndarray, "t h w 3"]]:
         """uint8 (T, H, W, 3) each."""
         return [np.stack(frames) for frames in self._frames]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
@@ -30,9 +31,9 @@ class Kept(Protocol):
 
     latent_frames: int
 
-    def read(self, latent_frames: int) -> Iterator[np.ndarray]: ...
+    def read(self, latent_frames: int) -> Iterator[Int[np.ndarray, "t h w q"]]: ...
 
-    def add(self, tokens_THWQ: np.ndarray) -> None: ...
+    def add(self, tokens_THWQ: Int[np.ndarray, "t h w q"]) -> None: ...
 
 
 class Span(NamedTuple):
@@ -122,11 +123,11 @@ def videos(
     models: Models,
     prompts: Sequence[Prompt],
     levels: Levels,
-    opening_BTHWQ: np.ndarray,
+    opening_BTHWQ: Int[np.ndarray, "b t h w q"],
     *,
     kept: Callable[[float], Kept | None] = lambda fps: None,
     source: Source | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
     Every level begins with `opening_BTHWQ`, which is empty, one image, or latent frames at the only rate; where it is
@@ -158,9 +159,9 @@ def _level(
     prompts: Sequence[Prompt],
     latent_frames: int,
     keep: int,
-    opening_BTHWQ: np.ndarray,
+    opening_BTHWQ: Int[np.ndarray, "b t h w q"],
     kept: Kept | None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Int[np.ndarray, "b t h w q"]]:
     """Latent frames (B, T, H, W, Q) at one rate: the opening's, the kept ones, and then new ones, window by window."""
     known = opening_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]

@@ -5,7 +5,7 @@ To add a sampling method: a field of `config.Sampling` and a line in `keep_likel
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from tokvid.config import Sampling
 
@@ -32,7 +32,7 @@ def keep_likely(logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Float[
     return logits_BLV
 
 
-def draw(keys_B: jax.Array, logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Int[Array, "b l"]:
+def draw(keys_B: Key[Array, " b"], logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Int[Array, "b l"]:
     """One code for each slot. Each sample has its own key, so its codes don't depend on the rest of the batch."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32)
@@ -41,10 +41,10 @@ def draw(keys_B: jax.Array, logits_BLV: Float[Array, "b l v"], sampling: Samplin
 
 
 def surest(
-    keys_B: jax.Array,
+    keys_B: Key[Array, " b"],
     likelihood_BL: Float[Array, "b l"],
     stands_BL: Bool[Array, "b l"],
-    done: jax.Array,
+    done: Float[Array, ""],
     sampling: Sampling,
 ) -> Bool[Array, "b l"]:
     """The tokens that are fixed after a round, earlier ones included; `done` is the share of rounds done.

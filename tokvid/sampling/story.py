@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
+from jaxtyping import Int, UInt8
 
 from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError
@@ -180,7 +181,9 @@ def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt
     return prompts
 
 
-def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def tell(
+    models: Models, story: Story, partial: Path, opening: Int[np.ndarray, "t h w q"] | None = None
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
     """The frames of a story, uint8 (T, H, W, 3), a few at a time, in memory that doesn't grow with its length.
 
     `opening`: tokens (T', H', W', Q) of an image, which becomes the story's first frame, or of a video at the story's
@@ -208,7 +211,9 @@ def tell(models: Models, story: Story, partial: Path, opening: np.ndarray | None
         yield from first_frames(before + story.frames, frames)
 
 
-def first_frames(count: int, videos: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def first_frames(
+    count: int, videos: Iterator[UInt8[np.ndarray, "b t h w 3"]]
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
     """The first `count` frames (T, H, W, 3) of batches of one video, without the padding of its last latent frame."""
     for video_BTHWC in videos:
         yield video_BTHWC[0][:count]
@@ -221,7 +226,9 @@ def forget(partial: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def encode_opening(models: Models, frames: Iterator[np.ndarray], size: tuple[int, int] | None = None) -> np.ndarray:
+def encode_opening(
+    models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], size: tuple[int, int] | None = None
+) -> Int[np.ndarray, "tl hl wl q"]:
     """Frames uint8 (H, W, 3) → tokens (T', H', W', Q) of all full latent frames. `size` is by default the models'."""
     encoder = StreamEncoder(models.tokenizer, 1, size or models.size)
     return np.concatenate([encoder.feed(frame_HWC[None, None]) for frame_HWC in frames], axis=1)[0]
@@ -230,16 +237,16 @@ def encode_opening(models: Models, frames: Iterator[np.ndarray], size: tuple[int
 class Opening(NamedTuple):
     """The tokens (T', H', W', Q) before a story, and the frames before those, uint8 (T, H, W, 3), maybe none."""
 
-    tokens_THWQ: np.ndarray
-    before_THWC: np.ndarray
+    tokens_THWQ: Int[np.ndarray, "tl hl wl q"]
+    before_THWC: UInt8[np.ndarray, "t h w 3"]
 
 
-def encode_picture(models: Models, image_HWC: np.ndarray) -> Opening:
+def encode_picture(models: Models, image_HWC: UInt8[np.ndarray, "h w 3"]) -> Opening:
     """An image, uint8 (H, W, 3) of the models' size, as the first frame of a story."""
     return Opening(encode_opening(models, iter([image_HWC])), np.zeros((0, *image_HWC.shape), np.uint8))
 
 
-def encode_video(models: Models, frames: Iterator[np.ndarray]) -> Opening:
+def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -> Opening:
     """A video, uint8 (H, W, 3) of the models' size, as the opening of a story.
 
     Latent frames are aligned to the video's end. The first frames, too few to fill another latent frame, are
@@ -262,7 +269,7 @@ def encode_video(models: Models, frames: Iterator[np.ndarray]) -> Opening:
     return Opening(np.concatenate(parts[before], axis=1)[0], first_BTHWC[0, :before])
 
 
-def _identity(models: Models, story: Story, opening_THWQ: np.ndarray) -> str:
+def _identity(models: Models, story: Story, opening_THWQ: Int[np.ndarray, "t h w q"]) -> str:
     """16 hex digits of all that decides the tokens of a story."""
     text = json.dumps(dataclasses.asdict(story), sort_keys=True) + models.mark
     return hashlib.sha256(text.encode() + opening_THWQ.tobytes()).hexdigest()[:16]
@@ -296,7 +303,7 @@ class _Partial:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def read(self, latent_frames: int) -> Iterator[np.ndarray]:
+    def read(self, latent_frames: int) -> Iterator[Int[np.ndarray, "t h w q"]]:
         """The first `latent_frames` kept, one at a time (1, H, W, Q); the rest of the file is dropped."""
         self._file.seek(len(self._line))
         for _ in range(latent_frames):
@@ -306,7 +313,7 @@ class _Partial:
             yield tokens_THWQ.astype(np.int32)
         self._file.truncate(self._file.tell())
 
-    def add(self, tokens_THWQ: np.ndarray) -> None:
+    def add(self, tokens_THWQ: Int[np.ndarray, "t h w q"]) -> None:
         """Appends latent frames."""
         try:
             self._file.write(tokens_THWQ.astype("<i4").tobytes())

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, Int32, Integer, UInt8
 
 from tokvid import weights
 from tokvid.config import GUIDANCE, Sampling
@@ -39,7 +40,7 @@ class Models(NamedTuple):
         side, (_, rows, columns) = token_side(self.tokenizer.config), self.transformer.config.latent
         return rows * side, columns * side
 
-    def no_tokens(self, batch: int) -> np.ndarray:
+    def no_tokens(self, batch: int) -> Int32[np.ndarray, "b 0 h w q"]:
         """An array of no latent frames, (B, 0, H, W, Q)."""
         config = self.transformer.config
         return np.zeros((batch, 0, *config.latent[1:], config.subcodes), np.int32)
@@ -74,14 +75,14 @@ def load_models(folder: str | Path) -> Models:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first"))
-def _encode(graph, params, video_BTHWC: jax.Array, cache: Cache, first: bool) -> tuple[jax.Array, Cache | None]:
+def _encode(graph, params, video_BTHWC: UInt8[Array, "b t h w 3"], cache: Cache, first: bool):
     model = nnx.merge(graph, params)
     quantized, cache = model.encode_step(jnp.asarray(video_BTHWC, jnp.float32) / 127.5 - 1, cache, first)
     return quantized.ids, cache
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first"))
-def _decode(graph, params, ids_BTHWQ: jax.Array, cache: Cache, first: bool) -> tuple[jax.Array, Cache | None]:
+def _decode(graph, params, ids_BTHWQ: Int[Array, "b tl hl wl q"], cache: Cache, first: bool):
     model = nnx.merge(graph, params)
     video_BTHWC, cache = model.decode_step(model.latents(ids_BTHWQ), cache, first)
     return jnp.clip(jnp.round((video_BTHWC + 1) * 127.5), 0, 255).astype(jnp.uint8), cache
@@ -111,7 +112,7 @@ class StreamEncoder:
         )
         self._cache = tokenizer.model.empty_cache("encoder", batch, rows, columns)
 
-    def feed(self, video_BTHWC: np.ndarray) -> np.ndarray:
+    def feed(self, video_BTHWC: UInt8[np.ndarray, "b t h w 3"]) -> Int32[np.ndarray, "b tl hl wl q"]:
         """uint8 frames, any number → tokens int32 (B, T', H', W', Q) of the latent frames they complete, maybe none."""
         self._pending = np.concatenate([self._pending, video_BTHWC], axis=1)
         out = [self._none]
@@ -131,7 +132,7 @@ class StreamDecoder:
         self._tokenizer, self._first = tokenizer, True
         self._cache = tokenizer.model.empty_cache("decoder", batch, rows, columns)
 
-    def feed(self, tokens_BTHWQ: np.ndarray) -> np.ndarray:
+    def feed(self, tokens_BTHWQ: Int[np.ndarray, "b tl hl wl q"]) -> UInt8[np.ndarray, "b t h w 3"]:
         """Tokens of the next latent frames, maybe none → their frames, uint8 (B, T, H, W, 3)."""
         B, _, rows, columns, _ = tokens_BTHWQ.shape
         side = token_side(self._tokenizer.config)
@@ -152,11 +153,11 @@ class Prompt(NamedTuple):
     """
 
     start: float
-    text_BL: np.ndarray
-    negative_BL: np.ndarray
-    seeds_B: np.ndarray
-    guidance_B: np.ndarray
-    last_guidance_B: np.ndarray
+    text_BL: Int[np.ndarray, "b l"]
+    negative_BL: Int[np.ndarray, "b l"]
+    seeds_B: Integer[np.ndarray, " b"]
+    guidance_B: Float[np.ndarray, " b"]
+    last_guidance_B: Float[np.ndarray, " b"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,11 @@ class Guidance:
 
 
 def make_prompt(
-    models: Models, texts: Sequence[str], seeds_B: np.ndarray, guidance: Guidance, start: float = 0.0
+    models: Models,
+    texts: Sequence[str],
+    seeds_B: Integer[np.ndarray, " b"],
+    guidance: Guidance,
+    start: float = 0.0,
 ) -> Prompt:
     """A prompt for a video of each text."""
     encode, batch = models.text.encoder(models.transformer.config.text_length), len(texts)
@@ -187,7 +192,7 @@ def make_prompt(
 class Source:
     """A condition as a stream of latent frames; only those that later windows can see are kept."""
 
-    def __init__(self, name: str, fps: float, tokens: Iterator[np.ndarray]):
+    def __init__(self, name: str, fps: float, tokens: Iterator[Int[np.ndarray, "b t h w q"]]):
         """`name` is a key of CONDITIONS, `fps` the condition's rate, `tokens` its parts (B, T, H, W, Q) in order."""
         self.name, self.fps, self._tokens = name, fps, tokens
         self._first, self._last_BTHWQ = 0, next(tokens)
@@ -204,7 +209,7 @@ class Source:
             np.full(batch, condition_number(config, self.name), np.int32),
         )
 
-    def take(self, first: int, count: int) -> np.ndarray:
+    def take(self, first: int, count: int) -> Int[np.ndarray, "b {count} h w q"]:
         """Latent frames from number `first` on, (B, count, H, W, Q), -1 past the end; earlier ones are dropped."""
         while self._first + self._last_BTHWQ.shape[1] < first + count:
             more_BTHWQ = next(self._tokens, None)
@@ -247,13 +252,18 @@ class RollingWindow:
         self._first = 0  # the number of the first latent frame in `_last`
         self._last = models.no_tokens(batch)
 
-    def append(self, tokens_BTHWQ: np.ndarray) -> None:
+    def append(self, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> None:
         """Adds latent frames: of an image, of a video, or of a story that is resumed."""
         self.latent_frames += tokens_BTHWQ.shape[1]
         self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self._keep :]
         self._first = self.latent_frames - self._last.shape[1]
 
-    def extend(self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None = None) -> np.ndarray:
+    def extend(
+        self,
+        prompt: Prompt,
+        guidance_BT: Float[np.ndarray, "b t"],
+        until_BTHWQ: Int[np.ndarray, "b after h w q"] | None = None,
+    ) -> Int[np.ndarray, "b t h w q"]:
         """Generates a latent frame for each guidance scale, at most a window: tokens (B, T, H, W, Q).
 
         With `until_BTHWQ`, which ends the window, the new latent frames lead up to it.

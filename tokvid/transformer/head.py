@@ -27,12 +27,12 @@ class Scores(NamedTuple):
     that have the highest logit.
     """
 
-    log_likelihood: jax.Array
-    normaliser: jax.Array
-    right: jax.Array
+    log_likelihood: Float[Array, "b l"]
+    normaliser: Float[Array, "b l"]
+    right: Float[Array, "b l"]
 
 
-def make_head(config: TransformerConfig, *, rngs: nnx.Rngs):
+def make_head(config: TransformerConfig, *, rngs: nnx.Rngs) -> "FlatHead | SubcodeHead":
     """A softmax over all codes where a token is a single code, else a head over its sub-codes."""
     return FlatHead(config, rngs=rngs) if config.subcodes == 1 else SubcodeHead(config, rngs=rngs)
 
@@ -44,16 +44,16 @@ class FlatHead(nnx.Module):
         self.kernel = weight(rngs, (config.width, config.vocabulary), config.width, ("embed", "vocabulary"))
         self.dtype = config.dtype
 
-    def logits(self, hidden_BLD: jax.Array) -> Float[Array, "b l v"]:
+    def logits(self, hidden_BLD: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Logits (B, L, V), float32."""
         logits_BLV = project(hidden_BLD.astype(compute_dtype(self.dtype)), self.kernel[...], out=jnp.float32)
         return constrain(logits_BLV, "batch", "length", "vocabulary")
 
-    def scores(self, hidden_BLD: jax.Array, target_BLQ: Int[Array, "b l 1"]) -> Scores:
+    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l 1"]) -> Scores:
         """The scores of the targets' only sub-code."""
         return _scores(self.logits(hidden_BLD)[:, :, None], target_BLQ)
 
-    def draw(self, hidden_BLD: jax.Array, choose: Choose) -> Int[Array, "b l 1"]:
+    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose) -> Int[Array, "b l 1"]:
         """The ids that `choose` draws from the logits."""
         return choose(0, self.logits(hidden_BLD))[..., None]
 
@@ -79,7 +79,7 @@ class SubcodeHead(nnx.Module):
             self.before = weight(rngs, (Q - 1, V, W), 1, (None, None, "embed"), gain=0.5)
         self.codes, self.autoregressive, self.dtype = (V, Q), config.head == "autoregressive", config.dtype
 
-    def scores(self, hidden_BLD: jax.Array, target_BLQ: Int[Array, "b l q"]) -> Scores:
+    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l q"]) -> Scores:
         """The scores of all sub-codes at once, each conditioned on the true ones before it."""
         x_BLQW = self._enter(hidden_BLD)
         if self.autoregressive:
@@ -89,7 +89,7 @@ class SubcodeHead(nnx.Module):
         logits = [self._logits(x_BLQW[:, :, q], q) for q in range(self.codes[1])]
         return _scores(jnp.stack(logits, axis=2), target_BLQ)
 
-    def draw(self, hidden_BLD: jax.Array, choose: Choose) -> Int[Array, "b l q"]:
+    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose) -> Int[Array, "b l q"]:
         """The ids that `choose` draws from the logits, one sub-code after another."""
         x_BLQW, ids = self._enter(hidden_BLD), []
         before_BLW = jnp.zeros_like(x_BLQW[:, :, 0])
@@ -100,7 +100,7 @@ class SubcodeHead(nnx.Module):
                 before_BLW += self._before(q, ids[-1])
         return jnp.stack(ids, axis=-1)
 
-    def _enter(self, hidden_BLD: jax.Array) -> jax.Array:
+    def _enter(self, hidden_BLD: Float[Array, "b l d"]) -> Float[Array, "b l q w"]:
         narrow_BLD = hidden_BLD.astype(compute_dtype(self.dtype))
         return constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
 
@@ -121,7 +121,7 @@ class SubcodeHead(nnx.Module):
         return constrain(logits_BLV, "batch", "length", "vocabulary")
 
 
-def _scores(logits_BLQV: jax.Array, target_BLQ: jax.Array) -> Scores:
+def _scores(logits_BLQV: Float[Array, "b l q v"], target_BLQ: Int[Array, "b l q"]) -> Scores:
     normaliser_BLQ = jax.nn.logsumexp(logits_BLQV, axis=-1)
     chosen_BLQ = jnp.take_along_axis(logits_BLQV, target_BLQ[..., None], axis=-1)[..., 0]
     right_BLQ = chosen_BLQ >= jnp.max(logits_BLQV, axis=-1)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
@@ -36,13 +36,13 @@ NOTHING = -1  # no row of the table: adds nothing to a slot's input
 class Text(NamedTuple):
     """A prompt: ids (B, L), padded with -1; all padding is no text."""
 
-    ids_BL: AnyArray
+    ids_BL: Int[AnyArray, "b l"]
 
 
 class Rate(NamedTuple):
     """Frames per second (B,) of the video that follows."""
 
-    fps_B: AnyArray
+    fps_B: Float[AnyArray, " b"]
 
 
 class Video(NamedTuple):
@@ -52,11 +52,11 @@ class Video(NamedTuple):
     of which `drawn_BTHW` are fixed already.
     """
 
-    ids_BTHWQ: AnyArray
-    seconds_BT: AnyArray
-    known_BTHW: AnyArray
-    stride_B: AnyArray
-    drawn_BTHW: AnyArray
+    ids_BTHWQ: Int[AnyArray, "b t h w q"]
+    seconds_BT: Float[AnyArray, "b t"]
+    known_BTHW: Bool[AnyArray, "b t h w"]
+    stride_B: Int[AnyArray, " b"]
+    drawn_BTHW: Bool[AnyArray, "b t h w"]
 
 
 class Condition(NamedTuple):
@@ -65,9 +65,9 @@ class Condition(NamedTuple):
     `number_B` is the number of its embedding, 0 for none.
     """
 
-    ids_BTHWQ: AnyArray
-    seconds_BT: AnyArray
-    number_B: AnyArray
+    ids_BTHWQ: Int[AnyArray, "b t h w q"]
+    seconds_BT: Float[AnyArray, "b t"]
+    number_B: Int[AnyArray, " b"]
     spread: int = 1
 
 
@@ -99,11 +99,11 @@ class Vocabulary(NamedTuple):
     def size(self) -> int:
         return self.first_text + self.text
 
-    def of_video(self, ids_Q: AnyArray) -> jax.Array:
+    def of_video(self, ids_Q: Int[AnyArray, "*n q"]) -> Int[Array, "*n q"]:
         """Sub-codes (..., Q) → their rows."""
         return jnp.asarray(ids_Q) + self.codes.vocabulary * jnp.arange(self.codes.per_token)
 
-    def alone(self, row: AnyArray) -> jax.Array:
+    def alone(self, row: int | Int[AnyArray, "*n"]) -> Int[Array, "*n {self.codes.per_token}"]:
         """Single rows (...) → (..., Q), padded with NOTHING."""
         row = jnp.asarray(row, jnp.int32)[..., None]
         return jnp.pad(row, [(0, 0)] * (row.ndim - 1) + [(0, self.codes.per_token - 1)], constant_values=NOTHING)
@@ -127,7 +127,7 @@ class Sequence(NamedTuple):
     target: Int[Array, "b l q"]
     generated: Bool[Array, "b l"]
 
-    def slots(self, start: int | jax.Array, count: int) -> "Sequence":
+    def slots(self, start: int | Int[Array, ""], count: int) -> "Sequence":
         """`count` slots from `start` on."""
         return Sequence(*(jax.lax.dynamic_slice_in_dim(field, start, count, axis=1) for field in self))
 
@@ -197,7 +197,7 @@ def _lead(stride: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArra
     return W * ((stride > 1) & (stride < H * W) & (given == 0))
 
 
-def in_order(known_BTHW: AnyArray) -> jax.Array:
+def in_order(known_BTHW: Bool[AnyArray, "b t h w"]) -> Int[Array, "b t*h*w"]:
     """The tokens of a window (B, L) in the order of their slots: known ones first, generated ones last."""
     return jnp.argsort(~jnp.asarray(known_BTHW).reshape(len(known_BTHW), -1), axis=1, stable=True)
 
@@ -225,7 +225,7 @@ def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
 
 
-def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabulary, key: jax.Array) -> Sequence:
+def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabulary, key: PRNGKeyArray) -> Sequence:
     """Some input tokens of the `clip_slots` replaced by another sample's; targets stay.
 
     Sampling continues from generated tokens, which are worse than the true ones seen in training; a model trained with
@@ -242,12 +242,14 @@ def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabula
     return sequence._replace(token=sequence.token.at[:, clip].set(replaced_BLQ))
 
 
-def latent_seconds(latent_T: jax.Array, fps: jax.Array, temporal_patch: int) -> jax.Array:
+def latent_seconds(
+    latent_T: Num[AnyArray, "*#n"], fps: float | Num[AnyArray, "*#n"], temporal_patch: int
+) -> Num[AnyArray, "*#n"]:
     """The time of a latent frame's last frame: latent frame j ends at frame j·temporal_patch, frame 0 is at 0 s."""
     return latent_T * temporal_patch / fps
 
 
-def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBatch) -> jax.Array:
+def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBatch) -> Float[AnyArray, "b t"]:
     """The times of the latent frames (B, T) of the window itself or of a condition.
 
     A window in mid-video counts from 1, so that only a video's first frame stands at 0 seconds.
@@ -258,7 +260,7 @@ def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBat
     return latent_seconds(number_BT, clip.fps[:, None], config.temporal_patch) - before
 
 
-def _slots(token_BLQ: jax.Array, block_BL: AnyArray, **fields: AnyArray) -> Sequence:
+def _slots(token_BLQ: Int[Array, "b l q"], block_BL: int | Int[AnyArray, "b l"], **fields: AnyArray) -> Sequence:
     """Known slots with the defaults for all but `fields`."""
     zero = jnp.zeros(token_BLQ.shape[:2], jnp.int32)
     defaults = {
@@ -294,7 +296,9 @@ def _condition(condition: Condition, vocabulary: Vocabulary, block: int) -> tupl
     return _slots(vocabulary.of_video(jnp.maximum(ids, 0)), block_BL, condition=number, position=position), 1
 
 
-def _positions(seconds_BT: AnyArray, grid: tuple[int, int], spread: int = 1) -> jax.Array:
+def _positions(
+    seconds_BT: Float[AnyArray, "b t"], grid: tuple[int, int], spread: int | Int[Array, ""] = 1
+) -> Float[Array, "b l 3"]:
     """(B, T·H·W, 3): seconds, row and column of every token, at its middle where it is larger."""
     B, T = seconds_BT.shape
     row_H, column_W = (spread * jnp.arange(size) + (spread - 1) / 2 for size in grid)

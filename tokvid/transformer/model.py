@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from tokvid.config import TransformerConfig
 from tokvid.nn.blocks import Block, BlockShape, Linear, RMSNorm, rematerialised, weight
@@ -42,7 +43,7 @@ class Transformer(nnx.Module):
         self.norm = RMSNorm(D)
         self.head = make_head(config, rngs=rngs)
 
-    def __call__(self, sequence: Sequence) -> jax.Array:
+    def __call__(self, sequence: Sequence) -> Float[Array, "b l d"]:
         """The whole sequence at once: normed hidden states (B, L, D) of every slot, for `head`."""
         hidden, _ = self.run(sequence, None, 0)
         return self.norm(hidden)
@@ -57,8 +58,8 @@ class Transformer(nnx.Module):
         return layers if scanned else _unstack(layers, self.config.layers)
 
     def run(
-        self, sequence: Sequence, cache: KVCache | None, slot: int | jax.Array, layers: Any = None
-    ) -> tuple[jax.Array, KVCache | None]:
+        self, sequence: Sequence, cache: KVCache | None, slot: int | Int[Array, ""], layers: Any = None
+    ) -> tuple[Float[Array, "b l d"], KVCache | None]:
         """The slots of a sequence from `slot` on → hidden states (B, L, D), and the cache with these slots written.
 
         Without a cache, the slots are the whole sequence and see one another; with one, they see the slots in it.
@@ -102,7 +103,7 @@ class Transformer(nnx.Module):
         c, stacked = self.config, not isinstance(layers, list)
         return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, compute_dtype(c.dtype), stacked)
 
-    def _embed(self, sequence: Sequence, ticks_BLA: jax.Array) -> jax.Array:
+    def _embed(self, sequence: Sequence, ticks_BLA: Float[Array, "b l a"]) -> Float[Array, "b l d"]:
         # Whole rows are gathered from the table's shards: for parts of rows, XLA would replicate the table.
         table = constrain(self.embedding[...], "vocabulary", None)
         rows_BLQD = table[jnp.maximum(sequence.token, 0)]
