@@ -275,10 +275,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            least, most = field.metadata["range"]
-            if not least <= (value := getattr(self, field.name)) <= most:
-                bounds = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
-                raise UserError(f"{field.name} should be {bounds}, got {value}")
+            value, bounds = getattr(self, field.name), field.metadata.get("range")  # names and truth values have none
+            if bounds and not bounds[0] <= value <= bounds[1]:
+                least, most = bounds
+                allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+                raise UserError(f"{field.name} should be {allowed}, got {value}")
         if 0 < self.temperature < LOWEST_TEMPERATURE:
             raise UserError(
                 f"temperature should be 0 (greedy) or at least {LOWEST_TEMPERATURE}, got {self.temperature}"

@@ -12,7 +12,7 @@ from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import PADDING, train_text_model
-from tokvid.tasks.conditions import Condition
+from tokvid.tasks.conditions import CONDITIONS, Condition
 from tokvid.tasks.tasks import TASKS
 from tokvid.train import windows
 from tokvid.train.token_cache import TokenCache
@@ -34,13 +34,16 @@ def token_batches(source, layouts, config, batch, seed, *, text_model, **options
 def video(latent_frames, switches=(), fps=4.0, key="v"):
     """Latent frame j holds tokens of the sub-codes 10 * j and 5 more; a new caption from each of `switches` (s) on.
 
-    Coarse latent frames, which end with every second one, hold theirs and 1 more.
+    Those of conditions hold theirs and 1 more; coarse ones end with every second latent frame.
     """
     tokens_THWQ = np.empty((latent_frames, 2, 3, 2), np.uint16)
     tokens_THWQ[:] = 10 * np.arange(latent_frames)[:, None, None, None] + [0, 5]
     captions = tuple(Caption(start, WORDS[i]) for i, start in enumerate((0.0, *switches)))
-    coarse = {"coarse": tokens_THWQ[::2] + np.uint16(1)}
-    return StoredVideo(key, 100.0, captions, None, None, tokens_THWQ, fps, coarse)
+    conditions = {
+        name: tokens_THWQ[:: each.slower, :: each.smaller, :: each.smaller] + np.uint16(1)
+        for name, each in CONDITIONS.items()
+    }
+    return StoredVideo(key, 100.0, captions, None, None, tokens_THWQ, fps, conditions)
 
 
 def cut(video, task, draws=300, frames=4, **options):
@@ -57,7 +60,7 @@ def text_model(tmp_path_factory):
 def cache(tmp_path_factory):
     path = tmp_path_factory.mktemp("cache") / "tokens"
     with RecordWriter(
-        path, "tokens", {"temporal_patch": 2, "conditions": {"coarse": {"slower": 2, "smaller": 1}}}
+        path, "tokens", {"temporal_patch": 2, "conditions": {name: each.facts for name, each in CONDITIONS.items()}}
     ) as writer:
         for i in range(12):
             writer.write(video(6 + i % 3, (1.5,) if i % 2 else (), fps=(2.0, 4.0)[i % 4 // 2], key=str(i)))
