@@ -15,7 +15,7 @@ from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.sources import holds_out, open_source
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
-from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, ssim, temporal_error
+from tokvid.metrics.video import METRICS, detail, frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.stream import StreamDecoder, StreamEncoder
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
@@ -144,9 +144,8 @@ def _compare(truth_THWC: np.ndarray, rebuilt_THWC: np.ndarray) -> dict[str, floa
     repeated_THWC = np.repeat(truth_THWC[:1], len(truth_THWC), axis=0)
     figures = {}
     for prefix, video_THWC in (("", rebuilt_THWC), ("repeat_", repeated_THWC)):
-        figures[prefix + "psnr"] = min(psnr(truth_THWC, video_THWC), 100.0)
-        figures[prefix + "ssim"] = ssim(truth_THWC, video_THWC)
-        figures[prefix + "temporal_error"] = temporal_error(truth_THWC, video_THWC)
+        for name, metric in METRICS.items():
+            figures[prefix + name] = min(metric(truth_THWC, video_THWC), 100.0)
     difference = truth_THWC.astype(np.float32) - rebuilt_THWC
     return figures | {
         "l1": float(np.abs(difference).mean()),

@@ -4,7 +4,7 @@ NumPy only. PSNR and SSIM agree with scikit-image, see tests/metrics/test_video.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Num, UInt8
@@ -83,6 +83,14 @@ def temporal_error(a_THWC: UInt8[np.ndarray, "t h w c"], b_THWC: UInt8[np.ndarra
     if len(a_THWC) == 1:
         return 0.0
     return float(np.abs(np.diff(a_THWC.astype(np.float32), axis=0) - np.diff(b_THWC.astype(np.float32), axis=0)).mean())
+
+
+# Of a video (the second) compared with the real one: reported by `tokvid evaluate reconstruction`, at most 100.
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "psnr": psnr,
+    "ssim": ssim,
+    "temporal_error": temporal_error,
+}
 
 
 def detail(video_THWC: Num[np.ndarray, "t h w c"]) -> float:

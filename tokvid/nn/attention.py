@@ -110,7 +110,12 @@ def _tpu(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, bloc
     return flash(query_BLNE, key_BSKE, value_BSKE, *blocks, interpret=platform() != "tpu")
 
 
-IMPLEMENTATIONS: dict[str, Attend] = {"xla": _xla, "chunked": _chunked, "cudnn": _cudnn, "tpu": _tpu}
+IMPLEMENTATIONS: dict[str, Attend] = {
+    "xla": _xla,
+    "chunked": _chunked,
+    "cudnn": _cudnn,
+    "tpu": _tpu,
+}
 
 
 def _on_each_device(
