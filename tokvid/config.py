@@ -351,7 +351,7 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:  # T | None
+    if origin in (types.UnionType, typing.Union):  # T | None
         return None if value is None else _from_json(kinds[0], value, where)
     if origin is Mapping:
         if not isinstance(value, dict):

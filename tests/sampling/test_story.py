@@ -423,3 +423,12 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     for path in (tmp_path / "nowhere.yaml", tmp_path):
         with pytest.raises(UserError, match="cannot read story"):
             load_story(path)
+
+
+@pytest.mark.parametrize("scheme", ["one-level", "hierarchical"])
+def test_a_story_file_may_name_its_scheme(tmp_path, scheme):
+    (tmp_path / "story.yaml").write_text(f"scheme: {scheme}\nsegments:\n  - prompt: up\n")
+    assert load_story(tmp_path / "story.yaml").scheme == scheme
+    (tmp_path / "story.yaml").write_text("scheme: levels\nsegments:\n  - prompt: up\n")
+    with pytest.raises(UserError, match=r"story\.scheme: unknown value 'levels'.*; allowed: hierarchical, one-level"):
+        load_story(tmp_path / "story.yaml")
