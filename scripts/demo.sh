@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# A story from the small weights in data/demo, on this machine's CPU. Arguments go to `tokvid demo` (see --help).
+# A story of each world from the weights in data/, on this machine's CPU. Arguments go to `tokvid demo` (see --help), which
+# then runs once.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 set_up run
 
-"$bin/tokvid" demo "$@"
+if (($#)); then
+    exec "$bin/tokvid" demo "$@"
+fi
+"$bin/tokvid" demo
+"$bin/tokvid" demo --world robots --out demo/robots
