@@ -86,7 +86,7 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
     monkeypatch.setattr(film, "tell", interrupted)
     found, out, err = tokvid(*words)
     assert (found, out) == (code, "") and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert re.fullmatch(r"tokvid: interrupted after 1\.\d of 2\.0 s; run the same command again to go on .*\n", err)
+    assert re.fullmatch(r"tokvid: interrupted after 1\.\d of 2\.0 s; run the same command again to resume\n", err)
     assert [path.name for path in tmp_path.iterdir()] == [".story.mp4.tokens"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

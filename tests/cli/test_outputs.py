@@ -11,6 +11,7 @@ WRITTEN = {
     ("story", "--prompt", "a"): ["--out mp4", "--out gif", "--sheet png"],
     ("generate", "--prompt", "a"): ["--out mp4", "--sheet png"],
     ("extend", "in.mp4"): ["--out mp4", "--sheet png"],
+    ("edit", "in.mp4", "--task", "interpolation"): ["--out mp4", "--sheet png"],
     ("interpolate", "in.mp4"): ["--out mp4", "--sheet png"],
     ("loop", "in.mp4"): ["--out mp4", "--sheet png"],
     ("reconstruct", "in.mp4"): ["--out mp4", "--out png"],

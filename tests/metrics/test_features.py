@@ -97,7 +97,7 @@ def test_features_from_a_file(tmp_path):
     [
         ("x = 1", "defines no `features`"),
         ("def features(): 1 / 0", "ZeroDivisionError"),
-        ("def features(): return 3", "gives int"),
+        ("def features(): return 3", "returns int"),
     ],
 )
 def test_files_without_features_are_refused(tmp_path, text, said):
