@@ -70,7 +70,7 @@ def test_records_that_are_lost_are_noticed(tmp_path, monkeypatch):
         ArrayRecordWriter, ArrayRecordReader = Loses, array_record_module.ArrayRecordReader
 
     monkeypatch.setattr("tokvid.input_pipeline.records.array_record_module", Module)
-    with pytest.raises(UserError, match=r"cannot write .*data: what was written cannot be read back: .*damaged"):
+    with pytest.raises(UserError, match=r"cannot write .*data: the records cannot be read back: .*damaged"):
         write_records(tmp_path / "data", frames=5)
     assert len(RecordSource(tmp_path / "data")) == 3
 
@@ -90,7 +90,7 @@ def test_records_whose_bytes_are_lost_are_noticed_where_they_are_joined(tmp_path
 
     monkeypatch.setattr("os.link", no_links)
     monkeypatch.setattr(shutil, "copyfile", loses)
-    with pytest.raises(UserError, match=r"cannot write .*whole: what was written cannot be read back"):
+    with pytest.raises(UserError, match=r"cannot write .*whole: the records cannot be read back"):
         join_records([tmp_path / "part"], tmp_path / "whole", "frames", {})
     assert [path.name for path in tmp_path.iterdir()] == ["part"]
 

@@ -211,12 +211,12 @@ def test_an_encoder_that_is_constant_raises_the_alarm_at_the_first_line_after_wa
             kernel[...] = jnp.zeros_like(kernel[...])
             return players
 
-    training = dataclasses.replace(
+    config = dataclasses.replace(
         TRAIN, batch=8, steps=7, warmup=3, log_every=2, sample_every=0, freeze=("tokenizer.to_latent",)
     )
     tokenizer = dataclasses.replace(RECIPE.tokenizer, **change)
-    training = Constant(dataclasses.replace(RECIPE, tokenizer=tokenizer, train_tokenizer=training))
-    train(training, training, tmp_path)
+    training = Constant(dataclasses.replace(RECIPE, tokenizer=tokenizer, train_tokenizer=config))
+    train(training, config, tmp_path)
     (alarm,) = [record.message for record in caplog.records if "collapsed" in record.message]
     assert alarm.startswith("step 4: batches use only 1.0 of")
 
