@@ -11,9 +11,10 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
+from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.levels import rates_of, spans_of
-from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, forget, joins, load_story, tell
-from tokvid.sampling.stream import RollingWindow, frames_of
+from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, joins, load_story, tell
+from tokvid.sampling.stream import frames_of
 
 PROMPTS = (
     "a small red circle moves slowly to the left",
@@ -24,14 +25,25 @@ STORY = Story(tuple(Segment(prompt, seconds) for prompt, seconds in zip(PROMPTS,
 
 
 def told(models, story, partial, opening=None):
-    """All frames, once it is told."""
-    return np.concatenate(list(tell(models, story, partial, opening)))
+    """All frames, once it is told; `partial` is the file of its windows."""
+    with KeptWindows(partial, models) as windows:
+        return np.concatenate(list(tell(models, story, windows, opening)))
+
+
+def told_partly(models, story, partial, parts):
+    """The first `parts` that it gives."""
+    with KeptWindows(partial, models) as windows:
+        telling = tell(models, story, windows)
+        seen = list(itertools.islice(telling, parts))
+        telling.close()
+    return seen
 
 
 def tokens_in(partial, models):
-    """What a partial file holds."""
-    content = partial.read_bytes().split(b"\n", 1)[1]
-    return np.frombuffer(content, "<i4").reshape(-1, 2, 2, models.transformer.config.subcodes)
+    """The tokens of all windows in a file, in the order in which they were generated."""
+    with KeptWindows(partial, models) as kept:
+        windows = [kept.get(mark)[0] for mark in kept._places]
+    return np.concatenate([models.no_tokens(1)[0], *windows])
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +159,19 @@ def test_no_frame_of_a_video_to_go_on_from_is_lost(tiny_models, count):
     np.testing.assert_array_equal(before_THWC[:1], shown[0, : len(before_THWC)])
 
 
+def generated(monkeypatch):
+    """The rate of each window that is generated from now on, and its first new latent frame."""
+    begun, generate = [], stream.generate
+
+    def watched(graph, params, request, *, known, **others):
+        H, W = request.batch.tokens.shape[2:4]
+        begun.append((float(request.batch.fps[0]), int(request.batch.start[0]) + known // (H * W)))
+        return generate(graph, params, request, known=known, **others)
+
+    monkeypatch.setattr(stream, "generate", watched)
+    return begun
+
+
 def _ids(models, prompt):
     return models.text.encode(prompt, 32).tolist()
 
@@ -157,25 +182,20 @@ def _ids(models, prompt):
 @pytest.mark.parametrize("windows", [0, 1, 4, 100])
 def test_resumed_after_any_window_it_is_the_same_video(any_models, in_one_go, tmp_path, monkeypatch, windows):
     frames, tokens = in_one_go
-    telling = tell(any_models, STORY, tmp_path / "partial")
-    seen = list(itertools.islice(telling, windows))
-    telling.close()
+    seen = told_partly(any_models, STORY, tmp_path / "partial", windows)
     made = len(tokens_in(tmp_path / "partial", any_models)) if windows else 0
     assert frames_of(made, 2) == sum(map(len, seen))
-    begun = []
-    extend = RollingWindow.extend
-    monkeypatch.setattr(RollingWindow, "extend", lambda self, *a: begun.append(self.latent_frames) or extend(self, *a))
+    begun = generated(monkeypatch)
     np.testing.assert_array_equal(told(any_models, STORY, tmp_path / "partial"), frames)
     np.testing.assert_array_equal(tokens_in(tmp_path / "partial", any_models), tokens)
-    assert begun[:1] == [made] * (made < len(tokens))  # nothing is generated twice
+    assert [first for _, first in begun[:1]] == [made] * (made < len(tokens))  # nothing is generated twice
 
 
 @pytest.mark.parametrize("cut", [1, 16, 17, 48, 100, 200, 10_000])
 def test_a_torn_file_gives_the_same_video(any_models, in_one_go, tmp_path, cut):
     """Cut in mid-token, in mid-window, in its first line: only whole windows of it are used."""
     frames, tokens = in_one_go
-    for _ in tell(any_models, STORY, tmp_path / "partial"):
-        pass
+    told(any_models, STORY, tmp_path / "partial")
     data = (tmp_path / "partial").read_bytes()
     (tmp_path / "partial").write_bytes(data[: max(5, len(data) - cut)])
     np.testing.assert_array_equal(told(any_models, STORY, tmp_path / "partial"), frames)
@@ -196,14 +216,32 @@ def test_what_belongs_to_another_story_or_other_weights_is_not_used(any_models, 
     assert (changed != frames).any()
 
 
-def test_tokens_that_cannot_be_are_refused(any_models, in_one_go, tmp_path):
+@pytest.mark.parametrize("place", [-1, -30, -100])
+def test_a_damaged_window_is_generated_again(any_models, in_one_go, tmp_path, place):
+    frames, _ = in_one_go
     partial = tmp_path / "partial"
     told(any_models, STORY, partial)
-    data = bytearray(partial.read_bytes())
-    data[-100] ^= 64
-    partial.write_bytes(data)
-    with pytest.raises(UserError, match="partial is damaged; remove it"):
-        told(any_models, STORY, partial)
+    whole = partial.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 64
+    partial.write_bytes(damaged)
+    np.testing.assert_array_equal(told(any_models, STORY, partial), frames)
+    assert partial.read_bytes() == whole
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_a_changed_story_keeps_the_windows_before_the_change(any_models, tmp_path, monkeypatch, levels):
+    """At every level, and the video is the one that it would be without them."""
+    models = of_levels(any_models) if levels else any_models
+    changed = dataclasses.replace(STORY, segments=(*STORY.segments[:2], Segment("it moves down", 1.1, seed=3)))
+    told(models, STORY, tmp_path / "partial")
+    begun = generated(monkeypatch)
+    frames = told(models, changed, tmp_path / "partial")
+    # The third segment begins at 2 s, latent frame 8 at 8 fps; the level above sees the one below a window ahead.
+    assert begun and min(first / fps for fps, first in begun) >= (0.5 if levels else 1.0)
+    count = len(begun)
+    np.testing.assert_array_equal(told(models, changed, tmp_path / "fresh"), frames)
+    assert len(begun) - count > count
 
 
 def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(any_models, in_one_go, tmp_path):
@@ -229,10 +267,11 @@ def test_memory_does_not_grow_with_length(tiny_models, tmp_path, monkeypatch):
     def most_held(seconds):
         held = []
         tracemalloc.start()
-        for index, _ in enumerate(tell(tiny_models, Story((Segment("up", seconds),)), tmp_path / f"{seconds}")):
-            if index % 20 == 19:
-                gc.collect()
-                held.append(tracemalloc.get_traced_memory()[0])
+        with KeptWindows(tmp_path / f"{seconds}", tiny_models) as windows:
+            for index, _ in enumerate(tell(tiny_models, Story((Segment("up", seconds),)), windows)):
+                if index % 20 == 19:
+                    gc.collect()
+                    held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         return max(held)
 
@@ -290,19 +329,12 @@ def test_a_story_of_levels_is_resumed_too(any_models, tmp_path, monkeypatch, win
     levels_models = of_levels(any_models)
     frames = told(levels_models, STORY, tmp_path / "whole")
     assert frames.shape[0] == STORY.frames
-    telling = tell(levels_models, STORY, tmp_path / "partial")
-    list(itertools.islice(telling, windows))
-    telling.close()
-    begun, extend = [], RollingWindow.extend
-    monkeypatch.setattr(RollingWindow, "extend", lambda self, *a: begun.append(self.fps) or extend(self, *a))
+    told_partly(levels_models, STORY, tmp_path / "partial", windows)
+    begun = generated(monkeypatch)
     np.testing.assert_array_equal(told(levels_models, STORY, tmp_path / "partial"), frames)
-    for name in ("", ".4fps"):
-        whole, resumed = (tmp_path / f"{which}{name}" for which in ("whole", "partial"))
-        np.testing.assert_array_equal(tokens_in(resumed, any_models), tokens_in(whole, any_models))
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "partial").read_bytes()
     if windows == 100:
         assert not begun
-    forget(tmp_path / "partial")
-    assert {path.name for path in tmp_path.iterdir()} == {"whole", "whole.4fps"}
 
 
 def test_a_picture_begins_every_level_and_a_video_but_one(levels_models, fake_generate, tmp_path):

@@ -13,7 +13,8 @@ from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, check_output
 from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
-from tokvid.sampling.story import Opening, Story, forget, opening_frames, tell
+from tokvid.sampling.kept import KeptWindows
+from tokvid.sampling.story import Opening, Story, opening_frames, tell
 from tokvid.sampling.stream import Models
 
 WATCHABLE = 256  # pixels: smaller videos are enlarged by a whole factor
@@ -35,8 +36,8 @@ def film(
     """Writes a story to all of `outs` as it is generated, and a `sheet` of it; returns the number of frames.
 
     `opening` comes before the story, or is its first frame. `watch` is called with every frame, uint8 (H, W, 3), before
-    it is enlarged `scale` times (0: to at least WATCHABLE pixels). Tokens are kept in a hidden file beside the first of
-    `outs`: after an interruption, the same call resumes from it. UserError where a file cannot be written;
+    it is enlarged `scale` times (0: to at least WATCHABLE pixels). Windows are kept in a hidden file beside the first
+    of `outs`: after an interruption, the same call resumes from it. UserError where a file cannot be written;
     KeyboardInterrupt says how to resume.
     """
     if sheet is not None:
@@ -50,19 +51,20 @@ def film(
 
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
-        for video_THWC in itertools.chain(before, tell(models, story, partial, tokens)):
-            for frame_HWC in video_THWC:
-                watch(frame_HWC)
-                summary.see(done, frame_HWC)
-                done += 1
-            yield video_THWC
+        with KeptWindows(partial, models) as windows:
+            for video_THWC in itertools.chain(before, tell(models, story, windows, tokens)):
+                for frame_HWC in video_THWC:
+                    watch(frame_HWC)
+                    summary.see(done, frame_HWC)
+                    done += 1
+                yield video_THWC
 
     try:
         write(watched(), outs, story.fps, total, models.size, scale=scale)
     except KeyboardInterrupt as error:
         so_far = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
         raise type(error)(f"interrupted after {so_far}; run the same command again to resume") from None
-    forget(partial)
+    partial.unlink(missing_ok=True)
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
     return total

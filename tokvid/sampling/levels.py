@@ -5,8 +5,8 @@ come in order, as they are generated, in memory that doesn't grow with length.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -19,21 +19,12 @@ from tokvid.sampling.stream import (
     RollingWindow,
     Source,
     StreamDecoder,
+    Windows,
     window_ends,
 )
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of
-
-
-class Kept(Protocol):
-    """A store of a level's tokens, to resume from after an interruption."""
-
-    latent_frames: int
-
-    def read(self, latent_frames: int) -> Iterator[Int[np.ndarray, "t h w q"]]: ...
-
-    def add(self, tokens_THWQ: Int[np.ndarray, "t h w q"]) -> None: ...
 
 
 class Span(NamedTuple):
@@ -125,14 +116,14 @@ def videos(
     levels: Levels,
     opening_BTHWQ: Int[np.ndarray, "b t h w q"],
     *,
-    kept: Callable[[float], Kept | None] = lambda fps: None,
     source: Source | None = None,
+    windows: Windows | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
     Every level begins with `opening_BTHWQ`, which is empty, one image, or latent frames at the only rate; where it is
     empty, the other levels begin with the first level's first latent frame. `source` is the condition of the first
-    level. `kept(fps)` is the store of a level's tokens.
+    level. None of `windows` is generated again.
     """
     check_rows(models, levels.sampling)
     rates, counts = levels.rates, [levels.latent_frames]
@@ -142,12 +133,11 @@ def videos(
     for number, (fps, count) in enumerate(zip(rates, counts, strict=True)):
         if number:
             source = Source(refinement(models)[0], rates[number - 1], tokens)
-        window = RollingWindow(
-            models, len(opening_BTHWQ), fps, keep=levels.keep, sampling=levels.sampling, source=source
-        )
+        batch, sampling = len(opening_BTHWQ), levels.sampling
+        window = RollingWindow(models, batch, fps, keep=levels.keep, sampling=sampling, source=source, windows=windows)
         if source is not None and source.fps < fps and not opening_BTHWQ.shape[1]:
             opening_BTHWQ = source.take(0, 1)  # the first latent frame is one frame, the same at every rate
-        tokens = _level(window, prompts, count, levels.keep, opening_BTHWQ, kept(fps))
+        tokens = _level(window, prompts, count, levels.keep, opening_BTHWQ)
     _, rows, columns = models.transformer.config.latent
     decoder = StreamDecoder(models.tokenizer, len(opening_BTHWQ), rows, columns)
     for tokens_BTHWQ in tokens:
@@ -160,34 +150,18 @@ def _level(
     latent_frames: int,
     keep: int,
     opening_BTHWQ: Int[np.ndarray, "b t h w q"],
-    kept: Kept | None,
 ) -> Iterator[Int[np.ndarray, "b t h w q"]]:
-    """Latent frames (B, T, H, W, Q) at one rate: the opening's, the kept ones, and then new ones, window by window."""
+    """Latent frames (B, T, H, W, Q) at one rate: the opening's, and then new ones, window by window."""
     known = opening_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]
     spans = spans_of(window.models, starts, window.fps, latent_frames, keep=keep, known=known)
     window.append(opening_BTHWQ)
     for index in range(known):
         yield opening_BTHWQ[:, index : index + 1]
-    # Only whole windows are resumed, so that the later ones begin where they would have.
-    available = known + (kept.latent_frames if kept else 0)
-    done = [span for span in spans if span.end <= available]
-    if kept:
-        stored = kept.read(done[-1].end - known if done else 0)
-        for span in done:
-            tokens_BTHWQ = np.concatenate([next(stored) for _ in range(span.end - span.first)])[None]
-            window.append(tokens_BTHWQ)
-            yield tokens_BTHWQ
-        for _ in stored:  # the generator drops the rest when it ends
-            pass
     firsts, ends = {span.segment: span.first for span in reversed(spans)}, {span.segment: span.end for span in spans}
-    for span in spans[len(done) :]:
+    for span in spans:
         prompt, first, end = prompts[span.segment], firsts[span.segment], ends[span.segment]
         # The guidance scale changes linearly over the segment.
         along_T = (np.arange(span.first, span.end) - first) / max(1, end - 1 - first)
         scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
-        guidance_BT = scales[0][:, None] + np.outer(scales[1] - scales[0], along_T)
-        new_BTHWQ = window.extend(prompt, guidance_BT)
-        if kept:
-            kept.add(new_BTHWQ[0])
-        yield new_BTHWQ
+        yield window.extend(prompt, scales[0][:, None] + np.outer(scales[1] - scales[0], along_T))

@@ -1,12 +1,7 @@
 """Stories: a sequence of prompts becomes one video, written as it is generated, and resumed after an interruption."""
 
-import contextlib
 import dataclasses
-import glob
-import hashlib
 import itertools
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +13,6 @@ from jaxtyping import Int, UInt8
 from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
-from tokvid.io.files import atomic
 from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
 from tokvid.sampling.stream import (
     Guidance,
@@ -26,6 +20,7 @@ from tokvid.sampling.stream import (
     Prompt,
     StreamDecoder,
     StreamEncoder,
+    Windows,
     frames_of,
     latent_frames_for,
     make_prompt,
@@ -182,33 +177,24 @@ def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt
 
 
 def tell(
-    models: Models, story: Story, partial: Path, opening: Int[np.ndarray, "t h w q"] | None = None
+    models: Models,
+    story: Story,
+    windows: Windows | None = None,
+    opening: Int[np.ndarray, "t h w q"] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
     """The frames of a story, uint8 (T, H, W, 3), a few at a time, in memory that doesn't grow with its length.
 
     `opening`: tokens (T', H', W', Q) of an image, which becomes the story's first frame, or of a video at the story's
-    rate, whose frames come before the story; after a video, the story is generated at one level. Tokens are kept in the
-    file `partial`, and those of lower levels beside it. Where these files already exist, for the same story and
-    weights, their tokens are decoded instead of generated again. `forget` removes them when the video is safe.
+    rate, whose frames come before the story; after a video, the story is generated at one level. Windows are added to
+    `windows`; those that it already holds, from this story or from one that begins alike, are not generated again.
     """
     opening_THWQ = models.no_tokens(1)[0] if opening is None else opening
-    patch, identity = models.tokenizer.config.temporal_patch, _identity(models, story, opening_THWQ)
+    patch = models.tokenizer.config.temporal_patch
     before = opening_frames(len(opening_THWQ), patch)
     rates = rates_of(models, story.fps, story.scheme) if len(opening_THWQ) < 2 else [story.fps]
-    with contextlib.ExitStack() as stack:
-
-        def kept(fps: float) -> _Partial:
-            path = partial if fps == story.fps else partial.with_name(f"{partial.name}.{fps:g}fps")
-            return stack.enter_context(_Partial(path, identity, models))
-
-        frames = videos(
-            models,
-            prompts_of(story, models, before / story.fps),
-            Levels(rates, latent_frames_for(before + story.frames, patch), story.keep, story.sampling),
-            opening_THWQ[None],
-            kept=kept,
-        )
-        yield from first_frames(before + story.frames, frames)
+    prompts = prompts_of(story, models, before / story.fps)
+    levels = Levels(rates, latent_frames_for(before + story.frames, patch), story.keep, story.sampling)
+    yield from first_frames(before + story.frames, videos(models, prompts, levels, opening_THWQ[None], windows=windows))
 
 
 def first_frames(
@@ -218,12 +204,6 @@ def first_frames(
     for video_BTHWC in videos:
         yield video_BTHWC[0][:count]
         count -= min(count, video_BTHWC.shape[1])
-
-
-def forget(partial: Path) -> None:
-    """Removes the files that `tell` keeps."""
-    for path in (partial, *partial.parent.glob(f"{glob.escape(partial.name)}.*fps")):
-        path.unlink(missing_ok=True)
 
 
 def encode_opening(
@@ -267,56 +247,3 @@ def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -
     ids_BTHWQ = StreamEncoder(models.tokenizer, 1, models.size).feed(padded_THWC[None])
     first_BTHWC = StreamDecoder(models.tokenizer, 1, *ids_BTHWQ.shape[2:4]).feed(ids_BTHWQ)
     return Opening(np.concatenate(parts[before], axis=1)[0], first_BTHWC[0, :before])
-
-
-def _identity(models: Models, story: Story, opening_THWQ: Int[np.ndarray, "t h w q"]) -> str:
-    """16 hex digits of all that decides the tokens of a story."""
-    text = json.dumps(dataclasses.asdict(story), sort_keys=True) + models.mark
-    return hashlib.sha256(text.encode() + opening_THWQ.tobytes()).hexdigest()[:16]
-
-
-class _Partial:
-    """A file with the tokens of a story so far: a line with its identity, then int32 latent frames."""
-
-    def __init__(self, path: Path, identity: str, models: Models):
-        self._shape = models.no_tokens(1).shape[2:]
-        self._path, self._vocabulary = path, models.transformer.config.vocabulary
-        self._line = f"tokvid story {identity}\n".encode()
-        self._bytes = 4 * math.prod(self._shape)
-        self.latent_frames = 0  # whole ones in the file when it was opened
-
-    def __enter__(self) -> "_Partial":
-        if not self._belongs():
-            with atomic(self._path) as temporary:
-                temporary.write_bytes(self._line)
-        self._file = open(self._path, "r+b")
-        self.latent_frames = (self._path.stat().st_size - len(self._line)) // self._bytes
-        return self
-
-    def _belongs(self) -> bool:
-        try:
-            with open(self._path, "rb") as file:
-                return file.read(len(self._line)) == self._line
-        except FileNotFoundError:
-            return False
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def read(self, latent_frames: int) -> Iterator[Int[np.ndarray, "t h w q"]]:
-        """The first `latent_frames` kept, one at a time (1, H, W, Q); the rest of the file is dropped."""
-        self._file.seek(len(self._line))
-        for _ in range(latent_frames):
-            tokens_THWQ = np.frombuffer(self._file.read(self._bytes), "<i4").reshape(1, *self._shape)
-            if not 0 <= tokens_THWQ.min() <= tokens_THWQ.max() < self._vocabulary:
-                raise UserError(f"{self._path} is damaged; remove it to generate the story anew")
-            yield tokens_THWQ.astype(np.int32)
-        self._file.truncate(self._file.tell())
-
-    def add(self, tokens_THWQ: Int[np.ndarray, "t h w q"]) -> None:
-        """Appends latent frames."""
-        try:
-            self._file.write(tokens_THWQ.astype("<i4").tobytes())
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; free some space, then run again") from error

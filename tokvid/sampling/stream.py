@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -223,11 +224,29 @@ class Source:
         return np.pad(taken_BTHWQ, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=-1)
 
 
+@runtime_checkable  # for beartype
+class Windows(Protocol):
+    """A store of generated windows, tokens (B, T, H, W, Q), by the mark of all that determines them: a dict is one."""
+
+    def get(self, mark: str) -> Int[np.ndarray, "b t h w q"] | None: ...
+
+    def __setitem__(self, mark: str, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> None: ...
+
+
+def _mark(models: Models, request: Request, sampling: Sampling) -> str:
+    """32 hex digits of all that decides a window's tokens."""
+    digest = hashlib.sha256(f"{models.mark} {sampling}".encode())
+    for leaf in jax.tree.leaves(request._replace(keys_B=jax.random.key_data(request.keys_B))):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:32]
+
+
 class RollingWindow:
     """Tokens of any length: the last `keep` latent frames are known, and the next ones are generated after them.
 
     Under a new prompt, the kept latent frames are prefilled again; no frame is decoded and encoded again. With a
-    `source`, the video is generated from that condition.
+    `source`, the video is generated from that condition; with `windows`, none of these is generated twice.
     """
 
     def __init__(
@@ -239,6 +258,7 @@ class RollingWindow:
         keep: int = 2,
         sampling: Sampling = Sampling(),
         source: Source | None = None,
+        windows: Windows | None = None,
     ):
         frames = models.transformer.config.latent_frames
         if not 1 <= keep < frames:
@@ -246,6 +266,7 @@ class RollingWindow:
         if not 0 < fps <= 240:
             raise UserError(f"fps should be above 0 and at most 240, got {fps}")
         self.models, self._keep, self._sampling, self._source = models, keep, sampling, source
+        self._windows = windows
         self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
         self.fps, self._batch = fps, batch
         self.latent_frames = 0  # so far
@@ -296,15 +317,20 @@ class RollingWindow:
         )
         keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
         scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)
-        filled = generate(
-            transformer.graph,
-            transformer.params,
-            Request(batch, prompt.negative_BL, keys_B, scale_BT, np.int32(count * H * W)),
-            known=int(known_T.sum()) * H * W,
-            sampling=sampling,
-            guided=bool(np.any(guidance_BT != 1)),
-        )
-        new_BTHWQ = np.asarray(filled)[:, known : known + count]
+        request = Request(batch, prompt.negative_BL, keys_B, scale_BT, np.int32(count * H * W))
+        mark = "" if self._windows is None else _mark(self.models, request, sampling)
+        if self._windows is None or (new_BTHWQ := self._windows.get(mark)) is None:
+            filled = generate(
+                transformer.graph,
+                transformer.params,
+                request,
+                known=int(known_T.sum()) * H * W,
+                sampling=sampling,
+                guided=bool(np.any(guidance_BT != 1)),
+            )
+            new_BTHWQ = np.asarray(filled)[:, known : known + count]
+            if self._windows is not None:
+                self._windows[mark] = new_BTHWQ
         self.append(new_BTHWQ)
         return new_BTHWQ
 
