@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,18 @@ assert time.process_time() < 1, time.process_time()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "--prompt PROMPT" in done.stdout and "COMMAND" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc's")
+@pytest.mark.parametrize(("own", "starts"), [(None, ["None", cli.HUGE_PAGES]), ("", [""])])
+def test_training_starts_once_more_with_huge_pages_unless_the_user_decides(tmp_path, own, starts):
+    code = "import os; print(os.environ.get('GLIBC_TUNABLES'), flush=True); from tokvid.cli.main import main; main()"
+    words = [sys.executable, "-c", code, "train", "tokenizer", str(tmp_path / "missing.py"), "--workdir", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {} if own is None else {"GLIBC_TUNABLES": own}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2 and "missing.py" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stdout.split("\n")[:-1] == starts
 
 
 def test_every_command_is_there_once_and_can_be_called():

@@ -26,6 +26,7 @@ from tokvid.errors import Terminated, UserError, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.urls import URL, local
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LONGEST_LINE = 2000  # characters of an error
 COMMANDS: tuple[Command, ...] = (
     Demo(),
@@ -74,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     143 interrupted."""
     options, rest = parser().parse_known_args(arguments)
     command = next(command for command in COMMANDS if command.name == options.command)
+    if command.large_arrays and arguments is None:
+        _use_huge_pages()
     if command.sets_fields:
         options.fields = rest
     elif rest:
@@ -101,6 +104,16 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     except MemoryError:
         _fail("there is not enough memory for this; use smaller videos, or fewer at a time", 2)
+
+
+def _use_huge_pages() -> None:
+    """Starts this process again with huge pages for large arrays, which save a fifth of a training step.
+
+    glibc reads the setting only at its start. Whoever has set GLIBC_TUNABLES, to "" even, is left alone.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _run(command: Command, options: argparse.Namespace) -> None:

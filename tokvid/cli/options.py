@@ -34,6 +34,7 @@ class Command:
     details: str = ""  # more sentences for its own --help
     epilog: str = ""
     sets_fields = False  # whether it takes a recipe's fields, too: they are in `options.fields`
+    large_arrays = False  # whether it allocates and frees large arrays again and again, as training does
 
     def add_to(self, commands: "argparse._SubParsersAction[Any]", outputs: Outputs) -> None:
         """Makes its parser among those of the other commands."""

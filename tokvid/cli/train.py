@@ -14,6 +14,7 @@ class Train(Command):
     details = "Run again with the same --workdir, it resumes from the last checkpoint."
     epilog = "A model is trained in three steps: train tokenizer, tokenize, train transformer."
     sets_fields = True
+    large_arrays = True
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         model = "tokenizer: video to tokens and back; transformer: text to tokens, after tokenizer and tokenize"
@@ -60,6 +61,7 @@ class Tokenize(Command):
     help = "encode a recipe's videos to tokens, once, for training the transformer"
     details = "Needs a trained tokenizer in --workdir. Run again after an interruption, it keeps what it has."
     sets_fields = True
+    large_arrays = True
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         recipe_arguments(parser, outputs)
