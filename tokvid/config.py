@@ -45,6 +45,7 @@ class DataConfig:
     flip: float = 0.0  # probability to mirror a clip, where its caption stays true
     zoom: float = 1.0  # clips are enlarged by a random factor up to this, and cropped at random
     light: float = 0.0  # brightness and contrast change by up to this share, where the caption stays true
+    conditions: float = 0.0  # share of the tokenizer's clips shown as a condition of the recipe's tasks instead
     max_unreadable: float = 0.1  # largest share of files that may be unreadable
     threads: int = 2  # reading threads
     seed: int = 0

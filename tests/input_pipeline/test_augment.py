@@ -87,7 +87,7 @@ def test_training_clips_are_augmented_and_repeat_with_their_seed():
     assert first.shape == plain.shape and not np.array_equal(first, plain)
 
 
-@pytest.mark.parametrize("settings", [{"flip": 1.5}, {"zoom": 0.5}, {"light": 1.0}, {"zoom": 9.0}])
+@pytest.mark.parametrize("settings", [{"flip": 1.5}, {"conditions": 1.5}, {"zoom": 0.5}, {"light": 1.0}, {"zoom": 9.0}])
 def test_settings_that_cannot_be(settings):
     with pytest.raises(UserError, match=rf"data.{next(iter(settings))} .*should be|data.flip .*should be"):
         check(dataclasses.replace(PLAIN, **settings))

@@ -14,6 +14,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.loader import ClipCutter, clip_batches, usable_rates
 from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.sources import SOURCES
+from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import Caption
 
 SHAPES = DataConfig(videos=7, size=(16, 16), frames=5, threads=0)
@@ -122,6 +123,15 @@ def test_every_video_equally_often_in_a_new_order(made, videos, times):
     for epoch in epochs:
         assert sorted(epoch) == sorted(times * [i % 256 for i in range(videos)])
     assert epochs[0] != epochs[1]
+
+
+def test_a_share_of_clips_is_shown_as_a_condition(made):
+    config, seen = dataclasses.replace(made([9.0] * 40), conditions=0.25), [CONDITIONS["low"], CONDITIONS["edges"]]
+    clips = np.concatenate([batch.video for batch in take(clip_batches(config, 20, 0, conditions=seen), 10)])
+    black = (clips == 0).all(axis=(1, 2, 3, 4)).mean()  # even frames have no edges
+    assert clips.shape == (200, 5, 16, 16, 3) and 0.06 < black < 0.2
+    one, other = (clip_batches(c, 20, 0, conditions=seen) for c in (made([9.0] * 40), SHAPES))
+    assert (next(one).video != 0).any() and (next(other).video == next(clip_batches(SHAPES, 20, 0)).video).all()
 
 
 def test_images_beside_clips(made):

@@ -31,10 +31,15 @@ def test_a_condition_is_made_frame_by_frame(name):
     whole = condition.apply(video)
     frames = 1 + 8 // condition.slower
     assert whole.shape == (frames, 16 // condition.smaller, 24 // condition.smaller, 3) and whole.dtype == np.uint8
-    assert condition.help and condition.named == (condition.slower == condition.smaller == 1)
+    assert condition.help
     for number in range(frames):
         at = number * condition.slower
         np.testing.assert_array_equal(condition.apply(video[at : at + 1])[0], whole[number])
+
+
+def test_the_layout_tells_conditions_without_an_embedding_apart():
+    layouts = [(each.slower, each.smaller) for each in CONDITIONS.values() if not each.named]
+    assert len(set(layouts)) == len(layouts) and (1, 1) not in layouts
 
 
 def test_a_smaller_condition_holds_the_means_of_its_pixels():

@@ -25,10 +25,11 @@ LARGEST_ZOOM = 4.0
 
 def check(config: DataConfig) -> None:
     """UserError for shares and factors out of range."""
-    if not (0 <= config.flip <= 1 and 0 <= config.light < 1 and 1 <= config.zoom <= LARGEST_ZOOM):
+    shares = 0 <= config.flip <= 1 and 0 <= config.conditions <= 1
+    if not (shares and 0 <= config.light < 1 and 1 <= config.zoom <= LARGEST_ZOOM):
         raise UserError(
-            f"data.flip {config.flip} should be 0 to 1, data.light {config.light} 0 to less than 1, "
-            f"data.zoom {config.zoom} 1 to {LARGEST_ZOOM:g}"
+            f"data.flip {config.flip} and data.conditions {config.conditions} should be 0 to 1, "
+            f"data.light {config.light} 0 to less than 1, data.zoom {config.zoom} 1 to {LARGEST_ZOOM:g}"
         )
 
 

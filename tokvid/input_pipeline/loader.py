@@ -19,6 +19,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import open_source
+from tokvid.tasks.conditions import Condition
 from tokvid.types import Caption, TokenBatch, VideoBatch, VideoItem, VideoSource, joined
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,17 @@ def captions_within(captions: tuple[Caption, ...], start: float, end: float) -> 
 class ClipCutter:
     """Cuts a clip from a video of `source`, or from another, drawn deterministically, where that cannot be used."""
 
-    def __init__(self, source: VideoSource, config: DataConfig, encode: Callable[[str], np.ndarray] | None = None):
-        """`encode` turns a caption into ids, int32 (L,); without it, clips have none, (0,)."""
+    def __init__(
+        self,
+        source: VideoSource,
+        config: DataConfig,
+        encode: Callable[[str], np.ndarray] | None = None,
+        conditions: Sequence[Condition] = (),
+    ):
+        """`encode` turns a caption into ids, int32 (L,); without it, clips have none, (0,).
+
+        A share of the clips, `config.conditions`, are shown as one of `conditions` instead.
+        """
         if config.frames < 1 or not config.fps or not all(0 < rate < math.inf for rate in config.fps):
             raise UserError(
                 f"frames {config.frames} at fps {config.fps}: both must be positive, with one rate at least"
@@ -55,6 +65,7 @@ class ClipCutter:
         augment.check(config)
         self.source, self.config = source, config
         self.encode = encode or (lambda caption: np.zeros(0, np.int32))
+        self.conditions = conditions if config.conditions else ()
         self.unreadable = Unreadable(config.max_unreadable)
         self.too_short = 0
         self._lock = threading.Lock()
@@ -95,6 +106,9 @@ class ClipCutter:
         self.unreadable.good()
         captions = [caption.text for caption in captions_within(item.captions, start, start + length)]
         video_THWC = augment.augment(video_THWC, captions, config, rng)
+        if self.conditions and rng.random() < config.conditions:
+            shown = self.conditions[int(rng.integers(len(self.conditions)))]
+            video_THWC = shown.disguised(video_THWC)
         no_images = np.zeros((0, *config.size, 3), np.uint8)
         return VideoBatch(
             video_THWC, np.asarray(fps, np.float32), no_images, self.encode(captions[0] if captions else "")
@@ -140,9 +154,12 @@ def clip_batches(
     *,
     split: str = "train",
     encode: Callable[[str], np.ndarray] | None = None,
+    conditions: Sequence[Condition] = (),
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[VideoBatch]:
     """Endless batches of clips of `config.frames` frames, with images and, with `encode`, their captions' ids.
+
+    A share of the clips, `config.conditions`, is shown as one of `conditions` instead.
 
     `batch` is the number of samples of this process; `shard` is (its index, the number of processes). All processes
     together get `batch * shard[1]` samples, which depend on the step alone. The iterator's `get_state` and `set_state`
@@ -151,7 +168,7 @@ def clip_batches(
     source = open_source(config, split)
     if not len(source):
         raise UserError(f"there are no videos in the split {split} of {config.source} {config.path}; give at least one")
-    clips = ClipCutter(source, config, encode)
+    clips = ClipCutter(source, config, encode, conditions)
     samples = samples_of(len(source), seed).random_map(ImageAdder(clips, source, config) if config.images else clips)
     return batches(samples, batch, threads=config.threads, shard=shard)
 

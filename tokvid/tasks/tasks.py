@@ -82,6 +82,11 @@ TASKS: dict[str, Task] = {
     "image_to_video": Task("a video that begins with a picture", first_frame),
     "continuation": Task("a video goes on", last_frames, at_switch=0.25),
     "infilling": Task("new frames between given ones", any_frames),
+    "restyle": Task("the same motion and outlines with another look", any_last_frames, condition="edges"),
+    "reshape": Task("the same motion with other things", any_last_frames, condition="rough"),
+    "colourise": Task("colours for a grey video", any_last_frames, condition="grey"),
+    "upscale": Task("twice the width and height", any_last_frames, condition="low"),
+    "animate": Task("a picture moves along a track", any_last_frames, condition="track"),
     "interpolation": Task("twice as many frames", any_last_frames, condition="coarse"),
 }
 

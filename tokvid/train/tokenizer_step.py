@@ -22,6 +22,8 @@ from tokvid.input_pipeline.loader import clip_batches
 from tokvid.input_pipeline.sources import fingerprint, holds_out
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.io.media import contact_sheet
+from tokvid.tasks.conditions import Condition
+from tokvid.tasks.tasks import conditions_of
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
@@ -33,7 +35,7 @@ from tokvid.types import VideoBatch
 log = logging.getLogger(__name__)
 
 
-PLAIN: dict[str, Any] = {"flip": 0.0, "zoom": 1.0, "light": 0.0}  # no augmentation, for validation
+PLAIN: dict[str, Any] = {"flip": 0.0, "zoom": 1.0, "light": 0.0, "conditions": 0.0}  # no augmentation, for validation
 VALIDATION_SEED = 1
 
 
@@ -136,7 +138,13 @@ class TokenizerTraining:
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config = self.recipe.train_tokenizer
         encode = self.text.encoder(self.recipe.transformer.text_length) if self.text else None
-        return clip_batches(self.recipe.data, config.batch // shard[1], config.seed, encode=encode, shard=shard)
+        batch, shown = config.batch // shard[1], self._conditions()
+        return clip_batches(self.recipe.data, batch, config.seed, encode=encode, conditions=shown, shard=shard)
+
+    def _conditions(self) -> list[Condition]:
+        """Those that the tasks read and that look unlike the videos, for which the tokenizer is trained as well."""
+        conditions = conditions_of(self.recipe.layouts.tasks).values()
+        return [condition for condition in conditions if condition.slower == 1]
 
     def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config, data = self.recipe.train_tokenizer, dataclasses.replace(self.recipe.data, **PLAIN)
@@ -161,7 +169,7 @@ class TokenizerTraining:
 
     def samples(self, players: Players, directory: Path, step: int) -> None:
         """Writes a sheet of true clips, each above its reconstruction."""
-        with contextlib.closing(clip_batches(self.recipe.data, 4, seed=1)) as batches:
+        with contextlib.closing(clip_batches(self.recipe.data, 4, seed=1, conditions=self._conditions())) as batches:
             truth = next(batches).video
         rebuilt = to_bytes(np.asarray(_reconstruct(*nnx.split(players.tokenizer), truth)))
         rows = [video for pair in zip(truth, rebuilt, strict=True) for video in pair]
@@ -188,7 +196,8 @@ def total(losses: Metrics) -> jax.Array:
 
 def describe_data(config: DataConfig) -> dict[str, Any]:
     """The settings that decide the clips, as JSON values: all but those of speed."""
-    return {name: value for name, value in to_dict(config).items() if name not in ("threads", "max_unreadable")}
+    silent = {"threads", "max_unreadable"} | (set() if config.conditions else {"conditions"})  # earlier: no such field
+    return {name: value for name, value in to_dict(config).items() if name not in silent}
 
 
 def _warn_of_streams(config: TokenizerConfig, frames: int) -> None:

@@ -1,0 +1,92 @@
+"""Moving Shapes at 64×64, for all tasks of docs/tasks.md.
+
+    tokvid train tokenizer configs/shapes64.py --workdir runs/shapes64
+    tokvid tokenize configs/shapes64.py --workdir runs/shapes64
+    tokvid train transformer configs/shapes64.py --workdir runs/shapes64
+    tokvid evaluate shapes --weights runs/shapes64 --samples 512 --json runs/shapes64/evaluation.json
+
+A patch of 4×4 pixels and 2 frames has a code of 11 bits, and four patches share a token, so a latent frame has 64
+tokens. A quarter of the tokenizer's clips are shown as the tasks' conditions, which it would otherwise never see.
+"""
+
+from tokvid.config import (
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+
+size = (64, 64)
+
+recipe = Recipe(
+    data=DataConfig(source="shapes", size=size, frames=9, fps=(2.0, 4.0, 8.0), conditions=0.25, threads=1),
+    tokenizer=TokenizerConfig(
+        patch=4,
+        fold=2,
+        width=128,
+        heads=4,
+        mlp=352,
+        encoder=("space", "time"),
+        decoder=("space", "time") * 2,
+        time_window=2,  # two layers then see 3 latent frames: fewer than a clip's 5, so that streams are nothing new
+        quantizer="fsq",
+        levels=(8, 8, 6, 5),
+        temporal_weight=0.5,
+    ),
+    train_tokenizer=TrainConfig(
+        steps=4000,
+        batch=4,
+        optimizer="muon",
+        learning_rate=4e-3,
+        schedule="stable",
+        decay=0.3,
+        weight_decay=0.01,
+        ema=0.998,
+        log_every=50,
+        save_every=200,
+        sample_every=1000,
+    ),
+    tokens=TokensConfig(videos=10_000, latent_frames=9),
+    transformer=TransformerConfig(
+        text_vocabulary=512,
+        text_length=15,
+        latent_frames=4,
+        width=224,
+        layers=6,
+        heads=7,
+        kv_heads=7,
+        mlp=608,
+        head_width=160,
+        head_layers=2,
+    ),
+    layouts=LayoutConfig(
+        tasks={
+            "text_to_video": 0.3,
+            "image_to_video": 0.05,
+            "continuation": 0.2,
+            "infilling": 0.05,
+            "interpolation": 0.1,
+            "restyle": 0.06,
+            "reshape": 0.06,
+            "colourise": 0.06,
+            "upscale": 0.06,
+            "animate": 0.06,
+        }
+    ),
+    train_transformer=TrainConfig(
+        steps=6000,
+        batch=8,
+        optimizer="muon",
+        learning_rate=4e-3,
+        schedule="stable",
+        decay=0.3,
+        warmup=100,
+        ema=0.998,
+        log_every=50,
+        save_every=200,
+        sample_every=2000,
+    ),
+)
