@@ -53,7 +53,8 @@ class Chip:
 
     `flops`: dense bfloat16 FLOP/s; `memory`: bytes of HBM; `bandwidth`: of HBM, bytes/s; `link`: of one link to a
     neighbour, one way, bytes/s; `wraps`: axes of the torus whose length is a multiple of it are rings, others are
-    lines; `network`: a chip's share of the data centre's network between slices, bytes/s, 0 where it isn't published.
+    lines, and 0 is a switch that joins all; `network`: a chip's share of the data centre's network between slices,
+    bytes/s, 0 where it isn't published.
     """
 
     name: str  # the beginning of topologies' names, "v5p:4x4x8"
@@ -83,7 +84,7 @@ CHIPS = (
         80 * GB,
         3350 * GB,
         450 * GB,
-        1,
+        0,
         0,
         "nvidia.com/en-us/data-center/h100 (SXM, dense)",
     ),
@@ -94,7 +95,7 @@ CHIPS = (
         141 * GB,
         4800 * GB,
         450 * GB,
-        1,
+        0,
         0,
         "nvidia.com/en-us/data-center/h200 (SXM, dense)",
     ),

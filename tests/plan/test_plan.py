@@ -1,4 +1,4 @@
-"""`tokvid plan` from end to end: compiled for a real topology. Needs libtpu, as `pip install 'tokvid[tpu]'` brings."""
+"""`tokvid plan` from end to end, compiled for real. For TPUs it needs libtpu, as `pip install 'tokvid[tpu]'` brings."""
 
 import importlib.util
 import json
@@ -82,3 +82,12 @@ def test_without_libtpu_one_line_says_how_to_get_it():
         pytest.skip("libtpu is installed")
     code, _, errors = planned(*TINY)
     assert code == 2 and "pip install 'tokvid[tpu]'" in errors and len(errors.splitlines()) == 1
+
+
+def test_gpus_need_nothing_to_be_planned_for(tmp_path):
+    gpus = ("configs/tiny.py", "--topology", "h100:2", "--mesh", "1", "2", "1", "1", "--only", "training")
+    code, said, errors = planned(*gpus, "--json", str(tmp_path / "plan.json"))
+    assert code == 0 and "virtual CPUs" in said and said.endswith("fits\n"), errors
+    training = json.loads((tmp_path / "plan.json").read_text())["training"]
+    assert training["memory"]["of"] == 80e9 and training["flops"]["executed by each device"] > 0
+    assert training["collectives"]["all-gather"]["bytes"] > 0

@@ -86,7 +86,7 @@ def test_slices_that_cannot_be(name, slices):
 
 
 def program(text="", **memory):
-    return SimpleNamespace(text=text, memory=memory, seconds=1.0)
+    return SimpleNamespace(text=text, memory=memory, least_bytes=5.0, seconds=1.0)
 
 
 def test_mfu_is_of_the_models_flops_and_the_report_says_all():
@@ -99,7 +99,12 @@ ENTRY %main (a: bf16[1024,1024]) -> bf16[1024,1024] {
 """
     devices = [SimpleNamespace(coords=place) for place in grid(2, 2, 1)]
     mesh = SimpleNamespace(devices=SimpleNamespace(flat=devices))
-    found = judge(program(text, parameters=3.0, code=4.0), Topology("", V5P, (2, 2, 1), []), mesh, 2 * 1024**3 * 2)
+    found = judge(
+        program(text, parameters=3.0, code=4.0),
+        Topology("", V5P, (2, 2, 1), [SimpleNamespace(platform="tpu")]),
+        mesh,
+        2 * 1024**3 * 2,
+    )
     assert found["memory"] == {"parameters": 3, "code": 4, "total": 7, "of": V5P.memory}
     assert found["flops"]["executed by each device"] == 2 * 1024**3
     seconds = found["seconds"]
@@ -111,6 +116,7 @@ ENTRY %main (a: bf16[1024,1024]) -> bf16[1024,1024] {
         "topology": "v5p:2x2x1",
         "slices": 1,
         "chips": 4,
+        "compiled for": "these chips",
         "mesh": {"data": 4},
         "chip": vars(V5P) | {},
         "training": found | per_day,
@@ -122,8 +128,21 @@ ENTRY %main (a: bf16[1024,1024]) -> bf16[1024,1024] {
 
 
 @pytest.mark.parametrize(
-    "name, wrong", [("v5x:2x2", "v5e"), ("h100:8", "TPU"), ("v5p", "v5p:4x4x8"), ("v5p:4x0x4", "")]
+    "name, wrong",
+    [
+        *(("v5x:2x2", "v5e"), ("v5p", "v5p:4x4x8"), ("v5p:4x0x4", "")),
+        *(("h10:8", "h100"), ("h100", "h100:8"), ("h100:9", "1 to 8"), ("h100:2x2", "1 to 8"), ("h100:8", "CPU")),
+    ],
 )
 def test_a_topology_that_there_isnt_is_refused(name, wrong):
     with pytest.raises(UserError, match=wrong or name):
         topology(name)
+
+
+def test_gpus_are_planned_with_virtual_cpus_that_exchange_over_a_switch():
+    h100 = topology("h100:1")
+    assert h100.stand_in and h100.chip.name == "h100" and h100.dims == (1,)
+    gathered = Collective("all-gather", 8e9, (tuple(range(8)),), 1, "")
+    assert seconds_of(gathered, [(i,) for i in range(8)], h100) == pytest.approx(7e9 / h100.chip.link)
+    mesh = SimpleNamespace(devices=SimpleNamespace(flat=h100.devices))
+    assert judge(program(), h100, mesh, 0.0, trips=(2, 30))["bytes of HBM"] == 5 * 32

@@ -9,10 +9,10 @@ from tokvid.io.files import Outputs, write_json, write_text
 
 
 class Plan(Command):
-    """What a recipe needs and can reach on a TPU pod. Ends the program with 1 where it doesn't fit."""
+    """What a recipe needs and can reach on a TPU pod or on GPUs. Ends the program with 1 where it doesn't fit."""
 
     name = "plan"
-    help = "check whether a recipe fits a TPU pod and how fast it can be there; needs no TPU"
+    help = "check whether a recipe fits a TPU pod, or GPUs, and how fast it can be there; needs neither"
     details = "Compiles the transformer's training step and its sampling loop for the pod and reads the programs."
     epilog = "Exit code: 0 it fits, 1 it doesn't, 2 a mistake in the arguments."
     sets_fields = True
@@ -23,7 +23,7 @@ class Plan(Command):
             "--topology",
             required=True,
             metavar="TYPE:SIZES",
-            help="TPU type and chips along each dimension: v5p:4x4x8, v5e:16x16, v6e:16x16, …",
+            help="TPU type and chips along each dimension: v5p:4x4x8, v5e:16x16, …; or GPUs of one machine: h100:8",
         )
         parser.add_argument(
             "--slices",

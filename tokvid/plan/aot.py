@@ -1,5 +1,10 @@
-"""Compiles a pod's programs ahead of time on this machine, which needs no TPU."""
+"""Compiles a pod's programs ahead of time on this machine, which needs no TPU or GPU.
 
+libtpu compiles for TPUs without one. There is nothing like it for GPUs, so their programs are compiled for as many
+virtual CPUs: sharding, FLOPs and collectives are the same, temporaries are an upper estimate.
+"""
+
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -34,6 +39,7 @@ LIBTPU = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+NODE = 8  # GPUs that NVLink joins
 VIDEOS = 8  # sampled at once per copy of the weights
 
 
@@ -50,27 +56,59 @@ class Topology:
     dims: tuple[int, ...]
     devices: list[Any]
 
+    @property
+    def stand_in(self) -> bool:
+        """Whether the devices only stand in for the chips."""
+        return self.devices[0].platform == "cpu"
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its text, and the bytes of memory per device by kind."""
+    """A compiled program: its text, and the bytes of memory per device by kind.
+
+    `least_bytes`: arguments and results, each read or written once.
+    """
 
     text: str
     memory: dict[str, float]
+    least_bytes: float
     seconds: float  # compile time
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """`slices` slices of the topology `name`, such as "v5p:4x4x8". UserError for an unknown name or without libtpu."""
-    kind, _, sizes = name.partition(":")
-    names = [chip.name for chip in CHIPS if chip.kinds[0].startswith("TPU")]
+    """`slices` slices of the topology `name`, such as "v5p:4x4x8", or the GPUs of a machine, such as "h100:8".
+
+    UserError for an unknown name or, for TPUs, without libtpu.
+    """
+    kind, names = name.partition(":")[0], [chip.name for chip in CHIPS]
     if kind not in names:
-        raise UserError(f"{did_you_mean(kind, names, 'TPU')}; a topology is one with its sizes, such as v5p:4x4x8")
+        raise UserError(
+            f"{did_you_mean(kind, names, 'chip')}; a topology is a chip and its sizes, such as v5p:4x4x8 or h100:8"
+        )
+    chip = next(chip for chip in CHIPS if chip.name == kind)
+    if slices < 1 or (slices > 1 and not chip.network):
+        raise UserError(f"{slices} slices of {kind}: give 1 or more, and only 1 if its network is unknown")
+    return _tpus(name, slices) if chip.kinds[0].startswith("TPU") else _gpus(name, chip)
+
+
+def _gpus(name: str, chip: Chip) -> Topology:
+    sizes = name.partition(":")[2]
+    if not re.fullmatch(r"[1-9]\d*", sizes) or int(sizes) > NODE:
+        raise UserError(f"topology {name!r} should be a GPU and how many, 1 to {NODE}, such as h100:8")
+    count = int(sizes)
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # JAX has started already, maybe with as many
+        jax.config.update("jax_num_cpu_devices", count)
+    if len(jax.devices()) < count:
+        raise UserError(f"{name} needs {count} virtual CPUs to compile for: export JAX_NUM_CPU_DEVICES={count}")
+    return Topology(name, chip, (count,), jax.devices()[:count])
+
+
+def _tpus(name: str, slices: int) -> Topology:
+    sizes = name.partition(":")[2]
     dims = tuple(map(int, re.findall(r"\d+", sizes)))
     if not re.fullmatch(r"\d+(x\d+){1,2}", sizes) or 0 in dims:
         raise UserError(f"topology {name!r} should be a TPU and its sizes, such as v5p:4x4x8 or v6e:16x16")
-    if slices < 1 or (slices > 1 and not next(chip for chip in CHIPS if chip.name == kind).network):
-        raise UserError(f"{slices} slices of {kind}: give 1 or more, and only 1 if its network is unknown")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning compiles with libtpu, which isn't installed: pip install 'tokvid[tpu]'")
     for variable, value in LIBTPU.items():
@@ -170,7 +208,8 @@ def _by_kind(program: tuple[Any, float], arguments: dict[str, float]) -> Program
         "output": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,  # excluding outputs written in place
         "code": analysis.generated_code_size_in_bytes,
     }
-    return Program(compiled.as_text(), {name: float(size) for name, size in memory.items()}, seconds)
+    least = float(analysis.argument_size_in_bytes + analysis.output_size_in_bytes)
+    return Program(compiled.as_text(), {name: float(size) for name, size in memory.items()}, least, seconds)
 
 
 def _bytes(tree: Any) -> float:

@@ -46,8 +46,11 @@ def plan(
     target = topology(where, slices)
     if mesh is not None:
         recipe = dataclasses.replace(recipe, train_transformer=dataclasses.replace(recipe.train_transformer, mesh=mesh))
+    if target.stand_in and recipe.transformer.dtype == "auto":  # which asks the device
+        recipe = dataclasses.replace(recipe, transformer=dataclasses.replace(recipe.transformer, dtype="bfloat16"))
     on = make_mesh(recipe.train_transformer.mesh, target.devices)
     result: dict[str, Any] = {"topology": where, "slices": slices, "chips": len(target.devices)}
+    result |= {"compiled for": "virtual CPUs" if target.stand_in else "these chips"}
     result |= {"mesh": dict(on.shape), "chip": dataclasses.asdict(target.chip)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "training": lambda: _training(recipe, target, on, keep),
@@ -118,6 +121,11 @@ def lines(config: Path, result: dict[str, Any]) -> list[str]:
         f"a chip: {chip['flops'] / 1e12:.0f} TFLOP/s, {_size(chip['memory'])} at {chip['bandwidth'] / 1e9:.0f} GB/s, "
         f"links of {chip['link'] / 1e9:.0f} GB/s each way ({chip['source']})",
     ]
+    if result["compiled for"] == "virtual CPUs":
+        about.append(
+            "compiled for as many virtual CPUs: temporaries are an upper estimate; bytes of HBM, and so the bounds on "
+            "speed, count weights and states only"
+        )
     if training := result.get("training"):
         about += ["", f"Training step (compiled in {training['compiled in seconds']:.0f} s)", *_program_lines(training)]
         about += [
