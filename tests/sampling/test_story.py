@@ -42,7 +42,7 @@ def told_partly(models, story, partial, parts):
 def tokens_in(partial, models):
     """The tokens of all windows in a file, in the order in which they were generated."""
     with KeptWindows(partial, models) as kept:
-        windows = [kept.get(mark)[0] for mark in kept._places]
+        windows = [kept.get(mark)[0] for mark in kept]
     return np.concatenate([models.no_tokens(1)[0], *windows])
 
 

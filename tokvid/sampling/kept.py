@@ -8,7 +8,9 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int
@@ -22,7 +24,7 @@ CHECK = struct.Struct("<I")  # then tokens as int32, and a checksum of all befor
 
 
 class KeptWindows:
-    """A file of windows, in a `with` statement; a file of other models is replaced.
+    """A file of windows, in a `with` statement, written from the first one on; a file of other models is replaced.
 
     Records are only appended, so a torn or damaged one ends what is read: it is generated again, with all later ones.
     """
@@ -31,21 +33,25 @@ class KeptWindows:
         self._path, self._shape = path, models.no_tokens(1).shape[2:]
         mark = hashlib.sha256(f"{models.mark} {self._shape}".encode()).hexdigest()[:16]
         self._line = f"tokvid windows {mark}\n".encode()
-        self._places: dict[str, tuple[int, int, int]] = {}  # of tokens in the file: first byte, videos, latent frames
+        self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> "KeptWindows":
-        if not self._belongs():
-            with atomic(self._path) as temporary:
-                temporary.write_bytes(self._line)
-        self._file = open(self._path, "r+b")
-        end = self._file.seek(len(self._line))
-        while self._reads_record():
-            end = self._file.tell()
-        self._file.truncate(end)
+        if self._belongs():
+            self._open()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> BinaryIO:
+        self._file = file = self._path.open("r+b")
+        end = file.seek(len(self._line))
+        while self._reads_record(file):
+            end = file.tell()
+        file.truncate(end)
+        return file
 
     def _belongs(self) -> bool:
         try:
@@ -57,26 +63,31 @@ class KeptWindows:
     def _bytes(self, videos: int, latent_frames: int) -> int:
         return 4 * videos * latent_frames * math.prod(self._shape)
 
-    def _reads_record(self) -> bool:
+    def _reads_record(self, file: BinaryIO) -> bool:
         """Whether a whole and undamaged record follows, which then is known."""
-        if len(head := self._file.read(HEAD.size)) < HEAD.size:
+        start = file.tell()
+        if len(head := file.read(HEAD.size)) < HEAD.size:
             return False
         mark, videos, latent_frames = HEAD.unpack(head)
-        start, count = self._file.tell(), self._bytes(videos, latent_frames)
-        if start + count > os.fstat(self._file.fileno()).st_size:
+        count = self._bytes(videos, latent_frames)
+        if file.tell() + count > os.fstat(file.fileno()).st_size:
             return False
-        tokens, check = self._file.read(count), self._file.read(CHECK.size)
+        tokens, check = file.read(count), file.read(CHECK.size)
         if check != CHECK.pack(zlib.crc32(head + tokens)):
             return False
-        self._places[mark.decode("ascii")] = (start, videos, latent_frames)
+        self._places[bytes.fromhex(mark.decode("ascii"))] = start
         return True
+
+    def __iter__(self) -> Iterator[str]:
+        """The marks of the windows, as they were added."""
+        return (mark.hex() for mark in self._places)
 
     def get(self, mark: str) -> Int[np.ndarray, "b t h w q"] | None:
         """The tokens (B, T, H, W, Q) that were added under this mark, or None."""
-        if mark not in self._places:
+        if self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
             return None
-        start, videos, latent_frames = self._places[mark]
         self._file.seek(start)
+        _, videos, latent_frames = HEAD.unpack(self._file.read(HEAD.size))
         tokens = np.frombuffer(self._file.read(self._bytes(videos, latent_frames)), "<i4")
         return tokens.reshape(videos, latent_frames, *self._shape).astype(np.int32)
 
@@ -85,9 +96,13 @@ class KeptWindows:
         videos, latent_frames = tokens_BTHWQ.shape[:2]
         record = HEAD.pack(mark.encode(), videos, latent_frames) + tokens_BTHWQ.astype("<i4").tobytes()
         try:
-            start = self._file.seek(0, os.SEEK_END)
-            self._file.write(record + CHECK.pack(zlib.crc32(record)))
-            self._file.flush()
+            if self._file is None:
+                with atomic(self._path) as temporary:
+                    temporary.write_bytes(self._line)
+            file = self._file or self._open()
+            start = file.seek(0, os.SEEK_END)
+            file.write(record + CHECK.pack(zlib.crc32(record)))
+            file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}; free some space, then run again") from error
-        self._places[mark] = (start + HEAD.size, videos, latent_frames)
+        self._places[bytes.fromhex(mark)] = start

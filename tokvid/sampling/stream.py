@@ -224,7 +224,7 @@ class Source:
         return np.pad(taken_BTHWQ, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=-1)
 
 
-@runtime_checkable  # for beartype
+@runtime_checkable  # so that tests check it
 class Windows(Protocol):
     """A store of generated windows, tokens (B, T, H, W, Q), by the mark of all that determines them: a dict is one."""
 
