@@ -59,3 +59,15 @@ def test_a_home_that_cannot_be_written_to_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     keep_programs()
     assert not jax.config.jax_compilation_cache_dir
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    """JAX reads a time of use for every program when it adds one, and would stop at the one without."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_programs()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    for name in ("whole-cache", "whole-atime", "torn-cache"):
+        (folder / name).write_bytes(b"12345678")
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_programs()
+    assert {path.name for path in folder.glob("*-*")} == {"whole-cache", "whole-atime"}

@@ -1,11 +1,13 @@
 """Keeps compiled programs on disk, so that later runs don't compile them again."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import platform
 from pathlib import Path
 
+import filelock
 import jax
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,20 @@ def keep_programs() -> None:
     except OSError as error:  # a read-only home
         log.debug("compiled programs are not kept: %s", error)
         return
+    _remove_torn(folder)
     if jax.default_backend() == "cpu":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _remove_torn(folder: Path) -> None:
+    """Removes programs that a killed process was writing: JAX would keep no other one as long as they are there."""
+    with contextlib.suppress(OSError, filelock.Timeout), filelock.FileLock(folder / ".lockfile", timeout=10):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():  # written after it
+                program.unlink(missing_ok=True)
 
 
 def default_folder() -> Path:
