@@ -86,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy multiplies little, and its threads would disturb XLA's
     logging.basicConfig(level=logging.WARNING, format="tokvid: %(message)s")
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
