@@ -12,4 +12,4 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-step pytest "$@"
+step pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"

@@ -33,9 +33,17 @@ CHECKED += ["sampling.decode", "sampling.methods", "sampling.stream"]  # the oth
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"tokvid.{room}" for room in CHECKED], BEARTYPE)
 
-# Commands keep compiled programs in the user's cache folder: here in one of the tests' own, shared by all of a run.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokvid-tests-")
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+def remove_cache(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child also comes here, when it exits
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# Commands keep compiled programs in the user's cache folder: here in one of the tests' own, shared by all of a run and
+# its worker processes.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokvid-tests-")
+    atexit.register(remove_cache, os.environ["XDG_CACHE_HOME"], os.getpid())
 
 # A shell starts what is to run in the background with Ctrl-C ignored, and Python leaves that so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
