@@ -71,7 +71,7 @@ def test_a_video_is_made_from_any_condition(models, asked, monkeypatch):
     """Window after window of the condition's tokens, whose name has an embedding; nothing else is known at first."""
     dark = Condition("a dark video", lambda video_THWC: video_THWC // 2)
     monkeypatch.setitem(CONDITIONS, "dark", dark)
-    monkeypatch.setitem(TASKS, "brighten", Task("light", any_last_frames, condition="dark"))
+    monkeypatch.setitem(TASKS, "brighten", Task("light", any_last_frames, conditions=("dark",)))
     about = models.transformer.about | {"layouts": {"tasks": {"brighten": 1.0}, "rows": [0]}}
     config = dataclasses.replace(models.transformer.config, conditions=("grey", "dark"))
     named = types.SimpleNamespace(**models.transformer._asdict() | {"about": about, "config": config})

@@ -128,7 +128,7 @@ def test_a_window_sees_what_of_the_coarse_video_it_fills_in(tiny_models, fake_ge
             pulled.append(index)
             yield np.full((1, 1, 2, 2, 1), 20 + index, np.int32)
 
-    window = RollingWindow(tiny_models, 1, 8.0, source=Source("coarse", 4.0, coarse()))
+    window = RollingWindow(tiny_models, 1, 8.0, sources=[Source("coarse", 4.0, coarse())])
     for count, seen, read in ((4, [20, 21, 22], 3), (2, [21, 22, 23], 4), (1, [22, 23, -1], 4)):
         window.extend(ask(), np.ones((1, count)))
         assert fake_generate[-1][3] == [seen] and len(pulled) == read, "no more is read than is seen"

@@ -35,7 +35,7 @@ def test_what_is_said_otherwise_is_refused(name, value):
 
 def test_conditions_that_need_an_embedding_have_one(monkeypatch):
     monkeypatch.setitem(conditions.CONDITIONS, "grey", conditions.Condition("a grey clip"))
-    monkeypatch.setitem(tasks.TASKS, "colourise", tasks.Task("colours", condition="grey"))
+    monkeypatch.setitem(tasks.TASKS, "colourise", tasks.Task("colours", conditions=("grey",)))
     layouts = LayoutConfig({"colourise": 1, "interpolation": 1})
     recipe = fitted(dataclasses.replace(RECIPE, layouts=layouts))
     assert recipe.transformer.conditions == ("grey",)

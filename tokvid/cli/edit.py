@@ -16,10 +16,10 @@ class Edit(Command):
     details = "The new video follows the prompt and what the task takes from IN."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        tasks = {name: task for name, task in TASKS.items() if task.condition}
+        tasks = {name: task for name, task in TASKS.items() if len(task.conditions) == 1}
         parser.add_argument("video", type=readable, metavar="IN", help="video to make the new one from")
         helps = "; ".join(
-            f"{name}: {task.help}, from {CONDITIONS[task.condition].help}" for name, task in tasks.items()
+            f"{name}: {task.help}, from {CONDITIONS[task.conditions[0]].help}" for name, task in tasks.items()
         )
         parser.add_argument("--task", required=True, choices=tuple(tasks), help=helps)
         parser.add_argument("--prompt", default="", help="what the new video shows (default: no prompt)")

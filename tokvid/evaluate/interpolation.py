@@ -100,7 +100,7 @@ def _interpolated(
     source = Source(refinement(models)[0], slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1])))
     latent_frames = 1 + (tokens.shape[1] - 1) * factor
     levels = Levels(rates_between(models, slow, factor), latent_frames, settings.keep, settings.sampling)
-    return np.concatenate(list(videos(models, [prompt], levels, tokens[:, :1], source=source)), axis=1)
+    return np.concatenate(list(videos(models, [prompt], levels, tokens[:, :1], sources=[source])), axis=1)
 
 
 def _compare(

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -132,7 +133,7 @@ def training_program(recipe: Recipe, mesh: Mesh) -> Program:
     training, config = TransformerTraining(recipe), recipe.train_transformer
     like, graph = abstract_state(training, config, mesh)
     longest = max(batch_kinds(recipe.layouts, recipe.transformer), key=lambda each: each.windows * each.slots)
-    batch = _laid_out(windows(recipe.transformer, config.batch, longest.kind.condition), mesh)
+    batch = _laid_out(windows(recipe.transformer, config.batch, longest.kind.conditions), mesh)
     program = _compile(make_step(training, config, mesh, like, graph), mesh, like, batch)
     parts = {"parameters": like.params, "optimizer": like.opt_state, "averaged parameters": like.ema}
     return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})
@@ -166,13 +167,11 @@ def decoding_mesh(config: TransformerConfig, target: Topology) -> Mesh:
     return make_mesh((-1, 1, fewest, 1), target.devices)
 
 
-def windows(config: TransformerConfig, batch: int, condition: str = "") -> TokenBatch:
-    """A batch of windows, empty, maybe with a condition: programs are compiled for its shapes."""
+def windows(config: TransformerConfig, batch: int, names: Sequence[str] = ()) -> TokenBatch:
+    """A batch of windows, empty, maybe with conditions: programs are compiled for its shapes."""
     zeros, ones = np.zeros(batch, np.int32), np.ones(batch, np.float32)
-    conditions = []
-    if condition:
-        tokens = np.zeros((batch, *condition_shape(config, condition), config.subcodes), np.int32)
-        conditions.append(Clip(tokens, zeros, ones, zeros))
+    shapes = [(batch, *condition_shape(config, name), config.subcodes) for name in names]
+    conditions = [Clip(np.zeros(shape, np.int32), zeros, ones, zeros) for shape in shapes]
     return token_batch(
         tokens=np.zeros((batch, *config.latent, config.subcodes), np.int32),
         start=zeros,

@@ -21,7 +21,7 @@ def edit(
     `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`; `story` has one segment, whose
     prompt describes the new video. UserError where the weights weren't trained for the task.
     """
-    condition = CONDITIONS[TASKS[task].condition]
+    condition = CONDITIONS[TASKS[task].conditions[0]]
     if task not in models.tasks:
         others = f", only for {', '.join(models.tasks)}" if models.tasks else ""
         raise UserError(f"these weights were not trained for {task}{others}; train some with it in layouts.tasks")
@@ -29,14 +29,14 @@ def edit(
         return interpolate(models, story, frames, condition.slower)
     source = _Encoded(models, (condition.look(frame_HWC[None])[0] for frame_HWC in frames), condition.smaller)
     levels = Levels([story.fps], len(source.tokens_THWQ), story.keep, story.sampling)
-    name, opening = TASKS[task].condition, models.no_tokens(1)
-    edited = videos(models, prompts_of(story, models), levels, opening, source=source.stream(name, story.fps))
+    (name,), opening = TASKS[task].conditions, models.no_tokens(1)
+    edited = videos(models, prompts_of(story, models), levels, opening, sources=[source.stream(name, story.fps)])
     return source.frames, first_frames(source.frames, edited)
 
 
 def source_of(models: Models, task: str, fps: float) -> tuple[float, tuple[int, int]]:
     """The rate and the size at which to read a task's condition, for a new video at `fps`."""
-    condition, (height, width) = CONDITIONS[TASKS[task].condition], models.size
+    condition, (height, width) = CONDITIONS[TASKS[task].conditions[0]], models.size
     return fps / condition.slower, (height // condition.smaller, width // condition.smaller)
 
 
@@ -52,7 +52,7 @@ def interpolate(
     source = _Encoded(models, frames)
     levels = Levels(rates, 1 + (len(source.tokens_THWQ) - 1) * factor, story.keep, story.sampling)
     first, coarse = source.tokens_THWQ[None, :1], source.stream(refinement(models)[0], story.fps)
-    interpolated = videos(models, prompts_of(story, models), levels, first, source=coarse)
+    interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])
     total = 1 + (source.frames - 1) * factor
     return total, first_frames(total, interpolated)
 

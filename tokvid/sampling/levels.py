@@ -116,14 +116,14 @@ def videos(
     levels: Levels,
     opening_BTHWQ: Int[np.ndarray, "b t h w q"],
     *,
-    source: Source | None = None,
+    sources: Sequence[Source] = (),
     windows: Windows | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
     """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
 
     Every level begins with `opening_BTHWQ`, which is empty, one image, or latent frames at the only rate; where it is
-    empty, the other levels begin with the first level's first latent frame. `source` is the condition of the first
-    level. None of `windows` is generated again.
+    empty, the other levels begin with the first level's first latent frame. `sources` are the conditions of the
+    first level. None of `windows` is generated again.
     """
     check_rows(models, levels.sampling)
     rates, counts = levels.rates, [levels.latent_frames]
@@ -132,11 +132,14 @@ def videos(
         counts.insert(0, 1 + -(-(counts[0] - 1) // round(fast / slow)))
     for number, (fps, count) in enumerate(zip(rates, counts, strict=True)):
         if number:
-            source = Source(refinement(models)[0], rates[number - 1], tokens)
+            sources = [Source(refinement(models)[0], rates[number - 1], tokens)]
         batch, sampling = len(opening_BTHWQ), levels.sampling
-        window = RollingWindow(models, batch, fps, keep=levels.keep, sampling=sampling, source=source, windows=windows)
-        if source is not None and source.fps < fps and not opening_BTHWQ.shape[1]:
-            opening_BTHWQ = source.take(0, 1)  # the first latent frame is one frame, the same at every rate
+        window = RollingWindow(
+            models, batch, fps, keep=levels.keep, sampling=sampling, sources=sources, windows=windows
+        )
+        slower = [source for source in sources if source.fps < fps]
+        if slower and not opening_BTHWQ.shape[1]:
+            opening_BTHWQ = slower[0].take(0, 1)  # the first latent frame is one frame, the same at every rate
         tokens = _level(window, prompts, count, levels.keep, opening_BTHWQ)
     _, rows, columns = models.transformer.config.latent
     decoder = StreamDecoder(models.tokenizer, len(opening_BTHWQ), rows, columns)

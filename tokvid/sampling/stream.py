@@ -200,12 +200,12 @@ class Source:
 
     def clip(self, first: int, models: Models) -> Clip:
         """The latent frames that a window sees whose first generated latent frame is number `first`."""
-        config = models.transformer.config
-        start, count = CONDITIONS[self.name].span(first, config.latent_frames)
+        config, condition = models.transformer.config, CONDITIONS[self.name]
+        start, count = condition.span(first, config.latent_frames)
         batch = len(self._last_BTHWQ)
         return Clip(
             self.take(start, count),
-            np.full(batch, start, np.int32),
+            np.full(batch, condition.number(first, config.latent_frames), np.int32),
             np.full(batch, self.fps, np.float32),
             np.full(batch, condition_number(config, self.name), np.int32),
         )
@@ -245,8 +245,8 @@ def _mark(models: Models, request: Request, sampling: Sampling) -> str:
 class RollingWindow:
     """Tokens of any length: the last `keep` latent frames are known, and the next ones are generated after them.
 
-    Under a new prompt, the kept latent frames are prefilled again; no frame is decoded and encoded again. With a
-    `source`, the video is generated from that condition; with `windows`, none of these is generated twice.
+    Under a new prompt, the kept latent frames are prefilled again; no frame is decoded and encoded again. With
+    `sources`, the video is generated from these conditions; with `windows`, none of these is generated twice.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class RollingWindow:
         *,
         keep: int = 2,
         sampling: Sampling = Sampling(),
-        source: Source | None = None,
+        sources: Sequence[Source] = (),
         windows: Windows | None = None,
     ):
         frames = models.transformer.config.latent_frames
@@ -265,7 +265,7 @@ class RollingWindow:
             raise UserError(f"keep should be 1 to {frames - 1} latent frames (the window has {frames}), got {keep}")
         if not 0 < fps <= 240:
             raise UserError(f"fps should be above 0 and at most 240, got {fps}")
-        self.models, self._keep, self._sampling, self._source = models, keep, sampling, source
+        self.models, self._keep, self._sampling, self._sources = models, keep, sampling, sources
         self._windows = windows
         self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
         self.fps, self._batch = fps, batch
@@ -313,7 +313,7 @@ class RollingWindow:
             np.full(self._batch, self.fps, np.float32),
             prompt.text_BL,
             np.broadcast_to(known_T, (self._batch, window)),
-            [] if self._source is None else [self._source.clip(self.latent_frames, self.models)],
+            [source.clip(self.latent_frames, self.models) for source in self._sources],
         )
         keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
         scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)

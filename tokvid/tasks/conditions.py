@@ -103,7 +103,7 @@ def _levels(value_THW: "np.ndarray") -> "np.ndarray":
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """Every `slower`-th frame of a clip, at 1/`smaller` of its size, changed by `look`.
+    """Every `slower`-th frame of a clip, or a `still` one alone, at 1/`smaller` of its size, changed by `look`.
 
     Positions and rate identify a slower or a smaller video that looks the same; any other condition has an embedding.
     """
@@ -112,11 +112,12 @@ class Condition:
     look: Look = _unchanged
     slower: int = 1
     smaller: int = 1
+    still: bool = False
 
     @property
     def facts(self) -> dict[str, int]:
         """The facts that its tokens depend on, as JSON values."""
-        return {"slower": self.slower, "smaller": self.smaller}
+        return {"slower": self.slower, "smaller": self.smaller} | ({"still": 1} if self.still else {})
 
     @property
     def named(self) -> bool:
@@ -124,8 +125,9 @@ class Condition:
         return self.look is not _unchanged or self.slower == self.smaller == 1
 
     def apply(self, video_THWC: "np.ndarray") -> "np.ndarray":
-        """The condition of a clip: uint8 (1 + (T - 1) // slower, H / smaller, W / smaller, 3)."""
-        video_THWC = video_THWC[:: self.slower]
+        """The condition of a clip: uint8 (1 + (T - 1) // slower, H / smaller, W / smaller, 3); a still one's middle."""
+        middle = len(video_THWC) // 2
+        video_THWC = video_THWC[middle : middle + 1] if self.still else video_THWC[:: self.slower]
         T, H, W, C = video_THWC.shape
         if (s := self.smaller) > 1:
             blocks = video_THWC[:, : H // s * s, : W // s * s].reshape(T, H // s, s, W // s, s, C)
@@ -147,8 +149,16 @@ class Condition:
 
             clip        0   1   2   3 | 4   5     `first` 4 sees 1, 2, 3 of the condition
             condition   0       1       2       3
+
+        A still one is always seen whole.
         """
+        if self.still:
+            return 0, 1
         return max(0, -(-first // self.slower) - 1), 1 + -(-frames // self.slower)
+
+    def number(self, first: int, frames: int) -> int:
+        """The number that the first of these latent frames counts as: a still one is seen beside what is generated."""
+        return first if self.still else self.span(first, frames)[0]
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -157,5 +167,6 @@ CONDITIONS: dict[str, Condition] = {
     "grey": Condition("a video, whose colours are not looked at", grey),
     "edges": Condition("a video, of which only the outlines are looked at", edges),
     "rough": Condition("a video, of which only the places of things are looked at", rough, smaller=2),
+    "picture": Condition("a picture of the object", still=True),
     "track": Condition("a video, of which only the object's path is looked at", track, smaller=2),
 }

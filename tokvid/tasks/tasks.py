@@ -1,4 +1,4 @@
-"""The tasks of the one trunk: which tokens of a window are known, and which condition is read.
+"""The tasks of the one trunk: which tokens of a window are known, and which conditions are read.
 
 To add one: a row of `TASKS`, and a row of `CONDITIONS` where it reads a new one. Training, the recipe's mixture
 (`layouts.tasks`) and `tokvid edit --task` know it by its name.
@@ -23,7 +23,7 @@ class Given:
     """The known tokens of a window, as a draw.
 
     Either its first latent frames, their number between the bounds of `first` in a window that begins the video, and of
-    `later` in one from mid-video (None: no such windows); or, with `mask`, the tokens that it draws: bool (T, H, W).
+    `later` in one from mid-video (None: no such windows); and, with `mask`, the tokens that it draws: bool (T, H, W).
     """
 
     first: tuple[int, int] = (0, 0)
@@ -44,9 +44,8 @@ class Given:
         """One draw: bool (T, H, W), True where a token is known."""
         import numpy as np
 
-        if self.mask is not None:
-            return self.mask(shape, rng)
-        return np.broadcast_to((np.arange(shape[0]) < leading)[:, None, None], shape)
+        known_THW = np.broadcast_to((np.arange(shape[0]) < leading)[:, None, None], shape)
+        return known_THW if self.mask is None else known_THW | self.mask(shape, rng)
 
 
 def some_frames(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
@@ -57,6 +56,49 @@ def some_frames(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
     return np.broadcast_to(known_T[:, None, None], shape)
 
 
+def outside_a_box(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
+    """All but a box, a quarter to three quarters as high and as wide as the frame, which may move."""
+    import numpy as np
+
+    moves, inside_THW = rng.random() < 0.5, np.ones(shape, bool)
+    for axis, size in ((1, shape[1]), (2, shape[2])):
+        side = rng.integers(max(1, size // 4), max(1, 3 * size // 4) + 1)
+        first, last = rng.integers(size - side + 1, size=2)
+        start_T = np.rint(np.linspace(first, last if moves else first, shape[0]))[:, None]
+        inside_TL = (np.arange(size) >= start_T) & (np.arange(size) < start_T + side)
+        inside_THW &= np.expand_dims(inside_TL, 3 - axis)
+    return ~inside_THW
+
+
+def beside_an_edge(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
+    """All but new rows or columns at one side of the frame, up to five eighths of it."""
+    import numpy as np
+
+    axis = int(rng.integers(1, 3))
+    size = shape[axis]
+    known_L = np.arange(size) >= rng.integers(1, max(1, 5 * size // 8) + 1)
+    known_L = known_L[::-1] if rng.random() < 0.5 else known_L
+    return np.broadcast_to(np.expand_dims(known_L, (0, 3 - axis)), shape)
+
+
+def of_tiles_before(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
+    """Maybe the first rows, maybe the first columns, up to a half: tiles share them with those above and before."""
+    import numpy as np
+
+    rows, columns = (int(rng.integers(size // 2 + 1)) * int(rng.random() < 0.5) for size in shape[1:])
+    known_HW = (np.arange(shape[1])[:, None] < rows) | (np.arange(shape[2]) < columns)
+    return np.broadcast_to(known_HW, shape)
+
+
+def some_tokens(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
+    """A random share of all tokens, but not the last of any latent frame."""
+    import numpy as np
+
+    known_THW: np.ndarray = rng.random(shape) < rng.random()
+    known_THW[:, -1, -1] = False
+    return known_THW
+
+
 nothing = Given()
 first_frame = Given(first=(1, 1))
 last_frames = Given(first=(2, MOST_KNOWN), later=(1, MOST_KNOWN))
@@ -64,16 +106,21 @@ any_last_frames = Given(first=(0, MOST_KNOWN), later=(1, MOST_KNOWN))
 any_frames = Given(first=(0, 0), later=(0, 0), mask=some_frames)
 
 
+def windows_of(mask: "Callable[[Shape, np.random.Generator], np.ndarray]") -> Given:
+    """The tokens that `mask` draws, and the latent frames that any window goes on from."""
+    return dataclasses.replace(any_last_frames, mask=mask)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The inputs beside the text: known tokens, and a condition (a key of CONDITIONS, or none).
+    """The inputs beside the text: known tokens, and conditions (keys of CONDITIONS).
 
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
     """
 
     help: str
     given: Given = nothing
-    condition: str = ""
+    conditions: tuple[str, ...] = ()
     at_switch: float = 0.0
 
 
@@ -82,12 +129,15 @@ TASKS: dict[str, Task] = {
     "image_to_video": Task("a video that begins with a picture", first_frame),
     "continuation": Task("a video goes on", last_frames, at_switch=0.25),
     "infilling": Task("new frames between given ones", any_frames),
-    "restyle": Task("the same motion and outlines with another look", any_last_frames, condition="edges"),
-    "reshape": Task("the same motion with other things", any_last_frames, condition="rough"),
-    "colourise": Task("colours for a grey video", any_last_frames, condition="grey"),
-    "upscale": Task("twice the width and height", any_last_frames, condition="low"),
-    "animate": Task("a picture moves along a track", any_last_frames, condition="track"),
-    "interpolation": Task("twice as many frames", any_last_frames, condition="coarse"),
+    "restyle": Task("the same motion and outlines with another look", any_last_frames, conditions=("edges",)),
+    "reshape": Task("the same motion with other things", any_last_frames, conditions=("rough",)),
+    "colourise": Task("colours for a grey video", any_last_frames, conditions=("grey",)),
+    "inpaint": Task("a new part of a video", windows_of(outside_a_box)),
+    "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge)),
+    "upscale": Task("twice the width and height", windows_of(of_tiles_before), conditions=("low",)),
+    "animate": Task("what a picture shows moves along a track", any_last_frames, conditions=("picture", "track")),
+    "variation": Task("a video with a share of its tokens drawn again", windows_of(some_tokens)),
+    "interpolation": Task("twice as many frames", any_last_frames, conditions=("coarse",)),
 }
 
 
@@ -104,7 +154,7 @@ def check_mixture(tasks: Mapping[str, float]) -> None:
 
 def conditions_of(tasks: Mapping[str, float]) -> dict[str, Condition]:
     """The conditions that a mixture of tasks reads, by name, in the order of CONDITIONS."""
-    names = {TASKS[name].condition for name, share in tasks.items() if share}
+    names = {condition for name, share in tasks.items() if share for condition in TASKS[name].conditions}
     return {name: condition for name, condition in CONDITIONS.items() if name in names}
 
 
@@ -120,10 +170,9 @@ def trained_tasks(about: Mapping[str, Any]) -> dict[str, float]:
 
 def trained_refinement(about: Mapping[str, Any]) -> tuple[str, Condition] | None:
     """The name and the condition of a trained task that raises the frame rate, or None."""
-    for name in trained_tasks(about):
-        condition = CONDITIONS.get(TASKS[name].condition)
-        if condition is None or condition.slower == 1:
-            continue
-        if about.get("coarse_factor", condition.slower) == condition.slower:  # a field of earlier versions
-            return TASKS[name].condition, condition
+    for name in (condition for task in trained_tasks(about) for condition in TASKS[task].conditions):
+        condition = CONDITIONS[name]
+        # A field of earlier versions.
+        if condition.slower > 1 and about.get("coarse_factor", condition.slower) == condition.slower:
+            return name, condition
     return None

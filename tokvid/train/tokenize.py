@@ -149,7 +149,11 @@ def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretc
     videos, longest = [video_THWC for video_THWC, *_ in stretches], recipe.tokens.latent_frames
     fine = _encode(tokenizer, videos, longest)
     beside = {  # from the same frames
-        name: _encode(tokenizer, [condition.apply(video) for video in videos], 1 + (longest - 1) // condition.slower)
+        name: _encode(
+            tokenizer,
+            [condition.apply(video) for video in videos],
+            1 if condition.still else 1 + (longest - 1) // condition.slower,
+        )
         for name, condition in conditions_of(recipe.layouts.tasks).items()
     }
     for number, (video_THWC, fps, captions, key) in enumerate(stretches):

@@ -144,7 +144,7 @@ class TokenizerTraining:
     def _conditions(self) -> list[Condition]:
         """Those that the tasks read and that look unlike the videos, for which the tokenizer is trained as well."""
         conditions = conditions_of(self.recipe.layouts.tasks).values()
-        return [condition for condition in conditions if condition.slower == 1]
+        return [condition for condition in conditions if condition.slower == 1 and not condition.still]
 
     def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config, data = self.recipe.train_tokenizer, dataclasses.replace(self.recipe.data, **PLAIN)

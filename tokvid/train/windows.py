@@ -11,8 +11,8 @@ from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.loader import batches, samples_of
 from tokvid.input_pipeline.records import StoredVideo
-from tokvid.tasks.conditions import CONDITIONS
-from tokvid.tasks.tasks import TASKS, conditions_of
+from tokvid.tasks.conditions import CONDITIONS, Condition
+from tokvid.tasks.tasks import TASKS
 from tokvid.train.token_cache import TokenCache
 from tokvid.transformer.layout import condition_number, condition_shape, slot_count
 from tokvid.types import Clip, TokenBatch, captions_in_force, joined, stride_of
@@ -23,24 +23,30 @@ MOST_TRIES = 200
 
 
 class Kind(NamedTuple):
-    """The kind of a batch: the latent frames of its windows, and their condition."""
+    """The kind of a batch: the latent frames of its windows, and their conditions."""
 
     frames: int
-    condition: str
+    conditions: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """Tokens (T, H, W, Q) of a condition, padded with -1, that count from latent frame `start` on."""
+
+    tokens: np.ndarray
+    start: int
 
 
 class Window(NamedTuple):
     """Tokens (T, H, W, Q) of latent frames from `start` on; `known` (T, H, W) marks those not to generate.
 
-    `condition` are the tokens of the task's condition, padded with -1, from its latent frame `condition_start` on.
+    `conditions` are those of the task.
     """
 
     tokens: np.ndarray
     start: int
     known: np.ndarray
     text: str
-    condition: np.ndarray | None = None
-    condition_start: int = 0
+    conditions: tuple[Part, ...] = ()
 
 
 def cut_window(
@@ -59,6 +65,7 @@ def cut_window(
         continuation     start s, 1 to 3 known      K K . . . .    (where s = 0, not 1: that is an image)
         interpolation    start s, 0 to 3 known      K K . . . .    (where s > 0, not 0), and a condition
         infilling        start s, some known        K . . K . .
+        inpaint          start s, 0 to 3 known      K K k k k k    (where s > 0, not 0), and a part of the others
 
     The text is the caption in force at the first generated latent frame, and is in force for at least `least_share` of
     the generated ones; known ones may show an earlier caption. Known parts that end where a caption begins teach the
@@ -73,11 +80,11 @@ def cut_window(
     ends_T = np.searchsorted(caption_T, caption_T, side="right")  # the end of each latent frame's caption
     covered_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
     fits_N = covered_N >= least_share * (frames - leading_N)
-    if spec.condition:
-        if spec.condition not in video.conditions:
-            raise UserError(f"{video.key} has no tokens of the condition {spec.condition}; tokenize again")
-        slower = CONDITIONS[spec.condition].slower
-        fits_N &= -(-(start_N + frames - 1) // slower) < len(video.conditions[spec.condition])
+    for name in spec.conditions:
+        if name not in video.conditions:
+            raise UserError(f"{video.key} has no tokens of the condition {name}; tokenize again")
+        if not CONDITIONS[name].still:
+            fits_N &= -(-(start_N + frames - 1) // CONDITIONS[name].slower) < len(video.conditions[name])
     if not fits_N.any():
         return None
     if spec.at_switch:
@@ -87,14 +94,17 @@ def cut_window(
     chosen = rng.choice(np.flatnonzero(fits_N))
     start, first = int(start_N[chosen]), int(first_N[chosen])
     known_THW = spec.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
-    window = Window(tokens_THWQ[start : start + frames], start, known_THW, video.captions[caption_T[first]].text)
-    if not spec.condition:
-        return window
-    condition_start, count = CONDITIONS[spec.condition].span(first, frames)
-    part_THWQ = video.conditions[spec.condition][condition_start : condition_start + count].astype(np.int32)
+    parts = tuple(_part(video.conditions[name], CONDITIONS[name], first, frames) for name in spec.conditions)
+    window_THWQ, text = tokens_THWQ[start : start + frames], video.captions[caption_T[first]].text
+    return Window(window_THWQ, start, known_THW, text, parts)
+
+
+def _part(tokens_THWQ: np.ndarray, condition: Condition, first: int, frames: int) -> Part:
+    """What a window of `frames` sees of a condition whose first generated latent frame is `first`."""
+    start, count = condition.span(first, frames)
+    part_THWQ = tokens_THWQ[start : start + count].astype(np.int32)
     missing = ((0, count - len(part_THWQ)), (0, 0), (0, 0), (0, 0))
-    condition_THWQ = np.pad(part_THWQ, missing, constant_values=-1)
-    return window._replace(condition=condition_THWQ, condition_start=condition_start)
+    return Part(np.pad(part_THWQ, missing, constant_values=-1), condition.number(first, frames))
 
 
 @functools.lru_cache(maxsize=1000)
@@ -130,20 +140,20 @@ class Share(NamedTuple):
 def batch_kinds(layouts: LayoutConfig, config: TransformerConfig) -> list[Share]:
     """All kinds of batches in a mixture of tasks.
 
-    A condition makes a sequence longer, so windows with one have batches of their own, and so have windows of each
-    length. Several short windows fill a row of as many slots as a whole window.
+    Conditions make a sequence longer, so windows with the same ones have batches of their own, and so have windows of
+    each length. Several short windows fill a row of as many slots as a whole window.
     """
     total, lengths = sum(layouts.tasks.values()), window_lengths(layouts, config)
     kinds = []
-    for name in ("", *conditions_of(layouts.tasks)):
-        share = sum(share for task, share in layouts.tasks.items() if TASKS[task].condition == name) / total
-        if name:
-            slots = slot_count(config, conditions=[condition_shape(config, name)])
-            kinds.append(Share(share, Kind(config.latent_frames, name), 1, slots))
-        elif share:
-            for frames in lengths:
-                windows, slots = windows_in_a_row(config, frames), slot_count(config, frames)
-                kinds.append(Share(share / len(lengths), Kind(frames, ""), windows, slots))
+    for names in sorted({TASKS[name].conditions for name, share in layouts.tasks.items() if share}):
+        share = sum(share for task, share in layouts.tasks.items() if TASKS[task].conditions == names) / total
+        if names:
+            slots = slot_count(config, conditions=[condition_shape(config, name) for name in names])
+            kinds.append(Share(share, Kind(config.latent_frames, names), 1, slots))
+            continue
+        for frames in lengths:
+            windows, slots = windows_in_a_row(config, frames), slot_count(config, frames)
+            kinds.append(Share(share / len(lengths), Kind(frames, names), windows, slots))
     return kinds
 
 
@@ -191,7 +201,8 @@ class WindowSampler:
         """One window, without the batch dimension, of video `index` or, where that has none, of another."""
         # Task and rate are kept when the video is replaced. Drawn anew with each video, those that seldom fit (at a
         # slow rate, few first captions are in force for a window) would hardly be trained.
-        shares = {name: share for name, share in self.layouts.tasks.items() if TASKS[name].condition == kind.condition}
+        tasks = self.layouts.tasks.items()
+        shares = {name: share for name, share in tasks if TASKS[name].conditions == kind.conditions}
         task = [*shares][_draw(rng, [*shares.values()])]
         if kind.frames == 1:  # the only task of an image
             task = "text_to_video"
@@ -218,11 +229,15 @@ class WindowSampler:
                 f"{video.key} has {H}x{W} tokens of {Q} sub-codes a latent frame, the transformer has grid "
                 f"{config.grid} and subcodes {config.subcodes}; use one tokenizer and size"
             )
-        conditions: tuple[Clip, ...] = ()
-        if window.condition is not None:
-            fps = np.float32(video.fps / CONDITIONS[kind.condition].slower)
-            start, number = np.int32(window.condition_start), np.int32(condition_number(config, kind.condition))
-            conditions = (Clip(window.condition, start, fps, number),)
+        conditions = tuple(
+            Clip(
+                part.tokens,
+                np.int32(part.start),
+                np.float32(video.fps / CONDITIONS[name].slower),
+                np.int32(condition_number(config, name)),
+            )
+            for name, part in zip(kind.conditions, window.conditions, strict=True)
+        )
         # The device would clamp an id out of range, and train on noise.
         least, most = tokens_THWQ.min(), max(tokens_THWQ.max(), *(clip.tokens.max() for clip in conditions), 0)
         if not 0 <= least <= most < config.vocabulary:
