@@ -7,7 +7,7 @@
 
 A patch of 8×8 pixels and 2 frames has two sub-codes of 9 bits, so a latent frame has 64 tokens of 18 bits. A quarter of
 the tokenizer's clips are shown as the tasks' conditions, which it would otherwise never see. All steps together take
-about 70 minutes of one core; more steps of the transformer make it better.
+about an hour of one core; more steps make the transformer better.
 """
 
 from tokvid.config import (
@@ -38,7 +38,7 @@ recipe = Recipe(
         temporal_weight=0.5,
     ),
     train_tokenizer=TrainConfig(
-        steps=5000,
+        steps=3000,
         batch=4,
         optimizer="muon",
         learning_rate=4e-3,
@@ -81,7 +81,7 @@ recipe = Recipe(
         }
     ),
     train_transformer=TrainConfig(
-        steps=3600,
+        steps=3000,
         batch=8,
         optimizer="muon",
         learning_rate=4e-3,
