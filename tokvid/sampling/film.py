@@ -15,7 +15,7 @@ from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import Opening, Story, opening_frames, tell
-from tokvid.sampling.stream import Models
+from tokvid.sampling.stream import Models, Windows
 
 WATCHABLE = 256  # pixels: smaller videos are enlarged by a whole factor
 MOST_GIF_BYTES = 1 << 28  # a GIF's frames are kept in memory until its end
@@ -42,9 +42,7 @@ def film(
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
-    tokens, before = (None, []) if opening is None else (opening.tokens_THWQ, [opening.before_THWC])
-    before_story = opening_frames(0 if tokens is None else len(tokens), models.tokenizer.config.temporal_patch)
-    before_story += sum(map(len, before))
+    before_story = frames_before(models, opening)
     total, done = before_story + story.frames, 0
     partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise for an empty name
     summary = _Summary(story, before_story)
@@ -52,7 +50,7 @@ def film(
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
         with KeptWindows(partial, models) as windows:
-            for video_THWC in itertools.chain(before, tell(models, story, windows, tokens)):
+            for video_THWC in show(models, story, opening, windows):
                 for frame_HWC in video_THWC:
                     watch(frame_HWC)
                     summary.see(done, frame_HWC)
@@ -60,7 +58,7 @@ def film(
                 yield video_THWC
 
     try:
-        write(watched(), outs, story.fps, total, models.size, scale=scale)
+        write(with_bar(watched(), outs[0].name, total), outs, story.fps, total, models.size, scale=scale)
     except KeyboardInterrupt as error:
         so_far = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
         raise type(error)(f"interrupted after {so_far}; run the same command again to resume") from None
@@ -68,6 +66,32 @@ def film(
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
     return total
+
+
+def show(
+    models: Models, story: Story, opening: Opening | None, windows: Windows | None = None
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+    """The frames of an opening and of the story after it; see `tell`."""
+    if opening is not None and len(opening.before_THWC):
+        yield opening.before_THWC
+    yield from tell(models, story, windows, None if opening is None else opening.tokens_THWQ)
+
+
+def frames_before(models: Models, opening: Opening | None) -> int:
+    """The number of frames before a story: those of its opening, unless that is its first frame."""
+    if opening is None:
+        return 0
+    return len(opening.before_THWC) + opening_frames(len(opening.tokens_THWQ), models.tokenizer.config.temporal_patch)
+
+
+def with_bar(
+    videos: Iterable[UInt8[np.ndarray, "t h w 3"]], name: str, total: int, quiet: bool = False
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+    """The same frames, counted by a progress bar."""
+    with progress(name, total, "frames", quiet=quiet) as advance:
+        for video_THWC in videos:
+            yield video_THWC
+            advance(len(video_THWC))
 
 
 def write(
@@ -86,28 +110,59 @@ def write(
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
-    scale = scale or math.ceil(WATCHABLE / min(size))
+    scale = scale or watchable(size)
     if not 1 <= scale <= 64:
         raise UserError(f"scale should be 1 to 64, got {scale}")
     if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(size) * scale**2 > MOST_GIF_BYTES:
         raise UserError(f"{total} frames are too many for a GIF, which is built in memory; write an .mp4")
-    shown, rows = set(np.linspace(0, total - 1, 4 * COLUMNS).round().astype(int).tolist()), []
-    done = 0
+    some = _Some(total)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(VideoWriter(out, fps)) for out in outs]
-        advance = stack.enter_context(progress(outs[0].name, total, "frames"))
-        for video_THWC in videos:
-            for frame_HWC in video_THWC:
-                if sheet is not None and done in shown:
-                    rows.append(frame_HWC)
-                large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-                for writer in writers:
-                    writer.write(large_HWC)
-                done += 1
-            advance(len(video_THWC))
+        for done, frame_HWC in enumerate(itertools.chain.from_iterable(videos)):
+            some.see(done, frame_HWC)
+            large_HWC = enlarged(frame_HWC, scale)
+            for writer in writers:
+                writer.write(large_HWC)
     if sheet is not None:
-        parts = [np.stack(rows[i : i + COLUMNS]) for i in range(0, len(rows), COLUMNS)]
-        contact_sheet(sheet, parts, columns=COLUMNS)
+        contact_sheet(sheet, some.rows, columns=COLUMNS)
+
+
+def watchable(size: tuple[int, int]) -> int:
+    """The factor by which videos of this height and width are enlarged by default."""
+    return math.ceil(WATCHABLE / min(size))
+
+
+def enlarged(frame_HWC: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Every pixel `scale` times as high and as wide."""
+    return frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def sheet_of(path: Path, video_THWC: UInt8[np.ndarray, "t h w 3"], story: Story | None) -> None:
+    """Writes the contact sheet of a whole video, with the prompts of the story that it ends with, if any."""
+    summary = _Some(len(video_THWC)) if story is None else _Summary(story, len(video_THWC) - story.frames)
+    for index, frame_HWC in enumerate(video_THWC):
+        summary.see(index, frame_HWC)
+    contact_sheet(path, summary.rows, captions=summary.captions, columns=COLUMNS)
+
+
+class _Some:
+    """Up to four rows of evenly spaced frames."""
+
+    captions = None
+
+    def __init__(self, total: int):
+        self._shown = set(np.linspace(0, total - 1, 4 * COLUMNS).round().astype(int).tolist())
+        self._frames: list[np.ndarray] = []
+
+    def see(self, index: int, frame_HWC: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Adds frame number `index` of the video where a row shows it."""
+        if index in self._shown:
+            self._frames.append(frame_HWC)
+
+    @property
+    def rows(self) -> list[UInt8[np.ndarray, "t h w 3"]]:
+        """uint8 (T, H, W, 3) each."""
+        return [np.stack(self._frames[i : i + COLUMNS]) for i in range(0, len(self._frames), COLUMNS)]
 
 
 class _Summary:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -28,6 +28,7 @@ from tokvid.sampling.stream import (
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
+STORY_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,26 @@ def load_story(path: str | Path) -> Story:
         raise UserError(f"story {path}: {error}") from error
     except Exception as error:  # PyYAML raises nearly anything on values such as `!!int ""`
         raise UserError(f"story {path} is not valid YAML: {type(error).__name__} {error}") from error
+
+
+def story_text(story: Story) -> str:
+    """A story as YAML that `load_story` reads back to an equal one; fields with their default value are left out."""
+    values = _changed(story)
+    if sampling := _changed(story.sampling):
+        values["sampling"] = sampling
+    always = ({"prompt": each.prompt, "seconds": each.seconds} for each in story.segments)
+    values["segments"] = [{**fields, **_changed(each)} for fields, each in zip(always, story.segments, strict=True)]
+    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=120)
+
+
+def _changed(config: Any) -> dict[str, Any]:
+    """The plain fields that differ from their defaults."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if value != default and default is not dataclasses.MISSING and not dataclasses.is_dataclass(value)
+    }
 
 
 def opening_frames(latent_frames: int, temporal_patch: int) -> int:
