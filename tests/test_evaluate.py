@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from tokvid.cli.options import SHIPPED
+from tokvid.api.worlds import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import interpolation, shapes

@@ -21,6 +21,7 @@ ORDER = [
     {"train", "sampling"},
     {"evaluate"},
     {"plan"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]
@@ -42,7 +43,7 @@ def allowed(room):
     if room in ASIDE:
         return ASIDE[room] | ROOT | {room}
     if room in ROOT:
-        return ROOT
+        return ROOT | {"api", "sampling", *HELPERS}  # which `tokvid.load` and the others are found in, when asked for
     place = next(i for i, rooms in enumerate(ORDER) if room in rooms)
     left = set().union(*ORDER[:place]) | ROOT | {room}
     beside = set(ASIDE) if place >= ORDER.index({"train", "sampling"}) else EXTRA.get(room, set())

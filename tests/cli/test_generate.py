@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tokvid.cli.options import WORLDS
+from tokvid.api.worlds import WORLDS
 from tokvid.input_pipeline.clips import probe
 from tokvid.io.media import write_video
 from tokvid.sampling import film

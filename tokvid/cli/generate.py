@@ -1,14 +1,11 @@
 """Videos from prompts: `tokvid demo`, `story`, `generate`, `extend`."""
 
 import argparse
-import dataclasses
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import (
-    SHIPPED,
-    WORLDS,
     Command,
     check_rounds,
     readable,
@@ -23,9 +20,6 @@ from tokvid.io.files import Outputs, check_output, write_json
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from tokvid.sampling.story import Opening
-    from tokvid.sampling.stream import Models
 
 DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
 DEMO_FILES = ("story.mp4", "story.gif", "sheet.png", "report.json")
@@ -119,16 +113,17 @@ class Tell(Command):
         parser.add_argument(
             "--seconds", type=float, metavar="X", help="duration of each --prompt, in seconds (default 4)"
         )
-        parser.add_argument("--image", type=readable, metavar="FILE", help="picture to use as the first frame")
-        parser.add_argument("--fps", type=float, metavar="X", help="frames per second (default 8)")
+        beginning_arguments(parser)
+        parser.add_argument(
+            "--fps", type=float, metavar="X", help="frames per second; --video is read at this rate, too (default 8)"
+        )
         seed_argument(parser)
         scheme_argument(parser)
         video_arguments(parser, outputs, "story.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.sampling.film import film
+        from tokvid.api.world import load
         from tokvid.sampling.story import Segment, Story, load_story
-        from tokvid.sampling.stream import load_models
 
         if (options.file is None) == (not options.prompt):
             raise UserError("give either a story file or one --prompt for each segment")
@@ -139,11 +134,10 @@ class Tell(Command):
             story = load_story(options.file)
         else:
             raise UserError("--seconds is for --prompt; in a story file each segment has its own seconds")
-        story = story_of(options, story)
-        models = load_models(options.weights)
-        check_rounds(story.sampling, models, options)
-        opening = None if options.image is None else _encoded(options.image, models)
-        film(models, story, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
+        story, world = story_of(options, story), load(options.weights)
+        check_rounds(story.sampling, world.models, options)
+        stream = world.story.stream(story, image=options.image, video=options.video)
+        stream.save(options.out, sheet=options.sheet, scale=options.scale)
         print(f"{options.out}: {story.seconds:g} s, {len(story.segments)} prompt{'s' * (len(story.segments) > 1)}")
 
 
@@ -163,11 +157,7 @@ class Generate(Command):
             metavar="X",
             help="duration in seconds; with --video, of the new part (default 2)",
         )
-        beginning = parser.add_mutually_exclusive_group()
-        beginning.add_argument("--image", type=readable, metavar="FILE", help="picture to use as the first frame")
-        beginning.add_argument(
-            "--video", type=readable, metavar="FILE", help="video to continue; its frames come first in the output"
-        )
+        beginning_arguments(parser)
         parser.add_argument(
             "--fps", type=float, metavar="X", help="frames per second; --video is read at this rate, too (default 8)"
         )
@@ -176,7 +166,7 @@ class Generate(Command):
         video_arguments(parser, outputs, "clip.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        _generate(options, options.image)
+        _generate(options)
 
 
 class Extend(Command):
@@ -187,6 +177,7 @@ class Extend(Command):
     details = "The output has the frames of IN, resized to the size of the model, and then the new ones."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.set_defaults(image=None)
         parser.add_argument("video", type=readable, metavar="IN", help="video to continue")
         parser.add_argument("--prompt", default="", help="what happens next (default: no prompt)")
         parser.add_argument(
@@ -200,40 +191,26 @@ class Extend(Command):
         video_arguments(parser, outputs, "extended.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        _generate(options, None)
+        _generate(options)
 
 
-def _generate(options: argparse.Namespace, image: Path | None) -> None:
-    """One clip, from a prompt and maybe a picture or `options.video`."""
-    from tokvid.input_pipeline.clips import stream_frames
-    from tokvid.sampling.film import film
-    from tokvid.sampling.story import Segment, Story, encode_video
-    from tokvid.sampling.stream import frames_of, load_models
-
-    story = story_of(options, Story((Segment(options.prompt, options.seconds),)))
-    if options.video is not None and story.scheme == "hierarchical":
-        raise UserError("what goes on from a video is told at one level; leave out --scheme hierarchical")
-    models = load_models(options.weights)
-    check_rounds(story.sampling, models, options)
-    opening, known = None, 0
-    if image is not None:
-        opening = _encoded(image, models)
-    if options.video is not None:
-        opening = encode_video(models, stream_frames(options.video, fps=story.fps, size=models.size))
-        latent_frames = len(opening.tokens_THWQ)
-        known = len(opening.before_THWC) + frames_of(latent_frames, models.tokenizer.config.temporal_patch)
-        if latent_frames == 1:  # which is the story's first frame
-            story = dataclasses.replace(story, segments=(Segment(options.prompt, options.seconds + 1 / story.fps),))
-    total = film(models, story, [options.out], sheet=options.sheet, scale=options.scale, opening=opening)
-    parts = f"{known} frames of {options.video}, then {total - known} new ones" if known else f"{total} frames"
-    print(f"{options.out}: {parts} at {story.fps:g} fps")
+def beginning_arguments(parser: argparse.ArgumentParser) -> None:
+    """--image and --video."""
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument("--image", type=readable, metavar="FILE", help="picture to use as the first frame")
+    beginning.add_argument(
+        "--video", type=readable, metavar="FILE", help="video to continue; its frames come first in the output"
+    )
 
 
-def _encoded(path: Path, models: "Models") -> "Opening":
-    """The picture that a story begins with."""
-    from tokvid.input_pipeline.clips import probe, read_image
-    from tokvid.sampling.story import encode_picture
+def _generate(options: argparse.Namespace) -> None:
+    """One clip, from a prompt and maybe a picture or a video."""
+    from tokvid.api.world import load
+    from tokvid.sampling.story import Segment, Story
 
-    if (frames := probe(path).frames) > 1:
-        raise UserError(f"{path} is a video of {frames} frames; give a picture, or go on from it with tokvid extend")
-    return encode_picture(models, read_image(path, models.size))
+    story, world = story_of(options, Story((Segment(options.prompt, options.seconds),))), load(options.weights)
+    check_rounds(story.sampling, world.models, options)
+    stream = world.story.stream(story, image=options.image, video=options.video)
+    stream.save(options.out, sheet=options.sheet, scale=options.scale)
+    new = f"{stream.known} frames of {options.video}, then {stream.total - stream.known} new ones"
+    print(f"{options.out}: {new if stream.known else f'{stream.total} frames'} at {story.fps:g} fps")

@@ -8,18 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokvid.api.worlds import SHIPPED, WORLDS, weights_named
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.errors import UserError
-from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path, shipped
+from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path
 from tokvid.io.urls import URL, is_url
 
 if TYPE_CHECKING:
     from tokvid.sampling.story import Story
     from tokvid.sampling.stream import Models
 
-SHIPPED = shipped()
-# Weights that come with tokvid, by name.
-WORLDS = {"shapes": SHIPPED, **{folder.parent.name: folder.parent for folder in sorted(SHIPPED.glob("*/tokenizer"))}}
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 STORY = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")  # fields of a story that are flags, too
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -62,7 +60,7 @@ def readable(text: str) -> URL | Path:
 
 def weights(text: str) -> URL | Path:
     """The type of weights: a name of WORLDS, or what is readable."""
-    return WORLDS[text] if text in WORLDS and not Path(text).exists() else readable(text)
+    return weights_named(readable(text))
 
 
 def weights_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,272 @@
+"""The Python face: worlds by name, stories from what people have, the same videos as by the command line."""
+
+import subprocess
+import sys
+import threading
+import typing
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import tokvid as package
+from tokvid.api.inputs import read_clip, read_picture
+from tokvid.api.stories import Settings
+from tokvid.api.video import Video
+from tokvid.api.world import World
+from tokvid.cli.main import main
+from tokvid.config import Sampling
+from tokvid.errors import UserError
+from tokvid.input_pipeline.clips import probe, stream_frames
+from tokvid.sampling.story import Segment, Story, load_story, story_text
+
+PROMPTS = ["a small red circle moves up", "一个圆"]
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(256, size=(20, 30, 3), dtype=np.uint8)
+FRAMES = RNG.integers(256, size=(9, 20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_weights):
+    return package.load(tiny_weights, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def video(world):
+    return world.story(PROMPTS, seconds=0.9, seed=5, guidance=1)
+
+
+def test_the_package_imports_nothing_slow_and_finds_every_name():
+    code = """
+import sys, tokvid
+assert not {"jax", "numpy", "yaml", "av"} & set(sys.modules), sorted(sys.modules)
+assert set(tokvid.__all__) <= set(dir(tokvid)) and all(getattr(tokvid, name) for name in tokvid.__all__)
+assert tokvid.load.__module__ == "tokvid.api.world"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        package.lode  # noqa: B018
+
+
+def test_weights_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no weights folder robot \(did you mean 'robots'\?\); name one"):
+        package.load("robot")
+    (tmp_path / "robots").mkdir()
+    with pytest.raises(UserError, match="no tokenizer weights in robots/tokenizer"):
+        package.load("robots")
+
+
+def test_settings_are_those_of_a_story():
+    settings = typing.get_type_hints(Settings)
+    hints = typing.get_type_hints(Story)
+    assert settings.keys() == hints.keys() - {"segments"}
+    assert all(settings[name] == hints[name] for name in settings if name != "sampling")
+
+
+def test_a_story_is_made_shown_and_saved(video, tmp_path):
+    assert video.frames.shape == (14, 16, 16, 3) and video.frames.dtype == np.uint8
+    assert (video.fps, len(video), video.seconds, video.known) == (8.0, 14, 1.75, 0)
+    assert repr(video) == "Video(14 frames of 16x16 at 8 fps, 1.75 s)"
+    page = video._repr_html_()
+    assert page.count('src="data:video/mp4;base64,') == 1 and "一个圆" in page
+    for name, width in (("a.mp4", 256), ("a.gif", 48)):
+        info = probe(video.save(tmp_path / name, scale=0 if width == 256 else 3))
+        assert (info.frames, info.width) == (14, width)
+    assert PIL.Image.open(video.save(tmp_path / "a.png")).text["captions"] == "\n".join(PROMPTS)
+    assert load_story(video.save(tmp_path / "a.yaml")) == video.story
+
+
+def test_the_command_line_makes_the_same_bytes(video, world, tiny_weights, tmp_path, monkeypatch):
+    """Of the story file that the API writes; as does a stream to a file."""
+    monkeypatch.chdir(tmp_path)
+    video.save("a.yaml")
+    main(["story", "a.yaml", "--weights", str(tiny_weights), "--out", "b.mp4"])
+    made = video.save(tmp_path / "a.mp4").read_bytes()
+    assert (tmp_path / "b.mp4").read_bytes() == made
+    world.story.stream(tmp_path / "a.yaml").save(tmp_path / "c.mp4", tmp_path / "c.gif", sheet=tmp_path / "c.png")
+    assert (tmp_path / "c.mp4").read_bytes() == made
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.mp4", "a.yaml", "b.mp4", "c.gif", "c.mp4", "c.png"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        Story((Segment("up"),)),
+        Story(
+            (Segment("", 0.1), Segment("yes", 1e-5 + 1, 3, 0.0, 2.5, "null")), 23.976, 7, 1.0, None, "1", "one-level"
+        ),
+        Story((Segment("\x00 # {: 'a\n\t\"é🦊\u2028 \x85"),), keep=1, sampling=Sampling(temperature=0.0, rows=2)),
+    ],
+    ids=["defaults", "all", "odd"],
+)
+def test_a_story_file_is_the_story(story, tmp_path):
+    (tmp_path / "story.yaml").write_text(story_text(story), encoding="utf-8")
+    assert load_story(tmp_path / "story.yaml") == story
+    assert package.make_story(story) == story
+
+
+def test_a_story_may_be_given_in_many_ways(tmp_path):
+    wanted = Story((Segment("up", 2.0), Segment("down", 3.0, seed=4)), fps=4.0, seed=1, sampling=Sampling(rows=1))
+    settings = {"fps": 4, "seed": np.int64(1), "sampling": {"rows": 1}}
+    segments = ["up", {"prompt": "down", "seconds": 3, "seed": 4}]
+    assert package.make_story(segments, 2, settings) == wanted
+    assert package.make_story((Segment("up", 2.0), Segment("down", 3.0, seed=4)), None, settings) == wanted
+    assert package.make_story({"segments": [{"prompt": "up", "seconds": 2}, segments[1]]}, None, settings) == wanted
+    (tmp_path / "s.yaml").write_text(story_text(wanted))
+    for file in (tmp_path / "s.yaml", str(tmp_path / "s.yaml")):
+        assert package.make_story(file, None, {"fps": 4}) == wanted
+    changed = package.make_story(wanted, None, {"sampling": {"top_k": 5}})
+    assert changed.sampling == Sampling(rows=1, top_k=5) and changed.segments == wanted.segments
+
+
+@pytest.mark.parametrize(
+    "story, seconds, settings, said",
+    [
+        ([], None, {}, "a story needs at least one segment"),
+        ("a red circle", None, {}, "is no story file (.yaml); give one, or a list of prompts"),
+        ("none.yaml", None, {}, "cannot read story none.yaml"),
+        (7, None, {}, "should be a list of prompts, a story or a story file, got int"),
+        ([7], None, {}, "segments[0].prompt should be str, got 7"),
+        (["up"], 0, {}, "seconds should be above 0"),
+        (["up"], None, {"fsp": 8}, "unknown field 'fsp' (did you mean 'fps'?)"),
+        (["up"], None, {"fps": 0}, "fps should be above 0"),
+        (["up"], None, {"fps": "8"}, "fps should be float, got '8'"),
+        (["up"], None, {"seed": 1.5}, "seed should be int, got 1.5"),
+        (["up"], None, {"sampling": {"row": 1}}, "unknown field 'row' (did you mean 'rows'?)"),
+        ([{"prompt": "up", "second": 1}], None, {}, "unknown field 'second' (did you mean 'seconds'?)"),
+        ({"segments": [{"prompt": "up"}]}, 2, {}, "in a story each segment has its own seconds"),
+        (["a\udcff"], None, {}, "not valid UTF-8"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_a_story(story, seconds, settings, said):
+    with pytest.raises(UserError) as raised:
+        package.make_story(story, seconds, settings)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_video_begins_with_a_picture_or_another_video(world, tmp_path):
+    """In whatever form: the same pixels, the same video."""
+    PIL.Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    forms = (PICTURE, PIL.Image.fromarray(PICTURE), tmp_path / "a.png", str(tmp_path / "a.png"))
+    one, *others = [world.generate("up", seconds=0.5, image=form, guidance=1).frames for form in forms]
+    assert all((one == other).all() for other in others)
+    assert (one[1:] != world.generate("up", seconds=0.5, guidance=1).frames[1:]).any()
+    clips = (FRAMES, [PIL.Image.fromarray(frame) for frame in FRAMES], Video(FRAMES, 8))
+    one, *others = [world.extend(clip, "up", seconds=0.5, guidance=1) for clip in clips]
+    assert (len(one), one.known) == (13, 9) and all((one.frames == other.frames).all() for other in others)
+    assert world.extend(FRAMES[:1], "up", seconds=1, guidance=1).frames.shape[0] == 9
+    with pytest.raises(UserError, match="not both"):
+        world.generate("up", image=PICTURE, video=FRAMES)
+
+
+def test_frames_are_read_as_from_a_file(tmp_path):
+    """At another rate, those that are shown then."""
+    Video(FRAMES, 8).save(tmp_path / "a.mp4", scale=1)
+    for fps in (8, 4, 5, 16):
+        own = list(read_clip(Video(np.stack(list(stream_frames(tmp_path / "a.mp4"))), 8), fps, (20, 30)))
+        np.testing.assert_array_equal(own, list(read_clip(tmp_path / "a.mp4", fps, (20, 30))))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I"])
+def test_pictures_of_any_mode(mode):
+    image = PIL.Image.new(mode, (20, 20))
+    assert read_picture(image, (16, 16)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "picture, said",
+    [
+        (PICTURE / 255, "a picture should be uint8 (height, width, 3), RGB, got float64; convert it"),
+        (PICTURE[..., 0], "a picture should be uint8 (height, width, 3), RGB, got shape (20, 30)"),
+        (FRAMES, "got shape (9, 20, 30, 3)"),
+        (PICTURE[:0], "got shape (0, 30, 3)"),
+        (PICTURE[..., [0, 1, 2, 2]], "got shape (20, 30, 4)"),
+        (None, "a picture should be uint8 (height, width, 3), RGB, got shape ()"),
+        (PIL.Image.new("F", (9, 9)), "cannot use a picture of mode F"),
+        (PIL.Image.new("L", (0, 9)), "a picture of 0x9 pixels"),
+        ("nowhere.png", "nowhere.png is not there"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pictures_that_cannot_be_used(picture, said):
+    with pytest.raises(UserError) as raised:
+        read_picture(picture, (16, 16))
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "clip, fps, said",
+    [
+        (PICTURE, 8, "the frames of a video should be uint8 (T, H, W, 3), RGB, got shape (20, 30, 3)"),
+        (FRAMES, 0, "fps should be above 0"),
+        (FRAMES.astype(int), 8, "got int64; convert it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_videos_that_cannot_be(clip, fps, said):
+    with pytest.raises(UserError) as raised:
+        Video(clip, fps)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name, said", [("a.avi", "should end in .mp4 or .gif or .png or .yaml"), ("a.yaml", "this video tells no story")]
+)
+def test_files_that_a_video_cannot_be(tmp_path, name, said):
+    with pytest.raises(UserError, match=said):
+        Video(FRAMES, 8).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_single_frame_is_a_picture(tmp_path):
+    video = Video(PICTURE[None], 1)
+    assert (np.asarray(PIL.Image.open(video.save(tmp_path / "a.png"))) == PICTURE).all()
+    assert 'src="data:image/png;base64,' in video._repr_html_()
+
+
+def test_a_stream_stops_goes_on_and_keeps_what_did_not_change(world, monkeypatch):
+    from tokvid.sampling import stream as sampling
+
+    calls = []
+    generate = sampling.generate
+    monkeypatch.setattr(sampling, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    story = world.story.stream(["up", "down", "left"], seconds=1, guidance=1).story
+    windows, seen = {}, []
+
+    def stop(done, total):
+        seen.append((done, total))
+        if done > 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(world.stream(story, windows=windows, on_progress=stop))
+    assert seen[-1][1] == 24 and 8 < seen[-1][0] < 24 and len(calls) == len(windows) > 1
+    whole = np.concatenate(list(world.stream(story, windows=windows)))
+    total = len(calls)
+    assert total == len(windows)  # none was made twice
+    np.testing.assert_array_equal(whole, world.story(story).frames)
+    calls.clear()
+    changed = Story((*story.segments[:2], Segment("left", 1.0, seed=9)), guidance=1.0)
+    again = np.concatenate(list(world.stream(changed, windows=windows)))
+    assert 0 < len(calls) < total - 1
+    np.testing.assert_array_equal(again[:16], whole[:16])
+    assert (again[17:] != whole[17:]).any()
+
+
+def test_several_threads_may_share_a_world(tiny_weights, world):
+    shared, videos = World(tiny_weights, quiet=True), {}
+
+    def work(seed):
+        videos[seed] = shared.generate("up", seconds=0.6, seed=seed, guidance=1).frames
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (1, 2, 3):
+        np.testing.assert_array_equal(videos[seed], world.generate("up", seconds=0.6, seed=seed, guidance=1).frames)

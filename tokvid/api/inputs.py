@@ -1,0 +1,83 @@
+"""Pictures and videos as people have them (files, arrays, Pillow's images), as frames of a model's size and rate."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from tokvid.api.video import Video, checked_frames
+from tokvid.errors import UserError
+from tokvid.input_pipeline.clips import probe, read_image, stream_frames
+from tokvid.input_pipeline.encoded import MAX_PIXELS
+from tokvid.input_pipeline.picture import Fit, Fitter, on_white
+from tokvid.input_pipeline.records import show
+from tokvid.io.urls import local
+
+Picture = str | os.PathLike[str] | UInt8[np.ndarray, "h w 3"] | PIL.Image.Image
+Clip = str | os.PathLike[str] | Video | UInt8[np.ndarray, "t h w 3"] | Sequence[PIL.Image.Image]
+
+Frames = Iterator[UInt8[np.ndarray, "h w 3"]]
+
+
+def read_picture(picture: Picture, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of this height and width. UserError for one that cannot be read, or a video."""
+    if isinstance(picture, str | os.PathLike):
+        path = local(os.fspath(picture))
+        if (frames := probe(path).frames) > 1:
+            raise UserError(f"{path} is a video of {frames} frames; give a picture, or continue it as a video")
+        return read_image(path, size, fit)
+    if isinstance(picture, PIL.Image.Image):
+        return Fitter(size, fit)(_upright(picture))
+    image_HWC = checked_frames(picture, "a picture", ("height", "width", "3"))
+    return _fitted(image_HWC[None], size, fit)[0]
+
+
+def read_clip(clip: Clip, fps: float, size: tuple[int, int], fit: Fit = "crop") -> Frames:
+    """The frames that a video shows at times i/fps, of this height and width.
+
+    Frames without a rate of their own, as an array or a list of pictures, are taken one by one.
+    """
+    if isinstance(clip, str | os.PathLike):
+        return stream_frames(local(os.fspath(clip)), fps=fps, size=size, fit=fit)
+    if isinstance(clip, Video):
+        count = max(1, math.ceil(clip.seconds * fps - 1e-6))
+        parts = ((at / fps, min(64, count - at)) for at in range(0, count, 64))
+        return itertools.chain.from_iterable(
+            show(clip.frames, clip.fps, start=start, fps=fps, frames=frames, size=size, fit=fit)
+            for start, frames in parts
+        )
+    if isinstance(clip, list | tuple) and clip and all(isinstance(each, PIL.Image.Image) for each in clip):
+        return (read_picture(each, size, fit) for each in clip)
+    video_THWC = checked_frames(clip, "a video", ("frames", "height", "width", "3"))
+    return iter(_fitted(video_THWC, size, fit))
+
+
+def rate_of(clip: Clip) -> float:
+    """The rate at which `read_clip` gives all frames; UserError for frames without one."""
+    if isinstance(clip, str | os.PathLike):
+        return probe(local(os.fspath(clip))).rate or 1.0  # a picture has none
+    if isinstance(clip, Video):
+        return clip.fps
+    raise UserError("these frames have no rate; give fps, or a tokvid.Video(frames, fps)")
+
+
+def _fitted(video_THWC: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    if math.prod(video_THWC.shape[1:3]) > MAX_PIXELS:
+        raise UserError(f"frames of {video_THWC.shape[1:3]} pixels are too large, allowed are {MAX_PIXELS} in all")
+    return show(video_THWC, 1.0, start=0.0, fps=1.0, frames=len(video_THWC), size=size, fit=fit)
+
+
+def _upright(image: PIL.Image.Image) -> av.VideoFrame:
+    if image.width * image.height > MAX_PIXELS or not image.width * image.height:
+        raise UserError(f"a picture of {image.width}x{image.height} pixels should have 1 to {MAX_PIXELS}")
+    try:
+        if image.mode == "F":
+            raise ValueError("its numbers have no range")
+        return on_white(image)
+    except Exception as error:  # Pillow raises nearly anything on damaged files and rare modes
+        raise UserError(f"cannot use a picture of mode {image.mode} ({error}); convert('RGB') it first") from error

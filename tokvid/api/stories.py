@@ -1,0 +1,85 @@
+"""Stories from what people have at hand: prompts, segments, a mapping, a file."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tokvid.config import Sampling, Scheme, from_dict
+from tokvid.errors import UserError
+from tokvid.io.urls import local
+from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
+
+SECONDS = 4.0  # of a prompt in a story
+
+StoryLike = Story | Mapping[str, Any] | Sequence[str | Segment | Mapping[str, Any]] | str | os.PathLike[str]
+
+
+class Settings(TypedDict, total=False):
+    """The settings of a story, as in a story file; those that are left out keep their values or their defaults.
+
+    fps: frames per second (8).
+    seed: random seed (0); the same seed gives the same video.
+    guidance: classifier-free guidance scale; 1 disables it, more follows the text more.
+    last_guidance: the scale at the end of each prompt, reached linearly (no change).
+    negative: negative prompt, what should not be seen (none).
+    scheme: "hierarchical" or "one-level" (hierarchical, if the weights were trained for it).
+    keep: latent frames that each window keeps of the one before (2).
+    sampling: a `Sampling`, or some of its fields: {"temperature": 0.9, "rows": 1}.
+    """
+
+    fps: float
+    seed: int
+    guidance: float
+    last_guidance: float | None
+    negative: str
+    scheme: Scheme | None
+    keep: int
+    sampling: Sampling | Mapping[str, Any]
+
+
+def make_story(story: StoryLike, seconds: float | None = None, settings: Settings | None = None) -> Story:
+    """A story from a list of prompts or segments, a mapping as in story files, a file, or another story.
+
+    `seconds` is the length of each prompt without its own (4); `settings` replace the story's. UserError for anything
+    that is missing, unknown, mistyped or out of range.
+    """
+    if isinstance(story, str | os.PathLike):
+        if not os.fspath(story).lower().endswith(STORY_SUFFIXES):
+            raise UserError(
+                f'{os.fspath(story)!r:.60} is no story file (.yaml); give one, or a list of prompts, ["…", "…"]'
+            )
+        story = load_story(local(Path(story) if not isinstance(story, str) else story))
+    if isinstance(story, Story | Mapping):
+        if seconds is not None:
+            raise UserError("seconds are for a list of prompts; in a story each segment has its own seconds")
+        values = dataclasses.asdict(story) if isinstance(story, Story) else dict(story)
+    elif isinstance(story, Sequence):
+        length = SECONDS if seconds is None else seconds
+        values = {"segments": [_segment(each, length) for each in story]}
+    else:
+        raise UserError(f"a story should be a list of prompts, a story or a story file, got {type(story).__name__}")
+    changes = dict(settings or {})
+    if isinstance(sampling := changes.get("sampling", {}), Sampling):
+        changes["sampling"] = dataclasses.asdict(sampling)
+    elif isinstance(sampling, Mapping) and isinstance(values.get("sampling", {}), Mapping):
+        changes["sampling"] = {**values.get("sampling", {}), **sampling}
+    return from_dict(Story, _plain({**values, **changes}), "story")
+
+
+def _segment(each: str | Segment | Mapping[str, Any], seconds: float) -> Any:
+    if isinstance(each, Segment):
+        return dataclasses.asdict(each)
+    if isinstance(each, Mapping):
+        return {"seconds": seconds, **each}
+    return {"prompt": each, "seconds": seconds}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, and NumPy's numbers as Python's, which `from_dict` wants."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
