@@ -1,5 +1,6 @@
 """Edits of videos: made from a condition, interpolated to a higher rate, or closed to a loop."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +27,8 @@ def edit(
         others = f", only for {', '.join(models.tasks)}" if models.tasks else ""
         raise UserError(f"these weights were not trained for {task}{others}; train some with it in layouts.tasks")
     if condition.slower > 1:
-        return interpolate(models, story, frames, condition.slower)
+        slower = dataclasses.replace(story, fps=story.fps / condition.slower)
+        return interpolate(models, slower, frames, condition.slower)
     source = _Encoded(models, (condition.look(frame_HWC[None])[0] for frame_HWC in frames), condition.smaller)
     levels = Levels([story.fps], len(source.tokens_THWQ), story.keep, story.sampling)
     (name,), opening = TASKS[task].conditions, models.no_tokens(1)
