@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokvid.api.stories import make_story
+    from tokvid.api.stories import Settings, make_story
+    from tokvid.api.training import train
     from tokvid.api.video import Stream, Video
     from tokvid.api.world import World, load
     from tokvid.config import Sampling
@@ -21,11 +22,24 @@ if TYPE_CHECKING:
     from tokvid.sampling.story import Segment, Story
 
 __version__ = "0.1.0"
-__all__ = ["Sampling", "Segment", "Story", "Stream", "UserError", "Video", "World", "load", "make_story"]
+__all__ = [
+    "Sampling",
+    "Segment",
+    "Settings",
+    "Story",
+    "Stream",
+    "UserError",
+    "Video",
+    "World",
+    "load",
+    "make_story",
+    "train",
+]
 
 _MODULES = {
     "Sampling": "config",
     "Segment": "sampling.story",
+    "Settings": "api.stories",
     "Story": "sampling.story",
     "Stream": "api.video",
     "UserError": "errors",
@@ -33,6 +47,7 @@ _MODULES = {
     "World": "api.world",
     "load": "api.world",
     "make_story": "api.stories",
+    "train": "api.training",
 }
 
 

@@ -406,6 +406,15 @@ def _like(error: Exception) -> str:
     return suggestion(match[2], (field.name for field in dataclasses.fields(kind)))
 
 
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields changed: {"data.fps": (2, 4), "layouts.tasks.infilling": 0.1}."""
+    values = to_dict(recipe)
+    for name, value in changes.items():
+        holder, field, _ = _place(values, name)
+        holder[field] = list(value) if isinstance(value, tuple) else value
+    return from_dict(Recipe, values, "recipe")
+
+
 def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
     """["--data.fps", "2", "4", "--data.path=clips"] → the recipe with these fields changed.
 

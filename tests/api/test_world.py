@@ -1,5 +1,7 @@
 """The Python face: worlds by name, stories from what people have, the same videos as by the command line."""
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -161,6 +163,27 @@ def test_a_video_begins_with_a_picture_or_another_video(world, tmp_path):
     assert world.extend(FRAMES[:1], "up", seconds=1, guidance=1).frames.shape[0] == 9
     with pytest.raises(UserError, match="not both"):
         world.generate("up", image=PICTURE, video=FRAMES)
+
+
+def test_videos_are_made_from_videos(tiny_weights, tmp_path):
+    shutil.copytree(tiny_weights, tmp_path / "w")
+    about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
+    about["layouts"] = {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0]}
+    (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
+    world, clip = package.load(tmp_path / "w", quiet=True), Video(FRAMES[:5], 4)
+    assert world.tasks == ("interpolation", "infilling")
+    smooth = world.interpolate(clip, guidance=1)
+    assert (len(smooth), smooth.fps) == (9, 8.0)
+    edited = world.edit(clip, "interpolation", guidance=1, fps=8)
+    assert (edited.frames == smooth.frames).all()
+    stream = world.loop.stream(clip, guidance=1, fps=4)
+    assert (stream.total, stream.known, stream.left_out) == (8, 4, 1) and len(stream.video(quiet=True)) == 8
+    rebuilt = world.reconstruct(clip, size=(16, 24), fit="letterbox")
+    assert rebuilt.frames.shape == (5, 16, 24, 3) and rebuilt.figures["frames"] == 5 and rebuilt.fps == 4.0
+    with pytest.raises(UserError, match="these frames have no rate; give fps"):
+        world.interpolate(FRAMES)
+    with pytest.raises(UserError, match=r"unknown task 'interpolate' \(did you mean 'interpolation'\?\)"):
+        world.edit(clip, "interpolate")
 
 
 def test_frames_are_read_as_from_a_file(tmp_path):

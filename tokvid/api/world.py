@@ -6,19 +6,25 @@ import os
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+
 from tokvid import weights
-from tokvid.api.inputs import Clip, Picture, read_clip, read_picture
+from tokvid.api.inputs import Clip, Picture, rate_of, read_clip, read_picture
 from tokvid.api.stories import Settings, StoryLike, make_story
 from tokvid.api.verbs import verb
-from tokvid.api.video import OnProgress, Stream
+from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS, weights_named
-from tokvid.errors import UserError, suggestion
+from tokvid.errors import UserError, did_you_mean, suggestion
+from tokvid.evaluate.reconstruction import Reconstruction
+from tokvid.input_pipeline.picture import Fit
 from tokvid.io.compiled import keep_programs
 from tokvid.io.urls import local
+from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show
 from tokvid.sampling.levels import check_rows, rates_of
 from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, frames_of, load_models
+from tokvid.tasks.tasks import TASKS
 
 
 def load(name: str | os.PathLike[str] = "shapes", *, quiet: bool = False) -> "World":
@@ -132,6 +138,56 @@ class World:
         """A video, and then `seconds` of new frames; `Video.known` is the number of its own."""
         return self._told(make_story([Segment(prompt, seconds)], None, settings), None, video)
 
+    @verb
+    def edit(self, video: Clip, task: str, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
+        """A video made from another one by a task that the weights were trained for; see `World.tasks`."""
+        known = [name for name, each in TASKS.items() if len(each.conditions) == 1]
+        if task not in known:
+            raise UserError(did_you_mean(task, known, "task"))
+        story = self._checked(prompt, settings)
+        fps, size = edits.source_of(self.models, task, story.fps)
+        total, parts = edits.edit(self.models, story, task, read_clip(video, fps, size))
+        return Stream(parts, total, story.fps, self.size, story)
+
+    @verb
+    def interpolate(self, video: Clip, factor: int = 2, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
+        """The same video with `factor` times the frames: 2, 4, 8, …
+
+        `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high.
+        """
+        story = self._checked(prompt, {"fps": rate_of(video), **settings} if "fps" not in settings else settings)
+        total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, self.size), factor)
+        return Stream(parts, total, story.fps * factor, self.size, story)
+
+    @verb
+    def loop(self, video: Clip, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
+        """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
+        ones from its end back to its beginning."""
+        story = self._checked(prompt, settings)
+        tokens_THWQ, before_THWC = encode_video(self.models, read_clip(video, story.fps, self.size))
+        video_THWC, new = edits.loop(self.models, story, tokens_THWQ)
+        about = {"known": len(video_THWC) - new, "left_out": 1 + len(before_THWC)}
+        return Stream(iter([video_THWC]), len(video_THWC), story.fps, self.size, story, **about)
+
+    def reconstruct(
+        self, video: Clip, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
+    ) -> Video:
+        """A video through the tokenizer and back. `Video.figures` has PSNR (dB), SSIM, tokens and bits per pixel.
+
+        It is read at `fps` (default: all its frames) and, fitted by "crop" or "letterbox", at `size`, (height, width)
+        (default: the tokenizer's).
+        """
+        size, fps = size or self.tokenizer.config.size, rate_of(video) if fps is None else fps
+        reconstruction = Reconstruction(self.tokenizer, size)
+        frames = np.stack(list(reconstruction.frames(read_clip(video, fps, size, fit))))
+        return Video(frames, fps, figures=reconstruction.figures())
+
+    def _checked(self, prompt: str, settings: Settings) -> Story:
+        """A story of one prompt, whose settings these weights know."""
+        story = make_story([prompt], None, settings)
+        check_rows(self.models, story.sampling)
+        return story
+
     def _told(
         self,
         story: Story,
@@ -142,7 +198,8 @@ class World:
     ) -> Stream:
         models, known = self.models, 0
         check_rows(models, story.sampling)
-        rates_of(models, story.fps, story.scheme)
+        if video is None:
+            rates_of(models, story.fps, story.scheme)
         opening = self._opening(story, image, video)
         if video is not None and opening is not None:
             latent_frames = len(opening.tokens_THWQ)

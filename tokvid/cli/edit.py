@@ -1,11 +1,24 @@
 """Videos from videos: `tokvid edit`, `interpolate`, `loop`."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from tokvid.cli.options import Command, check_rounds, readable, seed_argument, story_of, video_arguments
+from tokvid.cli.options import (
+    Command,
+    readable,
+    save,
+    seed_argument,
+    settings_of,
+    story_of,
+    video_arguments,
+    world_of,
+)
 from tokvid.io.files import Outputs
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
+
+if TYPE_CHECKING:
+    from tokvid.api.world import World
 
 
 class Edit(Command):
@@ -28,20 +41,10 @@ class Edit(Command):
         video_arguments(parser, outputs, "edited.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.input_pipeline.clips import stream_frames
-        from tokvid.sampling import edits
-        from tokvid.sampling.film import write
-        from tokvid.sampling.story import Segment, Story
-        from tokvid.sampling.stream import load_models
-
-        models = load_models(options.weights)
-        story = story_of(options, Story((Segment(options.prompt),)))
-        check_rounds(story.sampling, models, options)
-        fps, size = edits.source_of(models, options.task, story.fps)
-        frames = stream_frames(options.video, fps=fps, size=size)
-        count, videos = edits.edit(models, story, options.task, frames)
-        write(videos, [options.out], story.fps, count, models.size, scale=options.scale, sheet=options.sheet)
-        print(f"{options.out}: {count} frames at {story.fps:g} fps")
+        world = _world(options)
+        stream = world.edit.stream(options.video, options.task, options.prompt, **settings_of(options))
+        save(stream, options)
+        print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
 
 
 class Interpolate(Command):
@@ -71,21 +74,10 @@ class Interpolate(Command):
         video_arguments(parser, outputs, "interpolated.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.input_pipeline.clips import probe, stream_frames
-        from tokvid.sampling import edits
-        from tokvid.sampling.film import write
-        from tokvid.sampling.story import Segment, Story
-        from tokvid.sampling.stream import load_models
-
-        fps = (probe(options.video).rate or 1.0) if options.fps is None else options.fps
-        models = load_models(options.weights)
-        story = story_of(options, Story((Segment(options.prompt),), fps))
-        check_rounds(story.sampling, models, options)
-        frames = stream_frames(options.video, fps=fps, size=models.size)
-        count, videos = edits.interpolate(models, story, frames, options.factor)
-        fps *= options.factor
-        write(videos, [options.out], fps, count, models.size, scale=options.scale, sheet=options.sheet)
-        print(f"{options.out}: {count} frames at {fps:g} fps")
+        world = _world(options)
+        stream = world.interpolate.stream(options.video, options.factor, options.prompt, **settings_of(options))
+        save(stream, options)
+        print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
 
 
 class Loop(Command):
@@ -105,23 +97,17 @@ class Loop(Command):
         video_arguments(parser, outputs, "loop.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.input_pipeline.clips import stream_frames
-        from tokvid.sampling import edits
-        from tokvid.sampling.film import write
-        from tokvid.sampling.story import Segment, Story, encode_video
-        from tokvid.sampling.stream import load_models
-
-        models = load_models(options.weights)
-        story = story_of(options, Story((Segment(options.prompt),)))
-        check_rounds(story.sampling, models, options)
-        tokens_THWQ, before = encode_video(models, stream_frames(options.video, fps=story.fps, size=models.size))
-        video_THWC, new = edits.loop(models, story, tokens_THWQ)
-        count = len(video_THWC)
-        write(
-            iter([video_THWC]), [options.out], story.fps, count, models.size, scale=options.scale, sheet=options.sheet
-        )
-        left_out = 1 + len(before)
+        world = _world(options)
+        stream = world.loop.stream(options.video, options.prompt, **settings_of(options))
+        save(stream, options)
+        first = f"{stream.left_out} frames" if stream.left_out > 1 else "frame"
         print(
-            f"{options.out}: {count} frames at {story.fps:g} fps, the last {new} of them new; left out: "
-            f"{options.video}'s first {f'{left_out} frames' if left_out > 1 else 'frame'}"
+            f"{options.out}: {stream.total} frames at {stream.fps:g} fps, the last {stream.total - stream.known} of "
+            f"them new; left out: {options.video}'s first {first}"
         )
+
+
+def _world(options: argparse.Namespace) -> "World":
+    from tokvid.sampling.story import Segment, Story
+
+    return world_of(options, story_of(options, Story((Segment(options.prompt),))))

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import (
     Command,
-    check_rounds,
     readable,
+    save,
     scheme_argument,
     seed_argument,
     story_of,
     video_arguments,
     weights_arguments,
+    world_of,
 )
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs, check_output, write_json
@@ -122,7 +123,6 @@ class Tell(Command):
         video_arguments(parser, outputs, "story.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.api.world import load
         from tokvid.sampling.story import Segment, Story, load_story
 
         if (options.file is None) == (not options.prompt):
@@ -134,10 +134,9 @@ class Tell(Command):
             story = load_story(options.file)
         else:
             raise UserError("--seconds is for --prompt; in a story file each segment has its own seconds")
-        story, world = story_of(options, story), load(options.weights)
-        check_rounds(story.sampling, world.models, options)
-        stream = world.story.stream(story, image=options.image, video=options.video)
-        stream.save(options.out, sheet=options.sheet, scale=options.scale)
+        story = story_of(options, story)
+        stream = world_of(options, story).story.stream(story, image=options.image, video=options.video)
+        save(stream, options)
         print(f"{options.out}: {story.seconds:g} s, {len(story.segments)} prompt{'s' * (len(story.segments) > 1)}")
 
 
@@ -205,12 +204,10 @@ def beginning_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     """One clip, from a prompt and maybe a picture or a video."""
-    from tokvid.api.world import load
     from tokvid.sampling.story import Segment, Story
 
-    story, world = story_of(options, Story((Segment(options.prompt, options.seconds),))), load(options.weights)
-    check_rounds(story.sampling, world.models, options)
-    stream = world.story.stream(story, image=options.image, video=options.video)
-    stream.save(options.out, sheet=options.sheet, scale=options.scale)
+    story = story_of(options, Story((Segment(options.prompt, options.seconds),)))
+    stream = world_of(options, story).story.stream(story, image=options.image, video=options.video)
+    save(stream, options)
     new = f"{stream.known} frames of {options.video}, then {stream.total - stream.known} new ones"
     print(f"{options.out}: {new if stream.known else f'{stream.total} frames'} at {story.fps:g} fps")

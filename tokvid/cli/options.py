@@ -15,6 +15,9 @@ from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path
 from tokvid.io.urls import URL, is_url
 
 if TYPE_CHECKING:
+    from tokvid.api.stories import Settings
+    from tokvid.api.video import Stream
+    from tokvid.api.world import World
     from tokvid.sampling.story import Story
     from tokvid.sampling.stream import Models
 
@@ -212,6 +215,14 @@ def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
             raise UserError(f"{flag(name)} {why}")
 
 
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """The settings of a story that are given on the command line."""
+    changes: dict[str, Any] = {name: value for name in STORY if (value := getattr(options, name, None)) is not None}
+    if sampling := {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}:
+        changes["sampling"] = sampling
+    return typing.cast("Settings", changes)
+
+
 def sampling_of(options: argparse.Namespace, sampling: Sampling = Sampling()) -> Sampling:
     """How tokens are sampled, with the command line's values on top."""
     values = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
@@ -227,14 +238,30 @@ def check_rounds(sampling: Sampling, models: "Models", options: argparse.Namespa
 
 def story_of(options: argparse.Namespace, story: "Story") -> "Story":
     """The story with the command line's values on top."""
-    changes = {name: value for name in STORY if (value := getattr(options, name, None)) is not None}
-    for name in changes:
+    from tokvid.api.stories import make_story
+
+    settings = settings_of(options)
+    for name in settings:
         if all(getattr(segment, name, None) is not None for segment in story.segments):
             raise UserError(f"{flag(name)} has no effect: each segment has its own {name}; change them in the story")
-    story = dataclasses.replace(story, **changes, sampling=sampling_of(options, story.sampling))
+    story = make_story(story, None, settings)
     if options.negative and _guidance_scales(story) == {1.0}:
         raise UserError("--negative has no effect where guidance is 1; raise --guidance, or leave it out")
     return story
+
+
+def world_of(options: argparse.Namespace, story: "Story") -> "World":
+    """The models of --weights, which know what the story asks for."""
+    from tokvid.api.world import load
+
+    world = load(options.weights)
+    check_rounds(story.sampling, world.models, options)
+    return world
+
+
+def save(stream: "Stream", options: argparse.Namespace) -> None:
+    """Writes what `video_arguments` name."""
+    stream.save(options.out, sheet=options.sheet, scale=options.scale)
 
 
 def _guidance_scales(story: "Story") -> set[float | None]:

@@ -30,28 +30,14 @@ class Train(Command):
 
 
 def _train(options: argparse.Namespace) -> None:
-    from tokvid.evaluate.samples import training_samples
-    from tokvid.input_pipeline.sources import open_source
+    from tokvid.api.training import train_tokenizer, train_transformer
     from tokvid.io.compiled import keep_programs
-    from tokvid.train.loop import train
     from tokvid.train.recipe import open_recipe
-    from tokvid.train.token_cache import open_token_cache
-    from tokvid.train.tokenize import write_text_model
-    from tokvid.train.tokenizer_step import TokenizerTraining
-    from tokvid.train.transformer_step import TransformerTraining
 
     recipe = open_recipe(options.config, options.fields)
     keep_programs()
-    folder = options.workdir / options.model
-    if options.model == "tokenizer":
-        text = None
-        if recipe.adversary.captions:
-            text = write_text_model(recipe, open_source(recipe.data), options.workdir)
-        train(TokenizerTraining(recipe, text), recipe.train_tokenizer, folder)
-    else:
-        cache = open_token_cache(options.workdir, recipe)
-        training = TransformerTraining(recipe, cache, show=training_samples(options.workdir, cache))
-        train(training, recipe.train_transformer, folder)
+    steps = {"tokenizer": train_tokenizer, "transformer": train_transformer}
+    steps[options.model](recipe, options.workdir)
 
 
 class Tokenize(Command):
