@@ -22,6 +22,7 @@ ORDER = [
     {"evaluate"},
     {"plan"},
     {"api"},
+    {"studio"},
     {"cli"},
     {"__main__"},
 ]

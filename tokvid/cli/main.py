@@ -20,6 +20,7 @@ from tokvid.cli.evaluate import Evaluate
 from tokvid.cli.generate import Demo, Extend, Generate, Tell
 from tokvid.cli.options import Command
 from tokvid.cli.plan import Plan
+from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Reconstruct
 from tokvid.errors import Terminated, UserError, suggestion
@@ -36,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     Edit(),
     Interpolate(),
     Loop(),
+    Studio(),
     Reconstruct(),
     Train(),
     Tokenize(),

@@ -1,0 +1,270 @@
+"""The studio's server: stories by way of HTTP, from a generating process that is shared by the tests of this file."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="needs fastapi, of the extra studio")
+pytest.importorskip("httpx", reason="needs httpx, of the group dev")
+
+from fastapi.testclient import TestClient
+
+from tokvid.cli.main import main
+from tokvid.errors import UserError
+from tokvid.io.media import write_image, write_video
+from tokvid.sampling.story import load_story
+from tokvid.studio import server as server_module
+from tokvid.studio import uploads
+from tokvid.studio.guard import LOOPBACK
+from tokvid.studio.records import Records
+from tokvid.studio.server import Studio, application
+from tokvid.studio.worlds import offered
+
+RNG = np.random.default_rng(0)
+PATIENCE = 120  # seconds
+
+
+def scene(prompt, seed, seconds=1.0):
+    return {"prompt": prompt, "seconds": seconds, "guidance": 1.5, "seed": seed}
+
+
+SCENES = [scene("a small red circle moves up", 1), scene("一个圆", 2)]
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_weights, tmp_path_factory):
+    return Studio(tmp_path_factory.mktemp("studio"), offered({"tiny": tiny_weights}, tiny_weights))
+
+
+@pytest.fixture(scope="module")
+def client(studio):
+    with TestClient(application(studio, LOOPBACK), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def ask(client, scenes=SCENES, **more):
+    answer = client.post("/api/takes", json={"weights": "tiny", "scenes": scenes, "fps": 8, **more})
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+def wait(client, take_id, *statuses):
+    until = time.monotonic() + PATIENCE
+    while (take := client.get(f"/api/takes/{take_id}").json())["status"] not in statuses:
+        assert time.monotonic() < until and take["status"] not in ("failed", "stopped"), take
+        time.sleep(0.05)
+    return take
+
+
+def frames(client, take):
+    content = client.get(f"/api/takes/{take['id']}/frames").content
+    return np.frombuffer(content, np.uint8).reshape(-1, *take["size"], 3)
+
+
+@pytest.fixture(scope="module")
+def take(client):
+    """A story that is done."""
+    return wait(client, ask(client), "done")
+
+
+def upload(client, name, content):
+    return client.post("/api/uploads", params={"name": name}, content=content)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The bytes of a picture and of a clip."""
+    folder = tmp_path_factory.mktemp("files")
+    write_image(folder / "a.png", RNG.integers(256, size=(20, 30, 3), dtype=np.uint8))
+    write_video(folder / "a.mp4", RNG.integers(256, size=(10, 20, 30, 3), dtype=np.uint8), 8)
+    return {path.suffix: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_story_is_generated(client, take):
+    assert take["done"] == take["total"] == 16 and take["spans"] == [[0, 8], [8, 16]] and take["error"] == ""
+    assert sorted(take["files"]) == ["gif", "mp4", "sheet", "story"]
+    video = frames(client, take)
+    assert video.shape == (16, 16, 16, 3)
+    part = client.get(f"/api/takes/{take['id']}/frames", params={"first": 3, "count": 2}).content
+    assert part == video[3:5].tobytes()
+    assert client.get(f"/api/takes/{take['id']}/frames", params={"first": 16}).content == b""
+
+
+def test_the_command_line_generates_the_same_bytes(client, take, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, name in (("story", "story.yaml"), ("mp4", "page.mp4")):
+        answer = client.get(f"/api/takes/{take['id']}/files/{kind}")
+        assert f"tokvid-{take['number']}." in answer.headers["content-disposition"]
+        (tmp_path / name).write_bytes(answer.content)
+    main(["story", "story.yaml", "--weights", str(tiny_weights), "--out", "own.mp4"])
+    assert (tmp_path / "own.mp4").read_bytes() == (tmp_path / "page.mp4").read_bytes()
+
+
+def test_a_scene_is_generated_again_and_the_others_stay(client, take):
+    before = frames(client, take)
+    single = wait(client, ask(client, [SCENES[0], scene("一个圆", 77)], until=1), "done")
+    whole = wait(client, ask(client, [SCENES[0], scene("一个圆", 77)]), "done")
+    assert single["files"] == [] and len(whole["files"]) == 4
+    np.testing.assert_array_equal(frames(client, single), frames(client, whole))
+    np.testing.assert_array_equal(frames(client, whole)[:8], before[:8])
+    assert (frames(client, whole)[8:] != before[8:]).any()
+    first = wait(client, ask(client, [scene("a small red circle moves up", 78), SCENES[1]], until=0), "done")
+    assert first["done"] == first["total"] == 8
+
+
+def test_stopping_waiting_going_on_and_deleting(client, studio):
+    long, next_one = ask(client, [scene("a circle", 5, 60.0)] * 9), ask(client, [scene("a star", 6)])
+    wait(client, long, "making")
+    assert client.get(f"/api/takes/{next_one}").json()["status"] == "waiting"
+    stopped = client.post(f"/api/takes/{long}/stop").json()
+    assert stopped["status"] == "stopped" and stopped["files"] == []
+    wait(client, next_one, "done")
+    assert client.post(f"/api/takes/{next_one}/stop").json()["status"] == "done"
+    assert client.post(f"/api/takes/{long}/resume").json()["status"] in ("waiting", "loading", "making")
+    wait(client, long, "making")
+    assert client.delete(f"/api/takes/{long}").status_code == 204
+    assert client.get(f"/api/takes/{long}").status_code == 404
+    assert not (studio.records.folder / "takes" / long).exists()
+    assert client.post(f"/api/takes/{long}/resume").json()["error"]["code"] == "missing"
+
+
+def test_history_is_given_in_parts(client, take, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_LISTED", 1)
+    page = client.get("/api/takes").json()
+    assert len(page["takes"]) == 1 and page["more"]
+    older = client.get("/api/takes", params={"before": take["number"] + 1}).json()
+    assert older["takes"][0]["id"] == take["id"] and not older["more"]
+
+
+@pytest.mark.parametrize("suffix, option, first", [(".png", "--image", 0), (".mp4", "--video", 9)])
+def test_a_story_begins_with_an_upload(client, files, tiny_weights, tmp_path, monkeypatch, suffix, option, first):
+    monkeypatch.chdir(tmp_path)
+    opening = upload(client, f"../My File{suffix}", files[suffix]).json()
+    assert opening["name"] == f"My File{suffix}" and opening["suffix"] == suffix
+    assert (opening["height"], opening["width"]) == (20, 30)
+    take = wait(client, ask(client, opening=opening["id"]), "done")
+    assert take["known"] == (10 if first else 0) and take["total"] == 16 + take["known"]
+    for path, name in (
+        (f"uploads/{opening['id']}/file", f"own{suffix}"),
+        (f"takes/{take['id']}/files/story", "s.yaml"),
+    ):
+        (tmp_path / name).write_bytes(client.get(f"/api/{path}").content)
+    main(["story", "s.yaml", option, f"own{suffix}", "--weights", str(tiny_weights), "--out", "o.mp4"])
+    assert client.get(f"/api/takes/{take['id']}/files/mp4").content == (tmp_path / "o.mp4").read_bytes()
+    assert client.get(f"/api/uploads/{opening['id']}/picture").content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"GIF89a", b"\0\0\0\x18ftypmp42"]
+)
+def test_unreadable_uploads_are_refused_and_leave_nothing(client, studio, content):
+    before = sorted(studio.records.folder.glob("uploads/*"))
+    answer = upload(client, "<b>/etc/passwd.png", content)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "unreadable"
+    assert "passwd.png" in answer.text and str(studio.records.folder) not in answer.text
+    assert sorted(studio.records.folder.glob("uploads/*")) == before
+
+
+def test_large_uploads_are_refused_by_their_bytes(client, studio, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_UPLOAD", 1000)
+    assert upload(client, "a.png", (bytes(600) for _ in range(2))).status_code == 413  # chunked: no length is declared
+    answer = client.post("/api/uploads", content=b"a", headers={"content-length": f"{server_module.MOST_UPLOAD + 1}"})
+    assert answer.status_code == 413 and "64 MiB" in answer.json()["error"]["message"]
+    assert client.post("/api/takes", content=bytes(1 << 19)).status_code == 413
+
+
+def test_uploads_without_a_story_make_room(client, studio, files, monkeypatch):
+    unused = upload(client, "a.png", files[".png"]).json()["id"]
+    monkeypatch.setattr(uploads, "MOST_UPLOADS", 1)
+    upload(client, "b.png", files[".png"])
+    assert client.get(f"/api/uploads/{unused}").status_code == 404
+    used = {take.opening for take in studio.records.takes.values()} - {None}
+    assert used <= set(studio.records.uploads)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"weights": "tinny"}, "tiny"),
+        ({"weights": "../tiny"}, "tiny"),
+        ({"scenes": []}, "scenes"),
+        ({"scenes": [scene("a", 1, 61.0)]}, "seconds"),
+        ({"scenes": [scene("a", -1)]}, "seed"),
+        ({"scenes": [scene("a" * 2001, 1)]}, "prompt"),
+        ({"scenes": [scene("a", 1, 60.0)] * 11}, "at most 600 seconds"),
+        ({"scenes": [{**scene("a", 1), "guidance": 101}]}, "guidance should be 0 to 100"),
+        ({"fps": 0}, "fps"),
+        ({"sampling": {"temprature": 1.0}}, "temprature"),
+        ({"opening": "../../etc/passwd"}, "opening"),
+        ({"opening": "0" * 16}, "no such upload"),
+        ({"until": 2}, "until should be below 2"),
+        ({"path": "/etc/passwd"}, "path"),
+    ],
+)
+def test_wrong_wishes_are_refused_in_one_line(client, change, says):
+    answer = client.post("/api/takes", json={"weights": "tiny", "scenes": SCENES, **change})
+    assert answer.status_code in (400, 404, 422)
+    message = answer.json()["error"]["message"]
+    assert says in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/takes/../../etc/passwd", "/api/takes/%2e%2e%2f%2e%2e/files/mp4", "/api/takes/x/frames", "/../serving.py"],
+)
+def test_no_path_leads_out(client, path):
+    assert client.get(path).status_code in (404, 422)
+
+
+def test_a_take_that_cannot_be_generated_says_why(client):
+    take = ask(client, [scene("a", 1)], fps=8, scheme="hierarchical")
+    until = time.monotonic() + PATIENCE
+    while (answer := client.get(f"/api/takes/{take}").json())["status"] != "failed" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert answer["status"] == "failed" and "not trained to interpolate" in answer["error"]
+    client.delete(f"/api/takes/{take}")
+
+
+def test_the_queue_has_an_end(client, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_WAITING", 0)
+    answer = client.post("/api/takes", json={"weights": "tiny", "scenes": SCENES})
+    assert answer.status_code == 400 and "waiting already" in answer.text
+
+
+def test_a_crashed_generating_process_is_replaced(client, studio):
+    take = ask(client, [scene("a circle", 9, 60.0)] * 9)
+    wait(client, take, "making")
+    studio.queue._maker.kill()
+    until = time.monotonic() + PATIENCE
+    while client.get(f"/api/takes/{take}").json()["status"] != "failed" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert "process ended" in client.get(f"/api/takes/{take}").json()["error"]
+    client.delete(f"/api/takes/{take}")
+    wait(client, ask(client), "done")
+
+
+def test_a_restart_keeps_the_history_and_goes_on(tiny_weights, tmp_path):
+    worlds = offered({"tiny": tiny_weights}, tiny_weights)
+    records = Records(tmp_path)
+    with pytest.raises(UserError, match="another studio uses"):
+        Records(tmp_path)
+    story = {"segments": SCENES[:1], "fps": 8}
+    done, running = (records.add(weights="tiny", story=story) for _ in range(2))
+    done.status, running.status = "done", "making"
+    for take in (done, running):
+        records.save(take)
+    for name, text in (("0" * 16, "{"), ("1" * 16, json.dumps({"id": "2"}))):
+        (tmp_path / "takes" / name).mkdir()
+        (tmp_path / "takes" / name / "take.json").write_text(text)
+    (tmp_path / "uploads" / ".half").mkdir()
+    records.close()
+    with TestClient(application(Studio(tmp_path, worlds), LOOPBACK), base_url="http://127.0.0.1") as client:
+        assert client.get(f"/api/takes/{done.id}").json()["status"] == "done"
+        take = wait(client, running.id, "done")
+        assert len(client.get("/api/takes").json()["takes"]) == 2
+        text = client.get(f"/api/takes/{take['id']}/files/story").content
+    (tmp_path / "s.yaml").write_bytes(text)
+    assert load_story(tmp_path / "s.yaml").segments[0].prompt == SCENES[0]["prompt"]
+    assert not (tmp_path / "uploads" / ".half").exists()

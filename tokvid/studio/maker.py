@@ -1,0 +1,143 @@
+"""The process that generates: it reads orders, a line of JSON each, and reports events in the same way.
+
+The server starts it and keeps it, so that weights and compiled programs stay in memory, the server stays responsive,
+and a crash ends nothing else. It ends when its input does.
+"""
+
+import itertools
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tokvid
+from tokvid.errors import UserError
+from tokvid.io.files import write_text
+from tokvid.sampling.kept import KeptWindows
+from tokvid.sampling.story import story_text
+from tokvid.studio.records import FILES, FRAMES
+
+MOST_WINDOWS = 1 << 28  # bytes of kept windows; beyond, they are forgotten
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Stopped(Exception):
+    """The user wants no more frames."""
+
+
+class Maker:
+    """Makes takes, one after another, with the weights in memory that were used last."""
+
+    def __init__(self, orders: Iterable[str], tell: Tell):
+        self._tell = tell
+        self._stopped: int | None = None  # the run to stop; -1: whichever
+        self._orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._world: tokvid.World | None = None
+        threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
+
+    def _listen(self, orders: Iterable[str]) -> None:
+        for line in orders:
+            order = json.loads(line)
+            if "stop" in order:
+                self._stopped = order["stop"]
+            else:
+                self._orders.put(order)
+        self._stopped = -1
+        self._orders.put(None)
+
+    def run(self) -> None:
+        """Works until there are no more orders."""
+        while (order := self._orders.get()) is not None:
+            try:
+                self._load(order["weights"])
+                if "run" in order:
+                    self._make(order)
+            except Stopped:
+                self._tell({"run": order["run"], "status": "stopped"})
+            except (UserError, OSError, MemoryError) as error:
+                text = "there is not enough memory for this" if isinstance(error, MemoryError) else str(error)
+                self._tell({"run": order.get("run"), "status": "failed", "error": text})
+
+    def _load(self, folder: str) -> None:
+        if self._world is None or self._world.folder != Path(folder):
+            self._world = None  # frees its memory first
+            self._world = tokvid.load(folder, quiet=True)
+
+    def _make(self, order: dict[str, Any]) -> None:
+        assert self._world is not None
+        run, place, windows = order["run"], Path(order["place"]), Path(order["windows"])
+        if windows.is_file() and windows.stat().st_size > MOST_WINDOWS:
+            windows.unlink()
+        with KeptWindows(windows, self._world.models) as kept:
+            stream = self._stream(order, kept)
+            assert stream.story is not None
+            spans = [[stream.total - stream.story.frames + at for at in span] for span in stream.story.spans]
+            total = stream.total if order["until"] is None else spans[order["until"]][1]
+            facts = {"fps": stream.fps, "size": stream.size, "known": stream.known, "total": total, "spans": spans}
+            self._tell({"run": run, "status": "making", **facts})
+            done = 0
+            with open(place / FRAMES, "wb") as file:
+                for video_THWC in self._until_stopped(run, stream):
+                    file.write(np.ascontiguousarray(video_THWC[: total - done]).data)
+                    file.flush()
+                    done += len(video_THWC[: total - done])
+                    self._tell({"run": run, "done": done})
+                    if done == total:
+                        break
+        files = []
+        if order["until"] is None:
+            self._tell({"run": run, "status": "saving"})
+            # The stream's own story may be longer, by the last frame of a clip; a second run would add it again.
+            write_text(place / FILES["story"][0], story_text(tokvid.make_story(order["story"])))
+            files = ["story", *self._save(place, stream, total)]
+        self._tell({"run": run, "status": "done", "files": files})
+
+    def _until_stopped(self, run: int, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for video_THWC in itertools.chain([np.zeros((0, 1, 1, 3), np.uint8)], stream):
+            if self._stopped in (run, -1):
+                raise Stopped
+            if len(video_THWC):
+                yield video_THWC
+
+    def _stream(self, order: dict[str, Any], kept: KeptWindows) -> "tokvid.Stream":
+        assert self._world is not None
+        opening = order["opening"] or {}
+        return self._world.stream(order["story"], windows=kept, **opening)
+
+    def _save(self, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
+        """Writes the video to all files that it fits into; returns their keys."""
+        frames = np.memmap(place / FRAMES, np.uint8, "r", shape=(total, *stream.size, 3))
+        video, files = tokvid.Video(frames, stream.fps, story=stream.story, known=stream.known), []
+        for key, (name, _) in FILES.items():
+            if key == "story":
+                continue
+            try:
+                video.save(place / name)
+                files.append(key)
+            except UserError:
+                if key != "gif":  # which is built in memory, and not for long videos
+                    raise
+        return files
+
+
+def main() -> None:
+    """Standard output is for the server, so whatever else prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    os.nice(5)
+
+    def tell(event: dict[str, Any]) -> None:
+        answers.write(json.dumps({**event, "at": time.monotonic()}) + "\n")
+
+    Maker(sys.stdin, tell).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+// The video on the stage: playback, progress, downloads.
+
+import { h, iconButton, icon } from "./dom.js";
+import { draw, fetchFrames, framesOf } from "./frames.js";
+import { isOpen, isRunning, state, takeOf } from "./state.js";
+import { clock, duration, t } from "./strings.js";
+
+let actions;
+let parts = null;
+let at = 0; // frame, with a fraction
+let playing = true;
+let before = null; // time of the last drawing
+let drawn = ""; // id and frame on the canvas
+
+export function initStage(all) {
+  actions = all;
+}
+
+export function showFromStart() {
+  at = 0;
+  playing = true;
+}
+
+export function renderStage() {
+  drawn = "";
+  parts = {
+    canvas: h("canvas", { role: "img", hidden: true }),
+    empty: h("p.empty", {}, t("stage_empty")),
+    caption: h("p.caption"),
+    play: iconButton("pause", t("pause"), toggle),
+    slider: h("input", { type: "range", min: "0", max: "0", value: "0", "aria-label": t("position") }),
+    clock: h("span.time"),
+    progress: h("progress", { max: 1, "aria-label": t("stage") }),
+    status: h("p.status"),
+    stop: h("button", { type: "button", onclick: () => actions.stop(current()) }, t("stop")),
+    goOn: h("button", { type: "button", onclick: () => actions.goOn(current()) }, t("go_on")),
+    files: h("div.files"),
+    reproduce: h("details", { hidden: true }, h("summary", {}, t("reproduce")), h("p", {}, t("reproduce_text")), h("pre", { tabindex: "0" }), h("pre", { tabindex: "0" })),
+  };
+  parts.slider.addEventListener("input", () => {
+    at = parts.slider.valueAsNumber;
+    setPlaying(false);
+  });
+  parts.controls = h("div.controls", {}, parts.play, parts.slider, parts.clock);
+  document
+    .getElementById("stage")
+    .replaceChildren(
+      h("div.screen", {}, parts.empty, parts.canvas),
+      parts.caption,
+      parts.controls,
+      parts.progress,
+      h("div.status-line", {}, parts.status, parts.stop, parts.goOn),
+      parts.files,
+      parts.reproduce,
+    );
+  updateStage();
+}
+
+const current = () => takeOf(state.shown);
+
+function toggle() {
+  const take = current();
+  if (!playing && take && !isOpen(take) && at >= framesOf(take).length - 1) at = 0;
+  setPlaying(!playing);
+}
+
+function setPlaying(value) {
+  playing = value;
+  parts.play.replaceChildren(icon(playing ? "pause" : "play"));
+  parts.play.setAttribute("aria-label", t(playing ? "pause" : "play"));
+  parts.play.title = t(playing ? "pause" : "play");
+}
+
+export function statusOf(take) {
+  if (take.status === "waiting") {
+    const n = state.takes.filter((each) => isOpen(each) && (isRunning(each) || each.number < take.number)).length;
+    return n ? t("status_waiting", { n }) : t("status_next");
+  }
+  if (take.status === "loading") return t("status_loading");
+  if (take.status === "making") {
+    const frames = t("status_making", take);
+    return take.left === null ? frames : `${frames} · ${t("status_left", { time: duration(take.left) })}`;
+  }
+  if (take.status === "saving") return t("status_saving");
+  if (take.status === "done") return t("status_done", { time: duration(take.seconds) });
+  if (take.status === "failed") return t("status_failed", { error: take.error });
+  return take.done ? t("status_stopped", take) : t("status_stopped_early");
+}
+
+export function updateStage() {
+  const take = current();
+  if (take) fetchFrames(take);
+  parts.canvas.hidden = !framesOf(take).length;
+  parts.empty.hidden = !parts.canvas.hidden;
+  parts.controls.hidden = parts.caption.hidden = parts.canvas.hidden;
+  parts.progress.hidden = !take || !isOpen(take);
+  parts.progress.value = take?.total ? take.done / take.total : 0;
+  parts.status.textContent = take ? statusOf(take) : "";
+  parts.status.classList.toggle("error", take?.status === "failed");
+  parts.stop.hidden = !take || !isOpen(take);
+  parts.goOn.hidden = !take || !["stopped", "failed"].includes(take.status);
+  parts.slider.max = Math.max(0, framesOf(take).length - 1);
+  setPlaying(playing);
+  const key = take ? `${take.id} ${take.files}` : "";
+  if (parts.files.dataset.key !== key) {
+    parts.files.dataset.key = key;
+    parts.files.replaceChildren(...(take?.files.length ? downloads(take) : []));
+    parts.reproduce.hidden = !take?.files.length;
+    if (take?.files.length) commands(take);
+  }
+}
+
+function downloads(take) {
+  const link = (href, text) => h("a.button", { href, download: "" }, icon("download"), text);
+  return [
+    ...["mp4", "gif", "sheet", "story"].filter((kind) => take.files.includes(kind)).map((kind) => link(`/api/takes/${take.id}/files/${kind}`, t(`download_${kind}`))),
+    ...(take.opening ? [link(`/api/uploads/${take.opening}/file`, t("download_opening"))] : []),
+  ];
+}
+
+async function commands(take) {
+  const [shell, python] = parts.reproduce.querySelectorAll("pre");
+  const { shipped } = state.facts.weights.find((each) => each.name === take.weights) ?? {};
+  const weights = shipped ? take.weights : "WEIGHTS";
+  const opening = take.opening && (await actions.opening(take.opening));
+  const file = opening && `opening${opening.suffix}`;
+  const option = opening && (opening.kind === "picture" ? "image" : "video");
+  const name = `tokvid-${take.number}`;
+  shell.textContent = `tokvid story ${name}.yaml --weights ${weights}${file ? ` --${option} ${file}` : ""} --out ${name}.mp4`;
+  python.textContent = `import tokvid\n\nvideo = tokvid.load("${weights}").story("${name}.yaml"${file ? `, ${option}="${file}"` : ""})\nvideo.save("${name}.mp4")`;
+}
+
+// Draws the frame that is due; while frames are being generated, waits for them at the end.
+export function play(now) {
+  const take = current();
+  const frames = framesOf(take);
+  const elapsed = before === null ? 0 : Math.min(0.5, (now - before) / 1000);
+  before = now;
+  if (!frames.length) return;
+  if (playing) {
+    at += elapsed * take.fps;
+    if (at >= frames.length) at = isOpen(take) ? frames.length - 1 : 0;
+  }
+  const index = Math.min(Math.floor(at), frames.length - 1);
+  if (drawn === `${take.id} ${index}`) return;
+  drawn = `${take.id} ${index}`;
+  draw(parts.canvas, frames[index]);
+  if (playing) parts.slider.value = index;
+  parts.slider.setAttribute("aria-valuetext", clock(index / take.fps));
+  parts.clock.textContent = `${clock(Math.floor((10 * index) / take.fps) / 10)} / ${clock(take.total / take.fps)}`;
+  const scene = take.spans.findIndex(([, end]) => index < end);
+  const prompt = take.story.segments[Math.max(0, scene)]?.prompt ?? "";
+  if (parts.caption.textContent !== prompt) parts.caption.textContent = prompt;
+  parts.canvas.setAttribute("aria-label", prompt);
+}
+
+export function togglePlay() {
+  if (parts) toggle();
+}

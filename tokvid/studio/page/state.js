@@ -1,0 +1,105 @@
+// The page's state: the server's facts, the takes, the edited draft. The draft survives a reload and a closed tab.
+
+export const state = {
+  facts: null, // of GET /api/studio
+  takes: [], // newest first
+  more: false, // whether the server has older ones
+  draft: null,
+  shown: null, // the id of the take on the stage
+};
+
+let nextKey = 1;
+
+export const worldOf = (draft) => state.facts.weights.find((each) => each.name === draft.weights) ?? state.facts.weights[0];
+
+export function newScene(world, like) {
+  return {
+    key: nextKey++,
+    prompt: "",
+    seconds: like?.seconds ?? world.example[0]?.seconds ?? 3,
+    guidance: like?.guidance ?? world.defaults.guidance,
+    seed: like ? (like.seed + 1) % 2 ** 32 : 1,
+  };
+}
+
+export function newDraft(world) {
+  const { fps, scheme, sampling } = world.defaults;
+  return { weights: world.name, fps, scheme, sampling, negative: "", opening: null, scenes: [newScene(world)], branch: null };
+}
+
+export function exampleDraft(world, opening) {
+  return { ...newDraft(world), scenes: world.example.map(duplicate), opening };
+}
+
+export function draftOf(take, opening) {
+  const { fps, segments, negative = "", scheme = null, sampling = {} } = take.story;
+  return { weights: take.weights, fps, scheme, sampling, negative, opening, scenes: segments.map(duplicate), branch: null };
+}
+
+export const duplicate = (scene) => ({ ...scene, key: nextKey++ });
+
+// The body of a request for a take.
+export function wishOf(draft, until = null) {
+  const { weights, fps, scheme, sampling, negative, opening } = draft;
+  const scenes = draft.scenes.map(({ prompt, seconds, guidance, seed }) => ({ prompt, seconds, guidance, seed }));
+  return { weights, fps, scheme, sampling, negative, scenes, opening: opening?.id ?? null, until };
+}
+
+const STORE = "tokvid.draft";
+
+export function save() {
+  try {
+    const text = JSON.stringify({ draft: state.draft, shown: state.shown });
+    sessionStorage.setItem(STORE, text);
+    localStorage.setItem(STORE, text);
+  } catch {
+    // without storage the draft ends with the tab
+  }
+}
+
+export function restore() {
+  try {
+    const { draft, shown } = JSON.parse(sessionStorage.getItem(STORE) ?? localStorage.getItem(STORE));
+    if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
+    state.draft = { ...draft, scenes: draft.scenes.map(duplicate) };
+    state.shown = shown;
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export const takeOf = (id) => state.takes.find((each) => each.id === id);
+
+// Takes of whole stories; the others are variants of one scene.
+export const stories = () => state.takes.filter((take) => take.until === null);
+
+const sorted = (value) => JSON.stringify(value, Object.keys(value ?? {}).sort());
+const text = (scene) => JSON.stringify([scene.prompt, scene.seconds, scene.guidance, scene.seed]);
+
+// How many of the draft's first scenes the story of a take has exactly as they are now.
+export function alike(draft, take) {
+  if (!take || take.weights !== draft.weights || take.opening !== (draft.opening?.id ?? null)) return 0;
+  const { fps, segments, negative = "", scheme = null, sampling = {} } = take.story;
+  if (fps !== draft.fps || negative !== draft.negative || scheme !== draft.scheme) return 0;
+  if (sorted(sampling) !== sorted(draft.sampling)) return 0;
+  const differs = draft.scenes.findIndex((scene, i) => !segments[i] || text(segments[i]) !== text(scene));
+  return differs < 0 ? draft.scenes.length : differs;
+}
+
+export const isDraft = (take) =>
+  take.story.segments.length === state.draft.scenes.length && alike(state.draft, take) === state.draft.scenes.length;
+
+// The take to which the draft's cards belong: the newest with most of its first scenes.
+export function takeOfDraft() {
+  let best = null;
+  let most = 0;
+  for (const take of stories()) {
+    const count = alike(state.draft, take);
+    if (count > most) [best, most] = [take, count];
+  }
+  return best;
+}
+
+export const isRunning = (take) => ["loading", "making", "saving"].includes(take?.status);
+export const isOpen = (take) => take?.status === "waiting" || isRunning(take);

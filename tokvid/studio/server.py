@@ -1,0 +1,312 @@
+"""The studio's server: the page and its API, where everything is addressed by ids."""
+
+import asyncio
+import contextlib
+import importlib.resources
+import mimetypes
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import fastapi
+import pydantic
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import FileResponse, Response
+from starlette.exceptions import HTTPException
+
+import tokvid
+from tokvid.errors import UserError, did_you_mean
+from tokvid.studio.guard import Guard, problem
+from tokvid.studio.jobs import Queue
+from tokvid.studio.records import ENDED, FILES, FRAMES, RUNNING, Records, Take, Upload
+from tokvid.studio.uploads import MOST_UPLOAD, receive
+from tokvid.studio.worlds import World
+
+MOST_SECONDS = 600.0  # of a story
+MOST_WAITING = 50
+MOST_LISTED = 40
+MOST_SINGLE = 12  # takes of single scenes that are kept
+MOST_FRAME_BYTES = 1 << 22  # in one answer
+
+Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Prompt = Annotated[str, pydantic.StringConstraints(max_length=2000)]
+router = fastapi.APIRouter(prefix="/api")
+
+
+class Body(pydantic.BaseModel):
+    """JSON with these fields and no others."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class Scene(Body):
+    """One prompt and its length."""
+
+    prompt: Prompt
+    seconds: Annotated[float, pydantic.Field(gt=0, le=60)]
+    guidance: Finite
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+
+
+class Wish(Body):
+    """A story to be made; with `until`, only to the end of that scene."""
+
+    weights: str
+    scenes: Annotated[list[Scene], pydantic.Field(min_length=1, max_length=100)]
+    fps: Finite = 8.0
+    negative: Prompt = ""
+    scheme: Literal["one-level", "hierarchical"] | None = None
+    sampling: dict[str, bool | Annotated[int, pydantic.Field(ge=0, lt=2**31)] | Finite | None] = {}
+    opening: Id | None = None
+    until: Annotated[int, pydantic.Field(ge=0, lt=100)] | None = None
+
+
+class Studio:
+    """The state of the server: its records, its weights, its queue."""
+
+    def __init__(self, folder: Path, worlds: dict[str, World]):
+        self.records, self.worlds = Records(folder), worlds
+        self.queue = Queue(self.records, {name: world.folder for name, world in worlds.items()})
+        self.facts = [world.facts() for world in worlds.values()]
+        self.uploading = asyncio.Semaphore(2)
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """While the server runs, takes are made."""
+        task = asyncio.create_task(self.queue.run())
+        if not self.queue.waiting:
+            await self.queue.warm(next(iter(self.worlds)))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await self.queue.close()
+            self.records.close()
+
+    def summary(self, take: Take) -> dict[str, Any]:
+        """A take as the page shows it."""
+        return {**vars(take), "left": self.queue.left() if take is self.queue.current else None}
+
+    def take(self, take_id: str) -> Take:
+        """The take of this id; 404 if there is none."""
+        if (take := self.records.takes.get(take_id)) is None:
+            raise HTTPException(404, "there is no such video; it may have been deleted")
+        return take
+
+    def upload(self, upload_id: str) -> Upload:
+        """The upload of this id; 404 if there is none."""
+        if (upload := self.records.uploads.get(upload_id)) is None:
+            raise HTTPException(404, "there is no such upload; choose the file again")
+        return upload
+
+    def enqueue(self, **fields: Any) -> Take:
+        """A new take; UserError where too many wait. Old takes of single scenes, for comparison, are deleted."""
+        if len(self.queue.waiting) >= MOST_WAITING:
+            raise UserError(f"{MOST_WAITING} videos are waiting already; stop some")
+        ended = [take for take in self.records.takes.values() if take.until is not None and take.status in ENDED]
+        for take in ended[:-MOST_SINGLE]:
+            self.records.remove(take)
+        take = self.records.add(**fields)
+        self.queue.wake()
+        return take
+
+
+def _studio(request: Request) -> Studio:
+    return request.app.state.studio
+
+
+Here = Annotated[Studio, Depends(_studio)]
+
+
+@router.get("/studio")
+async def about(studio: Here) -> dict[str, Any]:
+    """The weights that there are, and the limits."""
+    limits = {"upload": MOST_UPLOAD, "seconds": MOST_SECONDS, "scenes": 100}
+    return {"version": tokvid.__version__, "weights": studio.facts, "limits": limits}
+
+
+@router.get("/takes")
+async def takes(studio: Here, before: Annotated[int, fastapi.Query(ge=0, lt=2**31)] = 2**31 - 1) -> dict[str, Any]:
+    """Some takes with numbers below `before`, newest first, and all that wait or are being generated."""
+    newest = sorted(studio.records.takes.values(), key=lambda take: -take.number)
+    listed = [take for take in newest if take.number < before][:MOST_LISTED]
+    shown = [take for take in newest if take in listed or take.status in ("waiting", *RUNNING)]
+    return {"takes": [studio.summary(take) for take in shown], "more": bool(listed) and listed[-1] is not newest[-1]}
+
+
+@router.post("/takes", status_code=201)
+async def make(wish: Wish, studio: Here) -> dict[str, Any]:
+    """Adds a story to the queue."""
+    if wish.weights not in studio.worlds:
+        raise UserError(did_you_mean(wish.weights, studio.worlds, "weights"))
+    if wish.opening is not None:
+        studio.upload(wish.opening)
+    if wish.until is not None and wish.until >= len(wish.scenes):
+        raise UserError(f"until should be below {len(wish.scenes)}, the number of scenes")
+    values: dict[str, Any] = {"fps": wish.fps, "sampling": wish.sampling}
+    if wish.negative:
+        values["negative"] = wish.negative
+    if wish.scheme is not None:
+        values["scheme"] = wish.scheme
+    values["segments"] = [scene.model_dump() for scene in wish.scenes]
+    story = tokvid.make_story(values)
+    if story.seconds > MOST_SECONDS:
+        raise UserError(f"a story here has at most {MOST_SECONDS:g} seconds, got {story.seconds:g}")
+    take = studio.enqueue(weights=wish.weights, story=values, opening=wish.opening, until=wish.until)
+    return studio.summary(take)
+
+
+@router.get("/takes/{take_id}")
+async def one_take(take_id: Id, studio: Here) -> dict[str, Any]:
+    """One take."""
+    return studio.summary(studio.take(take_id))
+
+
+@router.post("/takes/{take_id}/stop")
+async def stop(take_id: Id, studio: Here) -> dict[str, Any]:
+    """Stops a take that waits or is being made."""
+    take = studio.take(take_id)
+    await studio.queue.stop(take)
+    return studio.summary(take)
+
+
+@router.post("/takes/{take_id}/resume")
+async def resume(take_id: Id, studio: Here) -> dict[str, Any]:
+    """Adds a stopped or failed take to the queue again; its windows are not generated again."""
+    take = studio.take(take_id)
+    if take.status in ("stopped", "failed") and take is not studio.queue.current:
+        take.status = "waiting"
+        studio.records.save(take)
+        studio.queue.wake()
+    return studio.summary(take)
+
+
+@router.delete("/takes/{take_id}", status_code=204)
+async def delete(take_id: Id, studio: Here) -> Response:
+    """Deletes a take and its files."""
+    take = studio.take(take_id)
+    await studio.queue.stop(take)
+    studio.records.remove(take)
+    return Response(status_code=204)
+
+
+@router.get("/takes/{take_id}/frames", response_class=Response)
+async def frames(
+    take_id: Id,
+    studio: Here,
+    first: Annotated[int, fastapi.Query(ge=0, lt=2**31)] = 0,
+    count: Annotated[int, fastapi.Query(ge=1, lt=2**31)] = 2**31 - 1,
+) -> Response:
+    """At most `count` frames from number `first` on, as many as there are and fit: uint8 RGB, row by row."""
+    take = studio.take(take_id)
+    height, width = take.size
+    size = 3 * height * width
+    count = min(count, take.done - first, max(1, MOST_FRAME_BYTES // size)) if size else 0
+    if count <= 0:
+        return Response(media_type="application/octet-stream")
+    with open(studio.records.place(take) / FRAMES, "rb") as file:
+        file.seek(first * size)
+        content = await asyncio.to_thread(file.read, count * size)
+    return Response(content, media_type="application/octet-stream")
+
+
+@router.get("/takes/{take_id}/files/{kind}", response_class=FileResponse)
+async def download(take_id: Id, kind: Literal["mp4", "gif", "sheet", "story"], studio: Here) -> FileResponse:
+    """A file of a take that is done."""
+    take = studio.take(take_id)
+    if kind not in take.files:
+        raise HTTPException(404, "there is no such file of this video")
+    name, media = FILES[kind]
+    path = studio.records.place(take) / name
+    return FileResponse(path, media_type=media, filename=f"tokvid-{take.number}{path.suffix}")
+
+
+@router.post("/uploads", status_code=201)
+async def upload(
+    request: Request, studio: Here, name: Annotated[str, fastapi.Query(max_length=300)] = ""
+) -> dict[str, Any]:
+    """Takes a picture or a clip, the request's body, after the checks that every file has to pass."""
+    async with studio.uploading:
+        return vars(await receive(studio.records, name, request.stream()))
+
+
+@router.post("/examples/{name}", status_code=201)
+async def example(name: str, studio: Here) -> dict[str, Any]:
+    """The picture that the example story of these weights begins with, as an upload."""
+    world = studio.worlds.get(name)
+    if world is None or (picture := world.picture) is None:
+        raise HTTPException(404, "these weights have no example that begins with a picture")
+
+    async def content() -> AsyncIterator[bytes]:
+        yield picture.read_bytes()
+
+    return vars(await receive(studio.records, picture.name, content()))
+
+
+@router.get("/uploads/{upload_id}")
+async def one_upload(upload_id: Id, studio: Here) -> dict[str, Any]:
+    """One upload."""
+    return vars(studio.upload(upload_id))
+
+
+@router.get("/uploads/{upload_id}/picture", response_class=FileResponse)
+async def picture(upload_id: Id, studio: Here) -> FileResponse:
+    """Its first frame."""
+    return FileResponse(studio.records.place(studio.upload(upload_id)) / "picture.png", media_type="image/png")
+
+
+@router.get("/uploads/{upload_id}/file", response_class=FileResponse)
+async def original(upload_id: Id, studio: Here) -> FileResponse:
+    """The file as it was uploaded, never shown in the page."""
+    found = studio.upload(upload_id)
+    path = studio.records.place(found) / "file"
+    return FileResponse(path, media_type="application/octet-stream", filename=f"opening{found.suffix}")
+
+
+def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None = None) -> FastAPI:
+    """The server; for `hosts` and `token` see `Guard`."""
+    app = FastAPI(
+        title="tokvid studio", version=tokvid.__version__, lifespan=studio.running, docs_url=None, redoc_url=None
+    )
+    app.state.studio = studio
+    app.include_router(router)
+    for path, content, media in _page():
+        app.get(path, include_in_schema=False)(_constant(content, media))
+    app.add_middleware(Guard, hosts=hosts, token=token, most_upload=MOST_UPLOAD)
+
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> Response:
+        return problem(400, getattr(error, "code", "wrong"), str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, "missing" if error.status_code == 404 else "http", str(error.detail))
+
+    @app.exception_handler(fastapi.exceptions.RequestValidationError)
+    async def invalid(request: Request, error: fastapi.exceptions.RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return problem(422, "invalid", f"{place}: {first['msg']}" if place else str(first["msg"]))
+
+    @app.exception_handler(OSError)
+    async def disk(request: Request, error: OSError) -> Response:
+        return problem(507, "disk", f"cannot write or read the studio's folder: {error.strerror or error}")
+
+    return app
+
+
+def _page() -> list[tuple[str, bytes, str]]:
+    """The page's files: path, content, media type."""
+    files = []
+    for file in importlib.resources.files("tokvid.studio").joinpath("page").iterdir():
+        media = {".js": "text/javascript"}.get(Path(file.name).suffix) or mimetypes.guess_type(file.name)[0]
+        files.append(("/" if file.name == "index.html" else f"/{file.name}", file.read_bytes(), f"{media}"))
+    return files
+
+
+def _constant(content: bytes, media: str) -> Any:
+    async def answer() -> Response:
+        return Response(content, media_type=media, headers={"cache-control": "no-cache"})
+
+    return answer
