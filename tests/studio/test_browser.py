@@ -1,0 +1,193 @@
+"""The page in real Chromium, against a server of its own process. Skipped where there is no Chromium or Playwright."""
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tokvid.io.media import write_image
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytest.importorskip("fastapi", reason="needs fastapi, of the extra studio")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+]
+PATIENCE = 120_000  # milliseconds
+expect = playwright.expect
+
+
+@contextlib.contextmanager
+def serving(folder, weights):
+    """A studio in another process; gives its address."""
+    command = [sys.executable, "-m", "tokvid", "studio", "--port", "0"]
+    command += ["--folder", str(folder), "--weights", str(weights)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield re.search(r"http://\S+", server.stdout.readline()).group()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as engine:
+        # Containers that run as root allow Chromium no sandbox; the only page is our own.
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tiny_weights, tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("studio"), tiny_weights) as address:
+        yield address
+
+
+@pytest.fixture
+def page(chromium, address):
+    """The page, in a profile of its own; what the browser complains of fails the test."""
+    context = chromium.new_context(locale="en-GB", viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(address)
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible(timeout=PATIENCE)
+    yield page
+    context.close()
+    assert not [text for text in complaints if "status of 4" not in text], complaints  # refused requests
+
+
+def card(page, n):
+    return page.get_by_role("group", name=f"Scene {n}", exact=True)
+
+
+def tell(page, *prompts, seconds="1"):
+    """Writes a story on the page, a card each."""
+    for n, prompt in enumerate(prompts, 1):
+        if n > 1:
+            page.get_by_role("button", name="Add a scene").click()
+        page.get_by_label(f"Prompt of scene {n}").fill(prompt)
+        card(page, n).get_by_label("Seconds").fill(seconds)
+
+
+def generate(page):
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+
+def finished(page):
+    expect(page.locator("#stage .status")).to_contain_text("Done in", timeout=PATIENCE)
+
+
+def test_a_story_is_generated_changed_and_downloaded(page):
+    tell(page, "a red circle", "a blue star")
+    page.keyboard.press("Control+Enter")
+    finished(page)
+    expect(page.locator("#stage canvas")).to_be_visible()
+    for n in (1, 2):
+        expect(card(page, n).locator(".badge")).to_have_text("done")
+    for name, suffix in (("MP4", ".mp4"), ("GIF", ".gif"), ("Contact sheet", ".png"), ("Story file", ".yaml")):
+        with page.expect_download() as download:
+            page.locator("#stage").get_by_role("link", name=name, exact=True).click()
+        assert download.value.suggested_filename.endswith(suffix) and download.value.path().stat().st_size
+    card(page, 2).get_by_role("button", name="Generate again").click()
+    expect(page.locator("#history .row")).to_have_count(2)
+    finished(page)
+    expect(card(page, 1).locator(".badge")).to_have_text("done")
+
+
+def test_cards_by_keyboard(page):
+    tell(page, "one", "two")
+    page.get_by_label("Prompt of scene 2").press("Alt+ArrowUp")
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("two")
+    expect(page.get_by_label("Prompt of scene 1")).to_be_focused()
+    page.get_by_role("button", name="Duplicate scene 1").press("Enter")
+    expect(page.get_by_label("Prompt of scene 2")).to_have_value("two")
+    page.get_by_role("button", name="Delete scene 3").press("Enter")
+    page.get_by_role("button", name="Undo").press("Enter")
+    expect(page.get_by_label("Prompt of scene 3")).to_have_value("one")
+    page.reload()
+    expect(page.get_by_label("Prompt of scene 3")).to_have_value("one")
+    page.get_by_label("Prompt of scene 2").fill(" ")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("alert").filter(has_text="Scene 2 has no prompt")).to_be_visible()
+    expect(page.get_by_label("Prompt of scene 2")).to_be_focused()
+
+
+def test_variants_are_compared_and_one_is_chosen(page):
+    tell(page, "a green square", "a white triangle")
+    card(page, 2).get_by_role("button", name="Four variants").click()
+    choose = card(page, 2).get_by_role("button", name="Choose C")
+    expect(choose).to_be_enabled(timeout=PATIENCE)
+    seed = re.search(r"\d+", card(page, 2).locator(".variant .status").nth(2).inner_text()).group()
+    page.reload()
+    expect(choose).to_be_enabled(timeout=PATIENCE)
+    choose.click()
+    expect(card(page, 2).get_by_label("Seed", exact=True)).to_have_value(seed)
+    expect(card(page, 2).locator(".variant")).to_have_count(0)
+    finished(page)
+
+
+def test_uploads_good_and_hostile(page, tmp_path):
+    write_image(tmp_path / "a.png", np.full((20, 30, 3), 200, np.uint8))
+    (tmp_path / "b.png").write_bytes(b"<script>alert(1)</script>")
+    page.set_input_files("#file", tmp_path / "b.png")
+    expect(page.get_by_role("alert").filter(has_text="cannot be used")).to_be_visible(timeout=PATIENCE)
+    page.set_input_files("#file", tmp_path / "a.png")
+    expect(page.get_by_text("Picture, 30×20: the first frame")).to_be_visible(timeout=PATIENCE)
+    tell(page, "a circle")
+    generate(page)
+    finished(page)
+    expect(page.locator("#stage").get_by_role("link", name="Opening")).to_be_visible()
+    page.get_by_role("button", name="Remove").click()
+    expect(page.get_by_text("None: the first scene starts")).to_be_visible()
+
+
+def test_stopping_reloading_and_two_tabs(page):
+    tell(page, *["a purple star"] * 5, seconds="60")
+    generate(page)
+    expect(page.locator("#stage .status")).to_contain_text("frames", timeout=PATIENCE)
+    page.reload()
+    expect(page.locator("#stage canvas")).to_be_visible()
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.get_by_role("button", name=re.compile("Show video .*purple star")).first.click()
+    other.locator("#stage").get_by_role("button", name="Stop").click()
+    expect(page.locator("#stage .status")).to_contain_text("Stopped")
+    other.close()
+    page.locator("#stage").get_by_role("button", name="Continue").click()
+    expect(page.locator("#stage .status")).to_contain_text("frames")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name=re.compile("Delete video")).first.click()
+    expect(page.locator("#stage canvas")).to_be_hidden()
+
+
+def test_a_restart_of_the_server_finishes_the_story(chromium, tiny_weights, tmp_path):
+    context = chromium.new_context(locale="zh-CN")
+    page = context.new_page()
+    with serving(tmp_path, tiny_weights) as address:
+        page.goto(address)
+        page.get_by_label("第 1 幕的提示词").fill("a red circle")
+        page.get_by_label("秒数").fill("60")
+        page.get_by_role("button", name="生成", exact=True).click()
+        expect(page.locator("#stage canvas")).to_be_visible(timeout=PATIENCE)
+    with serving(tmp_path, tiny_weights) as address:
+        page.goto(address)
+        expect(page.locator("#stage .status")).to_contain_text("已完成", timeout=PATIENCE)
+    context.close()
+
+
+def test_no_width_makes_the_page_scroll_sideways(page):
+    tell(page, "a" * 300)
+    for width in (320, 480, 900, 1280):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
