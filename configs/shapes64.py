@@ -5,9 +5,8 @@
     tokvid train transformer configs/shapes64.py --workdir runs/shapes64
     tokvid evaluate shapes --weights runs/shapes64 --samples 512 --json runs/shapes64/evaluation.json
 
-A patch of 8×8 pixels and 2 frames has two sub-codes of 9 bits, so a latent frame has 64 tokens of 18 bits. A quarter of
-the tokenizer's clips are shown as the tasks' conditions, which it would otherwise never see. All steps together take
-about an hour of one core; more steps make the transformer better.
+A patch of 4×4 pixels and 2 frames has a code of 11 bits, and four patches share a token, so a latent frame has 64
+tokens. A quarter of the tokenizer's clips are shown as the tasks' conditions, which it would otherwise never see.
 """
 
 from tokvid.config import (
@@ -25,7 +24,8 @@ size = (64, 64)
 recipe = Recipe(
     data=DataConfig(source="shapes", size=size, frames=9, fps=(2.0, 4.0, 8.0), conditions=0.25, threads=1),
     tokenizer=TokenizerConfig(
-        patch=8,
+        patch=4,
+        fold=2,
         width=128,
         heads=4,
         mlp=352,
@@ -33,12 +33,11 @@ recipe = Recipe(
         decoder=("space", "time") * 2,
         time_window=2,  # two layers then see 3 latent frames: fewer than a clip's 5, so that streams are nothing new
         quantizer="fsq",
-        groups=2,
-        levels=(8, 8, 8),
+        levels=(8, 8, 6, 5),
         temporal_weight=0.5,
     ),
     train_tokenizer=TrainConfig(
-        steps=3000,
+        steps=2400,
         batch=4,
         optimizer="muon",
         learning_rate=4e-3,
