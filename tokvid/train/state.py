@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from tokvid import weights
 from tokvid.config import TrainConfig
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError
+from tokvid.nn.frozen import check_beginnings, freeze
 from tokvid.sharding import BATCH, on_mesh, shardings
 from tokvid.train.optimizer import learning_rate, make_optimizer
 
@@ -23,7 +24,8 @@ BUFFERS = nnx.Not(nnx.Param)
 class TrainState(NamedTuple):
     """Everything that a step changes. `skipped` counts consecutive non-finite steps, which change nothing.
 
-    `buffers` are the model's variables without gradients, which its forward pass updates, such as a codebook.
+    `buffers` are the model's variables without gradients: those that its forward pass updates, such as a codebook, and
+    frozen parameters.
     """
 
     step: jax.Array
@@ -89,7 +91,7 @@ class Training(Protocol):
 
 def abstract_state(training: Training, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:
     """The state's shapes, types and shardings, without computing it, and the model's graph definition."""
-    graph, *_ = nnx.split(nnx.eval_shape(lambda: training.make_model(nnx.Rngs(0))), nnx.Param, ...)
+    graph, *_ = nnx.split(nnx.eval_shape(lambda: _model(training, config)), nnx.Param, ...)
     like = jax.eval_shape(_init(training, config))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, shardings(like, mesh)
@@ -103,12 +105,20 @@ def init_state(training: Training, config: TrainConfig, like: TrainState) -> Tra
 
 def _init(training: Training, config: TrainConfig) -> Callable[[], TrainState]:
     def init() -> TrainState:
-        model = training.make_model(nnx.Rngs(config.seed))
+        model = _model(training, config)
         params, buffers = nnx.state(model, nnx.Param), nnx.state(model, BUFFERS)
         zero, opt_state = jnp.zeros((), jnp.int32), make_optimizer(config).init(params)
         return TrainState(zero, params, buffers, opt_state, jax.tree.map(jnp.copy, params), zero)
 
     return init
+
+
+def _model(training: Training, config: TrainConfig) -> nnx.Module:
+    """A new model, with what is never trained frozen."""
+    model = training.make_model(nnx.Rngs(config.seed))
+    if config.freeze and not config.freeze_steps:
+        freeze(model, config.freeze)
+    return model
 
 
 def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
@@ -139,13 +149,11 @@ def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
     return state._replace(**parts)
 
 
-def frozen_leaves(params: nnx.State, freeze: tuple[str, ...]) -> Any:
-    """Per leaf, whether its name has a prefix in `freeze`. UserError for a prefix that matches no leaf."""
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for beginning in freeze:
-        if not any(name.startswith(beginning) for name in names):
-            raise UserError(did_you_mean(beginning, sorted({name.split(".")[0] for name in names}), "parameter"))
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path).startswith(freeze) if freeze else False, params)
+def held_leaves(params: nnx.State, config: TrainConfig) -> Any:
+    """Per leaf, whether it is frozen for the first `freeze_steps`. UserError for a beginning that no name has."""
+    beginnings = config.freeze if config.freeze_steps else ()
+    check_beginnings(beginnings, [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)])
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path).startswith(beginnings), params)
 
 
 def _name(path: Any) -> str:
@@ -165,12 +173,11 @@ def make_step(
     """
     check_batch(config, mesh)
     optimizer, rate = make_optimizer(config), learning_rate(config)
-    frozen = frozen_leaves(like.params, config.freeze)
+    early = held_leaves(like.params, config)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        now = not config.freeze_steps or state.step < config.freeze_steps
-        held = jax.tree.map(lambda still: still and now, frozen)
+        held = jax.tree.map(lambda still: still and state.step < config.freeze_steps, early)
 
         def loss(params: nnx.State, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, nnx.State]]:
             params = jax.tree.map(lambda leaf, still: jnp.where(still, jax.lax.stop_gradient(leaf), leaf), params, held)
