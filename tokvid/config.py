@@ -220,11 +220,15 @@ class TrainConfig:
     step_timeout: float = 900.0  # seconds after which a step counts as hung and the job is ended; 0: never
     wandb: str = ""  # a project of Weights & Biases to log to, beside metrics.jsonl (extra `wandb`)
     seed: int = 0
-    start: str = ""  # a weights folder to start from; "": random weights
+    start: str = ""  # weights to start from: a folder, or a name of shipped ones; "": random weights
+    lora: int = 0  # rank of LoRA's updates, trained instead of the transformer's parameters; 0: these are trained
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py
     freeze: tuple[str, ...] = ()  # parameters not trained, by the beginnings of their names
     freeze_steps: int = 0  # steps for which `freeze` holds; 0: all
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all remaining devices
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "lora")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,9 +78,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
                 raise UserError(f"{path}: {their_name} should have shape {their_numbers.shape}, found {what}")
             flat[their_numbers] = tensor
         inward[name] = flat.reshape(leaf.shape)
-    for ours in ("format", "fingerprint", "codes"):
-        about.pop(ours, None)
-    return about, kind, config, inward
+    return weights.facts(about), kind, config, inward
 
 
 def _outward(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

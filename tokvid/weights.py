@@ -1,11 +1,15 @@
 """Trained weights for sampling: a config as JSON and float16 tensors as safetensors, never code.
 
 A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`. A
-training workdir has the same structure, so `--weights` takes either.
+training workdir has the same structure, so `--weights` takes either. A LoRA is a file of its own, added to a
+transformer as it is loaded.
 """
 
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +22,11 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
-from tokvid.io.files import atomic, read_json, to_json
+from tokvid.io.files import atomic, read_json, to_json, worlds
+from tokvid.io.urls import local
 from tokvid.sharding import placed
 from tokvid.tokenizer.cvivit import CViViT
+from tokvid.transformer.lora import product
 from tokvid.transformer.model import Transformer
 
 FORMAT = 1
@@ -28,6 +34,14 @@ KINDS: dict[str, tuple[type, type]] = {
     "tokenizer": (TokenizerConfig, CViViT),
     "transformer": (TransformerConfig, Transformer),
 }
+TOKENIZER_FILES, TEXT_MODEL = ("tokenizer/config.json", "tokenizer/weights.safetensors"), "text.model"
+
+
+class Scaled(NamedTuple):
+    """A LoRA's file, and the factor of its updates."""
+
+    path: str | os.PathLike[str]
+    scale: float = 1.0
 
 
 class Loaded(NamedTuple):
@@ -69,6 +83,11 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
     return mark
 
 
+def find(name: str | Path) -> Path:
+    """The folder of weights: one that comes with tokvid, by its name, a path, or a URL, which is fetched."""
+    return worlds()[str(name)] if str(name) in worlds() and not Path(name).exists() else local(name)
+
+
 def kind_of(folder: str | Path) -> str:
     """The kind of weights in `folder`, "tokenizer" or "transformer"; UserError if it is neither."""
     path = Path(folder) / "config.json"
@@ -84,6 +103,10 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
     """The config.json of the weights in `folder`, with its kind and format checked."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
+        if (folder / LORA_FILE).is_file():
+            raise UserError(
+                f"{folder} has a LoRA only; add it to the weights it started from: --lora {folder / LORA_FILE}"
+            )
         raise UserError(f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name another --weights")
     return _described(folder / "config.json", kind)
 
@@ -96,11 +119,21 @@ def _described(path: Path, kind: str) -> dict[str, Any]:
     return about
 
 
-def load(folder: str | Path, kind: str) -> Loaded:
-    """The model in `folder`. UserError if a file is missing or damaged, or a leaf (named) doesn't match the config."""
+def facts(about: dict[str, Any]) -> dict[str, Any]:
+    """What `save` takes as `about`, of a config.json: all but what it finds out itself."""
+    return {k: v for k, v in about.items() if k not in ("format", "kind", "fingerprint", "config", "codes")}
+
+
+def load(folder: str | Path, kind: str, loras: Sequence[Scaled] = ()) -> Loaded:
+    """The model in `folder`, with the updates of LoRAs added, rounded as `save` rounds.
+
+    UserError if a file is missing or damaged, a leaf (named) doesn't match the config, or a LoRA is of other weights.
+    """
     folder = Path(folder)
     about, path = describe(folder, kind), folder / "weights.safetensors"
     config, tensors = _read(about, kind, folder / "config.json", path)
+    if loras:
+        tensors, about = _updated(config, tensors, about, loras)
     graph, params = fill(kind, config, tensors, path)
     return Loaded(config, graph, placed(params), about)
 
@@ -123,6 +156,81 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
     return config, tensors
 
 
+LORA = "tokvid lora"  # the metadata key of a LoRA's facts
+LORA_FILE = "lora.safetensors"  # in the folder of the training
+
+
+def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about: Any) -> None:
+    """Writes a LoRA's factors, by path, as one file; `base` is the fingerprint of the weights that it updates."""
+    tensors = {".".join(map(str, name)): _half(leaf[...]) for name, leaf in factors}
+    if bad := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+        raise UserError(f"{bad[0]} has values that float16 cannot hold, so {path} was not written")
+    values = {"format": FORMAT, "base": base, **about}
+    with atomic(path) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(dict(sorted(tensors.items())), {LORA: json.dumps(values)}))
+
+
+def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The facts of a LoRA's file, and its factors by name. UserError if it is none, or is damaged."""
+    path = local(os.fspath(path))
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {}).get(LORA, "null"))
+            factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; a training with --train_transformer.lora writes one") from error
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a LoRA ({error}); copy or train it again") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no LoRA of this version of tokvid; a training with --train_transformer.lora writes one"
+        )
+    return about, factors
+
+
+def _updated(
+    config: Any, tensors: dict[str, np.ndarray], about: dict[str, Any], loras: Sequence[Scaled]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors with all updates added, rounded once, and the config.json of these weights."""
+    wide, marks = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, []
+    for path, scale in loras:
+        claims, factors = read_lora(path)
+        if claims.get("base") not in (about.get("fingerprint"), about.get("base")):
+            raise UserError(
+                f"{path} was trained on weights {claims.get('base')}, these are {about.get('fingerprint')}; "
+                "use it with the weights it started from"
+            )
+        for name in sorted({factor.rpartition(".")[0] for factor in factors}):
+            _add(wide, name, factors, scale, path)
+        marks.append([_fingerprint(claims, safetensors.numpy.save(factors)), scale])
+    tensors = {name: _half(tensor) for name, tensor in wide.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"with these LoRAs {name} has values that float16 cannot hold; lower their scales")
+    mark = _fingerprint(to_dict(config), safetensors.numpy.save(dict(sorted(tensors.items()))))
+    base = about.get("base", about["fingerprint"])
+    earlier = about.get("loras", [])
+    return tensors, about | {"fingerprint": mark, "base": base, "loras": [*earlier, *marks]}
+
+
+def _add(
+    tensors: dict[str, np.ndarray],
+    name: str,
+    factors: dict[str, np.ndarray],
+    scale: float,
+    path: str | os.PathLike[str],
+) -> None:
+    """Adds one matrix's update. UserError where the factors don't fit it."""
+    try:
+        a, b = (np.asarray(factors[f"{name}.{factor}"], np.float32) for factor in "ab")
+        update = product(name, a, b)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged at {name} ({error}); copy or train it again") from error
+    if name not in tensors or tensors[name].shape != update.shape:
+        raise UserError(f"{path} updates {name} of shape {update.shape}, which these weights lack")
+    tensors[name] += scale * update
+
+
 # Earlier names of parameters → current names.
 RENAMED = {
     "head": "head.kernel",
@@ -143,6 +251,15 @@ def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> 
     return graph, nnx.from_flat_state(
         [(_path(name), leaf.replace(jnp.asarray(tensors[name], leaf.dtype))) for name, leaf in leaves.items()]
     )
+
+
+def copy_files(folder: Path, out: Path, names: Iterable[str]) -> None:
+    """Copies files of a weights folder to another."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"there is no {name} in {folder}; name another weights folder")
+        with atomic(out / name) as temporary:
+            shutil.copyfile(folder / name, temporary)
 
 
 def _check(leaves: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -197,7 +314,7 @@ def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     return _fingerprint(config, safetensors.numpy.save(encoder))
 
 
-def _half(array: jax.Array) -> np.ndarray:
+def _half(array: jax.Array | np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # `save` reports it by name
         return np.asarray(array).astype(np.float16)
 

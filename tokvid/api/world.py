@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -13,12 +14,11 @@ from tokvid.api.inputs import Clip, Picture, rate_of, read_clip, read_picture
 from tokvid.api.stories import Settings, StoryLike, make_story
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
-from tokvid.api.worlds import WORLDS, weights_named
+from tokvid.api.worlds import WORLDS
 from tokvid.errors import UserError, did_you_mean, suggestion
 from tokvid.evaluate.reconstruction import Reconstruction
 from tokvid.input_pipeline.picture import Fit
 from tokvid.io.compiled import keep_programs
-from tokvid.io.urls import local
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show
 from tokvid.sampling.levels import check_rows, rates_of
@@ -26,20 +26,24 @@ from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encod
 from tokvid.sampling.stream import Models, Windows, frames_of, load_models
 from tokvid.tasks.tasks import TASKS
 
+LoRALike = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
-def load(name: str | os.PathLike[str] = "shapes", *, quiet: bool = False) -> "World":
+
+def load(name: str | os.PathLike[str] = "shapes", *, loras: Sequence[LoRALike] = (), quiet: bool = False) -> "World":
     """Loads trained models.
 
     `name` is "shapes" or "robots", which come with tokvid; a folder, as the --workdir of a training; or a URL, as
-    hf://USER/NAME. `quiet` shows no progress. Compiled programs are kept on disk, as the command line keeps them.
+    hf://USER/NAME. `loras` are files that a training of LoRAs wrote, or pairs of a file and a scale, which are added
+    to the transformer. `quiet` shows no progress. Compiled programs are kept on disk, as the command line keeps them.
     UserError where weights are missing or damaged, or don't belong together.
     """
     keep_programs()
-    folder = local(weights_named(name))
+    folder = weights.find(os.fspath(name))
     if not folder.is_dir():
         known, close = " or ".join(WORLDS), suggestion(name, WORLDS)
         raise UserError(f"no weights folder {folder}{close}; name one (a training workdir is one), or {known}")
-    world = World(folder, quiet=quiet)
+    scaled = [weights.Scaled(*each) if isinstance(each, tuple) else weights.Scaled(each) for each in loras]
+    world = World(folder, loras=scaled, quiet=quiet)
     _ = world.models if (folder / "transformer").is_dir() else world.tokenizer  # errors come now, not later
     return world
 
@@ -54,9 +58,9 @@ class World:
     files and `Video`s are read at the rate of the new video.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool = False):
-        """The weights in `folder`, which are read when they are first needed."""
-        self.folder, self.quiet = folder, quiet
+    def __init__(self, folder: Path, *, loras: Sequence[weights.Scaled] = (), quiet: bool = False):
+        """The weights in `folder`, with LoRAs added, which are read when they are first needed."""
+        self.folder, self.loras, self.quiet = folder, loras, quiet
 
     def __repr__(self) -> str:
         return f"World({str(self.folder)!r})"
@@ -64,7 +68,7 @@ class World:
     @functools.cached_property
     def models(self) -> Models:
         """The tokenizer, the transformer and the text model."""
-        return load_models(self.folder)
+        return load_models(self.folder, self.loras)
 
     @functools.cached_property
     def tokenizer(self) -> weights.Loaded:

@@ -3,12 +3,10 @@
 import os
 from pathlib import Path
 
-from tokvid.io.files import shipped
+from tokvid.io.files import shipped, worlds
 from tokvid.io.urls import URL, is_url
 
-SHIPPED = shipped()
-# Weights that come with tokvid, by name.
-WORLDS = {"shapes": SHIPPED, **{folder.parent.name: folder.parent for folder in sorted(SHIPPED.glob("*/tokenizer"))}}
+SHIPPED, WORLDS = shipped(), worlds()  # the weights that come with tokvid, by name
 
 
 def weights_named(name: str | os.PathLike[str]) -> URL | Path:

@@ -12,12 +12,13 @@ from tokvid.cli.options import (
     Command,
     check_rounds,
     guidance_argument,
+    models_arguments,
+    models_of,
     readable,
     refuse,
     sampling_arguments,
     sampling_of,
     scheme_argument,
-    weights_arguments,
 )
 from tokvid.cli.printing import in_any_case, markdown, say, table
 from tokvid.config import GUIDANCE, check_guidance, check_seed
@@ -70,7 +71,7 @@ def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -
     return evaluate_generation(models, data, request, _features(options), settings, show)
 
 
-SAMPLED = {"guidance", *SAMPLING}
+SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
         "clips generated from Moving Shapes prompts, whose attributes are read back from the pixels",
@@ -153,7 +154,7 @@ class Evaluate(Command):
         group.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures as JSON")
         group.add_argument("--markdown", type=outputs.file(), metavar="FILE", help="write them as a Markdown table")
         sampling_arguments(parser)
-        weights_arguments(parser)
+        models_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.evaluate.batches import Settings
@@ -181,9 +182,8 @@ class Evaluate(Command):
 
 
 def _models(options: argparse.Namespace) -> "Models":
-    from tokvid.sampling.stream import load_models
 
-    models = load_models(options.weights)
+    models = models_of(options)
     check_rounds(sampling_of(options), models, options)
     return models
 

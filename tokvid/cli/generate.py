@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import (
     Command,
+    models_arguments,
+    models_of,
     readable,
     save,
     scheme_argument,
     seed_argument,
     story_of,
     video_arguments,
-    weights_arguments,
     world_of,
 )
 from tokvid.errors import UserError
@@ -46,14 +47,13 @@ class Demo(Command):
         )
         worlds = [name for name, folder in WORLDS.items() if (folder / DEMO_STORY).is_file()]
         parser.add_argument("--world", choices=worlds, default="shapes", help="which story (default shapes)")
-        weights_arguments(parser)
+        models_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.evaluate.shapes import read_segments
         from tokvid.input_pipeline.clips import read_image
         from tokvid.sampling.film import film
         from tokvid.sampling.story import encode_picture, load_story
-        from tokvid.sampling.stream import load_models
 
         world = WORLDS[options.world]
         weights = world if options.weights == SHIPPED else options.weights
@@ -62,7 +62,7 @@ class Demo(Command):
             check_output(file)
         mp4, gif, sheet, report = files
         began = time.monotonic()
-        story, models = load_story(world / DEMO_STORY), load_models(weights)
+        story, models = load_story(world / DEMO_STORY), models_of(options, weights)
         picture = world / DEMO_PICTURE
         opening = encode_picture(models, read_image(picture, models.size)) if picture.is_file() else None
         loaded = time.monotonic()

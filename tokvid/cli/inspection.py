@@ -17,9 +17,8 @@ def what_is(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"there is nothing at {path}")
     if path.is_file():
-        return (
-            _text_model(path) if path.suffix == ".model" else {"kind": "video file", **dataclasses.asdict(probe(path))}
-        )
+        of_a_file = {".model": _text_model, ".safetensors": _lora}.get(path.suffix, _video)
+        return of_a_file(path)
     if (path / "dataset.json").is_file():
         source = RecordSource(path)
         return {"kind": f"dataset of {source.kind}", "videos": len(source), **source.metadata}
@@ -29,6 +28,8 @@ def what_is(path: Path) -> dict[str, Any]:
         return _weights(path)
     if (path / "commit.json").is_file():
         return _checkpoint(path)
+    if (path / weights.LORA_FILE).is_file():
+        return _lora(path / weights.LORA_FILE)
     if (path / "checkpoints").is_dir():
         steps = sorted(int(p.parent.name) for p in path.glob("checkpoints/*/commit.json") if p.parent.name.isdigit())
         return {"kind": "training in progress, no weights yet", "checkpoints at steps": steps}
@@ -37,6 +38,15 @@ def what_is(path: Path) -> dict[str, Any]:
     if not parts:
         raise UserError(f"{path} is no checkpoint, weights folder, workdir, token cache or dataset of tokvid")
     return {f"{part.relative_to(path)}/": what_is(part) for part in parts}
+
+
+def _video(path: Path) -> dict[str, Any]:
+    return {"kind": "video file", **dataclasses.asdict(probe(path))}
+
+
+def _lora(path: Path) -> dict[str, Any]:
+    facts, factors = weights.read_lora(path)
+    return {"kind": "LoRA", "parameters": sum(factor.size for factor in factors.values()), **facts}
 
 
 def _text_model(path: Path) -> dict[str, Any]:

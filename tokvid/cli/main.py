@@ -22,7 +22,7 @@ from tokvid.cli.options import Command
 from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
-from tokvid.cli.weights import Export, Import, Inspect, Reconstruct
+from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
 from tokvid.errors import Terminated, UserError, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.urls import URL, local
@@ -46,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     Data(),
     Export(),
     Import(),
+    Merge(),
     Inspect(),
 )
 

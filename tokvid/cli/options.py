@@ -66,8 +66,17 @@ def weights(text: str) -> URL | Path:
     return weights_named(readable(text))
 
 
-def weights_arguments(parser: argparse.ArgumentParser) -> None:
-    """--weights and --mesh."""
+def lora(text: str) -> tuple[URL | Path, float]:
+    """The type of a LoRA, FILE or FILE:SCALE."""
+    name, colon, scale = text.rpartition(":")
+    try:
+        return (readable(name), float(scale)) if colon and not Path(text).exists() else (readable(text), 1.0)
+    except ValueError:  # a colon of the name
+        return readable(text), 1.0
+
+
+def weights_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """--weights and --mesh; returns their group."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
@@ -78,6 +87,14 @@ def weights_arguments(parser: argparse.ArgumentParser) -> None:
         "training; or a URL, as hf://USER/NAME (default shapes)",
     )
     mesh_argument(group, "(default: one device)")
+    return group
+
+
+def models_arguments(parser: argparse.ArgumentParser) -> None:
+    """--weights, --mesh and --lora, for `models_of`."""
+    group = weights_arguments(parser)
+    added = "a LoRA to add, trained with --train_transformer.lora; SCALE multiplies it (default 1); may be repeated"
+    group.add_argument("--lora", type=lora, action="append", metavar="FILE[:SCALE]", help=added)
 
 
 def mesh_argument(parser: "argparse._ActionsContainer", default: str) -> None:
@@ -116,7 +133,7 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
     text.add_argument("--last-guidance", type=float, metavar="X", help=last)
     text.add_argument("--negative", metavar="TEXT", help="negative prompt: what should not be seen (default: none)")
     sampling_arguments(parser)
-    weights_arguments(parser)
+    models_arguments(parser)
 
 
 def guidance_argument(parser: "argparse._ActionsContainer") -> None:
@@ -250,11 +267,18 @@ def story_of(options: argparse.Namespace, story: "Story") -> "Story":
     return story
 
 
-def world_of(options: argparse.Namespace, story: "Story") -> "World":
-    """The models of --weights, which know what the story asks for."""
+def models_of(options: argparse.Namespace, folder: Path | None = None) -> "Models":
+    """The models of --weights (or in `folder`), with each --lora added."""
     from tokvid.api.world import load
 
-    world = load(options.weights)
+    return load(folder or options.weights, loras=options.lora or ()).models
+
+
+def world_of(options: argparse.Namespace, story: "Story") -> "World":
+    """The models of --weights, with each --lora added, which know what the story asks for."""
+    from tokvid.api.world import load
+
+    world = load(options.weights, loras=options.lora or ())
     check_rounds(story.sampling, world.models, options)
     return world
 

@@ -3,8 +3,9 @@
 import argparse
 import itertools
 import json
+from pathlib import Path
 
-from tokvid.cli.options import Command, readable, refuse, weights_arguments
+from tokvid.cli.options import Command, models_arguments, models_of, readable, refuse, weights_arguments
 from tokvid.cli.printing import in_any_case, say, table
 from tokvid.errors import UserError
 from tokvid.io.files import VIDEO_SUFFIXES, Outputs
@@ -122,6 +123,37 @@ class Import(Command):
 
         kind = bring_in(options.file, options.out)
         print(f"{options.out / kind}: a {kind}")
+
+
+class Merge(Command):
+    """LoRAs added for good."""
+
+    name = "merge"
+    help = "add LoRAs to weights, and write the result as weights"
+    details = "The merged weights generate the same videos as the ones they are made from with the same --lora."
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        models_arguments(parser)
+        out = "weights folder to write, for --weights"
+        parser.add_argument("--out", type=outputs.folder, required=True, metavar="FOLDER", help=out)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.weights import TEXT_MODEL, TOKENIZER_FILES, copy_files, facts, save
+
+        if not options.lora:
+            raise UserError("there is nothing to merge; name a LoRA: --lora FILE, or FILE:SCALE")
+        models = models_of(options)
+        beside = (*TOKENIZER_FILES, TEXT_MODEL)
+        if other := [name for name in beside if _differ(options.weights / name, options.out / name)]:
+            raise UserError(f"{options.out} has another {other[0]} than {options.weights}; choose another --out")
+        copy_files(options.weights, options.out, beside)
+        config, about = models.transformer.config, facts(models.transformer.about)
+        mark = save(options.out / "transformer", "transformer", config, models.transformer.params, **about)
+        print(f"{options.out}: weights {mark}, with {len(options.lora)} LoRA{'s' * (len(options.lora) > 1)}")
+
+
+def _differ(source: Path, there: Path) -> bool:
+    return there.exists() and there.read_bytes() != source.read_bytes()
 
 
 class Inspect(Command):

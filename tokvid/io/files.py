@@ -27,6 +27,12 @@ def shipped() -> Path:
     return inside if (inside := package / "data").is_dir() else package.parent / "data"
 
 
+def worlds() -> dict[str, Path]:
+    """The folders of the shipped weights, by name."""
+    folder = shipped()
+    return {"shapes": folder, **{each.parent.name: each.parent for each in sorted(folder.glob("*/tokenizer"))}}
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path (same folder, same suffix) to write a file or folder to; renamed to `path` on success.

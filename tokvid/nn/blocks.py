@@ -26,6 +26,13 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+# The matrices of attention and MLP: their numbers of input and output axes, the last ones of each array, in this order.
+MATRICES = {
+    **dict.fromkeys(("query", "key", "value"), (1, 2)),
+    "out": (2, 1),
+    **dict.fromkeys(("gate", "up", "down"), (1, 1)),
+}
+
 
 def rematerialised(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
     """`function` under the named policy of REMAT."""

@@ -58,13 +58,16 @@ class Models(NamedTuple):
         return "-".join([*marks, self.text.fingerprint])
 
 
-def load_models(folder: str | Path) -> Models:
-    """Tokenizer, transformer and text model of a weights folder; UserError where they don't belong together."""
+def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Models:
+    """Tokenizer, transformer (with LoRAs added) and text model of a weights folder.
+
+    UserError where they don't belong together.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no weights folder {folder}; name one with --weights (a training workdir is one)")
     tokenizer = weights.load(folder / "tokenizer", "tokenizer")
-    transformer = weights.load(folder / "transformer", "transformer")
+    transformer = weights.load(folder / "transformer", "transformer", loras)
     weights.check_pair(tokenizer, transformer)
     text = TextModel.load(folder / "text.model")
     if text.fingerprint != transformer.about.get("text_model"):

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from tokvid import weights
 from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import check_same, first, from_first, shard_of, to_first
 from tokvid.io.progress import progress
@@ -109,7 +110,7 @@ class _Run:
         if (restored := self.checkpoints.restore(self.like)) is None:
             self.state = init_state(self.training, self.config, self.like)
             if self.config.start:
-                self.state = start_from(self.state, Path(self.config.start), self.training.name)
+                self.state = start_from(self.state, weights.find(self.config.start), self.training.name)
         else:
             _, self.state, saved = restored
             batches.set_state(saved["batches"])

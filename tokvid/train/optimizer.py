@@ -9,18 +9,12 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from tokvid.config import TrainConfig
 from tokvid.errors import UserError, did_you_mean
+from tokvid.nn.blocks import MATRICES
 
 OPTIMIZERS = ("adamw", "muon", "adafactor")
 UPDATE_SIZE = 0.2  # RMS of Muon's and Adafactor's updates, close to AdamW's, so that learning rates carry over
 LEAST_FACTORED = 64  # rows and columns, enough to factor single heads, but not stacked norms of fewer layers
 SLOWEST_IN_BFLOAT16 = 0.98  # maximum beta: with 8 bits, changes below 1/256 per step are rounded away
-
-# The matrices of a block: their numbers of input and output axes, the last ones of each array, in this order.
-_MATRICES = {
-    **dict.fromkeys(("query", "key", "value"), (1, 2)),
-    "out": (2, 1),
-    **dict.fromkeys(("gate", "up", "down"), (1, 1)),
-}
 
 
 def learning_rate(config: TrainConfig, peak: float | None = None) -> optax.Schedule:
@@ -139,9 +133,9 @@ def _matrices(params: Any) -> Any:
 
     def axes(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        if names[-1] not in _MATRICES:
+        if names[-1] not in MATRICES:
             return None
-        inputs, outputs = _MATRICES[names[-1]]
+        inputs, outputs = MATRICES[names[-1]]
         first = leaf.ndim - inputs - outputs  # axes before it: stacked layers
         return MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
 

@@ -4,11 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, load_recipe
+from tokvid import weights
+from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, from_dict, load_recipe
 from tokvid.errors import UserError
 from tokvid.tasks.tasks import conditions_of
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
+
+HOW = ("attention", "dtype", "remat", "scan_layers")  # settings of speed and memory, not of the model
 
 
 def open_recipe(path: Path, overrides: list[str]) -> Recipe:
@@ -21,6 +24,7 @@ def fitted(recipe: Recipe) -> Recipe:
 
     Facts that the recipe leaves out are filled in; UserError for ones that contradict.
     """
+    recipe = _started(recipe)
     size = recipe.tokenizer.size if recipe.tokenizer.size != TokenizerConfig.size else recipe.data.size
     tokenizer, transformer = dataclasses.replace(recipe.tokenizer, size=size), recipe.transformer
     if not transformer.vocabulary:
@@ -41,3 +45,35 @@ def fitted(recipe: Recipe) -> Recipe:
     if missing := set(named) - set(transformer.conditions):
         raise UserError(f"transformer.conditions {transformer.conditions} lacks {min(missing)}; add it")
     return dataclasses.replace(recipe, tokenizer=tokenizer, transformer=transformer)
+
+
+def _started(recipe: Recipe) -> Recipe:
+    """The recipe with the configs of the weights that its transformer starts from, where it leaves these out.
+
+    UserError for a LoRA without such weights, or of the tokenizer.
+    """
+    start, lora = recipe.train_transformer.start, recipe.train_transformer.lora
+    if recipe.train_tokenizer.lora:
+        raise UserError("train_tokenizer.lora: only the transformer has LoRAs; set train_transformer.lora")
+    if lora and not start:
+        raise UserError(
+            f"train_transformer.lora {lora} needs weights to update; name some: --train_transformer.start robots"
+        )
+    if not start:
+        return recipe
+    folder = weights.find(start)
+    both = {kind: _left_out(getattr(recipe, kind), folder, kind) for kind in weights.KINDS}
+    return dataclasses.replace(recipe, **both)
+
+
+def _left_out(config: Any, folder: Path, kind: str) -> Any:
+    """`config`, or that of the weights where it says nothing but how to compute."""
+    default = type(config)()
+    how = {name: getattr(config, name) for name in HOW if hasattr(config, name)}
+    if dataclasses.replace(default, **how) != config:
+        return config
+    about = weights.describe(folder / kind, kind)
+    config = from_dict(type(config), about["config"], f"{folder / kind / 'config.json'}")
+    return dataclasses.replace(
+        config, **{name: value for name, value in how.items() if value != getattr(default, name)}
+    )

@@ -81,4 +81,18 @@ def open_token_cache(workdir: Path, recipe: Recipe) -> TokenCache:
     tokenizer, codes = weights.describe(workdir / "tokenizer", "tokenizer"), source.metadata.get("tokenizer")
     if not weights.same_codes(codes, tokenizer):
         raise UserError(f"{folder} was made with tokenizer {codes}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")
+    if recipe.train_transformer.start:
+        _check_start(recipe.train_transformer.start, tokenizer, text)
     return TokenCache(source, text, recipe.transformer, recipe.layouts)
+
+
+def _check_start(start: str, tokenizer: dict[str, Any], text: TextModel) -> None:
+    """UserError where the weights to start from know other tokens or other text ids."""
+    about = weights.describe(weights.find(start) / "transformer", "transformer")
+    if not weights.same_codes(about.get("tokenizer"), tokenizer):
+        raise UserError(f"{start} was trained on tokenizer {about.get('tokenizer')}, the tokens are another's; {AGAIN}")
+    if about.get("text_model") != text.fingerprint:
+        raise UserError(
+            f"{start} was trained with text model {about.get('text_model')}, the tokens with {text.fingerprint}; "
+            f"{AGAIN}, with --train_transformer.start {start}"
+        )

@@ -56,6 +56,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     for folder in folders.values():
         check_replaceable(folder)
     with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
+        _take_tokenizer(recipe, workdir)
         tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
         _check(recipe, tokenizer, workdir)
         text = write_text_model(recipe, open_source(recipe.data), workdir)
@@ -88,6 +89,13 @@ def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: st
         join_records(parts, folder, "tokens", metadata)
         shutil.rmtree(parts_folder)
     together("token cache")
+
+
+def _take_tokenizer(recipe: Recipe, workdir: Path) -> None:
+    """Copies the tokenizer of the weights that the transformer starts from, unless `workdir` has its own."""
+    if recipe.train_transformer.start and not (workdir / "tokenizer").exists() and first():
+        weights.copy_files(weights.find(recipe.train_transformer.start), workdir, weights.TOKENIZER_FILES)
+    together("tokenizer")
 
 
 def _check(recipe: Recipe, tokenizer: weights.Loaded, workdir: Path) -> None:
@@ -214,14 +222,17 @@ def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -
 def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:
     """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes.
 
-    Only the first of several processes does it.
+    A transformer that starts from weights keeps their text model, in which unknown words are bytes. Only the first of
+    several processes does it.
     """
-    if first():
+    if first() and recipe.train_transformer.start:
+        weights.copy_files(weights.find(recipe.train_transformer.start), workdir, [weights.TEXT_MODEL])
+    elif first():
         some = range(min(len(source), recipe.tokens.text_samples))
         captions = (caption.text for index in some for caption in source[index].captions)
-        train_text_model(captions, workdir / "text.model", recipe.transformer.text_vocabulary)
+        train_text_model(captions, workdir / weights.TEXT_MODEL, recipe.transformer.text_vocabulary)
     together("text model")
-    return TextModel.load(workdir / "text.model")
+    return TextModel.load(workdir / weights.TEXT_MODEL)
 
 
 def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.random.Generator) -> Stretch | None:

@@ -1,5 +1,6 @@
 """Training of the transformer on the token cache: its loss and its batches."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokvid.input_pipeline.sources import fingerprint
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
 from tokvid.transformer.layout import clip_slots, corrupted, lay_out
+from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch
 
@@ -37,13 +39,20 @@ class TransformerTraining:
         if cache is not None:
             self.cache = cache
 
-    def make_model(self, rngs: nnx.Rngs) -> Transformer:
-        return Transformer(self.config, rngs=rngs)
+    @functools.cached_property
+    def _base(self) -> str:
+        """The fingerprint of the weights that a LoRA updates."""
+        return weights.describe(weights.find(self.recipe.train_transformer.start) / self.name, self.name)["fingerprint"]
+
+    def make_model(self, rngs: nnx.Rngs) -> Transformer | LoRA:
+        rank = self.recipe.train_transformer.lora
+        return LoRA(self.config, rank, rngs=rngs) if rank else Transformer(self.config, rngs=rngs)
 
     def loss(
-        self, model: Transformer, batch: TokenBatch, key: jax.Array | None
+        self, model: Transformer | LoRA, batch: TokenBatch, key: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
+        model = _merged(model)
         sequence, clip = lay_out(self.config, batch), clip_slots(batch)
         if key is not None and (most := self.recipe.layouts.corruption):
             sequence = corrupted(sequence, clip, most, model.vocabulary, key)
@@ -82,22 +91,32 @@ class TransformerTraining:
     def alarm(self, metrics: Mapping[str, float]) -> str:
         return ""
 
-    def samples(self, model: Transformer, directory: Path, step: int) -> None:
+    def samples(self, model: Transformer | LoRA, directory: Path, step: int) -> None:
         if self.show is not None:
-            self.show(model, directory, step)
+            self.show(_merged(model), directory, step)
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
         about = {name: self.cache.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
         about["layouts"] = to_dict(self.recipe.layouts)
+        if self.recipe.train_transformer.lora:
+            about |= {"steps": step, "rank": self.recipe.train_transformer.lora}
+            updates = nnx.to_flat_state(variables["updates"])
+            weights.save_lora(directory / weights.LORA_FILE, updates, self._base, **about)
+            return
         weights.save(directory, "transformer", self.config, variables, steps=step, **about)
 
     def describe(self) -> Mapping[str, Any]:
         about, path = self.cache.about, str(self.cache.source.path)
         return {
             "transformer": computed(self.config),
+            **({"lora of": self._base} if self.recipe.train_transformer.lora else {}),
             "layouts": to_dict(self.recipe.layouts),
             "tokenizer": about["tokenizer"],
             "text_model": about["text_model"],
             "data": about["data"],
             "tokens": about["tokens"] | {"files": fingerprint(DataConfig(source="records", path=path))},
         }
+
+
+def _merged(model: Transformer | LoRA) -> Transformer:
+    return model.merged() if isinstance(model, LoRA) else model

@@ -1,0 +1,139 @@
+"""Fine-tuning: a LoRA trained on weights, used and merged; all parameters trained; what doesn't belong together."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tokvid import load, weights
+from tokvid.cli.inspection import what_is
+from tokvid.config import DataConfig, Recipe, TrainConfig
+from tokvid.errors import UserError
+from tokvid.sharding import make_mesh
+from tokvid.train.recipe import fitted
+from tokvid.train.state import abstract_state
+from tokvid.train.transformer_step import TransformerTraining
+
+RECIPE = """from tokvid.config import *
+recipe = Recipe(
+    data=DataConfig(size=(16, 16), videos=20, frames=5, fps=(4.0,), threads=0),
+    tokens=TokensConfig(videos=16, latent_frames=4, held_out=0),
+    train_transformer=TrainConfig(
+        start="start", steps=3, batch=4, warmup=1, learning_rate=3e-2, ema=0.5, log_every=1, sample_every=0
+    ),
+)"""
+FILE = "transformer/lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_weights, tmp_path_factory):
+    """A folder with weights to start from, and the workdir of a LoRA."""
+    from tokvid.cli.main import main
+
+    folder = tmp_path_factory.mktemp("lora")
+    shutil.copytree(tiny_weights, folder / "start")
+    (folder / "recipe.py").write_text(RECIPE.replace('"start"', repr(str(folder / "start"))))
+    common = [str(folder / "recipe.py"), "--workdir", str(folder / "run")]
+    main(["tokenize", *common])
+    main(["train", "transformer", *common, "--train_transformer.lora", "2"])
+    return folder
+
+
+def test_it_is_a_small_file_and_changes_the_matrices_of_attention_and_mlp(trained, tiny_weights):
+    file = trained / "run" / FILE
+    assert not (trained / "run/transformer/weights.safetensors").exists()
+    assert file.stat().st_size < (tiny_weights / "transformer/weights.safetensors").stat().st_size / 3
+    before, after = (
+        weights.load(trained / "start/transformer", "transformer", loras) for loras in ((), [weights.Scaled(file)])
+    )
+    changed = {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        for (path, old), new in zip(
+            jax.tree_util.tree_leaves_with_path(before.params), jax.tree.leaves(after.params), strict=True
+        )
+        if not np.array_equal(old, new)
+    }
+    attention = {f"blocks.attention.{name}" for name in ("query", "key", "value", "out")}
+    assert changed == attention | {f"blocks.mlp.{name}" for name in ("gate", "up", "down")}
+    facts = what_is(trained / "run")["transformer/"]
+    assert facts["kind"] == "LoRA" and facts["base"] == before.about["fingerprint"] and facts["rank"] == 2
+    twice = weights.load(trained / "start/transformer", "transformer", [weights.Scaled(file, 0.5)] * 2)
+    for once, added in zip(jax.tree.leaves(after.params), jax.tree.leaves(twice.params), strict=True):
+        np.testing.assert_allclose(added, once, atol=1e-3)
+
+
+def test_merged_weights_give_what_the_lora_gives(tokvid, trained, tmp_path):
+    """To the byte: both round the same sums once to float16."""
+    start, lora = ("--weights", trained / "start"), ("--lora", f"{trained / 'run' / FILE}:0.7")
+    assert tokvid("merge", *start, *lora, "--out", "merged")[0] == 0
+    clip = ("--prompt", "a red circle", "--seconds", 0.5, "--fps", 4)
+    for name, arguments in (("used", (*start, *lora)), ("merged", ("--weights", "merged")), ("without", start)):
+        code, _, err = tokvid("generate", *clip, "--out", f"{name}.gif", *arguments)
+        assert code == 0, err
+    used, merged, without = ((tmp_path / f"{name}.gif").read_bytes() for name in ("used", "merged", "without"))
+    assert used == merged != without
+    world = load(trained / "start", loras=[(trained / "run" / FILE, 0.7)], quiet=True)
+    world.generate("a red circle", seconds=0.5, fps=4).save(tmp_path / "python.gif")
+    assert (tmp_path / "python.gif").read_bytes() == used
+    about = json.loads((tmp_path / "merged/transformer/config.json").read_text())
+    loaded = weights.load(trained / "start/transformer", "transformer", [weights.Scaled(trained / "run" / FILE, 0.7)])
+    assert about["fingerprint"] == loaded.about["fingerprint"] and about["loras"][0][1] == 0.7
+    assert tokvid("merge", "--weights", "merged", *lora, "--out", "twice")[0] == 0  # of the same base
+
+
+def test_training_all_parameters_starts_from_weights_too(tokvid, trained, tmp_path):
+    for name in ("tokens", "tokenizer"):
+        shutil.copytree(trained / "run" / name, tmp_path / "all" / name)
+    shutil.copy(trained / "run/text.model", tmp_path / "all")
+    code, _, err = tokvid("train", "transformer", trained / "recipe.py", "--workdir", "all")
+    assert code == 0, err
+    start, end = (
+        weights.load(folder / "transformer", "transformer") for folder in (trained / "start", tmp_path / "all")
+    )
+    assert start.config == end.config  # the recipe leaves it out
+    assert all(
+        not np.array_equal(old, new)
+        for old, new in zip(jax.tree.leaves(start.params), jax.tree.leaves(end.params), strict=True)
+        if old.ndim > 2
+    )
+
+
+def test_frozen_parameters_have_no_moments(trained):
+    config = TrainConfig(start=str(trained / "start"), lora=2)
+    recipe = fitted(Recipe(data=DataConfig(size=(16, 16)), train_transformer=config))
+    like, _ = abstract_state(TransformerTraining(recipe), config, make_mesh((-1, 1, 1, 1)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(like.params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(like.opt_state) if leaf.ndim) == 2 * count
+    assert count < sum(leaf.size for leaf in jax.tree.leaves(like.buffers)) / 4
+
+
+def test_what_doesnt_belong_together_is_refused(refused, trained, tmp_path):
+    clip, lora = ("generate", "--prompt", "a", "--weights"), trained / "run" / FILE
+    assert "was trained on weights" in refused(*clip, "shapes", "--lora", lora)
+    assert f"--lora {lora}" in refused(*clip, trained / "run")
+    assert "there is no file" in refused(*clip, trained / "start", "--lora", "nothing:2")
+    assert "no LoRA" in refused(*clip, trained / "start", "--lora", trained / "start/transformer/weights.safetensors")
+    assert "nothing to merge" in refused("merge", "--weights", trained / "start", "--out", "merged")
+    assert "is not for evaluate reconstruction" in refused("evaluate", "reconstruction", "--lora", lora)
+    assert "needs weights" in refused(
+        "train", "transformer", trained / "recipe.py", "--workdir", "x", "--train_transformer.start", "",
+        "--train_transformer.lora", 2,
+    )  # fmt: skip
+    data = bytearray(lora.read_bytes())
+    (tmp_path / "cut.safetensors").write_bytes(data[:-9])
+    assert "cannot be read as a LoRA" in refused(*clip, trained / "start", "--lora", "cut.safetensors")
+    with pytest.raises(UserError, match="only the transformer"):
+        fitted(Recipe(train_tokenizer=TrainConfig(lora=1)))
+
+
+@pytest.mark.parametrize("name", ["blocks.mlp.gate.a", "blocks.mlp.gate.b", "blocks.mlp.left.a"])
+def test_a_factor_that_doesnt_fit_is_named(trained, tmp_path, name):
+    facts, factors = weights.read_lora(trained / "run" / FILE)
+    factors[name] = np.ascontiguousarray(factors["blocks.mlp.gate.a"][..., :1])
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(safetensors.numpy.save(factors, {weights.LORA: json.dumps(facts)}))
+    with pytest.raises(UserError, match=r"odd\.safetensors.* blocks\.mlp"):
+        weights.load(trained / "start/transformer", "transformer", [weights.Scaled(file)])
