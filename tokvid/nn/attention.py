@@ -74,7 +74,7 @@ def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, bloc
     mixed_BKGLE = jnp.einsum(
         "bkgls,bske->bkgle", weights_BKGLS.astype(value_BSKE.dtype), value_BSKE, preferred_element_type=jnp.float32
     )
-    mixed_BLKGE = (mixed_BKGLE / sum_BKGL1).astype(value_BSKE.dtype).transpose(0, 3, 1, 2, 4)
+    mixed_BLKGE = (mixed_BKGLE / sum_BKGL1).astype(query_BLNE.dtype).transpose(0, 3, 1, 2, 4)
     return mixed_BLKGE.reshape(query_BLNE.shape)
 
 

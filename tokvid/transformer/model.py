@@ -101,7 +101,9 @@ class Transformer(nnx.Module):
     def empty_cache(self, batch: int, slots: int, layers: Any) -> KVCache:
         """A cache for sequences of at most `slots` slots, for `run` with these `layers()`."""
         c, stacked = self.config, not isinstance(layers, list)
-        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, compute_dtype(c.dtype), stacked)
+        # XLA's CPU backend writes a slot of a 16-bit cache by converting all of it to float32 and back.
+        dtype = "float32" if platform() == "cpu" else compute_dtype(c.dtype)
+        return empty_cache(c.layers, batch, slots, c.kv_heads, c.width // c.heads, dtype, stacked)
 
     def _embed(self, sequence: Sequence, ticks_BLA: Float[Array, "b l a"]) -> Float[Array, "b l d"]:
         # Whole rows are gathered from the table's shards: for parts of rows, XLA would replicate the table.
