@@ -47,6 +47,17 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --out recipe.py/a.mp4", "cannot write"),
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
+        ("generate --prompts nowhere.txt", "cannot read prompts nowhere.txt: No such file"),
+        ("generate --prompts own.jsonl", "prompts own.jsonl, line 2: not valid JSON"),
+        ("generate --prompts own.jsonl --prompt a", "not allowed with"),
+        ("generate --prompts own.jsonl --folder in.mp4", "it exists and is no folder"),
+        ("generate --prompts own.jsonl --image in.png", "--image is for one clip"),
+        ("generate --prompts own.jsonl --out a.mp4", "--out is for one clip; name the --folder of many"),
+        ("generate --prompt a --count 0", "count should be 1 or more, got 0"),
+        ("generate --prompt a --count 2 --batch 0", "batch should be 1 or more, got 0"),
+        ("generate --prompt a --batch 2", "--batch is for many clips; give --prompts or --count"),
+        ("generate --prompt a --process 0", "--process is for many clips"),
+        ("generate", "one of the arguments --prompt --prompts is required"),
         ("extend nowhere.mp4", "nowhere.mp4 is not there"),
         ("generate --prompt a --out gs://bucket/a.mp4", "argument --out: gs://bucket/a.mp4 is a URL; write to a file"),
         ("story memory://nowhere/story.yaml", "there is nothing at memory://nowhere/story.yaml"),
@@ -136,6 +147,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
 )
 def test_mistakes_end_in_one_line(refused, tiny_weights, movie, tmp_path, words, said):
     (tmp_path / "recipe.py").write_text("from tokvid.config import Recipe\nrecipe = Recipe()\n")
+    (tmp_path / "own.jsonl").write_text('{"prompt": "a"}\n{prompt: a}\n')
     (tmp_path / "own.yaml").write_text("segments: [{prompt: a, seed: 1, guidance: 2, last_guidance: 3}]")
     words = words.split()
     with_weights = ("story", "generate", "extend", "loop", "interpolate", "reconstruct", "evaluate")

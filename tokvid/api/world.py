@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from tokvid import weights
 from tokvid.api.inputs import Clip, Picture, rate_of, read_clip, read_picture
+from tokvid.api.many import Prompts, clips_of, fill
 from tokvid.api.stories import Settings, StoryLike, make_story
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
@@ -22,6 +23,7 @@ from tokvid.io.compiled import keep_programs
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show
 from tokvid.sampling.levels import check_rows, rates_of
+from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, frames_of, load_models
 from tokvid.tasks.tasks import TASKS
@@ -136,6 +138,45 @@ class World:
         again. So a stopped story goes on, and one with a changed segment keeps those before it.
         """
         return self._told(make_story(story, None, settings), image, video, windows, on_progress)
+
+    def many(
+        self,
+        prompts: Prompts,
+        *,
+        count: int = 1,
+        seconds: float = 2.0,
+        batch: int = 8,
+        **settings: Unpack[Settings],
+    ) -> Iterator[Video]:
+        """`count` clips of each prompt, `batch` of them at a time, which takes far less time than one after another.
+
+        `prompts` is a list as `story` takes it, or a file: a .txt with a prompt in each line, or a .jsonl of
+        {"prompt": "…", "seconds": 2, "seed": 7}. Clips of one prompt differ by their seeds; `Video.story` tells which
+        it is. They come in the order of the prompts, or, where lengths differ, those of one length after another.
+        """
+        clips = clips_of(prompts, count, seconds, settings)
+        batches_of(self.models, clips, batch)  # errors come now, not later
+        batches = tell_many(self.models, clips, batch)
+        pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=False))
+        return (Video(video_THWC, clips[number].fps, story=clips[number]) for number, video_THWC in pairs)
+
+    def fill(
+        self,
+        folder: str | os.PathLike[str],
+        prompts: Prompts,
+        *,
+        count: int = 1,
+        seconds: float = 2.0,
+        batch: int = 8,
+        scale: int = 0,
+        **settings: Unpack[Settings],
+    ) -> list[dict[str, Any]]:
+        """The clips of `many` as .mp4 files in a folder. Returns their rows in its index.jsonl: file, prompt, seed, …
+
+        Clips that the folder already has are not made again, so that the same call goes on after an interruption, and
+        one with more prompts, or a higher `count`, adds to the folder.
+        """
+        return fill(self.models, Path(folder), clips_of(prompts, count, seconds, settings), batch, scale)
 
     @verb
     def extend(self, video: Clip, prompt: str = "", *, seconds: float = 2.0, **settings: Unpack[Settings]) -> Stream:

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokvid.api.worlds import SHIPPED, WORLDS
@@ -9,10 +10,13 @@ from tokvid.cli.options import (
     Command,
     models_arguments,
     models_of,
+    processes_arguments,
     readable,
+    refuse,
     save,
     scheme_argument,
     seed_argument,
+    settings_of,
     story_of,
     video_arguments,
     world_of,
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
+CLIP, FOLDER = "clip.mp4", "clips"  # what `generate` writes by default
+MANY = ("batch", "folder", "distributed", "coordinator", "processes", "process")  # options for many clips
 DEMO_FILES = ("story.mp4", "story.gif", "sheet.png", "report.json")
 
 
@@ -141,14 +147,22 @@ class Tell(Command):
 
 
 class Generate(Command):
-    """One prompt, one clip."""
+    """One prompt, one clip; or many clips at once."""
 
     name = "generate"
-    help = "generate one clip from one prompt"
-    details = "It may begin with a picture of yours, or continue a video."
+    help = "generate one clip from one prompt, or many clips from many"
+    details = "It may begin with a picture of yours, or continue a video. With --prompts or --count, it fills a folder."
+    epilog = "If many clips are interrupted, the same command makes those that are missing."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("--prompt", required=True, help='what to show; "" for no prompt')
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--prompt", help='what to show; "" for no prompt')
+        which.add_argument(
+            "--prompts",
+            type=readable,
+            metavar="FILE",
+            help='many clips: a prompt in each line or, in a .jsonl file, {"prompt": "…", "seed": 7, "seconds": 2, …}',
+        )
         parser.add_argument(
             "--seconds",
             type=float,
@@ -162,9 +176,26 @@ class Generate(Command):
         )
         seed_argument(parser)
         scheme_argument(parser)
-        video_arguments(parser, outputs, "clip.mp4")
+        many = parser.add_argument_group("many clips")
+        many.add_argument("--count", type=int, metavar="N", help="clips of each prompt, which differ by their seeds")
+        many.add_argument("--batch", type=int, metavar="B", help="clips made at once, at most (default 8)")
+        many.add_argument(
+            "--folder",
+            type=outputs.folder,
+            metavar="FOLDER",
+            help=f"folder for the clips, and an index.jsonl of them; it may have some of them (default {FOLDER})",
+        )
+        processes_arguments(parser, "--folder")
+        video_arguments(parser, outputs, CLIP)
+
+    def joins(self, options: argparse.Namespace) -> bool:
+        return _are_many(options)
 
     def run(self, options: argparse.Namespace) -> None:
+        if _are_many(options):
+            _fill(options)
+            return
+        refuse(options, MANY, "is for many clips; give --prompts or --count, or leave it out")
         _generate(options)
 
 
@@ -200,6 +231,33 @@ def beginning_arguments(parser: argparse.ArgumentParser) -> None:
     beginning.add_argument(
         "--video", type=readable, metavar="FILE", help="video to continue; its frames come first in the output"
     )
+
+
+def _are_many(options: argparse.Namespace) -> bool:
+    return options.prompts is not None or options.count is not None
+
+
+def _fill(options: argparse.Namespace) -> None:
+    """A folder of clips."""
+    from tokvid.distributed import first
+    from tokvid.sampling.story import Segment, Story
+
+    refuse(options, ("image", "video", "sheet"), "is for one clip; leave out --prompts and --count")
+    if options.out != Path(CLIP):
+        raise UserError("--out is for one clip; name the --folder of many")
+    world = world_of(options, story_of(options, Story((Segment("", options.seconds),))))
+    folder = options.folder or Path(FOLDER)
+    rows = world.fill(
+        folder,
+        [options.prompt] if options.prompts is None else options.prompts,
+        count=1 if options.count is None else options.count,
+        seconds=options.seconds,
+        batch=8 if options.batch is None else options.batch,
+        scale=options.scale,
+        **settings_of(options),
+    )
+    if first():
+        print(f"{folder}: {len(rows)} clip{'s' * (len(rows) > 1)}, listed in index.jsonl")
 
 
 def _generate(options: argparse.Namespace) -> None:

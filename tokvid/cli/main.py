@@ -125,14 +125,21 @@ def _run(command: Command, options: argparse.Namespace) -> None:
         if isinstance(value, URL):
             setattr(options, name, local(value))
     with contextlib.ExitStack() as stack:
+        if command.joins(options):
+            from tokvid.distributed import joined
+
+            processes = (options.coordinator, options.processes, options.process, options.distributed)
+            stack.enter_context(joined(*processes, agree_to_stop=False))  # before a device is touched
         if hasattr(options, "weights"):  # it computes with a model
             from tokvid.io.compiled import keep_programs
 
             keep_programs()
             if options.mesh:
+                import jax
+
                 from tokvid.sharding import make_mesh, running_on
 
-                stack.enter_context(running_on(make_mesh(tuple(options.mesh))))
+                stack.enter_context(running_on(make_mesh(tuple(options.mesh), jax.local_devices())))
         command.run(options)
 
 

@@ -48,6 +48,10 @@ class Command:
         """Declares its arguments; what it writes has a type of `outputs`."""
         raise NotImplementedError
 
+    def joins(self, options: argparse.Namespace) -> bool:
+        """Whether it shares its work with other processes, each of which computes for itself."""
+        return False
+
     def run(self, options: argparse.Namespace) -> None:
         """Does the work. Imports what it needs here, so that no other command waits for it."""
         raise NotImplementedError
@@ -198,11 +202,11 @@ def config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=readable, metavar="CONFIG.py", help=recipe)
 
 
-def processes_arguments(parser: argparse.ArgumentParser) -> None:
-    """How several processes become one job."""
+def processes_arguments(parser: argparse.ArgumentParser, folder: str = "--workdir") -> None:
+    """How several processes become one job, which writes to one folder."""
     group = parser.add_argument_group(
         "several processes",
-        "for training on several machines: start the same command on each, with one --workdir on a shared file system",
+        f"for work on several machines: start the same command on each, with one {folder} on a shared file system",
     )
     group.add_argument(
         "--distributed",
@@ -228,7 +232,7 @@ def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """UserError where one of these options is given, which would change nothing."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and value is not False:
+        if value is not None and value is not False and value != "":
             raise UserError(f"{flag(name)} {why}")
 
 

@@ -1,0 +1,164 @@
+"""Many clips at once: the same clips as one by one, in a folder that a later job completes."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tokvid
+from tokvid.api.many import clips_of, read_prompts
+from tokvid.cli.main import main
+from tokvid.errors import UserError
+from tokvid.sampling import many
+from tokvid.sampling.story import Segment, Story
+
+LINES = '{"prompt": "up"}\n{"prompt": "一个圆", "seed": 4, "seconds": 0.5, "guidance": 2}\n{"prompt": "up"}\n'
+
+
+@pytest.fixture(scope="module")
+def world(tiny_weights):
+    return tokvid.load(tiny_weights, quiet=True)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "index.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_clip_has_a_seed_of_its_own(tmp_path):
+    """Which doesn't change with the number or the order of the prompts."""
+    (tmp_path / "p.jsonl").write_text(LINES, encoding="utf-8")
+    clips = clips_of(tmp_path / "p.jsonl", 2, 3.0, {"seed": 1, "fps": 4})
+    up = [Story((Segment("up", 3.0),), fps=4.0, seed=1 + 7919 * number) for number in range(4)]
+    circle = [Story((Segment("一个圆", 0.5, guidance=2.0),), fps=4.0, seed=4 + 7919 * number) for number in range(2)]
+    assert clips == [*up[:2], *circle, *up[2:]]
+    (tmp_path / "p.txt").write_bytes("\ufeffup\r\n  一个圆 \r\n\n".encode())
+    assert read_prompts(tmp_path / "p.txt", 2.0) == [Segment("up", 2.0), Segment("一个圆", 2.0)]
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("p.txt", "", "p.txt, line 1: the prompt is empty"),
+        ("p.txt", "up\n\ndown\n", "p.txt, line 2: the prompt is empty"),
+        ("p.txt", "up\na\udcff", "p.txt, line 2: not UTF-8 text"),
+        ("p.jsonl", '{"prompt": "up"}\n{"prompt": up}\n', "p.jsonl, line 2: not valid JSON"),
+        ("p.jsonl", '{"prompt": "up"}\n\n{"prompt": "up"}', "p.jsonl, line 2: the prompt is empty"),
+        ("p.jsonl", '"up"', "p.jsonl, line 1: prompt should be an object"),
+        ("p.jsonl", "[" * 99999, "p.jsonl, line 1: not valid JSON"),
+        ("p.jsonl", '{"promt": "up"}', "line 1: prompt: unknown field 'promt' (did you mean 'prompt'?)"),
+        ("p.jsonl", '{"prompt": "up", "seed": -1}', "line 1: prompt: seed should be 0 to"),
+        ("p.jsonl", '{"prompt": 5}', "line 1: prompt.prompt should be str, got 5"),
+        ("p.jsonl", '{"prompt": " "}', "line 1: the prompt is empty"),
+        ("nothing.txt", None, "cannot read prompts nothing.txt: No such file"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, monkeypatch, name, text, said):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path(name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as raised:
+        clips_of(name, 1, 2.0, {})
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_side_by_side_as_one_by_one(world):
+    """With prompts, seeds, guidance and lengths of their own."""
+    prompts = ["up", {"prompt": "down", "seed": 4, "guidance": 2}, {"prompt": "left", "seconds": 0.5}]
+    clips = list(world.many(prompts, count=2, seconds=0.9, batch=3))
+    assert [(clip.story.segments[0].prompt, len(clip)) for clip in clips] == [
+        ("up", 7), ("up", 7), ("down", 7), ("down", 7), ("left", 4), ("left", 4)
+    ]  # fmt: skip
+    for clip in clips:
+        np.testing.assert_array_equal(clip.frames, world.story(clip.story).frames)
+    assert len({clip.frames.tobytes() for clip in clips}) == 6
+
+
+def test_batches_are_of_one_size():
+    assert list(many._parts(list(range(10)), 8)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert list(many._parts(list(range(9)), 4)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert list(many._parts(list(range(7)), 4)) == [[0, 1, 2, 3], [4, 5, 6, 6]]
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ({"prompts": []}, "there are no prompts"),
+        ({"count": 0}, "count should be 1 or more, got 0"),
+        ({"batch": 0}, "batch should be 1 or more, got 0"),
+        ({"seconds": 80000.0, "count": 8}, "8 videos of 640000 frames are too many at once"),
+        ({"sampling": {"rows": 1}}, "these weights draw [0] rows at once"),
+        ({"scheme": "hierarchical"}, "not trained to interpolate"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_made(world, how, said):
+    with pytest.raises(UserError) as raised:
+        world.many(**{"prompts": ["up"], **how})
+    assert said in str(raised.value)
+
+
+def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
+    """By the command line, which makes only what is missing, and the same bytes as one clip at a time."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("up\n")
+    command = ["generate", "--prompts", "p.txt", "--folder", "c", "--seconds", "0.5", "--guidance", "1"]
+    command += ["--weights", str(tiny_weights), "--batch", "2"]
+    main([*command, "--count", "2"])
+    assert capsys.readouterr().out == "c: 2 clips, listed in index.jsonl\n"
+    first = rows_of(tmp_path / "c")
+    assert [(row["prompt"], row["seed"], row["frames"]) for row in first] == [("up", 0, 4), ("up", 7919, 4)]
+    assert all(row["motion"] > 0 and (tmp_path / "c" / row["file"]).is_file() for row in first)
+    main(["generate", "--prompt", "up", "--seed", "7919", *command[5:-2], "--out", "one.mp4"])
+    assert Path("one.mp4").read_bytes() == Path("c", first[1]["file"]).read_bytes()
+    Path("p.txt").write_text("up\ndown\n")
+    Path("c", first[0]["file"]).unlink()
+    with open("c/index.jsonl", "a") as file:
+        file.write('{"file": "torn')  # as if it had been killed while writing
+    Path("c/.index.jsonl.1").write_text("")  # of another process of that job
+    untouched = Path("c", first[1]["file"]).stat().st_mtime_ns
+    capsys.readouterr()
+    main([*command, "--count", "2"])
+    assert capsys.readouterr().out == "c: 4 clips, listed in index.jsonl\n"
+    rows = rows_of(tmp_path / "c")
+    assert {row["mark"] for row in first} < {row["mark"] for row in rows} and len(rows) == 4
+    assert Path("c", first[1]["file"]).stat().st_mtime_ns == untouched
+    assert {path.name for path in Path("c").iterdir()} == {"index.jsonl", *(row["file"] for row in rows)}
+    Path("c/index.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "c/index.jsonl, line 1 is no row of tokvid's index of clips" in capsys.readouterr().err
+
+
+def start(folder, weights, *more):
+    command = [sys.executable, "-m", "tokvid", "generate", "--prompts", folder / "p.txt", "--folder", folder / "c"]
+    command += ["--seconds", "0.5", "--guidance", "1", "--weights", weights, *more]
+    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_behind_the_last_whole_video(tiny_weights, tmp_path):
+    """With two processes, where one had begun."""
+    (tmp_path / "p.txt").write_text("".join(f"up {number}\n" for number in range(8)))
+    with start(tmp_path, tiny_weights, "--batch", "1") as job:
+        while not (whole := list(tmp_path.glob("c/up*.mp4"))):
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.01)
+        job.kill()
+    times = {path: path.stat().st_mtime_ns for path in whole}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    several = ("--batch", "2", "--coordinator", address, "--processes", "2", "--process")
+    jobs = [start(tmp_path, tiny_weights, *several, number) for number in (0, 1)]
+    said = [job.communicate(timeout=240) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    assert said[0][0].endswith("c: 8 clips, listed in index.jsonl\n") and "clips" not in said[1][0]
+    rows = rows_of(tmp_path / "c")
+    assert {row["prompt"] for row in rows} == {f"up {number}" for number in range(8)} and len(rows) == 8
+    assert {path.name for path in tmp_path.glob("c/*")} == {"index.jsonl", *(row["file"] for row in rows)}
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
