@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from tokvid import __version__
 from tokvid.cli.data import Data
+from tokvid.cli.doctor import Doctor
 from tokvid.cli.edit import Edit, Interpolate, Loop
 from tokvid.cli.evaluate import Evaluate
 from tokvid.cli.generate import Demo, Extend, Generate, Tell
@@ -48,6 +49,7 @@ COMMANDS: tuple[Command, ...] = (
     Import(),
     Merge(),
     Inspect(),
+    Doctor(),
 )
 
 
@@ -74,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. Exit codes: 0 done, 1 `plan` says no, 2 the user's mistake (one line says which), 130 and
-    143 interrupted."""
+    """Runs a command. Exit codes: 0 done, 1 `plan` or `doctor` says no, 2 the user's mistake (one line says which), 130
+    and 143 interrupted."""
     options, rest = parser().parse_known_args(arguments)
     command = next(command for command in COMMANDS if command.name == options.command)
     if command.large_arrays and arguments is None:

@@ -281,6 +281,11 @@ def _fonts() -> list[Any]:
     return fonts
 
 
+def legible(text: str) -> bool:
+    """Whether a font of this machine has all letters of it."""
+    return _font_for(text)[1] == text
+
+
 def _font_for(text: str) -> tuple[Any, str]:
     """The first font with all letters, and the text; without one, the first font, and missing letters as \\uXXXX."""
 
