@@ -58,6 +58,7 @@ def test_the_wheel_has_all_that_is_shipped(wheel):
     assert shipped | modules | page <= names, sorted((shipped | modules | page) - names)
     rest = {name for name in names - shipped - modules - page if ".dist-info/" not in name}
     assert not rest, sorted(rest)
+    assert wheel.stat().st_size < 60e6
 
 
 def test_an_installed_copy_finds_its_weights(installed, tmp_path):
