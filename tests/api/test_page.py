@@ -1,18 +1,27 @@
 """What is written about the Python interface is true."""
 
 import importlib.util
+import json
 import re
+import shutil
 from pathlib import Path
+
+import pytest
 
 import tokvid
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_lists_what_there_is():
-    spec = importlib.util.spec_from_file_location("scripts_api", ROOT / "scripts" / "api.py")
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_page_lists_what_there_is():
+    script = load_script("api")
     assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python scripts/api.py"
 
 
@@ -26,3 +35,19 @@ def test_the_readme_works_as_printed(tiny_weights, tmp_path, monkeypatch):
     names: dict = {}
     exec(code, names)
     assert names["video"].frames.shape == (48, 16, 16, 3) and (tmp_path / "story.mp4").is_file()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tiny_weights, tmp_path, monkeypatch):
+    """As written, but for weights that take a second."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_weights, "tiny")
+    config = Path("tiny", "transformer", "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layouts": {"rows": [0, 1]}}))
+    load = tokvid.load
+    monkeypatch.setattr(tokvid, "load", lambda name: load("tiny", quiet=True))
+    script, names, shown = load_script("notebooks"), {}, []
+    notebook = json.loads((ROOT / "docs" / "first_story.ipynb").read_text(encoding="utf-8"))
+    for cell in script.code_cells(notebook):
+        shown += script.run(cell, names)
+    assert sum("text/html" in output.get("data", {}) for output in shown) >= 2
