@@ -190,6 +190,24 @@ class TokensConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Fine-tuning of the transformer by a reward of its own videos, with group-relative advantages (GRPO)."""
+
+    name: str = ""  # a key of evaluate.rewards.REWARDS, or module:function; "": no reward, but likelihood
+    task: str = "text_to_video"  # whose windows are generated; all have equally many known tokens
+    rows: int = 0  # drawn at once, as `layouts.rows`; not all rows, whose rounds have no likelihood
+    group: int = 16  # videos generated for each prompt
+    kept: int = 8  # of a group are trained on, half with the lowest rewards and half with the highest
+    kl: float = 0.05  # weight of the divergence from the start, per token
+    real: float = 0.2  # weight of the cross-entropy of the real windows, which keeps their likelihood
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "rows", "kl", "real")
+        if not 2 <= self.kept <= self.group:
+            raise UserError(f"kept should be 2 to group ({self.group}), got {self.kept}")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run, of either model."""
 
@@ -241,6 +259,7 @@ class Recipe:
     transformer: TransformerConfig = TransformerConfig()
     layouts: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     tokens: TokensConfig = TokensConfig()
+    reward: RewardConfig = RewardConfig()
     train_tokenizer: TrainConfig = TrainConfig()
     train_transformer: TrainConfig = TrainConfig()
 

@@ -165,7 +165,12 @@ def to_first(tree: Any) -> Any:
 
 def from_first(value: int) -> int:
     """The `value` of process 0, in all processes."""
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return int(array_from_first(np.int32(value)))
+
+
+def array_from_first(array: np.ndarray | np.generic) -> np.ndarray:
+    """The `array` of process 0, in all processes; that of the others only says its shape and type."""
+    return np.asarray(array if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(array))
 
 
 def together(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokvid.api.world import World, load
 from tokvid.config import Recipe, changed, load_recipe
+from tokvid.evaluate.rewards import judge_of
 from tokvid.evaluate.samples import training_samples
 from tokvid.input_pipeline.sources import open_source
 from tokvid.io.compiled import keep_programs
@@ -14,6 +15,7 @@ from tokvid.io.files import check_folder
 from tokvid.io.urls import local
 from tokvid.train import loop
 from tokvid.train.recipe import fitted
+from tokvid.train.reward_step import RewardTraining
 from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenize import write_text_model, write_token_cache
 from tokvid.train.tokenizer_step import TokenizerTraining
@@ -55,5 +57,10 @@ def train_tokenizer(recipe: Recipe, workdir: Path) -> bool:
 def train_transformer(recipe: Recipe, workdir: Path) -> bool:
     """The last of three steps, after `write_token_cache`: `workdir`/transformer. False where it was interrupted."""
     cache = open_token_cache(workdir, recipe)
-    training = TransformerTraining(recipe, cache, show=training_samples(workdir, cache))
+    show = training_samples(workdir, cache)
+    if recipe.reward.name:
+        judge = judge_of(recipe.reward.name, workdir, cache.text)
+        training: TransformerTraining = RewardTraining(recipe, cache, judge, show)
+    else:
+        training = TransformerTraining(recipe, cache, show)
     return loop.train(training, recipe.train_transformer, workdir / "transformer") >= recipe.train_transformer.steps

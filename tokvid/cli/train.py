@@ -3,6 +3,7 @@
 import argparse
 
 from tokvid.cli.options import Command, processes_arguments, recipe_arguments
+from tokvid.errors import UserError
 from tokvid.io.files import Outputs
 
 
@@ -20,11 +21,21 @@ class Train(Command):
         model = "tokenizer: video to tokens and back; transformer: text to tokens, after tokenizer and tokenize"
         parser.add_argument("model", choices=("tokenizer", "transformer"), help=model)
         recipe_arguments(parser, outputs)
+        rewards = (
+            "fine-tune the transformer in --train_transformer.start so that its videos get higher rewards: shapes (the "
+            "prompt's attributes, read from the pixels), or module:function, a Python function from a video, uint8 "
+            "(T, H, W, 3), and its prompt to a number"
+        )
+        parser.add_argument("--rewards", default="", metavar="NAME", help=rewards)
         processes_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.distributed import joined
 
+        if options.rewards:
+            if options.model != "transformer":
+                raise UserError("--rewards is for the transformer; leave it out")
+            options.fields = [*options.fields, f"--reward.name={options.rewards}"]
         with joined(options.coordinator, options.processes, options.process, options.distributed):
             _train(options)
 

@@ -6,6 +6,7 @@ back from pixels.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -142,6 +143,27 @@ def caption(attributes: ShapeAttributes, index: int, language: str) -> str:
 def language_of(text: str) -> str:
     """The one of `LANGUAGES` that a caption is in."""
     return "zh" if any("一" <= letter <= "鿿" for letter in text) else "en"
+
+
+@functools.cache
+def _captioned() -> dict[str, ShapeAttributes]:
+    """The attributes that each possible caption states."""
+    captions = {}
+    for composition in (*_HELD_OUT, *_IN_TRAINING):
+        still = composition[3] == vocabulary.STILL
+        for speed in (vocabulary.NO_SPEED,) if still else vocabulary.SPEEDS:
+            attributes = ShapeAttributes(*composition, speed=speed)
+            for language, count in PHRASINGS.items():
+                captions.update({caption(attributes, index, language): attributes for index in range(count)})
+    return captions
+
+
+def attributes_of(text: str) -> ShapeAttributes:
+    """What a caption states. UserError for a text that is no caption of Moving Shapes."""
+    if (attributes := _captioned().get(text.strip())) is None:
+        example = next(iter(_captioned()))
+        raise UserError(f"{text!r:.60} is no caption of Moving Shapes; captions are like {example!r}")
+    return attributes
 
 
 def captions_corpus(captions: int, seed: int) -> list[str]:

@@ -40,6 +40,11 @@ class Given:
                 pairs += [(start, known) for known in range(bounds[0], min(bounds[1], frames - 1) + 1)]
         return pairs
 
+    @property
+    def always(self) -> int | None:
+        """The number of known leading latent frames where it is the same in every window, else None."""
+        return self.first[0] if self.first[0] == self.first[1] and self.later is None and self.mask is None else None
+
     def known(self, shape: Shape, leading: int, rng: "np.random.Generator") -> "np.ndarray":
         """One draw: bool (T, H, W), True where a token is known."""
         import numpy as np

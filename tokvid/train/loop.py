@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from tokvid import weights
 from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import check_same, first, from_first, shard_of, to_first
+from tokvid.errors import UserError
 from tokvid.io.progress import progress
 from tokvid.sharding import BATCH, make_mesh, shard_batch
 from tokvid.train.checkpoints import Checkpoints
@@ -64,7 +65,7 @@ def train(training: Training, config: TrainConfig, folder: Path) -> int:
                 Profiler(folder / "profile", config.profile) as profiler,
             ):
                 while run.step < config.steps and not stopped(run.step):
-                    run.state, metrics = train_step(run.state, shard_batch(next(batches), mesh))
+                    run.state, metrics = train_step(run.state, run.batch(batches))
                     run.step += 1
                     run.log.add(run.step, metrics)
                     watchdog.beat(run.step)
@@ -119,6 +120,15 @@ class _Run:
         if restored is not None:
             self._print(f"resumes from step {self.step}")
         return window
+
+    def batch(self, batches: Any) -> Any:
+        """The next batch; where it can't be prepared, saves first, so that nothing is lost."""
+        batch = shard_batch(next(batches), self.mesh)
+        try:
+            return self.training.prepare(batch, self.state, self.mesh)
+        except UserError:
+            self.save(batches)
+            raise
 
     def save(self, batches: Any) -> None:
         """Writes a checkpoint."""

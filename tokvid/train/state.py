@@ -68,6 +68,13 @@ class Training(Protocol):
         """
         ...
 
+    def prepare(self, batch: Any, state: TrainState, mesh: Mesh) -> Any:
+        """The batch for `loss`, of global arrays. A training on the model's own samples draws them here.
+
+        Where it can't go on, it takes `batches` back to before this one and raises a UserError; the loop then saves.
+        """
+        ...
+
     def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         """Like `batches`, on held-out data, always the same; None if there is none."""
         ...

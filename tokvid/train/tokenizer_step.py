@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
@@ -29,7 +30,7 @@ from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
 from tokvid.tokenizer.perceptual import Perceptual
 from tokvid.tokenizer.quantizers import channels, codes_of
-from tokvid.train.state import Metrics
+from tokvid.train.state import Metrics, TrainState
 from tokvid.types import VideoBatch
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,9 @@ class TokenizerTraining:
         """Those that the tasks read and that look unlike the videos, for which the tokenizer is trained as well."""
         conditions = conditions_of(self.recipe.layouts.tasks).values()
         return [condition for condition in conditions if condition.slower == 1 and not condition.still]
+
+    def prepare(self, batch: VideoBatch, state: TrainState, mesh: Mesh) -> VideoBatch:
+        return batch
 
     def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config, data = self.recipe.train_tokenizer, dataclasses.replace(self.recipe.data, **PLAIN)

@@ -9,19 +9,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, computed, to_dict
 from tokvid.flops import TRAINING, transformer_flops
 from tokvid.input_pipeline.sources import fingerprint
+from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
-from tokvid.transformer.layout import clip_slots, corrupted, lay_out
+from tokvid.transformer.head import Scores
+from tokvid.transformer.layout import Sequence, clip_slots, corrupted, lay_out
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch
 
 VALIDATION_SEED = 1
+
+
+def scored(model: Transformer | LoRA, sequence: Sequence, clip: slice) -> tuple[Scores, Float[Array, "b l"]]:
+    """The scores of a window's tokens, at its slots `clip`, and which of them count: 1 where generated, else 0."""
+    model = _merged(model)
+    hidden, _ = model.run(sequence, None, 0)
+    scores = model.head.scores(model.norm(hidden[:, clip]), sequence.target[:, clip])
+    return scores, sequence.generated[:, clip].astype(jnp.float32)
 
 
 class TransformerTraining:
@@ -56,9 +68,7 @@ class TransformerTraining:
         sequence, clip = lay_out(self.config, batch), clip_slots(batch)
         if key is not None and (most := self.recipe.layouts.corruption):
             sequence = corrupted(sequence, clip, most, model.vocabulary, key)
-        hidden, _ = model.run(sequence, None, 0)
-        scores = model.head.scores(model.norm(hidden[:, clip]), sequence.target[:, clip])
-        weight_BL = sequence.generated[:, clip].astype(jnp.float32)
+        scores, weight_BL = scored(model, sequence, clip)
         count = jnp.maximum(weight_BL.sum(), 1.0)
         cross_entropy = -jnp.sum(weight_BL * scores.log_likelihood) / count
         z = self.config.z_loss * jnp.sum(weight_BL * scores.normaliser) / count
@@ -79,6 +89,9 @@ class TransformerTraining:
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         return self._batches(self.cache, self.recipe.train_transformer.seed, shard)
+
+    def prepare(self, batch: TokenBatch, state: TrainState, mesh: Mesh) -> Any:
+        return batch
 
     def validation(self, shard: tuple[int, int] = (0, 1)) -> Any:
         held_out = self.cache.held_out

@@ -1,0 +1,221 @@
+"""Fine-tuning by a reward: that rewards rise, that it goes on where it stopped, and what a bad reward leads to."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid import weights
+from tokvid.config import (
+    DataConfig,
+    Recipe,
+    RewardConfig,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+from tokvid.errors import UserError
+from tokvid.evaluate.rewards import REWARDS, Judge, judge_of, load_reward, shapes
+from tokvid.input_pipeline.text import TextModel
+from tokvid.shapes.drawing import ShapesDataset, attributes_of, render
+from tokvid.sharding import make_mesh, shard_batch
+from tokvid.tokenizer.cvivit import CViViT
+from tokvid.train.loop import train
+from tokvid.train.reward_step import Judged, RewardTraining
+from tokvid.train.state import abstract_state, init_state
+from tokvid.train.token_cache import open_token_cache
+from tokvid.train.tokenize import write_token_cache
+from tokvid.train.windows import token_batches
+from tokvid.transformer.model import Transformer
+
+SIZE = (16, 16)
+BAD = r"^the reward brightness of a video of '[^\n]*' "
+RECIPE = Recipe(
+    data=DataConfig(size=SIZE, frames=5, videos=30, threads=1),
+    tokenizer=TokenizerConfig(
+        size=SIZE, width=16, heads=2, mlp=32, encoder=("space",), decoder=("time",), quantizer="fsq", levels=(4, 4),
+        dtype="float32",
+    ),
+    transformer=TransformerConfig(
+        vocabulary=16, grid=(2, 2), text_vocabulary=320, text_length=48, latent_frames=2, width=16, layers=1, heads=2,
+        kv_heads=2, mlp=32, dtype="float32",
+    ),
+    tokens=TokensConfig(videos=12, latent_frames=3, text_samples=60, held_out=2),
+    reward=RewardConfig("brightness", group=6, kept=4, kl=0.01, real=0.0),
+    train_transformer=TrainConfig(
+        steps=6, batch=8, warmup=0, learning_rate=3e-2, schedule="stable", decay=0.0, weight_decay=0.0, ema=0.0,
+        log_every=1, save_every=2, sample_every=0, val_every=0,
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, random_model):
+    """A token cache, and a transformer to start from that was trained with its text model."""
+    folder = tmp_path_factory.mktemp("workdir")
+    tokenizer = nnx.state(random_model(CViViT, RECIPE.tokenizer), nnx.Param)
+    mark = weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, tokenizer)
+    write_token_cache(RECIPE, folder)
+    params = nnx.split(random_model(Transformer, RECIPE.transformer))[1]
+    text = TextModel.load(folder / "text.model").fingerprint
+    about = {"tokenizer": mark, "text_model": text, "fps": [2.0], "size": SIZE, "layouts": {"tasks": {"infilling": 1}}}
+    weights.save(folder / "start" / "transformer", "transformer", RECIPE.transformer, params, steps=9, **about)
+    return folder
+
+
+def small_codes(self, tokens_BTHWQ, windows):
+    return np.mean(tokens_BTHWQ < 8, axis=(1, 2, 3, 4))
+
+
+def tune(workdir, folder, judge, **changes):
+    """Trains; gives the lines of the log."""
+    config = dataclasses.replace(RECIPE.train_transformer, start=str(workdir / "start"), **changes)
+    recipe = dataclasses.replace(RECIPE, train_transformer=config)
+    train(RewardTraining(recipe, open_token_cache(workdir, recipe), judge), config, folder)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def judge(workdir, monkeypatch):
+    """`judge(function)` judges by a function from a video and its prompt."""
+    cache = open_token_cache(workdir, RECIPE)
+
+    def judging(reward):
+        monkeypatch.setitem(REWARDS, "brightness", lambda video_THWC, fps, prompt: reward(video_THWC, prompt))
+        return judge_of("brightness", workdir, cache.text)
+
+    return judging
+
+
+def brightness(video_THWC, prompt):
+    assert video_THWC.shape == (3, *SIZE, 3) and video_THWC.dtype == np.uint8 and attributes_of(prompt)
+    return float(video_THWC.mean()) / 255
+
+
+def params(folder):
+    return jax.tree.leaves(weights.load(folder, "transformer").params)
+
+
+def test_rewards_rise_and_the_first_step_is_that_of_the_start(workdir, judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(Judge, "judge", small_codes)
+    lines = tune(workdir, tmp_path, judge(brightness), steps=10)
+    rewards = [line["reward"] for line in lines]
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.1, rewards
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-5) and lines[-1]["kl"] > 1e-3
+    about = weights.describe(tmp_path, "transformer")
+    assert about["layouts"] == {"tasks": {"infilling": 1}} and about["fps"] == [2.0]  # still known from the start
+
+
+def test_nothing_is_lost_to_a_reward_that_raises(workdir, judge, tmp_path):
+    asked = 0
+
+    def fails_in_step_4(video_THWC, prompt):
+        nonlocal asked
+        asked += 1
+        return brightness(video_THWC, prompt) if asked != 40 else 1 / 0  # 12 videos a step
+
+    with pytest.raises(UserError, match=BAD + "raised ZeroDivisionError: division by zero; mend it, and run again"):
+        tune(workdir, tmp_path / "run", judge(fails_in_step_4), save_every=0)
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    lines = tune(workdir, tmp_path / "run", judge(brightness), save_every=0)
+    whole = tune(workdir, tmp_path / "whole", judge(brightness), save_every=0)
+    assert [line["loss"] for line in lines] == [line["loss"] for line in whole]
+    for one, other in zip(params(tmp_path / "run"), params(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "bright", None], ids=repr)
+def test_a_bad_reward_is_one_line(workdir, judge, bad):
+    cache = open_token_cache(workdir, RECIPE)
+    windows = next(token_batches(cache, 2, 0))
+    with pytest.raises(UserError, match=BAD + "[^\n]*; mend it, and run again to go on"):
+        judge(lambda video_THWC, prompt: bad).judge(windows.tokens, windows)
+
+
+def test_equal_rewards_leave_the_model_where_it_is(workdir, judge, tmp_path):
+    lines = tune(workdir, tmp_path, judge(lambda video_THWC, prompt: 0.3), steps=2)
+    assert all(line["judged_apart"] == 0 and abs(line["kl"]) < 1e-5 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "reward, changes, said",
+    [
+        ({}, {"start": ""}, "name their folder with --train_transformer.start"),
+        ({}, {"lora": 2}, "leave out train_transformer.lora"),
+        ({}, {"batch": 6}, "batch 6 should be a multiple of reward.kept, the 4 videos of a prompt"),
+        ({"task": "continuation"}, {}, "reward.task can be text_to_video or image_to_video, got 'continuation'"),
+        ({"rows": 2}, {}, "reward.rows can't be all rows"),
+        ({"rows": 7}, {}, "rows should be"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(workdir, reward, changes, said):
+    config = dataclasses.replace(RECIPE.train_transformer, start=str(workdir / "start"))
+    recipe = dataclasses.replace(
+        RECIPE,
+        reward=dataclasses.replace(RECIPE.reward, **reward),
+        train_transformer=dataclasses.replace(config, **changes),
+    )
+    with pytest.raises(UserError, match=said):
+        RewardTraining(recipe, open_token_cache(workdir, recipe), rollouts=None)
+
+
+def test_kept_samples_are_part_of_the_group():
+    with pytest.raises(UserError, match=r"kept should be 2 to group \(4\), got 5"):
+        RewardConfig("shapes", group=4, kept=5)
+
+
+def test_rewards_are_found_by_name(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("def short(video, prompt):\n    return -len(video)\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_reward("my_rewards:short")(np.zeros((5, 2, 2, 3), np.uint8), 2.0, "a prompt") == -5
+    (tmp_path / "my_broken.py").write_text("import nothing_like_it\n")
+    for name, said in [
+        ("shape", r"unknown reward 'shape' \(did you mean 'shapes'\?\); allowed: shapes; or name a function"),
+        ("my_rewards:number", "my_rewards has no function 'number'"),
+        ("my_rewards:long", "my_rewards has no function 'long'"),
+        ("my_broken:f", "my_broken cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            load_reward(name)
+
+
+def test_the_reward_of_shapes_reads_the_prompts_attributes():
+    story = ShapesDataset(1, 3, segments=(1, 1))[0].story
+    segment = story.segments[0]
+    video_THWC = render(story, fps=4.0, frames=9, size=64)
+    assert shapes(video_THWC, 4.0, segment.caption) == 1
+    other = next(
+        each.segments[0].caption
+        for each in (ShapesDataset(50, 4, segments=(1, 1))[i].story for i in range(50))
+        if each.segments[0].attributes.shape != segment.attributes.shape
+    )
+    assert 0 <= shapes(video_THWC, 4.0, other) < 1
+    with pytest.raises(UserError, match="'a dog' is no caption of Moving Shapes; captions are like 'a small red"):
+        shapes(video_THWC, 4.0, "a dog")
+
+
+@pytest.mark.parametrize("known, rows", [(0, 0), (4, 1)])
+def test_generated_windows_keep_what_is_known(workdir, known, rows):
+    recipe = dataclasses.replace(
+        RECIPE,
+        reward=RewardConfig("shapes", "image_to_video" if known else "text_to_video", rows, group=3, kept=2),
+        train_transformer=dataclasses.replace(RECIPE.train_transformer, batch=4, start=str(workdir / "start")),
+    )
+    cache = open_token_cache(workdir, recipe)
+    training = RewardTraining(recipe, cache, judge_of("shapes", workdir, cache.text))
+    mesh = make_mesh((-1, 1, 1, 1))
+    like, _ = abstract_state(training, recipe.train_transformer, mesh)
+    state = init_state(training, recipe.train_transformer, like)
+    batches = training.batches()
+    judged = training.prepare(shard_batch(next(batches), mesh), state, mesh)
+    batches.close()
+    assert isinstance(judged, Judged) and isinstance(training.rollouts, Judge)
+    tokens, real = np.asarray(judged.windows.tokens), np.asarray(judged.real.tokens).repeat(2, axis=0)
+    same = (tokens == real).reshape(4, -1)
+    assert same[:, :known].all() and not same[:, known:].all()
+    assert (np.asarray(judged.windows.stride) == max(1, 2 * rows)).all()

@@ -1,0 +1,208 @@
+"""Fine-tuning of the transformer by a reward of its own videos: GRPO (Shao et al. 2024, section 4.1) on tokens.
+
+For each prompt a group of windows is generated from the model's own distribution and judged. A sample's advantage is
+its reward relative to its group's, so that no value network is needed. Each batch gets one update, so there is no ratio
+of policies to clip. Of each group, the samples with the lowest and the highest rewards are trained on: they say most,
+and generating is cheaper than training. The divergence from the start, and the cross-entropy of real windows beside
+(as in Ouyang et al. 2022), keep the model near real videos.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from tokvid import weights
+from tokvid.config import LayoutConfig, Recipe, to_dict
+from tokvid.distributed import array_from_first, to_first
+from tokvid.errors import UserError
+from tokvid.flops import TRAINING
+from tokvid.sharding import BATCH, on_mesh, shardings
+from tokvid.tasks.tasks import TASKS
+from tokvid.train.state import Metrics, TrainState
+from tokvid.train.token_cache import TokenCache
+from tokvid.train.transformer_step import TransformerTraining, scored
+from tokvid.train.windows import token_batches
+from tokvid.transformer.layout import clip_slots, lay_out
+from tokvid.transformer.lora import LoRA
+from tokvid.transformer.model import Transformer
+from tokvid.types import TokenBatch, stride_of
+
+LEAST_SPREAD = 1e-4  # of a group's rewards: smaller ones are rounding errors
+
+
+class Rollouts(Protocol):
+    """Generates and judges windows. It comes from outside, as `train` doesn't import `sampling`."""
+
+    def draw(
+        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, known: int, rows: int
+    ) -> Int[Array, "b t h w q"]:
+        """The windows' tokens: `known` in each, the others generated anew, `rows` rows at once. Traced by JAX."""
+        ...
+
+    def judge(self, tokens_BTHWQ: np.ndarray, windows: TokenBatch) -> Float[np.ndarray, " b"]:
+        """The reward of each window, finite, else UserError."""
+        ...
+
+
+class Judged(NamedTuple):
+    """A batch for the loss: generated windows, their advantages, rewards and log-likelihoods (B, L) under the start's
+    parameters; and the real windows of the same prompts, fewer."""
+
+    windows: TokenBatch
+    advantage_B: Any
+    reward_B: Any
+    start_BL: Any
+    real: TokenBatch
+
+
+def known_tokens(recipe: Recipe) -> int:
+    """The known tokens of each rewarded window. UserError where the recipe can't be trained by a reward."""
+    reward, config, (_, height, width) = recipe.reward, recipe.train_transformer, recipe.transformer.latent
+    alike = [name for name, task in TASKS.items() if task.given.always is not None and not task.conditions]
+    if reward.task not in alike:
+        raise UserError(f"reward.task can be {' or '.join(alike)}, got {reward.task!r}")
+    if config.lora:
+        raise UserError("a reward trains all parameters; leave out train_transformer.lora")
+    if not config.start:
+        raise UserError("a reward fine-tunes trained weights: name their folder with --train_transformer.start")
+    if config.batch % reward.kept:
+        raise UserError(
+            f"batch {config.batch} should be a multiple of reward.kept, the {reward.kept} videos of a prompt"
+        )
+    if stride_of(reward.rows, recipe.transformer.latent) == height * width:
+        raise UserError("reward.rows can't be all rows, whose decoding in rounds has no likelihood; use fewer, or 0")
+    return (TASKS[reward.task].given.always or 0) * height * width
+
+
+class RewardTraining(TransformerTraining):
+    """`Training` of the transformer by `recipe.reward`, from the weights in `train_transformer.start`."""
+
+    def __init__(self, recipe: Recipe, cache: TokenCache, rollouts: Rollouts, show: Any = None):
+        super().__init__(recipe, cache, show)
+        self.reward, self.rollouts, folder = recipe.reward, rollouts, weights.find(recipe.train_transformer.start)
+        self.known = known_tokens(recipe)
+        self.start = weights.load(folder / "transformer", "transformer")
+        self._functions: tuple[Any, ...] = ()
+
+    def loss(self, model: Transformer | LoRA, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        """The policy gradient's loss for `Judged` batches; for held-out windows, their cross-entropy."""
+        if not isinstance(batch, Judged):
+            return super().loss(model, batch, key)
+        sequence, clip = lay_out(self.config, batch.windows), clip_slots(batch.windows)
+        scores, weight_BL = scored(model, sequence, clip)
+        count = jnp.maximum(weight_BL.sum(), 1.0)
+        gain = jnp.sum(weight_BL * batch.advantage_B[:, None] * scores.log_likelihood) / count
+        less_BL = jnp.where(weight_BL > 0, batch.start_BL - scores.log_likelihood, 0)
+        divergence = jnp.sum(jnp.exp(less_BL) - less_BL - 1) / count  # unbiased and never negative (Schulman's k3)
+        real, metrics = super().loss(model, batch.real, key)
+        value = self.reward.kl * divergence + self.reward.real * real - gain
+        share = jnp.mean(batch.advantage_B != 0)
+        return value, metrics | {"kl": divergence, "reward": jnp.mean(batch.reward_B), "judged_apart": share}
+
+    def weight(self, batch: Any) -> jax.Array:
+        return super().weight(batch.windows if isinstance(batch, Judged) else batch)
+
+    def flops(self) -> float:
+        # Beside the update, the start reads the trained samples, and generating costs a forward pass each.
+        return super().flops() * (1 + (1 + self.reward.group / self.reward.kept) / TRAINING)
+
+    def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
+        config, count = self.recipe.train_transformer, self.recipe.train_transformer.batch // self.reward.kept
+        layouts = LayoutConfig(tasks={self.reward.task: 1.0}, text_dropout=0.0, rows=(self.reward.rows,))
+        cache, threads = dataclasses.replace(self.cache, layouts=layouts), self.recipe.data.threads
+        self._place = _Place(token_batches(cache, count // shard[1], config.seed, threads=threads, shard=shard))
+        return self._place
+
+    def prepare(self, batch: TokenBatch, state: TrainState, mesh: Mesh) -> Judged:
+        """Generates a group for each window, judges it, and keeps those that say most."""
+        draw, keep, start = self._functions = self._functions or self._compiled(mesh)
+        prompts, group, kept = len(batch.start), self.reward.group, self.reward.kept
+        seed = [self.recipe.train_transformer.seed, int(state.step)]
+        seeds_B = np.random.SeedSequence(seed).generate_state(prompts * group)
+        groups, tokens_BTHWQ = draw(state.params, batch, seeds_B)
+        reward_PG = self._judged(tokens_BTHWQ, groups).reshape(prompts, group)
+        order_PG = np.argsort(reward_PG, axis=1, kind="stable")
+        kept_PK = np.concatenate([order_PG[:, : kept // 2], order_PG[:, kept // 2 - kept :]], axis=1)
+        reward_PK = np.take_along_axis(reward_PG, kept_PK, axis=1)
+        spread_P1 = reward_PK.std(axis=1, keepdims=True)
+        advantage_PK = (reward_PK - reward_PK.mean(axis=1, keepdims=True)) / np.maximum(spread_P1, LEAST_SPREAD)
+        advantage_PK = np.where(spread_P1 < LEAST_SPREAD, 0, advantage_PK)
+        chosen_B = (np.arange(prompts)[:, None] * group + kept_PK).ravel()
+        windows, start_BL, advantage_B, reward_B = keep(
+            start, groups, tokens_BTHWQ, chosen_B, advantage_PK.ravel(), reward_PG.mean(axis=1).repeat(kept)
+        )
+        return Judged(windows, advantage_B, reward_B, start_BL, batch)
+
+    def _judged(self, tokens_BTHWQ: jax.Array, windows: TokenBatch) -> np.ndarray:
+        """The rewards, from process 0, so that all agree on them. UserError in all where it fails."""
+        error, reward_B = None, np.full(len(tokens_BTHWQ), np.nan, np.float32)
+        whole = to_first((tokens_BTHWQ, windows))
+        if whole is not None:
+            try:
+                reward_B = self.rollouts.judge(*jax.tree.map(np.asarray, whole)).astype(np.float32)
+            except UserError as failed:
+                error = failed
+        reward_B = array_from_first(reward_B)
+        if not np.isfinite(reward_B).all():
+            self._place.back()
+            raise error or UserError("the reward failed in process 0; see its message")
+        return reward_B
+
+    def _compiled(self, mesh: Mesh) -> tuple[Any, Any, nnx.State]:
+        """The functions that generate and that keep, and the start's parameters on the mesh."""
+        graph = nnx.split(nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0))))[0]
+        group, rows = self.reward.group, self.reward.rows
+        batch = NamedSharding(mesh, BATCH)
+
+        def draw(params: nnx.State, batch: TokenBatch, seeds_B: jax.Array) -> tuple[TokenBatch, jax.Array]:
+            groups = jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), batch)
+            with on_mesh(mesh):
+                return groups, self.rollouts.draw(graph, params, groups, seeds_B, self.known, rows)
+
+        def keep(
+            params: nnx.State, groups: TokenBatch, tokens: jax.Array, chosen_B: jax.Array, *others_B: jax.Array
+        ) -> tuple[Any, ...]:
+            windows = jax.tree.map(lambda leaf: leaf[chosen_B], groups._replace(tokens=tokens))
+            with on_mesh(mesh):
+                sequence, clip = lay_out(self.config, windows), clip_slots(windows)
+                scores, _ = scored(nnx.merge(graph, params), sequence, clip)
+            return windows, scores.log_likelihood, *others_B
+
+        start = jax.device_put(self.start.params, shardings(self.start.params, mesh))
+        return jax.jit(draw, out_shardings=batch), jax.jit(keep, out_shardings=batch), start
+
+    def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
+        """Writes the weights; what they know beside the rewarded task, they know from the start."""
+        names = ("tokenizer", "text_model", "fps", "size", "layouts", "coarse_factor")
+        about = {name: self.start.about[name] for name in names if name in self.start.about}
+        weights.save(directory, "transformer", self.config, variables, steps=step, **about)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**super().describe(), "reward": to_dict(self.reward), "start": self.start.about["fingerprint"]}
+
+
+class _Place:
+    """An iterator that can go back by one batch."""
+
+    def __init__(self, batches: Any):
+        self._batches = batches
+        self.set_state, self.get_state, self.close = batches.set_state, batches.get_state, batches.close
+
+    def __iter__(self) -> "_Place":
+        return self
+
+    def __next__(self) -> TokenBatch:
+        self._before = self.get_state()
+        return next(self._batches)
+
+    def back(self) -> None:
+        """The next batch is the last one again."""
+        self.set_state(self._before)
