@@ -1,11 +1,64 @@
-"""Videos from videos: extend, interpolate, loop."""
+"""Videos from videos and pictures: extend, edit, animate, interpolate, loop."""
 
 import json
 import shutil
 
 import PIL.Image
+import pytest
 
 from tokvid.input_pipeline.clips import probe
+from tokvid.tasks.tasks import TASKS
+
+
+@pytest.fixture
+def all_tasks(tiny_weights, tmp_path):
+    """Weights as if trained for all tasks."""
+    shutil.copytree(tiny_weights, tmp_path / "w")
+    about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
+    about["layouts"] = {"tasks": dict.fromkeys(TASKS, 1.0), "rows": [0]}
+    (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
+
+
+def test_a_part_of_a_video_becomes_new(tokvid, all_tasks, movie, tmp_path):
+    """By a box, or by the same box as a mask."""
+    mask = PIL.Image.new("RGB", (60, 40))
+    mask.paste((255, 255, 255), (10, 0, 30, 40))
+    mask.save(tmp_path / "mask.png")
+    inpaint = ("edit", "in.mp4", "--task", "inpaint", "--weights", "w", "--fps", 4, "--guidance", 1)
+    code, out, err = tokvid(*inpaint, "--box", 10, 0, 20, 40)
+    assert (code, out) == (0, "edited.mp4: 4 frames at 4 fps\n"), err
+    code, _, err = tokvid(*inpaint, "--mask", "mask.png", "--out", "masked.mp4")
+    assert code == 0 and (tmp_path / "masked.mp4").read_bytes() == (tmp_path / "edited.mp4").read_bytes(), err
+
+
+def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
+    animate = ("animate", "in.png", "--weights", "w", "--fps", 4, "--guidance", 1)
+    code, out, err = tokvid(*animate, "--zero-shot", "--seconds", 1)
+    assert (code, out) == (0, "animated.mp4: 4 frames at 4 fps\n"), err
+    (tmp_path / "t.json").write_text(json.dumps({"fps": 4, "points": [[[0.5, 0.5]]] * 3}))
+    code, out, err = tokvid(*animate, "--track", "t.json")
+    assert (code, out) == (0, "animated.mp4: 3 frames at 4 fps\n"), err
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("edit in.mp4 --task inpaint", "inpaint needs either a box or a mask"),
+        ("edit in.mp4 --task inpaint --box 50 0 20 10", "the box 50 0 20 10 is not within the video of 60x40 pixels"),
+        ("edit in.mp4 --task inpaint --mask in.png", "the mask has 20x30 pixels, the video 60x40"),
+        ("edit in.mp4 --task outpaint", "outpaint needs a canvas, as 16:9"),
+        ("edit in.mp4 --task outpaint --canvas 16:0", "outpaint needs a canvas, as 16:9, got '16:0'"),
+        ("edit in.mp4 --task outpaint --canvas 3:2", "is as wide as that canvas"),
+        ("edit in.mp4 --task upscale --times 3", "2, 4, 8, … times as large, not 3"),
+        ("edit in.mp4 --task variation --strength 2", "strength should be above 0 and at most 1, got 2"),
+        ("edit in.mp4 --task variation --box 0 0 1 1", "--box is not for task variation"),
+        ("animate in.png", "one of the arguments --track --like --zero-shot is required"),
+        ("animate in.png --track nowhere.json", "cannot read track nowhere.json"),
+        ("animate in.png --like in.mp4 --seconds 2", "--seconds is for --zero-shot"),
+    ],
+)
+def test_mistakes_in_edits(refused, all_tasks, movie, command, said):
+    assert said in refused(*command.split(), "--weights", "w")
 
 
 def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights, movie, tmp_path):

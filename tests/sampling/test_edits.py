@@ -9,7 +9,7 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
-from tokvid.sampling.edits import edit, interpolate, loop
+from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, vary
 from tokvid.sampling.story import Segment, Story, encode_opening
 from tokvid.tasks.conditions import CONDITIONS, Condition
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames
@@ -123,3 +123,74 @@ def test_what_cannot_loop_is_refused(models, tiny_models):
         loop(models, STORY, encode_opening(models, iter(video(2))))
     with pytest.raises(UserError, match=r"divide a latent frame"):
         loop(models, Story((Segment("a"),), sampling=Sampling(rows=9)), encode_opening(models, iter(video(5))))
+
+
+def trained_for(models, task):
+    """As if trained for a task alone, with an embedding for each of its conditions."""
+    about = models.transformer.about | {"layouts": {"tasks": {task: 1.0}, "rows": [0, 1]}}
+    config = dataclasses.replace(models.transformer.config, conditions=TASKS[task].conditions)
+    named = types.SimpleNamespace(**models.transformer._asdict() | {"about": about, "config": config})
+    return models._replace(transformer=named)
+
+
+def whole(made):
+    count, videos = made
+    video_THWC = np.concatenate(list(videos))
+    assert len(video_THWC) == count
+    return video_THWC
+
+
+def test_what_no_mask_touches_is_kept_token_for_token(models, asked):
+    """Right half new in frames 3 and 4, which are latent frame 2, in a video of 6 that the last frame fills up."""
+    tokens_THWQ = encode_opening(models, iter(np.concatenate([video(6), video(6)[-1:]])))
+    masks = np.zeros((6, 16, 16, 3), np.uint8)
+    masks[3, :, 9] = 255
+    whole(inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks)))
+    (batch, known, _), *later = asked
+    assert not later, "windows without new tokens are not generated" and known == [True, True, False, True]
+    known_THW = np.ones((4, 2, 2), bool)
+    known_THW[2, :, 1] = False
+    np.testing.assert_array_equal(batch.known[0], known_THW)
+    np.testing.assert_array_equal(batch.tokens[0][known_THW], tokens_THWQ[known_THW])
+    assert not batch.tokens[0][~known_THW].any(), "what is to be new is not looked at"
+
+
+@pytest.mark.parametrize(
+    "masks, said",
+    [(np.full((3, 16, 16, 3), 255), "mask has 3 frames, the video 6"), (np.zeros((6, 16, 16, 3)), "black in every")],
+)
+def test_masks_that_do_not_fit_are_refused(models, masks, said):
+    with pytest.raises(UserError, match=said):
+        inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks.astype(np.uint8)))
+
+
+def test_a_variation_draws_a_share_of_all_tokens_again(models, asked):
+    whole(vary(trained_for(models, "variation"), STORY, iter(video(7)), 0.25))
+    assert [(~batch.known[0]).sum(axis=(1, 2)).tolist() for batch, *_ in asked] == [[1, 1, 1, 1]]
+    with pytest.raises(UserError, match="strength should be above 0 and at most 1, got 0"):
+        vary(trained_for(models, "variation"), STORY, iter(video(7)), 0.0)
+    rows = dataclasses.replace(STORY, sampling=Sampling(rows=1))
+    with pytest.raises(UserError, match="token by token; leave out --rows"):
+        whole(vary(trained_for(models, "variation"), rows, iter(video(7)), 0.25))
+
+
+def test_an_animation_sees_the_picture_beside_every_window_of_the_track(models, asked, monkeypatch):
+    """At the first latent frame that is generated."""
+    monkeypatch.setitem(CONDITIONS, "track", Condition("a track", lambda video_THWC: video_THWC))
+    picture_HWC, track = video(1)[0], video(13)
+    whole(animate(trained_for(models, "animate"), STORY, picture_HWC, iter(track)))
+    for batch, *_ in asked:
+        picture, path = batch.conditions
+        np.testing.assert_array_equal(picture.tokens[0], encode_opening(models, iter([picture_HWC])))
+        assert picture.condition == 1 and path.condition == 2
+    assert [int(batch.conditions[0].start[0]) for batch, *_ in asked] == [0, 4, 6]
+
+
+def test_a_picture_is_forced_on_weights_that_never_saw_one(models):
+    """Its tokens come first, at places that count as generated; the rest follows from them."""
+    picture_HWC = video(1)[0]
+    tokens_THWQ = encode_opening(models, iter([picture_HWC]))
+    made_THWC = whole(animate_untrained(models, dataclasses.replace(STORY, fps=4.0), picture_HWC))
+    decoded = stream.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THWQ[None])[0]
+    np.testing.assert_array_equal(made_THWC[:1], decoded)
+    assert len(made_THWC) == STORY.frames

@@ -57,6 +57,17 @@ def read_clip(clip: Clip, fps: float, size: tuple[int, int], fit: Fit = "crop") 
     return iter(_fitted(video_THWC, size, fit))
 
 
+def size_of(clip: Clip) -> tuple[int, int]:
+    """Height and width of a clip's own frames; UserError for one that cannot be read."""
+    if isinstance(clip, str | os.PathLike):
+        info = probe(local(os.fspath(clip)))
+        return info.height, info.width
+    if isinstance(clip, list | tuple) and clip and all(isinstance(each, PIL.Image.Image) for each in clip):
+        return clip[0].height, clip[0].width
+    frames = clip.frames if isinstance(clip, Video) else checked_frames(clip, "a video", ("T", "H", "W", "3"))
+    return frames.shape[1], frames.shape[2]
+
+
 def rate_of(clip: Clip) -> float:
     """The rate at which `read_clip` gives all frames; UserError for frames without one."""
     if isinstance(clip, str | os.PathLike):

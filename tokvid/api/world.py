@@ -5,28 +5,31 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 
 from tokvid import weights
-from tokvid.api.inputs import Clip, Picture, rate_of, read_clip, read_picture
+from tokvid.api.edited import EditSettings, check_own, edited
+from tokvid.api.inputs import Clip, Frames, Picture, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
 from tokvid.api.stories import Settings, StoryLike, make_story
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS
-from tokvid.errors import UserError, did_you_mean, suggestion
+from tokvid.errors import UserError, suggestion
 from tokvid.evaluate.reconstruction import Reconstruction
 from tokvid.input_pipeline.picture import Fit
+from tokvid.input_pipeline.tracks import load_track
 from tokvid.io.compiled import keep_programs
+from tokvid.io.urls import local
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show
 from tokvid.sampling.levels import check_rows, rates_of
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, frames_of, load_models
-from tokvid.tasks.tasks import TASKS
+from tokvid.tasks.conditions import draw_points
 
 LoRALike = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
@@ -184,14 +187,51 @@ class World:
         return self._told(make_story([Segment(prompt, seconds)], None, settings), None, video)
 
     @verb
-    def edit(self, video: Clip, task: str, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
-        """A video made from another one by a task that the weights were trained for; see `World.tasks`."""
-        known = [name for name, each in TASKS.items() if len(each.conditions) == 1]
-        if task not in known:
-            raise UserError(did_you_mean(task, known, "task"))
-        story = self._checked(prompt, settings)
-        fps, size = edits.source_of(self.models, task, story.fps)
-        total, parts = edits.edit(self.models, story, task, read_clip(video, fps, size))
+    def edit(self, video: Clip, task: str, prompt: str = "", **settings: Unpack[EditSettings]) -> Stream:
+        """A video made from another one by a task that the weights were trained for; see `World.tasks`.
+
+        Besides the settings of a story, inpaint takes `box`, (left, top, width, height) in pixels, or `mask`, a clip
+        that is white in what becomes new; outpaint `canvas`, as "16:9"; upscale `times`, 2, 4, …; variation `strength`.
+        """
+        own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
+        check_own(task, own)
+        plain = {name: value for name, value in settings.items() if name not in own}
+        story = self._checked(prompt, cast(Settings, plain))
+        total, parts, size = edited(self.models, story, task, video, own)
+        return Stream(parts, total, story.fps, size, story)
+
+    @verb
+    def animate(
+        self,
+        picture: Picture,
+        prompt: str = "",
+        *,
+        track: str | os.PathLike[str] | None = None,
+        like: Clip | None = None,
+        seconds: float = 2.0,
+        **settings: Unpack[Settings],
+    ) -> Stream:
+        """What a picture shows moves along a track, or follows the prompt.
+
+        `track` is a JSON file, {"fps": 8, "points": [[[x, y], …], …]}, with the points of each frame, from 0 to 1;
+        `like` is a clip whose object shows the path. Without either, the video has `seconds` and begins with the
+        picture, whose tokens take the place of drawn ones: the weights need not be trained for that (zero-shot).
+        """
+        story = make_story([Segment(prompt, seconds)], None, settings)
+        check_rows(self.models, story.sampling)
+        if track is not None and like is not None:
+            raise UserError("give a track or a clip whose object shows it, not both")
+        points_TNC = None if track is None else load_track(Path(local(os.fspath(track))), story.fps)
+        picture_HWC = read_picture(picture, self.size)
+        if points_TNC is None and like is None:
+            total, parts = edits.animate_untrained(self.models, story, picture_HWC)
+        else:
+            fps, size = edits.source_of(self.models, "animate", story.fps)
+            if points_TNC is not None:
+                path: Frames = iter(draw_points(points_TNC, size))
+            else:
+                path = edits.looked_at(read_clip(cast(Clip, like), fps, size), "track")
+            total, parts = edits.animate(self.models, story, picture_HWC, path)
         return Stream(parts, total, story.fps, self.size, story)
 
     @verb

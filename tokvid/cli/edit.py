@@ -1,4 +1,4 @@
-"""Videos from videos: `tokvid edit`, `interpolate`, `loop`."""
+"""Videos from videos and pictures: `tokvid edit`, `animate`, `interpolate`, `loop`."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tokvid.cli.options import (
     Command,
     readable,
+    refuse,
     save,
     seed_argument,
     settings_of,
@@ -22,27 +23,91 @@ if TYPE_CHECKING:
 
 
 class Edit(Command):
-    """A video made from another one, by any task that reads a condition."""
+    """A video made from another one, by any task that reads a condition or some of its tokens."""
 
     name = "edit"
     help = "make a video from another one, by a task that the weights were trained for"
     details = "The new video follows the prompt and what the task takes from IN."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        tasks = {name: task for name, task in TASKS.items() if len(task.conditions) == 1}
+        tasks = {name: task for name, task in TASKS.items() if task.edits}
         parser.add_argument("video", type=readable, metavar="IN", help="video to make the new one from")
         helps = "; ".join(
-            f"{name}: {task.help}, from {CONDITIONS[task.conditions[0]].help}" for name, task in tasks.items()
+            f"{name}: {task.help}, from {CONDITIONS[task.conditions[0]].help if task.conditions else 'a video'}"
+            for name, task in tasks.items()
         )
         parser.add_argument("--task", required=True, choices=tuple(tasks), help=helps)
         parser.add_argument("--prompt", default="", help="what the new video shows (default: no prompt)")
         parser.add_argument("--fps", type=float, metavar="X", help="frames per second of the output (default 8)")
         seed_argument(parser)
+        own = parser.add_argument_group("of single tasks")
+        own.add_argument(
+            "--box",
+            type=int,
+            nargs=4,
+            metavar=("X", "Y", "W", "H"),
+            help="inpaint: part that becomes new, in pixels of IN: its left, its top, its width and its height",
+        )
+        mask = "inpaint: picture, or video of as many frames, of the size of IN; what is white in it becomes new"
+        own.add_argument("--mask", type=readable, metavar="FILE", help=mask)
+        own.add_argument("--canvas", metavar="W:H", help="outpaint: form of the wider or higher video, as 16:9")
+        times = "upscale: 2, 4, … times half the size of the weights' videos (default 2)"
+        own.add_argument("--times", type=int, metavar="N", help=times)
+        strength = "variation: share of the tokens that are drawn again, above 0 and up to 1 (default 0.5)"
+        own.add_argument("--strength", type=float, metavar="X", help=strength)
         video_arguments(parser, outputs, "edited.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
+        names = TASKS[options.task].settings
+        others = [name for task in TASKS.values() for name in task.settings if name not in names]
+        refuse(options, others, f"is not for task {options.task}; leave it out")
         world = _world(options)
-        stream = world.edit.stream(options.video, options.task, options.prompt, **settings_of(options))
+        own = {name: value for name in names if (value := getattr(options, name)) is not None}
+        stream = world.edit.stream(options.video, options.task, options.prompt, **settings_of(options), **own)
+        save(stream, options)
+        print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
+
+
+class Animate(Command):
+    """A picture that moves."""
+
+    name = "animate"
+    help = "make what a picture shows move along a track"
+    details = (
+        "The track is a JSON file or taken from another video. With --zero-shot there is none: the video begins with "
+        "the picture and follows the prompt, with weights that need not be trained for that."
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("picture", type=readable, metavar="PICTURE", help="picture of the object")
+        how = parser.add_mutually_exclusive_group(required=True)
+        how.add_argument(
+            "--track",
+            type=readable,
+            metavar="FILE.json",
+            help='path of the object: {"fps": 8, "points": [[[x, y]], …]}, for each frame its points, from 0 to 1',
+        )
+        how.add_argument("--like", type=readable, metavar="VIDEO", help="video whose object shows the path")
+        how.add_argument("--zero-shot", action="store_true", help="begin with the picture, without a track")
+        parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
+        seconds = "duration with --zero-shot, in seconds (default 2)"
+        parser.add_argument("--seconds", type=float, metavar="X", help=seconds)
+        parser.add_argument("--fps", type=float, metavar="X", help="frames per second (default 8)")
+        seed_argument(parser)
+        video_arguments(parser, outputs, "animated.mp4")
+
+    def run(self, options: argparse.Namespace) -> None:
+        if not options.zero_shot:
+            refuse(options, ["seconds"], "is for --zero-shot; the track decides the duration")
+        seconds = 2.0 if options.seconds is None else options.seconds
+        stream = _world(options).animate.stream(
+            options.picture,
+            options.prompt,
+            track=options.track,
+            like=options.like,
+            seconds=seconds,
+            **settings_of(options),
+        )
         save(stream, options)
         print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
 

@@ -76,6 +76,11 @@ class Fitter:
         return out_HWC
 
 
+def fitted(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture, uint8 (H, W, 3), cropped and scaled to a size as the frames of a video of its size are."""
+    return Fitter(size, "crop")(av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HWC), format="rgb24"))
+
+
 def is_still(source: Encoded) -> bool:
     """Whether it is an image and not animated; UserError when it cannot be read."""
     kind = image_kind(source)

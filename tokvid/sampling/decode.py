@@ -23,7 +23,8 @@ Carry = tuple[KVCache, jax.Array]  # the cache, and the tokens (B, L, Q) generat
 class Request(NamedTuple):
     """A window to generate; its `stride` and `drawn` are set by the sampling.
 
-    The first `tokens` of the unknown tokens are generated. `guidance_BT` is the guidance scale of each latent frame;
+    The first `tokens` of the unknown tokens are generated; the first `forced` of these are the batch's own, for weights
+    that were not trained to see them as known. `guidance_BT` is the guidance scale of each latent frame;
     with guidance, each step also runs under the negative prompts `negative_BL` (-1: no text). Keys are derived by slot,
     fold_in(keys_B, slot), so a longer window begins with the same tokens.
     """
@@ -33,6 +34,7 @@ class Request(NamedTuple):
     keys_B: Key[Array, " b"]
     guidance_BT: Float[AnyArray, "b t"]
     tokens: Int[AnyArray, ""]
+    forced: Int[AnyArray, ""] | int = 0  # where tokens are drawn one by one or by rows
 
 
 def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> KVCache:
@@ -81,7 +83,8 @@ def generate(
     layers = model.layers(model.config.scan_layers and not sampling.rows)
     frame_BL = order_BL[:, known:] // (H * W)
     scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), frame_BL, axis=1)
-    drawer = _Drawer(model, sequence, layers, request.keys_B, scale_BL if guided else None, count, sampling)
+    scales = scale_BL if guided else None
+    drawer = _Drawer(model, sequence, layers, request.keys_B, scales, count, sampling, request.forced)
     carry = prefill(model, sequence, drawer.first, layers), jnp.zeros((B, count, Q), jnp.int32)
     if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
@@ -110,6 +113,7 @@ class _Drawer:
     scale_BL: Float[Array, "b l"] | None
     count: int
     sampling: Sampling
+    forced: int | jax.Array = 0
 
     @property
     def first(self) -> int:
@@ -126,6 +130,8 @@ class _Drawer:
             rows_BLQ = self.model.vocabulary.of_video(tokens_BLQ[:, jnp.maximum(before_L, 0)])
             hidden_BLD, cache = self._run(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
             drawn_BLQ, _ = self._sample(hidden_BLD, rank, self._keys(rank))
+            own_BLQ = self.sequence.slots(self.first + rank, width).target[:: 1 if self.scale_BL is None else 2]
+            drawn_BLQ = jnp.where((rank + jnp.arange(width) < self.forced)[:, None], own_BLQ, drawn_BLQ)
             return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, drawn_BLQ, rank, axis=1)
 
         return body

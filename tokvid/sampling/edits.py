@@ -1,15 +1,24 @@
-"""Edits of videos: made from a condition, interpolated to a higher rate, or closed to a loop."""
+"""Edits of videos: made from conditions or from some of the tokens, interpolated, or closed to a loop."""
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
 from tokvid.sampling.story import Story, encode_opening, first_frames, prompts_of
-from tokvid.sampling.stream import Models, RollingWindow, Source, StreamDecoder, frames_of
+from tokvid.sampling.stream import (
+    Around,
+    Models,
+    RollingWindow,
+    Source,
+    StreamDecoder,
+    frames_of,
+    latent_frames_for,
+)
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
 
@@ -22,24 +31,123 @@ def edit(
     `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`; `story` has one segment, whose
     prompt describes the new video. UserError where the weights weren't trained for the task.
     """
-    condition = CONDITIONS[TASKS[task].conditions[0]]
+    check_trained(models, task)
+    (name,) = TASKS[task].conditions
+    if (slower := CONDITIONS[name].slower) > 1:
+        return interpolate(models, dataclasses.replace(story, fps=story.fps / slower), frames, slower)
+    source = Encoded(models, looked_at(frames, name), name)
+    return source.frames, _generated(models, story, source.frames, sources=[source.stream(story.fps)])
+
+
+def looked_at(frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Frames of a condition's size as the condition looks."""
+    return (CONDITIONS[name].look(frame_HWC[None])[0] for frame_HWC in frames)
+
+
+def check_trained(models: Models, task: str) -> None:
+    """UserError where the weights weren't trained for a task."""
     if task not in models.tasks:
         others = f", only for {', '.join(models.tasks)}" if models.tasks else ""
         raise UserError(f"these weights were not trained for {task}{others}; train some with it in layouts.tasks")
-    if condition.slower > 1:
-        slower = dataclasses.replace(story, fps=story.fps / condition.slower)
-        return interpolate(models, slower, frames, condition.slower)
-    source = _Encoded(models, (condition.look(frame_HWC[None])[0] for frame_HWC in frames), condition.smaller)
-    levels = Levels([story.fps], len(source.tokens_THWQ), story.keep, story.sampling)
-    (name,), opening = TASKS[task].conditions, models.no_tokens(1)
-    edited = videos(models, prompts_of(story, models), levels, opening, sources=[source.stream(name, story.fps)])
-    return source.frames, first_frames(source.frames, edited)
 
 
 def source_of(models: Models, task: str, fps: float) -> tuple[float, tuple[int, int]]:
-    """The rate and the size at which to read a task's condition, for a new video at `fps`."""
-    condition, (height, width) = CONDITIONS[TASKS[task].conditions[0]], models.size
+    """The rate and the size at which to read a task's last condition, for a new video at `fps`."""
+    condition, (height, width) = CONDITIONS[TASKS[task].conditions[-1]], models.size
     return fps / condition.slower, (height // condition.smaller, width // condition.smaller)
+
+
+def inpaint(
+    models: Models,
+    story: Story,
+    frames: Iterator[UInt8[np.ndarray, "h w 3"]],
+    masks: Iterator[UInt8[np.ndarray, "h w 3"]],
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
+    """A video with the tokens generated anew that `masks`, as many frames, show white in: the others are kept.
+
+    UserError for fewer masks than frames, for none that is white anywhere, and for weights not trained for it.
+    """
+    check_trained(models, "inpaint")
+    video = Encoded(models, frames)
+    new_THW = np.stack([mask_HWC.mean(axis=-1) >= 128 for mask_HWC in itertools.islice(masks, video.frames)])
+    if len(new_THW) < video.frames:
+        raise UserError(f"the mask has {len(new_THW)} frames, the video {video.frames}; give a mask for each frame")
+    known_THW = _kept(new_THW, video.tokens_THWQ.shape[:3], models.tokenizer.config.temporal_patch)
+    if known_THW.all():
+        raise UserError("the mask is black in every frame; make white what is to be new")
+    around = Around(video.tokens_THWQ[None], known_THW[None])
+    return video.frames, _generated(models, story, video.frames, around=around)
+
+
+def vary(
+    models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], strength: float
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
+    """A video of which a share of `strength` of the tokens of each latent frame is drawn again, random ones."""
+    check_trained(models, "variation")
+    if not 0 < strength <= 1:
+        raise UserError(f"strength should be above 0 and at most 1, got {strength}")
+    video = Encoded(models, frames)
+    T, H, W, _ = video.tokens_THWQ.shape
+    known_THW = scattered((T, H, W), strength, np.random.default_rng(story.seed))
+    around = Around(video.tokens_THWQ[None], known_THW[None])
+    return video.frames, _generated(models, story, video.frames, around=around)
+
+
+def scattered(shape: tuple[int, int, int], strength: float, rng: np.random.Generator) -> Bool[np.ndarray, "t h w"]:
+    """True for all tokens but a share of `strength`: as many in each latent frame, for which one program serves."""
+    T, H, W = shape
+    rank_TL = np.argsort(rng.random((T, H * W)), axis=1)
+    return (rank_TL >= max(1, round(strength * H * W))).reshape(shape)
+
+
+def animate(
+    models: Models,
+    story: Story,
+    picture_HWC: UInt8[np.ndarray, "h w 3"],
+    frames: Iterator[UInt8[np.ndarray, "h w 3"]],
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
+    """What a picture shows moves as the points in `frames` do, at the rate and size of `source_of`."""
+    check_trained(models, "animate")
+    picture, track = Encoded(models, iter([picture_HWC]), "picture"), Encoded(models, frames, "track")
+    sources = [picture.stream(story.fps), track.stream(story.fps)]
+    return track.frames, _generated(models, story, track.frames, sources=sources)
+
+
+def animate_untrained(
+    models: Models, story: Story, picture_HWC: UInt8[np.ndarray, "h w 3"]
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
+    """A video that begins with a picture, of weights that may not be trained for it (AnimateZero).
+
+    The picture's tokens are put in the place of those that are drawn.
+    """
+    tokens_BTHWQ = encode_opening(models, iter([picture_HWC]))[None]
+    return story.frames, _generated(models, story, story.frames, around=beginning_with(tokens_BTHWQ))
+
+
+def beginning_with(tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> Around:
+    """These latent frames, to be put in the place of those that are drawn."""
+    return Around(tokens_BTHWQ, np.ones(tokens_BTHWQ.shape[:-1], bool), forced=True)
+
+
+def _generated(
+    models: Models, story: Story, frames: int, sources: Sequence[Source] = (), around: Around | None = None
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+    """The frames of one video at one rate, a few at a time."""
+    latent_frames = latent_frames_for(frames, models.tokenizer.config.temporal_patch)
+    levels, opening = Levels([story.fps], latent_frames, story.keep, story.sampling), models.no_tokens(1)
+    made = videos(models, prompts_of(story, models), levels, opening, sources=sources, around=around)
+    return first_frames(frames, made)
+
+
+def _kept(
+    new_THW: Bool[np.ndarray, "t h w"], shape: tuple[int, int, int], temporal_patch: int
+) -> Bool[np.ndarray, "tl hl wl"]:
+    """Tokens of which no pixel is new. Latent frame 0 is frame 0, and each later one the next `temporal_patch`."""
+    latents, rows, columns = shape
+    T, H, W = new_THW.shape
+    token_THW = np.any(new_THW.reshape(T, rows, H // rows, columns, W // columns), axis=(2, 4))
+    of_frame_T = -(-np.arange(T) // temporal_patch)
+    return np.stack([~token_THW[of_frame_T == latent].any(axis=0) for latent in range(latents)])
 
 
 def interpolate(
@@ -51,20 +159,22 @@ def interpolate(
     multiplies the rate by the factor that the weights were trained for; UserError where `factor` is no power of it.
     """
     rates = rates_between(models, story.fps, factor)
-    source = _Encoded(models, frames)
+    source = Encoded(models, frames, refinement(models)[0])
     levels = Levels(rates, 1 + (len(source.tokens_THWQ) - 1) * factor, story.keep, story.sampling)
-    first, coarse = source.tokens_THWQ[None, :1], source.stream(refinement(models)[0], story.fps)
+    first, coarse = source.tokens_THWQ[None, :1], source.stream(story.fps)
     interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])
     total = 1 + (source.frames - 1) * factor
     return total, first_frames(total, interpolated)
 
 
-class _Encoded:
-    """A user's video as tokens; its last frame is repeated until the last latent frame is full."""
+class Encoded:
+    """A user's video, or the condition `name` of it, as tokens; its last frame fills up the last latent frame."""
 
-    def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], smaller: int = 1):
-        self.frames, (height, width) = 0, models.size
-        patch = models.tokenizer.config.temporal_patch
+    def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str = ""):
+        """`frames` have the size of the models or of the condition, and look as that does."""
+        self.name, self.frames, (height, width) = name, 0, models.size
+        patch, condition = models.tokenizer.config.temporal_patch, CONDITIONS.get(name)
+        smaller = condition.smaller if condition else 1
 
         def padded() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame_HWC in frames:
@@ -75,9 +185,9 @@ class _Encoded:
 
         self.tokens_THWQ = encode_opening(models, padded(), (height // smaller, width // smaller))
 
-    def stream(self, name: str, fps: float) -> Source:
-        """The video as the condition `name`; `fps` is its rate."""
-        return Source(name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
+    def stream(self, fps: float) -> Source:
+        """The condition, whose rate is `fps`."""
+        return Source(self.name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
 
 
 def loop(
@@ -100,13 +210,14 @@ def loop(
             f"a loop needs a video of {frames_of(1 + known, patch)} frames or more and a window of 3 latent frames, "
             f"got {frames_of(len(tokens_THWQ), patch)} frames and {window}"
         )
-    beginning_THWQ = tokens_THWQ[1 : 1 + known]
     rolling = RollingWindow(models, 1, story.fps, keep=known, sampling=story.sampling)
     rolling.append(tokens_THWQ[None])
     (prompt,) = prompts_of(story, models)
     count = window - 2 * known
     scale_T = np.linspace(prompt.guidance_B[0], prompt.last_guidance_B[0], count)
-    bridge_THWQ = rolling.extend(prompt, scale_T[None], until_BTHWQ=beginning_THWQ[None])[0]
+    around_THWQ = np.concatenate([np.zeros_like(tokens_THWQ[:1]).repeat(count, axis=0), tokens_THWQ[1 : 1 + known]])
+    known_THW = np.broadcast_to((np.arange(len(around_THWQ)) >= count)[:, None, None], around_THWQ.shape[:-1])
+    bridge_THWQ = rolling.extend(prompt, scale_T[None], Around(around_THWQ[None], known_THW[None]))[0]
     decoder = StreamDecoder(models.tokenizer, 1, *tokens_THWQ.shape[1:3])
     video_THWC = decoder.feed(np.concatenate([tokens_THWQ, bridge_THWQ])[None])[0]
     return video_THWC[1:], count * patch

@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
 from tokvid.sampling.stream import (
+    Around,
     Models,
     Prompt,
     RollingWindow,
@@ -118,14 +119,36 @@ def videos(
     *,
     sources: Sequence[Source] = (),
     windows: Windows | None = None,
+    around: Around | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
-    """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time.
+    """The frames of a batch of videos, uint8 (B, T, H, W, 3), a few at a time; arguments as of `tokens_of`."""
+    _, rows, columns = models.transformer.config.latent
+    decoder = StreamDecoder(models.tokenizer, len(opening_BTHWQ), rows, columns)
+    for tokens_BTHWQ in tokens_of(
+        models, prompts, levels, opening_BTHWQ, sources=sources, windows=windows, around=around
+    ):
+        yield decoder.feed(tokens_BTHWQ)
+
+
+def tokens_of(
+    models: Models,
+    prompts: Sequence[Prompt],
+    levels: Levels,
+    opening_BTHWQ: Int[np.ndarray, "b t h w q"],
+    *,
+    sources: Sequence[Source] = (),
+    windows: Windows | None = None,
+    around: Around | None = None,
+) -> Iterator[Int[np.ndarray, "b t h w q"]]:
+    """The tokens of a batch of videos, a few latent frames at a time.
 
     Every level begins with `opening_BTHWQ`, which is empty, one image, or latent frames at the only rate; where it is
     empty, the other levels begin with the first level's first latent frame. `sources` are the conditions of the
-    first level. None of `windows` is generated again.
+    first level, and `around` is given of its latent frames. None of `windows` is generated again.
     """
     check_rows(models, levels.sampling)
+    if around is not None and levels.sampling.rows and around.known_BTHW.any():
+        raise UserError("a video that is partly known is drawn token by token; leave out --rows")
     rates, counts = levels.rates, [levels.latent_frames]
     tokens: Iterator[np.ndarray] = iter(())
     for slow, fast in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
@@ -140,24 +163,21 @@ def videos(
         slower = [source for source in sources if source.fps < fps]
         if slower and not opening_BTHWQ.shape[1]:
             opening_BTHWQ = slower[0].take(0, 1)  # the first latent frame is one frame, the same at every rate
-        tokens = _level(window, prompts, count, levels.keep, opening_BTHWQ)
-    _, rows, columns = models.transformer.config.latent
-    decoder = StreamDecoder(models.tokenizer, len(opening_BTHWQ), rows, columns)
-    for tokens_BTHWQ in tokens:
-        yield decoder.feed(tokens_BTHWQ)
+        tokens = _level(window, prompts, count, opening_BTHWQ, None if number else around)
+    return tokens
 
 
 def _level(
     window: RollingWindow,
     prompts: Sequence[Prompt],
     latent_frames: int,
-    keep: int,
     opening_BTHWQ: Int[np.ndarray, "b t h w q"],
+    around: Around | None,
 ) -> Iterator[Int[np.ndarray, "b t h w q"]]:
     """Latent frames (B, T, H, W, Q) at one rate: the opening's, and then new ones, window by window."""
     known = opening_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]
-    spans = spans_of(window.models, starts, window.fps, latent_frames, keep=keep, known=known)
+    spans = spans_of(window.models, starts, window.fps, latent_frames, keep=window.keep, known=known)
     window.append(opening_BTHWQ)
     for index in range(known):
         yield opening_BTHWQ[:, index : index + 1]
@@ -167,4 +187,5 @@ def _level(
         # The guidance scale changes linearly over the segment.
         along_T = (np.arange(span.first, span.end) - first) / max(1, end - 1 - first)
         scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
-        yield window.extend(prompt, scales[0][:, None] + np.outer(scales[1] - scales[0], along_T))
+        scale_BT = scales[0][:, None] + np.outer(scales[1] - scales[0], along_T)
+        yield window.extend(prompt, scale_BT, around and around.part(span.first, window.room))

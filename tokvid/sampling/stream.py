@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Int32, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer, UInt8
 
 from tokvid import weights
 from tokvid.config import GUIDANCE, Sampling
@@ -227,6 +227,23 @@ class Source:
         return np.pad(taken_BTHWQ, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)), constant_values=-1)
 
 
+class Around(NamedTuple):
+    """What is given among latent frames to generate: the tokens (B, T, H, W, Q) that are `known_BTHW`.
+
+    Each video of a batch has as many. With `forced`, these are whole latent frames at a video's beginning, and given
+    during sampling alone, to weights that were not trained for known ones there.
+    """
+
+    tokens_BTHWQ: Int[np.ndarray, "b t h w q"]
+    known_BTHW: Bool[np.ndarray, "b t h w"]
+    forced: bool = False
+
+    def part(self, first: int, count: int) -> "Around":
+        """`count` latent frames from number `first` on, or as many as there are."""
+        at = np.s_[:, first : first + count]
+        return Around(self.tokens_BTHWQ[at], self.known_BTHW[at], self.forced)
+
+
 @runtime_checkable  # so that tests check it
 class Windows(Protocol):
     """A store of generated windows, tokens (B, T, H, W, Q), by the mark of all that determines them: a dict is one."""
@@ -268,7 +285,7 @@ class RollingWindow:
             raise UserError(f"keep should be 1 to {frames - 1} latent frames (the window has {frames}), got {keep}")
         if not 0 < fps <= 240:
             raise UserError(f"fps should be above 0 and at most 240, got {fps}")
-        self.models, self._keep, self._sampling, self._sources = models, keep, sampling, sources
+        self.models, self.keep, self._sampling, self._sources = models, keep, sampling, sources
         self._windows = windows
         self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
         self.fps, self._batch = fps, batch
@@ -276,58 +293,78 @@ class RollingWindow:
         self._first = 0  # the number of the first latent frame in `_last`
         self._last = models.no_tokens(batch)
 
+    @property
+    def room(self) -> int:
+        """The latent frames of the next window after those that it keeps."""
+        return self.models.transformer.config.latent_frames - self._last.shape[1]
+
     def append(self, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> None:
         """Adds latent frames: of an image, of a video, or of a story that is resumed."""
         self.latent_frames += tokens_BTHWQ.shape[1]
-        self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self._keep :]
+        self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self.keep :]
         self._first = self.latent_frames - self._last.shape[1]
 
     def extend(
         self,
         prompt: Prompt,
         guidance_BT: Float[np.ndarray, "b t"],
-        until_BTHWQ: Int[np.ndarray, "b after h w q"] | None = None,
+        around: Around | None = None,
     ) -> Int[np.ndarray, "b t h w q"]:
         """Generates a latent frame for each guidance scale, at most a window: tokens (B, T, H, W, Q).
 
-        With `until_BTHWQ`, which ends the window, the new latent frames lead up to it.
+        `around` is given of the latent frames after the known ones, up to the end of the window or earlier: of the new
+        ones, which may be partly known, and of those that they lead up to.
         """
         if self._sampling.rows and not self.latent_frames and self._knows_serial:
             # All others copy from a video's first latent frame, so it is always drawn token by token.
-            first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], None, dataclasses.replace(self._sampling, rows=0))
+            serial, first = dataclasses.replace(self._sampling, rows=0), around and around.part(0, 1)
+            first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], first, serial)
             if guidance_BT.shape[1] == 1:
                 return first_BTHWQ
-            return np.concatenate([first_BTHWQ, self.extend(prompt, guidance_BT[:, 1:], until_BTHWQ)], axis=1)
-        return self._generate(prompt, guidance_BT, until_BTHWQ, self._sampling)
+            rest = around and around.part(1, around.known_BTHW.shape[1])
+            return np.concatenate([first_BTHWQ, self.extend(prompt, guidance_BT[:, 1:], rest)], axis=1)
+        return self._generate(prompt, guidance_BT, around, self._sampling)
 
     def _generate(
-        self, prompt: Prompt, guidance_BT: np.ndarray, until_BTHWQ: np.ndarray | None, sampling: Sampling
+        self, prompt: Prompt, guidance_BT: np.ndarray, around: Around | None, sampling: Sampling
     ) -> np.ndarray:
-        transformer, (window, H, W) = self.models.transformer, self.models.transformer.config.latent
-        known, count = self._last.shape[1], guidance_BT.shape[1]
+        transformer, window = self.models.transformer, self.models.transformer.config.latent_frames
+        known, count, forced = self._last.shape[1], guidance_BT.shape[1], 0
         tokens = np.zeros((self._batch, window, *self._last.shape[2:]), np.int32)
         tokens[:, :known] = self._last
-        known_T = np.arange(window) < known
-        if until_BTHWQ is not None:
-            tokens[:, known + count :], known_T[known + count :] = until_BTHWQ, True
+        known_BTHW = np.zeros(tokens.shape[:-1], bool)
+        known_BTHW[:, :known] = True
+        if around is not None:
+            end = known + around.known_BTHW.shape[1]
+            tokens[:, known:end] = np.where(around.known_BTHW[..., None], around.tokens_BTHWQ, 0)
+            if around.forced:
+                forced = int(around.known_BTHW[0].sum())
+            else:
+                known_BTHW[:, known:end] = around.known_BTHW
+        new = int((~known_BTHW[0, known : known + count]).sum())
         batch = token_batch(
             tokens,
             np.full(self._batch, self._first, np.int32),
             np.full(self._batch, self.fps, np.float32),
             prompt.text_BL,
-            np.broadcast_to(known_T, (self._batch, window)),
+            known_BTHW,
             [source.clip(self.latent_frames, self.models) for source in self._sources],
         )
         keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
         scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)
-        request = Request(batch, prompt.negative_BL, keys_B, scale_BT, np.int32(count * H * W))
+        request = Request(batch, prompt.negative_BL, keys_B, scale_BT, np.int32(new), np.int32(forced))
         mark = "" if self._windows is None else _mark(self.models, request, sampling)
-        if self._windows is None or (new_BTHWQ := self._windows.get(mark)) is None:
+        kept_BTHWQ = None if self._windows is None else self._windows.get(mark)
+        if not new:
+            new_BTHWQ = tokens[:, known : known + count]
+        elif kept_BTHWQ is not None:
+            new_BTHWQ = kept_BTHWQ
+        else:
             filled = generate(
                 transformer.graph,
                 transformer.params,
                 request,
-                known=int(known_T.sum()) * H * W,
+                known=int(known_BTHW[0].sum()),
                 sampling=sampling,
                 guided=bool(np.any(guidance_BT != 1)),
             )

@@ -121,12 +121,19 @@ class Task:
     """The inputs beside the text: known tokens, and conditions (keys of CONDITIONS).
 
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
+    `settings`: what users choose for it beside the prompt; flags of `tokvid edit`.
     """
 
     help: str
     given: Given = nothing
     conditions: tuple[str, ...] = ()
     at_switch: float = 0.0
+    settings: tuple[str, ...] = ()
+
+    @property
+    def edits(self) -> bool:
+        """Whether it makes a video from another one, in `tokvid edit`."""
+        return len(self.conditions) == 1 or bool(self.settings)
 
 
 TASKS: dict[str, Task] = {
@@ -137,11 +144,13 @@ TASKS: dict[str, Task] = {
     "restyle": Task("the same motion and outlines with another look", any_last_frames, conditions=("edges",)),
     "reshape": Task("the same motion with other things", any_last_frames, conditions=("rough",)),
     "colourise": Task("colours for a grey video", any_last_frames, conditions=("grey",)),
-    "inpaint": Task("a new part of a video", windows_of(outside_a_box)),
-    "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge)),
-    "upscale": Task("twice the width and height", windows_of(of_tiles_before), conditions=("low",)),
+    "inpaint": Task("a new part of a video", windows_of(outside_a_box), settings=("box", "mask")),
+    "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",)),
+    "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), settings=("times",)),
     "animate": Task("what a picture shows moves along a track", any_last_frames, conditions=("picture", "track")),
-    "variation": Task("a video with a share of its tokens drawn again", windows_of(some_tokens)),
+    "variation": Task(
+        "a video with a share of its tokens drawn again", windows_of(some_tokens), settings=("strength",)
+    ),
     "interpolation": Task("twice as many frames", any_last_frames, conditions=("coarse",)),
 }
 

@@ -1,0 +1,115 @@
+"""Edits of a clip, by task, from what people hand in: masks and boxes, canvases, strengths."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from tokvid.api.inputs import Clip, Frames, read_clip, size_of
+from tokvid.api.stories import Settings
+from tokvid.errors import UserError, did_you_mean
+from tokvid.input_pipeline.picture import fitted
+from tokvid.sampling import canvas, edits
+from tokvid.sampling.story import Story
+from tokvid.sampling.stream import Models
+from tokvid.tasks.tasks import TASKS
+
+
+class EditSettings(Settings, total=False):
+    """The settings of a story, and those of single tasks.
+
+    mask: inpaint; a clip of the video's size, of one frame or of as many, white in what becomes new.
+    box: inpaint; left, top, width and height of the part that becomes new, in pixels of the video.
+    canvas: outpaint; the form of the wider or higher video, as "16:9".
+    times: upscale; 2, 4, … times half the size of the world's videos (2).
+    strength: variation; the share of tokens that are drawn again, above 0 and up to 1 (0.5).
+    """
+
+    mask: Clip
+    box: tuple[int, int, int, int]
+    canvas: str
+    times: int
+    strength: float
+
+
+class Edited(NamedTuple):
+    """Frames in all, the frames, a few at a time, and their size."""
+
+    total: int
+    parts: Iterator[UInt8[np.ndarray, "t h w 3"]]
+    size: tuple[int, int]
+
+
+def check_own(task: str, own: Mapping[str, Any]) -> None:
+    """UserError for an unknown task, and for a setting of another one."""
+    known = [name for name, each in TASKS.items() if each.edits]
+    if task not in known:
+        raise UserError(did_you_mean(task, known, "task"))
+    for name in own:
+        if name not in TASKS[task].settings:
+            raise UserError(f"{name} is not for task {task}; leave it out")
+
+
+def edited(models: Models, story: Story, task: str, clip: Clip, own: Mapping[str, Any]) -> Edited:
+    """A clip edited by a task, with the task's `own` settings."""
+    edits.check_trained(models, task)
+    if task in _EDITS:
+        return _EDITS[task](models, story, clip, own)
+    fps, size = edits.source_of(models, task, story.fps)
+    return Edited(*edits.edit(models, story, task, read_clip(clip, fps, size)), models.size)
+
+
+def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+    if len(own) != 1:
+        raise UserError("inpaint needs either a box or a mask")
+    if "box" in own:
+        masks: Frames = itertools.repeat(_box(own["box"], size_of(clip), models.size))
+    else:
+        (height, width), (rows, columns) = size_of(clip), size_of(own["mask"])
+        if (height, width) != (rows, columns):
+            raise UserError(f"the mask has {columns}x{rows} pixels, the video {width}x{height}; use one size")
+        masks = _held(read_clip(own["mask"], story.fps, models.size))
+    return Edited(*edits.inpaint(models, story, read_clip(clip, story.fps, models.size), masks), models.size)
+
+
+def _box(box: tuple[int, int, int, int], size: tuple[int, int], models_size: tuple[int, int]) -> np.ndarray:
+    """A mask of the models' size that is white in the box."""
+    (x, y, width, height), (rows, columns) = box, size
+    if not (0 <= x < x + width <= columns and 0 <= y < y + height <= rows):
+        raise UserError(f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels")
+    mask_HWC = np.zeros((rows, columns, 3), np.uint8)
+    mask_HWC[y : y + height, x : x + width] = 255
+    return fitted(mask_HWC, models_size)
+
+
+def _held(masks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """A single mask without end, or as many as there are."""
+    some = list(itertools.islice(masks, 2))
+    return itertools.repeat(some[0]) if len(some) == 1 else itertools.chain(some, masks)
+
+
+def _outpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", str(own.get("canvas", "")))
+    if not match:
+        raise UserError(f"outpaint needs a canvas, as 16:9, got {own.get('canvas', 'none')!r:.40}")
+    sizes = canvas.canvas_sizes(models, int(match[1]) / int(match[2]), *size_of(clip))
+    return Edited(*canvas.outpaint(models, story, read_clip(clip, story.fps, sizes[0]), sizes), sizes[1])
+
+
+def _upscale(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+    _, size = edits.source_of(models, "upscale", story.fps)
+    video_THWC = np.stack(list(read_clip(clip, story.fps, size)))
+    larger_THWC = canvas.upscale(models, story, video_THWC, own.get("times", 2))
+    return Edited(len(larger_THWC), iter([larger_THWC]), (larger_THWC.shape[1], larger_THWC.shape[2]))
+
+
+def _vary(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+    frames = read_clip(clip, story.fps, models.size)
+    return Edited(*edits.vary(models, story, frames, own.get("strength", 0.5)), models.size)
+
+
+Edit = Callable[[Models, Story, Clip, Mapping[str, Any]], Edited]
+_EDITS: dict[str, Edit] = {"inpaint": _inpaint, "outpaint": _outpaint, "upscale": _upscale, "variation": _vary}

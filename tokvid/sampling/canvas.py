@@ -1,0 +1,161 @@
+"""Videos larger than the trained size: windows of that size, placed side by side on a canvas of tokens.
+
+Each place is generated over the whole length of the video, beside what is on the canvas already.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from tokvid.errors import UserError
+from tokvid.sampling.edits import Encoded, check_trained
+from tokvid.sampling.levels import Levels, tokens_of
+from tokvid.sampling.story import Story, encode_opening, first_frames, prompts_of
+from tokvid.sampling.stream import Around, Models, Source, StreamDecoder, latent_frames_for
+from tokvid.tokenizer.cvivit import token_side
+
+WIDEST = 4.0  # of a canvas: the longer side over the shorter one
+Place = tuple[int, int]  # the first row and column of a window on the canvas
+
+
+def paint(
+    models: Models,
+    story: Story,
+    canvas: Around,
+    places: Sequence[Place],
+    sources: Callable[[int, int], Sequence[Source]] = lambda top, left: (),
+) -> Int[np.ndarray, "t h w q"]:
+    """The tokens of a canvas of one video: what is unknown is generated, window by window at the `places`, in order.
+
+    `sources` gives the conditions of a place.
+    """
+    tokens_BTHWQ, known_BTHW = canvas.tokens_BTHWQ.copy(), canvas.known_BTHW.copy()
+    latent_frames, (_, rows, columns) = tokens_BTHWQ.shape[1], models.transformer.config.latent
+    levels = Levels([story.fps], latent_frames, story.keep, story.sampling)
+    for top, left in places:
+        at = np.s_[:, :, top : top + rows, left : left + columns]
+        if known_BTHW[at].all():
+            continue
+        around, beside = Around(tokens_BTHWQ[at], known_BTHW[at]), sources(top, left)
+        parts = tokens_of(models, prompts_of(story, models), levels, models.no_tokens(1), sources=beside, around=around)
+        tokens_BTHWQ[at], known_BTHW[at] = np.concatenate(list(parts), axis=1), True
+    return tokens_BTHWQ[0]
+
+
+def canvas_sizes(models: Models, ratio: float, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """For a canvas `ratio` times as wide as high: the pixels (height, width) at which to read a video of
+    `height` x `width`, and those of the canvas.
+
+    Across the side to be extended, both are the models'; along it, the canvas is at least as large. UserError where
+    the video has the canvas's form already.
+    """
+    if not 1 / WIDEST <= ratio <= WIDEST:
+        raise UserError(f"a canvas should be 1:{WIDEST:g} to {WIDEST:g}:1, got {ratio:.3g}:1")
+    side, wider = token_side(models.tokenizer.config), ratio > width / height
+    across, window = models.size if wider else models.size[::-1]
+    shown, whole = (across * form for form in ((width / height, ratio) if wider else (height / width, 1 / ratio)))
+    inner, outer = max(1, round(shown / side)) * side, round(whole / side) * side
+    if outer <= inner:
+        raise UserError(
+            f"the video of {width}x{height} pixels is as wide as that canvas already, to {side} pixels; "
+            "give a wider or a higher --canvas"
+        )
+    outer = max(outer, window)
+    return ((across, inner), (across, outer)) if wider else ((inner, across), (outer, across))
+
+
+def outpaint(
+    models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], sizes: tuple[Place, Place]
+) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
+    """A video in the middle of a canvas, with new sides; `sizes` are those of `canvas_sizes`."""
+    check_trained(models, "outpaint")
+    side, count = token_side(models.tokenizer.config), 0
+
+    def counted() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        nonlocal count
+        for frame_HWC in frames:
+            count += 1
+            yield frame_HWC
+        for _ in range(-(count - 1) % models.tokenizer.config.temporal_patch):
+            yield frame_HWC
+
+    inner_THWQ = encode_opening(models, counted(), sizes[0])
+    shape = [size // side for size in sizes[1]]
+    first = [(whole - part) // 2 for whole, part in zip(shape, inner_THWQ.shape[1:3], strict=True)]
+    tokens_BTHWQ = np.zeros((1, len(inner_THWQ), *shape, inner_THWQ.shape[3]), np.int32)
+    known_BTHW = np.zeros(tokens_BTHWQ.shape[:-1], bool)
+    ends = [start + part for start, part in zip(first, inner_THWQ.shape[1:3], strict=True)]
+    inside = np.s_[:, :, first[0] : ends[0], first[1] : ends[1]]
+    tokens_BTHWQ[inside], known_BTHW[inside] = inner_THWQ, True
+    axis = 1 if shape[1] > inner_THWQ.shape[2] else 0
+    window = models.transformer.config.latent[1 + axis]
+    starts = outward(shape[axis], window, first[axis], ends[axis])
+    places = [(0, start) if axis else (start, 0) for start in starts]
+    painted_THWQ = paint(models, story, Around(tokens_BTHWQ, known_BTHW), places)
+    return count, _decoded(models, painted_THWQ, count)
+
+
+def outward(length: int, window: int, first: int, end: int) -> list[int]:
+    """The starts of windows that fill a side of `length` from the known part `first` to `end` on, both ways.
+
+    A window has at most half of its tokens new.
+    """
+    starts = []
+    while end < length:
+        start = min(max(first, end + window // 2 - window), length - window)
+        starts.append(start)
+        first, end = min(first, start), start + window
+    while first > 0:
+        start = max(min(end - window, first - window // 2), 0)
+        starts.append(start)
+        first = start
+    return starts
+
+
+def tiled(length: int, window: int) -> list[int]:
+    """The starts of windows that cover a side of `length`, each sharing a half with the one before."""
+    return [*range(0, length - window, window // 2), length - window]
+
+
+def upscale(
+    models: Models, story: Story, video_THWC: UInt8[np.ndarray, "t h w 3"], times: int
+) -> UInt8[np.ndarray, "frames rows columns 3"]:
+    """A video of half the models' size at `times` its size: 2, or a power of it by doing that again.
+
+    Beyond the models' size, windows share halves with those above and before them (as the tiles of DemoFusion).
+    """
+    check_trained(models, "upscale")
+    if times < 2 or times & (times - 1):
+        raise UserError(f"videos become 2, 4, 8, … times as large, not {times}")
+    while times > 1:
+        video_THWC, times = _doubled(models, story, video_THWC), times // 2
+    return video_THWC
+
+
+def _doubled(
+    models: Models, story: Story, video_THWC: UInt8[np.ndarray, "t h w 3"]
+) -> UInt8[np.ndarray, "t rows columns 3"]:
+    config, side = models.transformer.config, token_side(models.tokenizer.config)
+    _, rows, columns = config.latent
+    shape = [2 * size // side for size in video_THWC.shape[1:3]]
+
+    def sources(top: int, left: int) -> list[Source]:
+        first_row, first_column = top * side // 2, left * side // 2
+        part_THWC = video_THWC[:, first_row:, first_column:][:, : rows * side // 2, : columns * side // 2]
+        return [Encoded(models, iter(part_THWC), "low").stream(story.fps)]
+
+    latent_frames = latent_frames_for(len(video_THWC), models.tokenizer.config.temporal_patch)
+    blank_BTHWQ = np.zeros((1, latent_frames, *shape, config.subcodes), np.int32)
+    places = [(top, left) for top in tiled(shape[0], rows) for left in tiled(shape[1], columns)]
+    canvas = Around(blank_BTHWQ, np.zeros(blank_BTHWQ.shape[:-1], bool))
+    painted_THWQ = paint(models, story, canvas, places, sources)
+    return np.concatenate(list(_decoded(models, painted_THWQ, len(video_THWC))))
+
+
+def _decoded(
+    models: Models, tokens_THWQ: Int[np.ndarray, "t h w q"], count: int
+) -> Iterator[UInt8[np.ndarray, "frames rows columns 3"]]:
+    """The first `count` frames of a canvas, a few at a time."""
+    decoder = StreamDecoder(models.tokenizer, 1, *tokens_THWQ.shape[1:3])
+    return first_frames(count, (decoder.feed(latent_THWQ[None, None]) for latent_THWQ in tokens_THWQ))
