@@ -92,3 +92,14 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert tokvid(*words)[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["story.mp4"]
+
+
+def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_weights, tmp_path):
+    via = ("generate", "--prompt", "up", "--via-image", "--weights", tiny_weights, "--seconds", 0.6, "--guidance", 1)
+    assert "needs --sheet" in refused(*via, "--choose", 2)
+    assert "--image-seed is for --via-image" in refused("generate", "--prompt", "a", "--image-seed", 2)
+    code, out, err = tokvid(*via, "--choose", 2, "--image-seed", 7, "--sheet", "s.png")
+    said = "s.png: 2 pictures; go on with one of the seeds in it, without --choose\n"
+    assert (code, out) == (0, said) and [path.name for path in tmp_path.iterdir()] == ["s.png"], err
+    code, out, err = tokvid(*via, "--image-seed", 8)
+    assert (code, out) == (0, "clip.mp4: 5 frames at 8 fps\n"), err

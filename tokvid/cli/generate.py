@@ -1,6 +1,7 @@
 """Videos from prompts: `tokvid demo`, `story`, `generate`, `extend`."""
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +22,14 @@ from tokvid.cli.options import (
     video_arguments,
     world_of,
 )
+from tokvid.config import check_seed
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs, check_output, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_PICTURES = 64  # to choose one from
 DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
 CLIP, FOLDER = "clip.mp4", "clips"  # what `generate` writes by default
 MANY = ("batch", "folder", "distributed", "coordinator", "processes", "process")  # options for many clips
@@ -171,6 +174,13 @@ class Generate(Command):
             help="duration in seconds; with --video, of the new part (default 2)",
         )
         beginning_arguments(parser)
+        via = parser.add_argument_group(
+            "by way of a picture", "the prompt's first frame, then a video that begins with it"
+        )
+        via.add_argument("--via-image", action="store_true", help="draw the first frame as a picture of its own")
+        via.add_argument("--image-seed", type=int, metavar="N", help="random seed of the picture (default: --seed)")
+        choose = "only draw N pictures, with seeds from --image-seed on, into --sheet, to choose an --image-seed from"
+        via.add_argument("--choose", type=int, metavar="N", help=choose)
         parser.add_argument(
             "--fps", type=float, metavar="X", help="frames per second; --video is read at this rate, too (default 8)"
         )
@@ -193,10 +203,16 @@ class Generate(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         if _are_many(options):
+            refuse(options, ["via_image", "image_seed", "choose"], "doesn't go with many clips; leave it out")
             _fill(options)
             return
         refuse(options, MANY, "is for many clips; give --prompts or --count, or leave it out")
-        _generate(options)
+        if not options.via_image:
+            refuse(options, ["image_seed", "choose"], "is for --via-image; give that, too")
+            _generate(options)
+            return
+        refuse(options, ["image", "video"], "doesn't go with --via-image, which draws the first frame")
+        _via_image(options)
 
 
 class Extend(Command):
@@ -269,3 +285,32 @@ def _generate(options: argparse.Namespace) -> None:
     save(stream, options)
     new = f"{stream.known} frames of {options.video}, then {stream.total - stream.known} new ones"
     print(f"{options.out}: {new if stream.known else f'{stream.total} frames'} at {story.fps:g} fps")
+
+
+def _via_image(options: argparse.Namespace) -> None:
+    """One clip whose first frame is drawn before, as a picture; or a sheet of such pictures."""
+    from tokvid.io.media import contact_sheet
+    from tokvid.sampling.story import Segment, Story
+
+    story = story_of(options, Story((Segment(options.prompt, options.seconds),)))
+    first_seed = story.seed if options.image_seed is None else options.image_seed
+    check_seed(first_seed)
+    if options.choose is not None and (options.sheet is None or not 1 <= options.choose <= MOST_PICTURES):
+        raise UserError(
+            f"--choose draws 1 to {MOST_PICTURES} pictures, got {options.choose}, and needs --sheet FILE.png"
+        )
+    world = world_of(options, story)
+
+    def picture(seed: int) -> "np.ndarray":
+        one = dataclasses.replace(story, segments=(Segment(options.prompt, 1 / story.fps),), seed=seed)
+        return world.story.stream(one).video(quiet=True).frames[0]
+
+    if options.choose is not None:
+        seeds = [(first_seed + number) % 2**32 for number in range(options.choose)]
+        rows = [picture(seed)[None] for seed in seeds]
+        contact_sheet(options.sheet, rows, captions=[f"--image-seed {seed}" for seed in seeds])
+        print(f"{options.sheet}: {len(rows)} pictures; go on with one of the seeds in it, without --choose")
+        return
+    stream = world.story.stream(story, image=picture(first_seed))
+    save(stream, options)
+    print(f"{options.out}: {stream.total} frames at {story.fps:g} fps")
