@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokvid.api.stories import Settings, make_story
-    from tokvid.api.training import train
+    from tokvid.api.training import fit
     from tokvid.api.video import Stream, Video
     from tokvid.api.world import World, load
     from tokvid.config import Sampling
@@ -31,9 +31,9 @@ __all__ = [
     "UserError",
     "Video",
     "World",
+    "fit",
     "load",
     "make_story",
-    "train",
 ]
 
 _MODULES = {
@@ -47,7 +47,7 @@ _MODULES = {
     "World": "api.world",
     "load": "api.world",
     "make_story": "api.stories",
-    "train": "api.training",
+    "fit": "api.training",
 }
 
 

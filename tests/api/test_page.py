@@ -51,3 +51,21 @@ def test_the_notebook_runs(tiny_weights, tmp_path, monkeypatch):
     for cell in script.code_cells(notebook):
         shown += script.run(cell, names)
     assert sum("text/html" in output.get("data", {}) for output in shown) >= 2
+
+
+@pytest.mark.slow
+def test_the_notebook_of_own_clips_runs(tmp_path, monkeypatch):
+    """As written, but for the number of steps."""
+    monkeypatch.chdir(tmp_path)
+    script, names, shown = load_script("notebooks"), {}, []
+    text = (ROOT / "docs" / "own_clips.ipynb").read_text(encoding="utf-8")
+    assert text.count("STEPS = 300") == 1
+    for cell in script.code_cells(json.loads(text.replace("STEPS = 300", "STEPS = 4"))):
+        shown += script.run(cell, names)
+    assert sum("text/html" in output.get("data", {}) for output in shown) >= 4
+
+
+def test_no_name_is_also_a_package():
+    """Importing tokvid.train, say, would replace a function of that name."""
+    rooms = {path.name.removesuffix(".py") for path in (ROOT / "tokvid").iterdir()}
+    assert not rooms & set(tokvid.__all__)

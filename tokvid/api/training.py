@@ -1,4 +1,4 @@
-"""Training, as `tokvid train` and `tokvid tokenize` do it: `tokvid.train("recipe.py", "runs/mine")`."""
+"""Training, as `tokvid train` and `tokvid tokenize` do it: `tokvid.fit("recipe.py", "runs/mine")`."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from tokvid.train.tokenizer_step import TokenizerTraining
 from tokvid.train.transformer_step import TransformerTraining
 
 
-def train(
+def fit(
     recipe: Recipe | str | os.PathLike[str], workdir: str | os.PathLike[str], changes: Mapping[str, Any] | None = None
 ) -> World:
     """Trains a tokenizer and a transformer on the videos of a recipe, and loads them.

@@ -151,7 +151,7 @@ class World:
         batch: int = 8,
         **settings: Unpack[Settings],
     ) -> Iterator[Video]:
-        """`count` clips of each prompt, `batch` of them at a time, which takes far less time than one after another.
+        """`count` clips of each prompt, `batch` of them at a time, to fill an accelerator.
 
         `prompts` is a list as `story` takes it, or a file: a .txt with a prompt in each line, or a .jsonl of
         {"prompt": "…", "seconds": 2, "seed": 7}. Clips of one prompt differ by their seeds; `Video.story` tells which
