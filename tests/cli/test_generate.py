@@ -4,6 +4,7 @@ import json
 import re
 import signal
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -103,3 +104,20 @@ def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_w
     assert (code, out) == (0, said) and [path.name for path in tmp_path.iterdir()] == ["s.png"], err
     code, out, err = tokvid(*via, "--image-seed", 8)
     assert (code, out) == (0, "clip.mp4: 5 frames at 8 fps\n"), err
+
+
+def test_a_script(tokvid, refused, tiny_weights, tmp_path):
+    (tmp_path / "script.txt").write_text("# One\n[1.3 s] a red circle\n\n一个圆\n")
+    words = ("story", "script.txt", "--weights", tiny_weights, "--seconds", 0.8, "--seed", 3)
+    refused(*words, "--scale", 65)
+    refused(*words, "--out", "a.gif", "--captions")
+    code, out, _ = tokvid(*words, "--captions")
+    assert (code, out) == (0, "story.yaml: the script as a story file\nstory.mp4: 2.1 s, 2 prompts\n")
+    with av.open(str(tmp_path / "story.mp4")) as video:
+        texts = [(packet.pts, bytes(packet)[2:].decode()) for packet in video.demux(video.streams.subtitles[0])]
+    assert [text for text in texts if text[1]] == [(0, "a red circle"), (1300, "一个圆")]
+    assert probe(tmp_path / "story.mp4").frames == 17
+    lines = (tmp_path / "story.yaml").read_text().splitlines()
+    assert lines[:5] == ["fps: 8.0", "seed: 3", "segments:", "  # One", "  - prompt: a red circle"]
+    (tmp_path / "story.yaml").write_text("segments: [{prompt: my own}]")  # edited: it isn't lost
+    assert "story.yaml is there and isn't the script's" in refused(*words)

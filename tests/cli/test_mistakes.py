@@ -32,6 +32,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("story", "give either a story file or one --prompt"),
         ("story a.yaml --prompt b", "give either a story file or one --prompt"),
         ("story a.yaml --seconds 3", "--seconds is for --prompt"),
+        ("story a.srt", "cannot read script a.srt"),
         ("story a.yaml", "cannot read story a.yaml"),
         ("story --prompt a --weights nowhere", "no weights folder nowhere"),
         ("generate --prompt a --weights .", "no tokenizer weights in tokenizer"),

@@ -1,8 +1,10 @@
 """Videos from prompts: `tokvid demo`, `story`, `generate`, `extend`."""
 
 import argparse
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +26,12 @@ from tokvid.cli.options import (
 )
 from tokvid.config import check_seed
 from tokvid.errors import UserError
-from tokvid.io.files import Outputs, check_output, write_json
+from tokvid.io.files import Outputs, check_output, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from tokvid.sampling.story import Story
 
 MOST_PICTURES = 64  # to choose one from
 DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
@@ -102,11 +106,15 @@ class Demo(Command):
 
 
 class Tell(Command):
-    """A story file, or prompts, to one video."""
+    """A story file, a script, or prompts, to one video."""
 
     name = "story"
     help = "generate a long video from a sequence of prompts"
-    details = "The prompts come from a story file or from --prompt. Flags override what the story file says."
+    details = (
+        "The prompts come from a story file, a script or --prompt. Flags override what the story file says. A script "
+        "is plain text (.txt, a scene for each paragraph), subtitles (.srt) or a screenplay (.fountain); it is also "
+        "written as a story file beside the video, for editing."
+    )
     epilog = "If it is interrupted, the same command goes on from there."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
@@ -114,14 +122,18 @@ class Tell(Command):
             "file",
             nargs="?",
             type=readable,
-            metavar="STORY.yaml",
-            help="story file: prompts with their durations, see data/demo/story.yaml for an example",
+            metavar="STORY",
+            help="story file: prompts with their durations, see data/demo/story.yaml for an example; or a script, "
+            ".txt, .srt or .fountain",
         )
         parser.add_argument(
             "--prompt", action="append", default=[], help="prompt of one segment; repeat it for the segments after it"
         )
         parser.add_argument(
-            "--seconds", type=float, metavar="X", help="duration of each --prompt, in seconds (default 4)"
+            "--seconds",
+            type=float,
+            metavar="X",
+            help="duration in seconds of each --prompt, and of a script's scenes without a timing (default 4)",
         )
         beginning_arguments(parser)
         parser.add_argument(
@@ -129,24 +141,57 @@ class Tell(Command):
         )
         seed_argument(parser)
         scheme_argument(parser)
+        captions = "also write the prompts as a track of subtitles, which players can show (.mp4 only)"
+        parser.add_argument("--captions", action="store_true", help=captions)
         video_arguments(parser, outputs, "story.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
+        from tokvid.io.tracks import Cue, add_subtitles
+        from tokvid.sampling.script import SUFFIXES, read_script
         from tokvid.sampling.story import Segment, Story, load_story
 
         if (options.file is None) == (not options.prompt):
             raise UserError("give either a story file or one --prompt for each segment")
+        if options.captions and options.out.suffix.lower() == ".gif":
+            raise UserError("--captions needs an .mp4, because a .gif has no subtitles; name one with --out")
+        seconds, headings = 4.0 if options.seconds is None else options.seconds, None
         if options.file is None:
-            seconds = 4.0 if options.seconds is None else options.seconds
             story = Story(tuple(Segment(prompt, seconds) for prompt in options.prompt))
+        elif options.file.suffix.lower() in SUFFIXES:
+            story, headings = read_script(options.file, seconds)
         elif options.seconds is None:
             story = load_story(options.file)
         else:
-            raise UserError("--seconds is for --prompt; in a story file each segment has its own seconds")
+            raise UserError("--seconds is for --prompt and scripts; in a story file each segment has its own seconds")
         story = story_of(options, story)
         stream = world_of(options, story).story.stream(story, image=options.image, video=options.video)
-        save(stream, options)
+        with contextlib.ExitStack() as stack:
+            if headings is not None:
+                stack.enter_context(_story_file(options.out.with_suffix(".yaml"), story, headings))
+            save(stream, options)
+        if options.captions:
+            before, spans = (stream.total - story.frames) / story.fps, zip(story.segments, story.starts, strict=False)
+            cues = [Cue(before + start, before + start + each.seconds, each.prompt) for each, start in spans]
+            add_subtitles(options.out, cues)
         print(f"{options.out}: {story.seconds:g} s, {len(story.segments)} prompt{'s' * (len(story.segments) > 1)}")
+
+
+@contextlib.contextmanager
+def _story_file(path: Path, story: "Story", headings: tuple[tuple[str, ...], ...]) -> Iterator[None]:
+    """Writes a script as a story file; removes it where a mistake ends the work. It never replaces an edited one."""
+    from tokvid.sampling.script import story_file
+
+    text, there = story_file(story, headings), path.exists()
+    if there and path.read_bytes() != text.encode():
+        raise UserError(f"{path} is there and isn't the script's; generate it by tokvid story {path}, or remove it")
+    write_text(path, text)
+    try:
+        yield
+    except UserError:
+        if not there:
+            path.unlink(missing_ok=True)
+        raise
+    print(f"{path}: the script as a story file")
 
 
 class Generate(Command):

@@ -129,17 +129,9 @@ def load_story(path: str | Path) -> Story:
 
     UserError for a file that is missing, too large, not UTF-8, not YAML, or that has unknown or mistyped fields.
     """
+    text = read_text(path, "story")
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise UserError(f"it has more than {LARGEST_FILE} bytes; split it")
-        loader = _Loader(data.decode("utf-8"))
-        return from_dict(Story, loader.get_single_data(), "story")
-    except OSError as error:
-        raise UserError(f"cannot read story {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"story {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        return from_dict(Story, _Loader(text).get_single_data(), "story")
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"story {path}{line}: {error.problem or error.context}") from error
@@ -167,6 +159,20 @@ def _changed(config: Any) -> dict[str, Any]:
         for name, (value, default) in values.items()
         if value != default and default is not dataclasses.MISSING and not dataclasses.is_dataclass(value)
     }
+
+
+def read_text(path: str | Path, kind: str) -> str:
+    """UTF-8 text of a `kind` of file. UserError where it is missing, too large or no text."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise UserError(f"{kind} {path}: it has more than {LARGEST_FILE} bytes; split it")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {kind} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{kind} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def opening_frames(latent_frames: int, temporal_patch: int) -> int:

@@ -1,0 +1,152 @@
+"""Scripts: plain text, subtitles and screenplays become stories."""
+
+import pytest
+
+from tokvid.config import Sampling
+from tokvid.errors import UserError
+from tokvid.sampling.script import read_script, story_file
+from tokvid.sampling.story import Segment, Story, load_story
+
+PLAIN = """\
+# The beginning
+A small red circle
+moves slowly to the left.
+
+[2.5 s] The circle rests.
+Scene 2: it goes on
+(0:08 - 0:10): 一个圆
+INT. KITCHEN - DAY
+"""
+
+SUBTITLES = """\
+1
+00:00:01,000 --> 00:00:03,500 X1:10
+<i>A circle</i>
+moves.
+
+2
+00:00:05,000 --> 00:00:06,000
+{\\an8}It rests.
+
+00:00:05,980 --> 00:00:08,000
+It moves on.
+"""
+
+SCREENPLAY = """\
+Title: The Circle
+Author: A. Writer
+    and another
+
+INT. KITCHEN - DAY #1#
+
+A *small* circle rolls
+over the table. [[3 s]]
+
+/* not this
+
+nor this */
+
+ANNA
+(softly)
+There it goes!
+
+CUT TO:
+
+.THE GARDEN
+
+!ALL IS STILL
+and green.
+
+# Act two
+
+= She remembers.
+
+> a text in the middle <
+
+EXT. THE STREET
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """`read(name, text)` gives the story as (prompt, seconds) pairs, and the headings."""
+
+    def reading(name, text, seconds=4.0):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        story, headings = read_script(tmp_path / name, seconds)
+        return [(segment.prompt, segment.seconds) for segment in story.segments], headings
+
+    return reading
+
+
+def test_plain_text(read):
+    scenes, headings = read("a.txt", PLAIN)
+    assert scenes == [
+        ("A small red circle moves slowly to the left.", 4.0),
+        ("The circle rests.", 4.0),  # until the next one begins
+        ("一个圆", 2.0),
+        ("INT. KITCHEN - DAY", 4.0),
+    ]
+    assert headings == (("The beginning",), (), ("Scene 2: it goes on",), ())
+    assert read("b.txt", "\ufeffone\r\n\r\n[0:02] two\r\n \r\nthree", 1.5)[0] == [
+        ("one", 2),
+        ("two", 1.5),
+        ("three", 1.5),
+    ]
+
+
+def test_subtitles(read):
+    for text in (SUBTITLES, SUBTITLES.replace("\n", "\r\n")):
+        scenes, _ = read("a.SRT", text)
+        assert scenes == [("A circle moves.", 5.0), ("It rests.", 0.98), ("It moves on.", 2.02)]
+
+
+def test_a_screenplay(read):
+    scenes, headings = read("a.fountain", SCREENPLAY)
+    assert scenes == [
+        ("A small circle rolls over the table.", 3.0),
+        ("ALL IS STILL and green.", 4.0),
+        ("a text in the middle", 4.0),
+        ("EXT. THE STREET", 4.0),
+    ]
+    assert headings == (("INT. KITCHEN - DAY",), ("THE GARDEN",), (), ())
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("a.txt", "", "there is no scene in it"),
+        ("a.srt", "\n \n", "there is no scene in it"),
+        ("a.fountain", "Title: nothing else\n", "there is no scene in it"),
+        ("a.txt", b"\xff\xfe", "not UTF-8 text"),
+        ("a.txt", "[4 s]\n\nafter it", r"line 1: the timing \[4 s\] has no text"),
+        ("a.txt", "one\n\n[0:08-0:06] two", "line 3: the scene ends at 6 s, before it begins"),
+        ("a.txt", "[3 s] one\n\n[0:02] two", "line 3: the scene begins at 2 s, before the one above ends, at 3 s"),
+        ("a.txt", "[0:04] one\n\n[0:04] two\n\n[0:04] three", "line 5: the scene begins at 4 s, before"),
+        (
+            "a.srt",
+            SUBTITLES.replace("05,980", "05,900"),
+            "line 10: the scene begins at 5.9 s, before the one above ends",
+        ),
+        ("a.srt", "1\nhello\n", "line 1: '1' begins no subtitle; write 00:00:01,000 -->"),
+        ("a.srt", "1\n00:00:01 -> 00:00:02\nhello\n", "line 1: '1' begins no subtitle"),
+        ("a.srt", "00:00:00,000 --> 99:00:00,000\nlong", "seconds should be above 0 and at most"),
+    ],
+)
+def test_what_is_wrong_with_a_script(read, name, text, said):
+    with pytest.raises(UserError, match=rf"^script \S*{name}: [^\n]*{said}"):
+        read(name, text)
+
+
+def test_a_missing_script(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read script .*No such file"):
+        read_script(tmp_path / "a.txt")
+
+
+def test_a_story_file_reads_as_the_story(tmp_path):
+    segments = (Segment("yes: \x07 # 'no'"), Segment("", 2.5, guidance=2.0), Segment("- 圆\u2028"))
+    story = Story(segments, fps=4.0, seed=3, sampling=Sampling(rows=1))
+    text = story_file(story, (("one \x07\u2028", "two"), (), ("#",)))
+    (tmp_path / "a.yaml").write_text(text)
+    assert load_story(tmp_path / "a.yaml") == story
+    assert "\n  # one \n  # two\n  - prompt: " in text and "guidance: 3" not in text

@@ -1,0 +1,240 @@
+"""Scripts as stories: plain text, SubRip subtitles (.srt) and Fountain screenplays, read into scenes.
+
+A scene is a paragraph: one prompt. Headings become comments of the story file. The last one is a prompt itself if
+nothing stands below it.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tokvid.errors import UserError
+from tokvid.sampling.story import Segment, Story, read_text
+
+SUFFIXES = (".txt", ".srt", ".fountain")
+LATE = 0.05  # seconds by which a subtitle may overlap the next, as programs round
+
+CLOCK = r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)"  # 1:02:03.5 or 02:03
+TIMING = re.compile(
+    rf"[\[(]\s*(?:(?P<seconds>\d+(?:\.\d+)?)\s*(?:s|sec|seconds|秒)|(?P<begin>{CLOCK})\s*(?:(?:-->|[-–—])\s*(?P<end>{CLOCK})\s*)?)"
+    r"\s*[\])]\s*:?\s*"
+)
+SUBTITLE = re.compile(rf"\s*(?P<begin>{CLOCK})\s*-->\s*(?P<end>{CLOCK})(?:\s.*)?")
+TAGS = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, {\an8}
+
+PLACE = re.compile(r"\.(?=[^.\s])|(?:INT|EXT|EST|INT\.?/EXT|I/E)(?:\.|\s)", re.IGNORECASE)  # a screenplay's heading
+HEADING = re.compile(r"#+\s|scene\s+\d+\b|第.{1,3}[幕场]|场景", re.IGNORECASE)  # of plain text, beside PLACE
+
+
+class Scene(NamedTuple):
+    """A prompt, the headings above it, and its seconds, as far as the script says them."""
+
+    prompt: str
+    headings: tuple[str, ...] = ()
+    seconds: float | None = None
+    begin: float | None = None
+    end: float | None = None
+    line: int = 0
+
+
+class Script(NamedTuple):
+    """A story, and the headings above each of its segments."""
+
+    story: Story
+    headings: tuple[tuple[str, ...], ...]
+
+
+def read_script(path: str | Path, seconds: float = 4.0) -> Script:
+    """A script as a story; scenes without a timing last `seconds`.
+
+    UserError for a file that cannot be read, holds no scene, or whose times overlap.
+    """
+    text = read_text(path, "script").replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    try:
+        read = {".srt": _subtitles, ".fountain": _screenplay}.get(Path(path).suffix.lower(), _plain)
+        scenes = list(read(text.split("\n")))
+        if not scenes:
+            raise UserError("there is no scene in it; write a paragraph for each")
+        lengths = _lengths(scenes, seconds)
+        segments = [Segment(scene.prompt, length) for scene, length in zip(scenes, lengths, strict=True)]
+        return Script(Story(tuple(segments)), tuple(scene.headings for scene in scenes))
+    except UserError as error:
+        raise UserError(f"script {path}: {error}") from error
+
+
+def story_file(story: Story, headings: tuple[tuple[str, ...], ...]) -> str:
+    """The text of a story file that `load_story` reads as `story`, with the headings above each segment as comments."""
+    settings = _changed(story)
+    segments = [{"prompt": each.prompt, "seconds": each.seconds, **_changed(each)} for each in story.segments]
+    del settings["segments"]
+    lines = [*_yaml({"fps": story.fps, **settings}), "segments:"]
+    for segment, above in zip(segments, headings, strict=True):
+        lines += ["  # " + "".join(filter(str.isprintable, heading)) for heading in above]
+        lines += [f"  {line}" for line in _yaml([segment])]
+    return "\n".join(lines) + "\n"
+
+
+def _changed(settings: Any) -> Any:
+    """Dataclasses as dicts of the fields that don't have their default value."""
+    if isinstance(settings, tuple):
+        return [_changed(each) for each in settings]
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    values = ((field, getattr(settings, field.name)) for field in dataclasses.fields(settings))
+    return {field.name: _changed(value) for field, value in values if value != field.default}
+
+
+def _yaml(value: Any) -> list[str]:
+    return yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=1 << 20).rstrip("\n").split("\n")
+
+
+def _lengths(scenes: list[Scene], seconds: float) -> list[float]:
+    """The seconds of each scene. A scene goes on until the next one begins; the first begins at 0."""
+    starts, now = [0.0], 0.0
+    for scene, after in zip(scenes, [*scenes[1:], None], strict=True):
+        end = scene.end if scene.end is not None else now + (seconds if scene.seconds is None else scene.seconds)
+        if scene.begin is not None and scene.end is not None and scene.end <= scene.begin:
+            raise UserError(f"line {scene.line}: the scene ends at {scene.end:g} s, before it begins; mend its times")
+        begin = None if after is None else after.begin
+        if after is not None and begin is not None:
+            open_end = scene.end is None and scene.seconds is None
+            if begin <= starts[-1] or (not open_end and begin < end - LATE):
+                raise UserError(
+                    f"line {after.line}: the scene begins at {begin:g} s, before the one above ends, at "
+                    f"{starts[-1] if open_end else end:g} s; scenes can't overlap, mend their times"
+                )
+            end = begin
+        now = end
+        starts.append(now)
+    return [round(end - begin, 3) for begin, end in itertools.pairwise(starts)]
+
+
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = re.fullmatch(CLOCK, clock).groups()  # type: ignore[union-attr]
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Runs of lines that aren't blank, each with the number of its first line."""
+    run: list[str] = []
+    number = 0
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            run.append(line.strip())
+        elif run:
+            yield number - len(run), run
+            run = []
+    if run:
+        yield number + 1 - len(run), run
+
+
+def _plain(lines: list[str]) -> Iterator[Scene]:
+    """Paragraphs and headings; a paragraph may begin with [4 s], [0:08] or [0:08 - 0:12]."""
+
+    def parts() -> Iterator[tuple[int, str, bool]]:
+        """(line, text, whether it is a heading)"""
+        for number, paragraph in _paragraphs(lines):
+            text: list[str] = []
+            for index, line in enumerate(paragraph):
+                if PLACE.match(line) or HEADING.match(line):
+                    if text:
+                        yield number + index - len(text), " ".join(text), False
+                    yield number + index, line.lstrip("#. "), True
+                    text = []
+                else:
+                    text.append(line)
+            if text:
+                yield number + len(paragraph) - len(text), " ".join(text), False
+
+    return _under_headings(parts())
+
+
+def _under_headings(parts: Iterable[tuple[int, str, bool]]) -> Iterator[Scene]:
+    """Scenes from texts and headings, (line, text, whether it is a heading)."""
+    headings: list[str] = []
+    last = 0
+    for number, text, heading in parts:
+        if heading:
+            headings.append(text)
+            last = number
+            continue
+        timing = TIMING.match(text)
+        times = timing.groupdict() if timing else {}
+        prompt = text[timing.end() :] if timing else text
+        if not prompt.strip():
+            raise UserError(f"line {number}: the timing {text} has no text; write behind it what is seen")
+        yield Scene(
+            prompt.strip(),
+            tuple(headings),
+            float(times["seconds"]) if times.get("seconds") else None,
+            _seconds(times["begin"]) if times.get("begin") else None,
+            _seconds(times["end"]) if times.get("end") else None,
+            number,
+        )
+        headings = []
+    if headings:
+        yield Scene(headings[-1], tuple(headings[:-1]), line=last)
+
+
+def _subtitles(lines: list[str]) -> Iterator[Scene]:
+    """SubRip: a number, begin --> end, and the text, for each subtitle. Numbers aren't needed and tags are left out."""
+    for number, paragraph in _paragraphs(lines):
+        place = next((i for i, line in enumerate(paragraph[:2]) if "-->" in line), None)
+        times = None if place is None else SUBTITLE.fullmatch(paragraph[place])
+        if times is None or place is None:
+            raise UserError(
+                f"line {number}: {paragraph[0]!r:.60} begins no subtitle; write 00:00:01,000 --> 00:00:04,000 and the "
+                "text below it"
+            )
+        text = " ".join(" ".join(TAGS.sub("", line) for line in paragraph[place + 1 :]).split())
+        if text:
+            begin, end = (_seconds(times[name]) for name in ("begin", "end"))
+            yield Scene(text, (), None, begin, end, number + place)
+
+
+# Of a Fountain screenplay
+HIDDEN = re.compile(r"/\*.*?\*/", re.DOTALL)  # what its writer has set aside
+NOTE = re.compile(r"\[\[\s*(.*?)\s*\]\]", re.DOTALL)
+TITLE = re.compile(r"[^\W\d_][\w ]*:")
+EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.+?)(?<=\S)\1")
+
+
+def _screenplay(lines: list[str]) -> Iterator[Scene]:
+    """Fountain: what is seen are its action paragraphs. A note [[4 s]] in one says its length."""
+    text = HIDDEN.sub(lambda match: "\n" * match[0].count("\n"), "\n".join(lines))
+    paragraphs = list(_paragraphs(text.split("\n")))
+    if paragraphs and paragraphs[0][0] == 1 + _blank(lines) and TITLE.match(paragraphs[0][1][0]):
+        paragraphs = paragraphs[1:]  # the title page
+    return _under_headings(part for number, paragraph in paragraphs for part in _seen(number, paragraph))
+
+
+def _blank(lines: list[str]) -> int:
+    """The number of blank lines at the beginning."""
+    return next((index for index, line in enumerate(lines) if line.strip()), len(lines))
+
+
+def _seen(number: int, paragraph: list[str]) -> Iterator[tuple[int, str, bool]]:
+    """A Fountain paragraph as `_under_headings` takes it; nothing of dialogue, transitions, sections and the like."""
+    first = paragraph[0]
+    if PLACE.match(first):
+        yield number, re.sub(r"\s*#[^#]*#$", "", first.removeprefix(".")), True
+        if len(paragraph) > 1:
+            yield from _seen(number + 1, paragraph[1:])
+        return
+    forced = first.startswith("!")
+    speaks = first.startswith("@") or (len(paragraph) > 1 and first.upper() == first and first.lower() != first)
+    centred = first.startswith(">") and first.endswith("<")
+    moves_on = len(paragraph) == 1 and first.upper() == first and first.endswith("TO:")
+    unseen = first.startswith(("#", "~", "===")) or (first.startswith("=") and len(paragraph) == 1)
+    if not forced and (speaks or moves_on or unseen or (first.startswith(">") and not centred)):
+        return
+    text = " ".join(line.strip("><! ") if centred else line.removeprefix("!") for line in paragraph)
+    timing = next((f"[{note}] " for note in NOTE.findall(text) if TIMING.fullmatch(f"[{note}]")), "")
+    text = " ".join(EMPHASIS.sub(r"\2", NOTE.sub("", text)).split())
+    if text:
+        yield number, timing + text, False
