@@ -16,6 +16,7 @@ import pytest
 # which is why pyproject.toml leaves out a plugin that does so before this file.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import jax
 import jaxtyping
 import numpy as np
 
@@ -45,17 +46,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokvid-tests-")
     atexit.register(remove_cache, os.environ["XDG_CACHE_HOME"], os.getpid())
 
+# Only the tests' subprocesses do: JAX looks through the whole folder whenever it adds a program, with a lock on it.
+jax.config.update("jax_enable_compilation_cache", False)
+
 # A shell starts what is to run in the background with Ctrl-C ignored, and Python leaves that so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `gpu` run where JAX finds one."""
-    if item.get_closest_marker("gpu"):
-        import jax
-
-        if jax.default_backend() != "gpu":
-            pytest.skip(f"needs an NVIDIA GPU, this is a {jax.default_backend()}")
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip(f"needs an NVIDIA GPU, this is a {jax.default_backend()}")
 
 
 @pytest.fixture

@@ -1,5 +1,11 @@
 """Where compiled programs are kept."""
 
+import os
+import random
+import subprocess
+import sys
+import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -61,13 +67,31 @@ def test_a_home_that_cannot_be_written_to_is_no_error(tmp_path, monkeypatch):
     assert not jax.config.jax_compilation_cache_dir
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
-    """JAX reads a time of use for every program when it adds one, and would stop at the one without."""
+def test_torn_programs_and_the_least_recently_used_are_removed(tmp_path, monkeypatch):
+    """JAX would read a torn one, and compile again, at every start."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_programs()
-    folder = Path(jax.config.jax_compilation_cache_dir)
-    for name in ("whole-cache", "whole-atime", "torn-cache"):
-        (folder / name).write_bytes(b"12345678")
+    folder, whole = Path(jax.config.jax_compilation_cache_dir), zlib.compress(random.Random(0).randbytes(1000))
+    for name in ("newest", "older", "oldest"):
+        (folder / f"{name}-cache").write_bytes(whole)
+    (folder / "torn-cache").write_bytes(whole[:-10])
+    (folder / ".checked").unlink()
     jax.config.update("jax_compilation_cache_dir", None)
     keep_programs()
-    assert {path.name for path in folder.glob("*-*")} == {"whole-cache", "whole-atime"}
+    assert {path.name for path in folder.glob("*-cache")} == {"newest-cache", "older-cache", "oldest-cache"}
+    for age, name in enumerate(("newest", "older", "oldest"), 1):
+        os.utime(folder / f"{name}-cache", (time.time() - 100 * age,) * 2)
+    monkeypatch.setattr(compilation, "MOST_BYTES", 2 * len(whole))
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_programs()
+    assert {path.name for path in folder.glob("*-cache")} == {"newest-cache", "older-cache"}
+
+
+def test_what_jax_keeps_is_whole(tmp_path, monkeypatch):
+    """So that the next start leaves it there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = "import jax\nfrom tokvid.io.compiled import keep_programs\nkeep_programs()\njax.jit(lambda x: x + 1)(1)"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], check=True)
+        programs = list(tmp_path.rglob("*-cache"))
+        assert programs and all(compilation._is_whole(path.read_bytes()) for path in programs)
