@@ -101,6 +101,9 @@ class Toy:
     def batches(self, shard: tuple[int, int]) -> Any:
         return Batches(self, shard)
 
+    def prepare(self, batch: Any, state: Any, mesh: Any) -> Any:
+        return batch
+
     def alarm(self, metrics: Any) -> str:
         return ""
 

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tokvid import weights
+from tokvid.api import world
 from tokvid.cli.main import main
 from tokvid.config import Sampling, load_recipe
 from tokvid.errors import UserError
@@ -275,7 +276,7 @@ def without_models(tiny_models, monkeypatch):
         monkeypatch.setattr(stream, name, fake)
     about = {"layouts": {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0, 1, 2]}}
     transformer = tiny_models.transformer._replace(about=tiny_models.transformer.about | about)
-    monkeypatch.setattr(stream, "load_models", lambda folder: tiny_models._replace(transformer=transformer))
+    monkeypatch.setattr(world, "load_models", lambda folder, loras=(): tiny_models._replace(transformer=transformer))
     monkeypatch.setattr(weights, "load", lambda folder, kind: tiny_models.tokenizer)
     monkeypatch.setattr(film, "WATCHABLE", 16)
 

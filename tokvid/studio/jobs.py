@@ -122,6 +122,7 @@ class Queue:
             if not line:
                 if take.status not in ENDED:
                     self._end(take, "failed", "the generating process ended; is there enough memory?")
+                await self._maker.wait()  # else the next order would still go to it
                 return None
             event = json.loads(line)
             if event["run"] == self._run:
