@@ -12,4 +12,6 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-step pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"
+# One process more than there are cores, because tests of several processes mostly wait (tests/conftest.py).
+processes=$(($(getconf _NPROCESSORS_ONLN) + 1))
+step pytest --numprocesses "$processes" --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

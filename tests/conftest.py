@@ -53,6 +53,14 @@ jax.config.update("jax_enable_compilation_cache", False)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+WAITING = ("test_kill.py", "test_processes.py", "test_sharding.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the files whose tests mostly wait for other processes: at the end, nothing else would run beside them."""
+    items.sort(key=lambda item: item.path.name not in WAITING)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `gpu` run where JAX finds one."""
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
