@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -164,6 +165,18 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
 def tiny_weights(make_weights) -> Path:
     """Those of tokens that are one code each."""
     return make_weights(patch=8, fold=1, groups=1)
+
+
+@pytest.fixture(scope="session")
+def editing_weights(tiny_weights, tmp_path_factory) -> Path:
+    """`tiny_weights`, as if trained to edit videos."""
+    folder = tmp_path_factory.mktemp("editing") / "editing"
+    shutil.copytree(tiny_weights, folder)
+    path = folder / "transformer" / "config.json"
+    tasks = ("text_to_video", "continuation", "restyle", "inpaint", "outpaint", "upscale", "variation")
+    layouts = {"tasks": dict.fromkeys(tasks, 1.0), "rows": [0]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layouts": layouts}))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def address(tiny_weights, tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("studio"), tiny_weights) as address:
+def address(editing_weights, tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("studio"), editing_weights) as address:
         yield address
 
 
@@ -121,6 +121,48 @@ def test_cards_by_keyboard(page):
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("alert").filter(has_text="Scene 2 has no prompt")).to_be_visible()
     expect(page.get_by_label("Prompt of scene 2")).to_be_focused()
+
+
+def test_cards_are_dragged(page):
+    tell(page, "one", "two", "three")
+    head = card(page, 1).locator(".scene-head")
+    card(page, 3).locator(".grip").drag_to(head, target_position={"x": 60, "y": 2})
+    for n, prompt in enumerate(("three", "one", "two"), 1):
+        expect(page.get_by_label(f"Prompt of scene {n}")).to_have_value(prompt)
+    card(page, 1).locator(".grip").drag_to(card(page, 2).get_by_role("button", name="Generate again"))
+    for n, prompt in enumerate(("one", "three", "two"), 1):
+        expect(page.get_by_label(f"Prompt of scene {n}")).to_have_value(prompt)
+
+
+def test_a_part_of_a_generated_video_is_replaced(page):
+    tell(page, "a red circle")
+    generate(page)
+    finished(page)
+    page.locator("#stage").get_by_role("button", name="Edit this video").click()
+    page.get_by_label("Task").select_option("inpaint")
+    frame = page.get_by_role("img", name="First frame with the box")
+    frame.scroll_into_view_if_needed()
+    place = frame.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 4, place["y"] + place["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * 3 / 4, place["y"] + place["height"] - 1, steps=4)
+    page.mouse.up()
+    for name, value in (("Left", 64), ("Top", 128), ("Width", 128), ("Height", 128)):
+        shown = float(page.get_by_label(name, exact=True).input_value())
+        assert abs(shown - value) <= 4, (name, shown)
+    page.get_by_label("Prompt of the edit").fill("a blue star")
+    page.reload()
+    expect(page.get_by_label("Prompt of the edit")).to_have_value("a blue star")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#history .row").first).to_contain_text("Inpaint · a blue star")
+    finished(page)
+    page.get_by_text("Generate it with the command line").click()
+    expect(page.locator("#stage pre").first).to_contain_text(re.compile("--task inpaint .*--box 6"))
+    page.get_by_label("Left", exact=True).fill("200")
+    generate(page)
+    expect(page.get_by_role("alert").filter(has_text="out of range")).to_be_visible()
+    page.get_by_role("button", name="Tell a story").click()
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("a red circle")
 
 
 def test_variants_are_compared_and_one_is_chosen(page):

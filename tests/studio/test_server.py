@@ -6,11 +6,14 @@ import time
 import numpy as np
 import pytest
 
+import tokvid
+
 pytest.importorskip("fastapi", reason="needs fastapi, of the extra studio")
 pytest.importorskip("httpx", reason="needs httpx, of the group dev")
 
 from fastapi.testclient import TestClient
 
+from tokvid import weights
 from tokvid.cli.main import main
 from tokvid.errors import UserError
 from tokvid.io.media import write_image, write_video
@@ -34,8 +37,20 @@ SCENES = [scene("a small red circle moves up", 1), scene("一个圆", 2)]
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_weights, tmp_path_factory):
-    return Studio(tmp_path_factory.mktemp("studio"), offered({"tiny": tiny_weights}, tiny_weights))
+def lora(tiny_weights, tmp_path_factory):
+    """The file of a random LoRA."""
+    path = tmp_path_factory.mktemp("pink") / "transformer" / weights.LORA_FILE
+    path.parent.mkdir()
+    factors = {"a": RNG.normal(size=(2, 32, 3)), "b": RNG.normal(size=(2, 3, 32))}  # of layers of width 32
+    mark = weights.describe(tiny_weights / "transformer", "transformer")["fingerprint"]
+    weights.save_lora(path, [(("blocks", "mlp", "up", name), factor) for name, factor in factors.items()], mark)
+    return path
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_weights, editing_weights, lora, tmp_path_factory):
+    worlds = offered({"tiny": tiny_weights, "editing": editing_weights}, tiny_weights, [(lora, 0.5)])
+    return Studio(tmp_path_factory.mktemp("studio"), worlds)
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +107,101 @@ def test_a_story_is_generated(client, take):
     assert client.get(f"/api/takes/{take['id']}/frames", params={"first": 16}).content == b""
 
 
-def test_the_command_line_generates_the_same_bytes(client, take, tiny_weights, tmp_path, monkeypatch):
+def test_the_command_line_and_python_generate_the_same_bytes(client, take, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind, name in (("story", "story.yaml"), ("mp4", "page.mp4")):
         answer = client.get(f"/api/takes/{take['id']}/files/{kind}")
         assert f"tokvid-{take['number']}." in answer.headers["content-disposition"]
         (tmp_path / name).write_bytes(answer.content)
     main(["story", "story.yaml", "--weights", str(tiny_weights), "--out", "own.mp4"])
-    assert (tmp_path / "own.mp4").read_bytes() == (tmp_path / "page.mp4").read_bytes()
+    tokvid.load(tiny_weights, quiet=True).story("story.yaml").save("python.mp4")
+    for name in ("own.mp4", "python.mp4"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "page.mp4").read_bytes()
+
+
+def test_weights_with_a_lora(client, lora, take, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = client.get("/api/studio").json()["weights"]
+    name = facts[2]["name"]
+    assert (
+        len(facts) == 3
+        and name == f"tiny+{lora.parents[1].name}-0.5"
+        and facts[2]["loras"] == [["lora.safetensors", 0.5]]
+    )
+    other = wait(client, ask(client, weights=name), "done")
+    assert (frames(client, other) != frames(client, take)).any()
+    (tmp_path / "story.yaml").write_bytes(client.get(f"/api/takes/{other['id']}/files/story").content)
+    main(["story", "story.yaml", "--weights", str(tiny_weights), "--lora", f"{lora}:0.5", "--out", "own.mp4"])
+    assert (tmp_path / "own.mp4").read_bytes() == client.get(f"/api/takes/{other['id']}/files/mp4").content
+    with pytest.raises(UserError, match="no LoRA"):
+        offered({}, tiny_weights, [(tiny_weights / "transformer" / "weights.safetensors", 1.0)])
+
+
+@pytest.mark.parametrize(
+    "task, own, size", [("inpaint", {"box": [60, 40, 120, 150]}, (16, 16)), ("upscale", {"times": 2}, (16, 16))]
+)
+def test_a_video_is_edited(client, take, editing_weights, tmp_path, monkeypatch, task, own, size):
+    """One that was generated, after which the command line gives the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    source = client.post(f"/api/takes/{take['id']}/upload").json()
+    assert source["name"] == f"tokvid-{take['number']}.mp4" and source["kind"] == "clip"
+    wish = {
+        "weights": "editing",
+        "task": task,
+        "source": source["id"],
+        "prompt": "it's a blue star",
+        "fps": 4,
+        "seed": 3,
+    }
+    answer = client.post("/api/edits", json=wish | own)
+    assert answer.status_code == 201, answer.text
+    edited = wait(client, answer.json()["id"], "done")
+    assert edited["done"] == edited["total"] == 8 and tuple(edited["size"]) == size
+    assert edited["spans"] == [[0, 8]] and sorted(edited["files"]) == ["gif", "mp4", "sheet"]
+    (tmp_path / "in.mp4").write_bytes(client.get(f"/api/uploads/{source['id']}/file").content)
+    assert (tmp_path / "in.mp4").read_bytes() == client.get(f"/api/takes/{take['id']}/files/mp4").content
+    words = [
+        "edit",
+        "in.mp4",
+        "--task",
+        task,
+        "--prompt",
+        wish["prompt"],
+        "--fps",
+        "4",
+        "--seed",
+        "3",
+        "--guidance",
+        "3",
+    ]
+    for name, value in own.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    main([*words, "--weights", str(editing_weights), "--out", "own.mp4"])
+    assert (tmp_path / "own.mp4").read_bytes() == client.get(f"/api/takes/{edited['id']}/files/mp4").content
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"task": "inpeint"}, "inpaint"),
+        ({"task": "restyle"}, "box is not for task restyle"),
+        ({"task": "colourise", "box": None}, "was not trained for colourise"),
+        ({"weights": "tiny"}, "was not trained for inpaint"),
+        ({"source": "0" * 16}, "no such upload"),
+        ({"box": [0, 0, 5]}, "box"),
+        ({"box": [0, 0, -5, 5]}, "box"),
+        ({"fps": 0}, "fps"),
+        ({"guidance": 101}, "guidance should be 0 to 100"),
+        ({"path": "/etc/passwd"}, "path"),
+    ],
+)
+def test_wrong_edits_are_refused_in_one_line(client, files, change, says):
+    source = upload(client, "a.png", files[".png"]).json()["id"]
+    wish = {"weights": "editing", "task": "inpaint", "source": source, "box": [0, 0, 5, 5]}
+    answer = client.post("/api/edits", json=wish | change)
+    assert answer.status_code in (400, 404, 422), answer.text
+    message = answer.json()["error"]["message"]
+    assert says in message and "\n" not in message
 
 
 def test_a_scene_is_generated_again_and_the_others_stay(client, take):

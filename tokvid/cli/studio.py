@@ -3,7 +3,7 @@
 import argparse
 
 from tokvid.api.worlds import SHIPPED, WORLDS
-from tokvid.cli.options import Command, weights
+from tokvid.cli.options import Command, lora, weights
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
 
@@ -12,7 +12,7 @@ class Studio(Command):
     """A server and its page."""
 
     name = "studio"
-    help = "generate stories on a page in the browser"
+    help = "generate stories and edit videos on a page in the browser"
     details = (
         "Serves a page to this machine: scenes as cards, frames as they are generated, a history on disk. Every video "
         "has a story file, from which `tokvid story` generates the same bytes."
@@ -28,6 +28,14 @@ class Studio(Command):
             metavar="NAME",
             help="trained weights that the page offers first: a folder or a URL; it always offers "
             f"{' and '.join(WORLDS)} (default shapes)",
+        )
+        parser.add_argument(
+            "--lora",
+            type=lora,
+            action="append",
+            metavar="FILE[:SCALE]",
+            help="LoRA with which the page also offers the weights of --weights; SCALE multiplies it (default 1); may "
+            "be repeated",
         )
         parser.add_argument(
             "--folder",
@@ -53,6 +61,9 @@ class Studio(Command):
             import uvicorn  # noqa: F401
         except ImportError as error:
             raise UserError(f"the studio needs {error.name}: pip install 'tokvid[studio]'") from error
+        from tokvid.io.urls import local
         from tokvid.studio.serving import serve
+        from tokvid.studio.worlds import offered
 
-        serve(options.folder, dict(WORLDS), options.first, (options.host, options.port))
+        loras = [(local(path), scale) for path, scale in options.lora or ()]
+        serve(options.folder, offered(dict(WORLDS), options.first, loras), (options.host, options.port))

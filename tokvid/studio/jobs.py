@@ -8,10 +8,10 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tokvid.studio.records import ENDED, RUNNING, Records, Take
+from tokvid.studio.worlds import World
 
 log = logging.getLogger(__name__)
 PATIENCE = 4.0  # seconds after which a maker that doesn't stop is killed; its windows are kept
@@ -21,8 +21,8 @@ PACE_OVER = 5  # of the last parts of a video the pace is measured
 class Queue:
     """Starts the maker when it is first needed, and again after it has ended."""
 
-    def __init__(self, records: Records, weights: Mapping[str, Path]):
-        self.records, self.weights = records, weights
+    def __init__(self, records: Records, worlds: Mapping[str, World]):
+        self.records, self.worlds = records, worlds
         self.current: Take | None = None
         self._maker: asyncio.subprocess.Process | None = None
         self._wake = asyncio.Event()
@@ -70,7 +70,7 @@ class Queue:
 
     async def warm(self, weights: str) -> None:
         """Loads weights before they are needed."""
-        await self._order({"weights": str(self.weights[weights])})
+        await self._order(self._models(weights))
 
     async def stop(self, take: Take) -> None:
         """Stops a take now; the windows that it has are kept."""
@@ -104,12 +104,14 @@ class Queue:
         self._run += 1
         order = {
             "run": self._run,
-            "weights": str(self.weights[take.weights]),
+            **self._models(take.weights),
             "place": str(self.records.place(take)),
             "windows": str(self.records.windows(take.weights)),
             "story": take.story,
             "opening": opening,
             "until": take.until,
+            "task": take.task,
+            "own": take.own,
         }
         await self._order(order)
         assert self._maker is not None and self._maker.stdout is not None
@@ -146,6 +148,11 @@ class Queue:
             take.status = event["status"]
         else:
             self._end(take, event["status"], event.get("error", ""))
+
+    def _models(self, name: str) -> dict[str, Any]:
+        """The weights of this name, and their LoRAs, as part of an order."""
+        world = self.worlds[name]
+        return {"weights": str(world.folder), "loras": [(str(path), scale) for path, scale in world.loras]}
 
     async def _order(self, order: dict[str, Any]) -> None:
         if self._maker is None or self._maker.returncode is not None:

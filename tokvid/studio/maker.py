@@ -40,6 +40,7 @@ class Maker:
         self._stopped: int | None = None  # the run to stop; -1: whichever
         self._orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._world: tokvid.World | None = None
+        self._loaded: Any = None  # the order's names of its weights
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
 
     def _listen(self, orders: Iterable[str]) -> None:
@@ -56,7 +57,7 @@ class Maker:
         """Works until there are no more orders."""
         while (order := self._orders.get()) is not None:
             try:
-                self._load(order["weights"])
+                self._load(order["weights"], [(path, scale) for path, scale in order["loras"]])
                 if "run" in order:
                     self._make(order)
             except Stopped:
@@ -65,10 +66,10 @@ class Maker:
                 text = "there is not enough memory for this" if isinstance(error, MemoryError) else str(error)
                 self._tell({"run": order.get("run"), "status": "failed", "error": text})
 
-    def _load(self, folder: str) -> None:
-        if self._world is None or self._world.folder != Path(folder):
+    def _load(self, folder: str, loras: list[tuple[str, float]]) -> None:
+        if self._world is None or self._loaded != (folder, loras):
             self._world = None  # frees its memory first
-            self._world = tokvid.load(folder, quiet=True)
+            self._world, self._loaded = tokvid.load(folder, loras=loras, quiet=True), (folder, loras)
 
     def _make(self, order: dict[str, Any]) -> None:
         assert self._world is not None
@@ -77,8 +78,7 @@ class Maker:
             windows.unlink()
         with KeptWindows(windows, self._world.models) as kept:
             stream = self._stream(order, kept)
-            assert stream.story is not None
-            spans = [[stream.total - stream.story.frames + at for at in span] for span in stream.story.spans]
+            spans = _spans(order, stream)
             total = stream.total if order["until"] is None else spans[order["until"]][1]
             facts = {"fps": stream.fps, "size": stream.size, "known": stream.known, "total": total, "spans": spans}
             self._tell({"run": run, "status": "making", **facts})
@@ -94,9 +94,11 @@ class Maker:
         files = []
         if order["until"] is None:
             self._tell({"run": run, "status": "saving"})
-            # The stream's own story may be longer, by the last frame of a clip; a second run would add it again.
-            write_text(place / FILES["story"][0], story_text(tokvid.make_story(order["story"])))
-            files = ["story", *self._save(place, stream, total)]
+            files = self._save(place, stream, total)
+            if not order["task"]:
+                # The stream's own story may be longer, by the last frame of a clip; a second run would add it again.
+                write_text(place / FILES["story"][0], story_text(tokvid.make_story(order["story"])))
+                files.append("story")
         self._tell({"run": run, "status": "done", "files": files})
 
     def _until_stopped(self, run: int, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -109,7 +111,11 @@ class Maker:
     def _stream(self, order: dict[str, Any], kept: KeptWindows) -> "tokvid.Stream":
         assert self._world is not None
         opening = order["opening"] or {}
-        return self._world.stream(order["story"], windows=kept, **opening)
+        if not order["task"]:
+            return self._world.stream(order["story"], windows=kept, **opening)
+        settings = {**order["story"], **order["own"]}
+        (segment,), (source,) = settings.pop("segments"), opening.values()
+        return self._world.edit.stream(source, order["task"], segment["prompt"], **settings)
 
     def _save(self, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
         """Writes the video to all files that it fits into; returns their keys."""
@@ -125,6 +131,14 @@ class Maker:
                 if key != "gif":  # which is built in memory, and not for long videos
                     raise
         return files
+
+
+def _spans(order: dict[str, Any], stream: "tokvid.Stream") -> list[list[int]]:
+    """Each scene's first frame, and one past its last, after those of an opening."""
+    if order["task"]:
+        return [[0, stream.total]]
+    assert stream.story is not None
+    return [[stream.total - stream.story.frames + at for at in span] for span in stream.story.spans]
 
 
 def main() -> None:

@@ -38,13 +38,15 @@ FRAMES = "frames.rgb"
 
 @dataclasses.dataclass
 class Take:
-    """A video that was asked for: of a story, or of its scenes up to number `until`."""
+    """A video that was asked for: a story, or its scenes up to number `until`; or an upload edited by a `task`."""
 
     id: str
     number: int  # in the order in which they were asked for
     weights: str
     story: dict[str, Any]  # as a story file says it
-    opening: str | None = None  # the upload that it begins with
+    opening: str | None = None  # the upload that it begins with, or that is edited
+    task: str = ""  # "": it is a story
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)  # the task's own settings
     until: int | None = None
     created: float = 0.0
     status: Status = "waiting"

@@ -15,6 +15,8 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 import tokvid
+from tokvid.api.edited import check_own
+from tokvid.config import GUIDANCE
 from tokvid.errors import UserError, did_you_mean
 from tokvid.studio.guard import Guard, problem
 from tokvid.studio.jobs import Queue
@@ -28,6 +30,8 @@ MOST_LISTED = 40
 MOST_SINGLE = 12  # takes of single scenes that are kept
 MOST_FRAME_BYTES = 1 << 22  # in one answer
 
+OWN = ("box", "canvas", "times", "strength")  # settings of single tasks
+
 Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Prompt = Annotated[str, pydantic.StringConstraints(max_length=2000)]
@@ -40,13 +44,17 @@ class Body(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+Pixels = Annotated[int, pydantic.Field(ge=0, lt=2**15)]
+
+
 class Scene(Body):
     """One prompt and its length."""
 
     prompt: Prompt
     seconds: Annotated[float, pydantic.Field(gt=0, le=60)]
     guidance: Finite
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+    seed: Seed
 
 
 class Wish(Body):
@@ -62,12 +70,28 @@ class Wish(Body):
     until: Annotated[int, pydantic.Field(ge=0, lt=100)] | None = None
 
 
+class Edit(Body):
+    """An upload to be edited by a task; the last fields are the settings of single tasks, as in `World.edit`."""
+
+    weights: str
+    task: Annotated[str, pydantic.StringConstraints(max_length=40)]
+    source: Id
+    prompt: Prompt = ""
+    fps: Finite = 8.0
+    guidance: Finite = GUIDANCE
+    seed: Seed = 0
+    box: tuple[Pixels, Pixels, Pixels, Pixels] | None = None
+    canvas: Annotated[str, pydantic.StringConstraints(max_length=9)] | None = None
+    times: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
+    strength: Finite | None = None
+
+
 class Studio:
     """The state of the server: its records, its weights, its queue."""
 
     def __init__(self, folder: Path, worlds: dict[str, World]):
         self.records, self.worlds = Records(folder), worlds
-        self.queue = Queue(self.records, {name: world.folder for name, world in worlds.items()})
+        self.queue = Queue(self.records, worlds)
         self.facts = [world.facts() for world in worlds.values()]
         self.uploading = asyncio.Semaphore(2)
 
@@ -93,6 +117,12 @@ class Studio:
         if (take := self.records.takes.get(take_id)) is None:
             raise HTTPException(404, "there is no such video; it may have been deleted")
         return take
+
+    def world(self, name: str) -> World:
+        """The weights of this name; UserError if there are none."""
+        if (world := self.worlds.get(name)) is None:
+            raise UserError(did_you_mean(name, self.worlds, "weights"))
+        return world
 
     def upload(self, upload_id: str) -> Upload:
         """The upload of this id; 404 if there is none."""
@@ -138,8 +168,7 @@ async def takes(studio: Here, before: Annotated[int, fastapi.Query(ge=0, lt=2**3
 @router.post("/takes", status_code=201)
 async def make(wish: Wish, studio: Here) -> dict[str, Any]:
     """Adds a story to the queue."""
-    if wish.weights not in studio.worlds:
-        raise UserError(did_you_mean(wish.weights, studio.worlds, "weights"))
+    studio.world(wish.weights)
     if wish.opening is not None:
         studio.upload(wish.opening)
     if wish.until is not None and wish.until >= len(wish.scenes):
@@ -154,6 +183,21 @@ async def make(wish: Wish, studio: Here) -> dict[str, Any]:
     if story.seconds > MOST_SECONDS:
         raise UserError(f"a story here has at most {MOST_SECONDS:g} seconds, got {story.seconds:g}")
     take = studio.enqueue(weights=wish.weights, story=values, opening=wish.opening, until=wish.until)
+    return studio.summary(take)
+
+
+@router.post("/edits", status_code=201)
+async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
+    """Adds an edit to the queue."""
+    known, upload = studio.world(wish.weights).edits, studio.upload(wish.source)
+    own = {name: value for name in OWN if (value := getattr(wish, name)) is not None}
+    check_own(wish.task, own)
+    if wish.task not in known:
+        others = f", only for {', '.join(known)}" if known else ""
+        raise UserError(f"{wish.weights} was not trained for {wish.task}{others}; choose other weights")
+    values = {"fps": wish.fps, "guidance": wish.guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
+    tokvid.make_story(values)  # refuses what is out of range
+    take = studio.enqueue(weights=wish.weights, story=values, opening=upload.id, task=wish.task, own=own)
     return studio.summary(take)
 
 
@@ -220,6 +264,20 @@ async def download(take_id: Id, kind: Literal["mp4", "gif", "sheet", "story"], s
     name, media = FILES[kind]
     path = studio.records.place(take) / name
     return FileResponse(path, media_type=media, filename=f"tokvid-{take.number}{path.suffix}")
+
+
+@router.post("/takes/{take_id}/upload", status_code=201)
+async def reuse(take_id: Id, studio: Here) -> dict[str, Any]:
+    """The video of a take that is done, as an upload: to edit it."""
+    take = studio.take(take_id)
+    if "mp4" not in take.files:
+        raise HTTPException(404, "there is no such file of this video")
+
+    async def content() -> AsyncIterator[bytes]:
+        yield await asyncio.to_thread((studio.records.place(take) / FILES["mp4"][0]).read_bytes)
+
+    async with studio.uploading:
+        return vars(await receive(studio.records, f"tokvid-{take.number}.mp4", content()))
 
 
 @router.post("/uploads", status_code=201)

@@ -10,16 +10,16 @@ import uvicorn
 from tokvid.errors import UserError
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.server import Studio, application
-from tokvid.studio.worlds import offered
+from tokvid.studio.worlds import World
 
 
-def serve(folder: Path, shipped: dict[str, Path], weights: Path, address: tuple[str, int]) -> None:
+def serve(folder: Path, worlds: dict[str, World], address: tuple[str, int]) -> None:
     """Serves until it is interrupted. UserError where the address or the folder cannot be used."""
     host, port = address
     listening = listen(host, port)
     port = listening.getsockname()[1]
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    app = application(Studio(folder, offered(shipped, weights)), LOOPBACK if token is None else None, token)
+    app = application(Studio(folder, worlds), LOOPBACK if token is None else None, token)
     named = f"[{host}]" if ":" in host else host
     if token is None:
         print(f"tokvid studio: http://{named}:{port}  (Ctrl-C stops it)", flush=True)

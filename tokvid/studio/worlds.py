@@ -1,6 +1,7 @@
 """The weights that the studio offers, and facts about them for the page, read from their configs alone."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from tokvid import weights
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
 from tokvid.sampling.story import Story, load_story
+from tokvid.tasks.tasks import TASKS, trained_tasks
 
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
 
@@ -19,10 +21,12 @@ class World:
     name: str
     folder: Path
     shipped: bool = False
+    loras: tuple[tuple[Path, float], ...] = ()  # files, and the factors of their updates
+    base: str = ""  # the name by which commands know the weights; "": none
 
     def facts(self) -> dict[str, Any]:
         """Size, rates, an example story and its settings."""
-        about = weights.describe(self.folder / "transformer", "transformer")
+        about = self._about
         rates = sorted(about.get("fps") or [8.0])
         example = self.example()
         scene = {"fps": rates[len(rates) // 2], "guidance": GUIDANCE, "scheme": None, "sampling": {}}
@@ -36,12 +40,25 @@ class World:
         return {
             "name": self.name,
             "shipped": self.shipped,
+            "base": self.base,
+            "loras": [[path.name, scale] for path, scale in self.loras],
+            "tasks": {name: {"help": TASKS[name].help, "settings": TASKS[name].settings} for name in self.edits},
             "size": list(about.get("size") or (64, 64)),
             "rates": rates,
             "defaults": scene,
             "example": _scenes(example) if example is not None else [],
             "example_picture": self.picture is not None,
         }
+
+    @property
+    def edits(self) -> list[str]:
+        """The tasks of `tokvid edit` that they were trained for."""
+        known = trained_tasks(self._about)
+        return [name for name, task in TASKS.items() if task.edits and name in known]
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return weights.describe(self.folder / "transformer", "transformer")
 
     def example(self) -> Story | None:
         """The story that comes with them, if any."""
@@ -68,11 +85,14 @@ def _scenes(story: Story) -> list[dict[str, Any]]:
     ]
 
 
-def offered(shipped: dict[str, Path], chosen: Path) -> dict[str, World]:
-    """The shipped weights and the chosen ones, which come first. UserError where those have no transformer."""
+def offered(shipped: dict[str, Path], chosen: Path, loras: Sequence[tuple[Path, float]] = ()) -> dict[str, World]:
+    """The shipped weights and the chosen ones, which come first, then these with each LoRA.
+
+    UserError where the chosen ones have no transformer, or for a file that is no LoRA.
+    """
     worlds = {}
     for name, folder in {**_named(shipped, chosen), **shipped}.items():
-        world = World(name, folder, name in shipped)
+        world = World(name, folder, name in shipped, base=name if name in shipped else "")
         try:
             world.facts()
         except UserError:
@@ -80,12 +100,23 @@ def offered(shipped: dict[str, Path], chosen: Path) -> dict[str, World]:
                 raise
             continue  # shipped without a transformer
         worlds[name] = world
+    first = next(iter(worlds.values()))
+    for path, scale in loras:
+        weights.read_lora(path)
+        stem = path.stem if path.name != weights.LORA_FILE else path.absolute().parent.parent.name  # of its training
+        name = f"{first.name}+{_plain(stem)}" + (f"-{scale:g}" if scale != 1 else "")
+        worlds[name] = dataclasses.replace(first, name=name, shipped=False, loras=((path, scale),))
     return worlds
+
+
+def _plain(name: str) -> str:
+    """A name in letters, digits, - and _."""
+    return "".join(letter for letter in name if letter.isalnum() or letter in "-_")[:40] or "weights"
 
 
 def _named(shipped: dict[str, Path], chosen: Path) -> dict[str, Path]:
     for name, folder in shipped.items():
         if folder == chosen:
             return {name: folder}
-    name = "".join(letter for letter in chosen.resolve().name if letter.isalnum() or letter in "-_")[:40] or "weights"
+    name = _plain(chosen.resolve().name)
     return {f"{name}-2" if name in shipped else name: chosen}

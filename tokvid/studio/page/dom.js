@@ -31,6 +31,8 @@ const PATHS = {
   branch: "M6 4v16M6 12c8 0 10-2 12-7M6 12c8 0 10 2 12 7",
   dice: "M5 5h14v14H5zM9 9h.01M15 15h.01M12 12h.01M9 15h.01M15 9h.01",
   download: "M12 4v11M6 10l6 6 6-6M4 20h16",
+  grip: "M9 6h.01M15 6h.01M9 12h.01M15 12h.01M9 18h.01M15 18h.01",
+  pencil: "M4 20l1-4L16 5l3 3L8 19z",
   close: "M6 6l12 12M18 6L6 18",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M9 9h.01",
   check: "M5 12l5 5 9-10",

@@ -1,8 +1,9 @@
 // The generated videos, newest first.
 
 import { h, iconButton } from "./dom.js";
+import { nameOfTask } from "./edit.js";
 import { draw, oneFrame } from "./frames.js";
-import { isOpen, state, stories } from "./state.js";
+import { isOpen, state, videos } from "./state.js";
 import { clock, t } from "./strings.js";
 import { statusOf } from "./stage.js";
 
@@ -31,7 +32,7 @@ function row(take) {
     status: h("span.status"),
     stop: iconButton("stop", t("stop"), () => actions.stop(own.take)),
   };
-  const prompts = take.story.segments.map((scene) => scene.prompt).join(" · ");
+  const prompts = [take.task && nameOfTask(take.task), ...take.story.segments.map((scene) => scene.prompt)].filter(Boolean).join(" · ");
   own.open = h(
     "button.row-open",
     { type: "button", "aria-label": `${t("history_open", { n })}: ${prompts}`, onclick: () => actions.show(own.take) },
@@ -46,7 +47,7 @@ function row(take) {
       "div.row-buttons",
       {},
       own.stop,
-      iconButton("copy", t("history_edit", { n }), () => actions.edit(own.take)),
+      iconButton("copy", t(take.task ? "history_settings" : "history_edit", { n }), () => actions.edit(own.take)),
       iconButton("bin", t("history_delete", { n }), () => actions.remove(own.take)),
     ),
   );
@@ -56,7 +57,7 @@ function row(take) {
 export function updateHistory() {
   const place = document.getElementById("history");
   const list = place.querySelector("ul");
-  const shown = stories();
+  const shown = videos();
   for (const [id, own] of rows) {
     if (!shown.some((take) => take.id === id)) {
       own.root.remove();
@@ -68,8 +69,7 @@ export function updateHistory() {
     const own = rows.get(take.id);
     own.take = take;
     if (list.children[index] !== own.root) list.insertBefore(own.root, list.children[index] ?? null);
-    const length = take.story.segments.reduce((sum, scene) => sum + scene.seconds, 0);
-    own.status.textContent = take.status === "done" ? `${clock(length)} · ${take.weights}` : statusOf(take);
+    own.status.textContent = take.status === "done" ? `${clock(take.total / take.fps)} · ${take.weights}` : statusOf(take);
     own.status.classList.toggle("error", take.status === "failed");
     own.stop.hidden = !isOpen(take);
     own.open.setAttribute("aria-current", take.id === state.shown ? "true" : "false");

@@ -2,6 +2,7 @@
 
 import { get, post, remove } from "./api.js";
 import { announce, h, icon, newSeed, toast } from "./dom.js";
+import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames } from "./frames.js";
 import { initHistory, renderHistory, updateHistory } from "./history.js";
 import { initOpening, renderOpening } from "./opening.js";
@@ -135,11 +136,32 @@ async function make() {
     return;
   }
   const stopped = store.stories().find((take) => store.isDraft(take));
-  const take = await attempt(() => (stopped ? post(`/api/takes/${stopped.id}/resume`) : post("/api/takes", store.wishOf(state.draft))));
+  await ask(() => (stopped ? post(`/api/takes/${stopped.id}/resume`) : post("/api/takes", store.wishOf(state.draft))));
+}
+
+// Asks for a take, and shows it.
+async function ask(request) {
+  const take = await attempt(request);
   if (!take) return;
   state.takes = [take, ...state.takes.filter((each) => each.id !== take.id)].sort((a, b) => b.number - a.number);
   show(take);
   scheduled();
+}
+
+async function makeEdit() {
+  const world = store.worldOf(state.draft);
+  if (!Object.keys(world.tasks).length) return;
+  const wrong = document.querySelector("#edit input:invalid");
+  if (!state.edit.source || wrong) {
+    toast(t(wrong ? "edit_invalid" : "edit_no_source"), { error: true });
+    (wrong ?? at("source")).focus();
+    return;
+  }
+  const wish = store.editWish(state.edit, world);
+  const same = store.takeOfEdit(wish);
+  if (!same) return ask(() => post("/api/edits", wish));
+  show(same);
+  if (!store.isOpen(same)) toast(t("edit_already"));
 }
 
 function show(take) {
@@ -224,6 +246,12 @@ const actions = {
   stop: (take) => attempt(() => post(`/api/takes/${take.id}/stop`)).then(refresh),
   goOn: (take) => attempt(() => post(`/api/takes/${take.id}/resume`)).then(refresh),
   edit: async (take) => {
+    if (take.task) {
+      const source = await opening(take.opening);
+      if (source) openEditor(store.editOf(take, source), take.weights);
+      return;
+    }
+    setMode("story");
     takeOver(store.draftOf(take, await opening(take.opening)));
     show(take);
     toast(t("history_edited", { n: take.number }));
@@ -247,7 +275,46 @@ const actions = {
     renderOpening();
     change();
   },
+  setMode,
+  makeEdit,
+  setSource: (value) => openEditor({ ...state.edit, source: value, box: null }),
+  changeEdit: (again) => {
+    store.save();
+    if (!again) return;
+    renderEdit();
+    at("task").focus();
+  },
+  editVideo: async (take) => {
+    const source = await attempt(() => post(`/api/takes/${take.id}/upload`));
+    if (source) openEditor({ ...state.edit, source, box: null });
+  },
 };
+
+function setMode(mode) {
+  state.mode = mode;
+  store.save();
+  renderMode();
+}
+
+function renderMode() {
+  renderModes();
+  at("telling").hidden = state.mode === "edit";
+  at("edit").hidden = state.mode !== "edit";
+}
+
+// Shows the editor of videos with these settings, and other weights where they are offered. A box is in the middle first.
+function openEditor(edit, weights = null) {
+  if (edit.source && !edit.box) {
+    const { width, height } = edit.source;
+    const [across, down] = [width, height].map((size) => Math.max(1, Math.round(size / 2)));
+    edit.box = [Math.floor((width - across) / 2), Math.floor((height - down) / 2), across, down];
+  }
+  state.edit = edit;
+  if (state.facts.weights.some(({ name }) => name === weights)) state.draft.weights = weights;
+  setMode("edit");
+  render();
+  at("task")?.focus();
+}
 
 // The rest of the page
 
@@ -326,6 +393,8 @@ function renderTop() {
 
 function render() {
   renderTop();
+  renderMode();
+  renderEdit();
   renderWelcome();
   renderOpening();
   renderSettings();
@@ -364,7 +433,8 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      make();
+      if (state.mode === "edit") makeEdit();
+      else make();
     } else if (event.key === " " && ["stage", "story"].includes(event.target.id)) {
       event.preventDefault();
       togglePlay();
@@ -391,11 +461,12 @@ async function start() {
     }
   }
   if (!store.restore()) state.draft = store.newDraft(state.facts.weights[0]);
-  for (const init of [initScenes, initStage, initHistory, initOpening]) init(actions);
+  state.edit ??= store.newEdit(store.worldOf(state.draft));
+  for (const init of [initEdit, initScenes, initStage, initHistory, initOpening]) init(actions);
   renderAll();
   listen();
   await refresh();
-  if (!store.takeOf(state.shown)) state.shown = store.stories()[0]?.id ?? null;
+  if (!store.takeOf(state.shown)) state.shown = store.videos()[0]?.id ?? null;
   update();
   requestAnimationFrame(animate);
 }

@@ -1,4 +1,4 @@
-// The picture or clip that a story begins with.
+// What uploads are for: the picture or clip that a story begins with, or the video to edit.
 
 import { upload } from "./api.js";
 import { h } from "./dom.js";
@@ -13,29 +13,33 @@ export function initOpening(all) {
 
 export function renderOpening() {
   const { opening } = state.draft;
-  const input = h("input.hidden-text", { type: "file", id: "file", accept: "image/*,video/*,.mkv,.flv,.ts", onchange: () => input.files[0] && send(input.files[0]) });
+  const about = opening ? t(`opening_${opening.kind}`, { ...opening, seconds: opening.seconds.toFixed(1) }) : t("opening_none");
+  const zone = uploadZone({ id: "file", title: t("opening_title"), upload: opening, about, set: actions.setOpening, problem: actions.problem });
+  document.getElementById("opening").replaceChildren(zone);
+}
+
+// A panel to which a file is dropped, or chosen; `set` gets its upload, or null to remove it.
+export function uploadZone({ id, title, upload: current, about, set, problem }) {
+  const input = h("input.hidden-text", { type: "file", id, accept: "image/*,video/*,.mkv,.flv,.ts", onchange: () => input.files[0] && send(input.files[0]) });
   const status = h("span.status", { role: "status" });
-  const about = opening
-    ? t(`opening_${opening.kind}`, { ...opening, seconds: opening.seconds.toFixed(1) })
-    : t("opening_none");
   const zone = h(
     "div.opening.panel",
-    { role: "group", "aria-label": t("opening_title") },
-    opening && h("img", { src: `/api/uploads/${opening.id}/picture`, alt: opening.name }),
+    { role: "group", "aria-label": title },
+    current && h("img", { src: `/api/uploads/${current.id}/picture`, alt: current.name }),
     h(
       "div.opening-text",
       {},
-      h("h2", {}, t("opening_title")),
+      h("h2", {}, title),
       h("p", {}, about),
       h(
         "p.opening-choose",
         {},
         input,
-        h("label.button", { for: "file" }, t("opening_choose")),
-        opening && h("button", { type: "button", onclick: () => actions.setOpening(null) }, t("remove")),
+        h("label.button", { for: id }, t("opening_choose")),
+        current && h("button", { type: "button", onclick: () => set(null) }, t("remove")),
         status,
       ),
-      !opening && h("p.hint", {}, t("opening_drop", { mib: state.facts.limits.upload / 2 ** 20 })),
+      !current && h("p.hint", {}, t("opening_drop", { mib: state.facts.limits.upload / 2 ** 20 })),
     ),
   );
   zone.addEventListener("dragover", (event) => {
@@ -48,16 +52,16 @@ export function renderOpening() {
     zone.classList.remove("over");
     if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
   });
-  document.getElementById("opening").replaceChildren(zone);
+  return zone;
 
   async function send(file) {
     try {
       const sent = (share) => (status.textContent = share < 1 ? t("uploading", { percent: Math.floor(100 * share) }) : t("checking"));
       sent(0);
-      actions.setOpening(await upload(file, state.facts.limits.upload, sent));
-    } catch (problem) {
+      set(await upload(file, state.facts.limits.upload, sent));
+    } catch (error) {
       status.textContent = "";
-      actions.problem(problem);
+      problem(error);
     }
     input.value = "";
   }

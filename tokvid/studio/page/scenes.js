@@ -1,6 +1,6 @@
 // The cards of scenes. They are rendered anew where scenes come, go or move, and else updated in place.
 
-import { h, iconButton, newSeed, toast } from "./dom.js";
+import { h, icon, iconButton, newSeed, toast } from "./dom.js";
 import { drawStrip, framesOf } from "./frames.js";
 import { alike, duplicate, isOpen, isRunning, newScene, state, takeOfDraft, worldOf } from "./state.js";
 import { clock, t } from "./strings.js";
@@ -10,6 +10,7 @@ const STRIP = 6; // pictures on a card
 export const RANGES = { seconds: [0.1, 60], guidance: [0, 100], seed: [0, 2 ** 32 - 1] };
 let actions;
 let cards = []; // {scene, parts}
+let dragged = null; // the index of the card that is being dragged
 
 export function initScenes(all) {
   actions = all;
@@ -42,6 +43,33 @@ function move(index, by, name) {
   actions.change([index + by, name]);
 }
 
+// A card is dragged by its grip, and dropped before or behind another one.
+function makeDraggable({ grip, root }, index) {
+  const isBehind = (event) => event.clientY > root.getBoundingClientRect().top + root.offsetHeight / 2;
+  const unmark = () => delete root.dataset.drop;
+  grip.addEventListener("dragstart", (event) => {
+    dragged = index;
+    event.dataTransfer.effectAllowed = "move";
+    event.dataTransfer.setData("text/plain", "");
+    event.dataTransfer.setDragImage(root, 16, 16);
+  });
+  grip.addEventListener("dragend", () => (dragged = null));
+  root.addEventListener("dragover", (event) => {
+    if (dragged === null) return;
+    event.preventDefault();
+    root.dataset.drop = isBehind(event) ? "behind" : "before";
+  });
+  root.addEventListener("dragleave", unmark);
+  root.addEventListener("drop", (event) => {
+    unmark();
+    if (dragged === null) return;
+    event.preventDefault();
+    const place = index + (isBehind(event) ? 1 : 0);
+    const by = place - dragged - (place > dragged ? 1 : 0);
+    if (by) move(dragged, by, "prompt");
+  });
+}
+
 function remove(index) {
   const [scene] = state.draft.scenes.splice(index, 1);
   actions.change([Math.max(0, index - 1), "prompt"]);
@@ -72,6 +100,7 @@ function card(scene, index) {
   parts.seconds = number(scene, "seconds", "any", "");
   parts.guidance = number(scene, "guidance", "any", t("guidance_hint"));
   parts.seed = number(scene, "seed", "1", "");
+  parts.grip = h("span.grip", { draggable: "true", title: t("drag", { n }), "aria-hidden": "true" }, icon("grip"));
   parts.up = iconButton("up", t("move_up", { n }), () => move(index, -1, "up"), { disabled: index === 0 });
   parts.down = iconButton("down", t("move_down", { n }), () => move(index, 1, "down"), { disabled: index === state.draft.scenes.length - 1 });
   const dice = iconButton("dice", t("new_seed"), () => {
@@ -90,6 +119,7 @@ function card(scene, index) {
     h(
       "div.scene-head",
       {},
+      parts.grip,
       h("h2", { id: title }, t("scene", { n })),
       parts.time,
       parts.badge,
@@ -119,6 +149,7 @@ function card(scene, index) {
     event.preventDefault();
     move(index, event.key === "ArrowUp" ? -1 : 1, "prompt");
   });
+  makeDraggable(parts, index);
   renderVariants(parts.variants, index, actions);
   return parts;
 }

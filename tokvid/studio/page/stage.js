@@ -2,7 +2,7 @@
 
 import { h, iconButton, icon } from "./dom.js";
 import { draw, fetchFrames, framesOf } from "./frames.js";
-import { isOpen, isRunning, state, takeOf } from "./state.js";
+import { isOpen, isRunning, state, takeOf, worldOf } from "./state.js";
 import { clock, duration, t } from "./strings.js";
 
 let actions;
@@ -101,7 +101,7 @@ export function updateStage() {
   parts.goOn.hidden = !take || !["stopped", "failed"].includes(take.status);
   parts.slider.max = Math.max(0, framesOf(take).length - 1);
   setPlaying(playing);
-  const key = take ? `${take.id} ${take.files}` : "";
+  const key = take ? `${take.id} ${take.files} ${state.draft.weights}` : "";
   if (parts.files.dataset.key !== key) {
     parts.files.dataset.key = key;
     parts.files.replaceChildren(...(take?.files.length ? downloads(take) : []));
@@ -114,21 +114,41 @@ function downloads(take) {
   const link = (href, text) => h("a.button", { href, download: "" }, icon("download"), text);
   return [
     ...["mp4", "gif", "sheet", "story"].filter((kind) => take.files.includes(kind)).map((kind) => link(`/api/takes/${take.id}/files/${kind}`, t(`download_${kind}`))),
-    ...(take.opening ? [link(`/api/uploads/${take.opening}/file`, t("download_opening"))] : []),
+    ...(take.opening ? [link(`/api/uploads/${take.opening}/file`, t(take.task ? "download_source" : "download_opening"))] : []),
+    Object.keys(worldOf(state.draft).tasks).length && take.files.includes("mp4") ? h("button", { type: "button", onclick: () => actions.editVideo(take) }, icon("pencil"), t("edit_video")) : "",
   ];
 }
 
+// How to generate the same bytes elsewhere.
 async function commands(take) {
   const [shell, python] = parts.reproduce.querySelectorAll("pre");
-  const { shipped } = state.facts.weights.find((each) => each.name === take.weights) ?? {};
-  const weights = shipped ? take.weights : "WEIGHTS";
+  const { base, loras } = state.facts.weights.find((each) => each.name === take.weights) ?? { base: "", loras: [] };
   const opening = take.opening && (await actions.opening(take.opening));
-  const file = opening && `opening${opening.suffix}`;
-  const option = opening && (opening.kind === "picture" ? "image" : "video");
   const name = `tokvid-${take.number}`;
-  shell.textContent = `tokvid story ${name}.yaml --weights ${weights}${file ? ` --${option} ${file}` : ""} --out ${name}.mp4`;
-  python.textContent = `import tokvid\n\nvideo = tokvid.load("${weights}").story("${name}.yaml"${file ? `, ${option}="${file}"` : ""})\nvideo.save("${name}.mp4")`;
+  const files = { opening, file: opening && `${take.task ? "source" : "opening"}${opening.suffix}`, story: `${name}.yaml` };
+  const [words, code] = (take.task ? editCommands : storyCommands)(take, files);
+  const added = loras.map(([file, scale]) => ` --lora ${quoted(scale === 1 ? file : `${file}:${scale}`)}`).join("");
+  const loaded = loras.map(([file, scale]) => (scale === 1 ? JSON.stringify(file) : `(${JSON.stringify(file)}, ${scale})`));
+  shell.textContent = `tokvid ${words} --weights ${base || "WEIGHTS"}${added} --out ${name}.mp4`;
+  python.textContent = `import tokvid\n\nworld = tokvid.load("${base || "WEIGHTS"}"${loras.length ? `, loras=[${loaded.join(", ")}]` : ""})\nworld.${code}.save("${name}.mp4")`;
 }
+
+function storyCommands(take, { opening, file, story }) {
+  const option = opening && (opening.kind === "picture" ? "image" : "video");
+  return [`story ${story}${file ? ` --${option} ${file}` : ""}`, `story("${story}"${file ? `, ${option}="${file}"` : ""})`];
+}
+
+function editCommands(take, { file }) {
+  const { fps, guidance, seed, segments } = take.story;
+  const values = Object.entries({ ...take.own, fps, guidance, seed });
+  const options = values.map(([key, value]) => ` --${key} ${Array.isArray(value) ? value.join(" ") : value}`).join("");
+  const settings = values.map(([key, value]) => `, ${key}=${JSON.stringify(value)}`).join("");
+  const { prompt } = segments[0];
+  return [`edit ${file} --task ${take.task} --prompt ${quoted(prompt)}${options}`, `edit("${file}", "${take.task}", ${JSON.stringify(prompt)}${settings})`];
+}
+
+// For a shell.
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 // Draws the frame that is due; while frames are being generated, waits for them at the end.
 export function play(now) {

@@ -6,6 +6,8 @@ export const state = {
   more: false, // whether the server has older ones
   draft: null,
   shown: null, // the id of the take on the stage
+  mode: "story", // or "edit"
+  edit: null, // of a video
 };
 
 let nextKey = 1;
@@ -45,11 +47,38 @@ export function wishOf(draft, until = null) {
   return { weights, fps, scheme, sampling, negative, scenes, opening: opening?.id ?? null, until };
 }
 
+export function newEdit(world) {
+  const { fps, guidance } = world.defaults;
+  return { task: Object.keys(world.tasks)[0] ?? "", source: null, prompt: "", fps, guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5 };
+}
+
+// An edit as it was asked for.
+export function editOf(take, source) {
+  const { fps, guidance, seed, segments } = take.story;
+  return { ...newEdit(state.facts.weights[0]), ...take.own, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
+}
+
+// The body of a request for an edit: of the settings of single tasks, those of its own.
+export function editWish(edit, world) {
+  const { task, source, prompt, fps, guidance, seed } = edit;
+  const own = world.tasks[task].settings.filter((name) => name in edit).map((name) => [name, edit[name]]);
+  return { weights: world.name, task, source: source.id, prompt, fps, guidance, seed, ...Object.fromEntries(own) };
+}
+
+// The take that is just this edit, if any.
+export const takeOfEdit = (wish) =>
+  state.takes.find(({ weights, task, opening, story, own, status }) => {
+    if (!task || ["failed", "stopped"].includes(status)) return false;
+    const { fps, guidance, seed, segments } = story;
+    return sorted({ weights, task, source: opening, prompt: segments[0].prompt, fps, guidance, seed, ...own }) === sorted(wish);
+  });
+
 const STORE = "tokvid.draft";
 
 export function save() {
   try {
-    const text = JSON.stringify({ draft: state.draft, shown: state.shown });
+    const { draft, shown, mode, edit } = state;
+    const text = JSON.stringify({ draft, shown, mode, edit });
     sessionStorage.setItem(STORE, text);
     localStorage.setItem(STORE, text);
   } catch {
@@ -59,10 +88,11 @@ export function save() {
 
 export function restore() {
   try {
-    const { draft, shown } = JSON.parse(sessionStorage.getItem(STORE) ?? localStorage.getItem(STORE));
+    const { draft, shown, mode, edit } = JSON.parse(sessionStorage.getItem(STORE) ?? localStorage.getItem(STORE));
     if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
     state.draft = { ...draft, scenes: draft.scenes.map(duplicate) };
     state.shown = shown;
+    if (edit) Object.assign(state, { mode, edit });
     return true;
   } catch {
     return false;
@@ -71,8 +101,9 @@ export function restore() {
 
 export const takeOf = (id) => state.takes.find((each) => each.id === id);
 
-// Takes of whole stories; the others are variants of one scene.
-export const stories = () => state.takes.filter((take) => take.until === null);
+// Takes of whole stories and edits; the others are variants of one scene.
+export const videos = () => state.takes.filter((take) => take.until === null);
+export const stories = () => videos().filter((take) => !take.task);
 
 const sorted = (value) => JSON.stringify(value, Object.keys(value ?? {}).sort());
 const text = (scene) => JSON.stringify([scene.prompt, scene.seconds, scene.guidance, scene.seed]);

@@ -1,0 +1,146 @@
+// Editing a video: an upload, a task that the weights know, and what the task asks for.
+
+import { drawBox, initBox } from "./box.js";
+import { h, iconButton, newSeed } from "./dom.js";
+import { uploadZone } from "./opening.js";
+import { state, worldOf } from "./state.js";
+import { has, t } from "./strings.js";
+
+const CANVASES = ["2:1", "16:9", "4:3", "3:4", "9:16", "1:2"];
+let actions;
+
+export function initEdit(all) {
+  actions = all;
+}
+
+export const nameOfTask = (task) => (has(`task_${task}`) ? t(`task_${task}`) : task);
+
+// Story or edit: two buttons above the editor, where any of the weights know a task.
+export function renderModes() {
+  const place = document.getElementById("modes");
+  place.hidden = !state.facts.weights.some(({ tasks }) => Object.keys(tasks).length);
+  place.replaceChildren(
+    ...["story", "edit"].map((mode) => h("button", { type: "button", "aria-pressed": `${state.mode === mode}`, onclick: () => actions.setMode(mode) }, t(`mode_${mode}`))),
+  );
+}
+
+export function renderEdit() {
+  const place = document.getElementById("edit");
+  const world = worldOf(state.draft);
+  const tasks = Object.keys(world.tasks);
+  if (!tasks.length) {
+    const names = state.facts.weights.filter((each) => Object.keys(each.tasks).length).map(({ name }) => name);
+    place.replaceChildren(h("p.panel", {}, t("edit_unknown", { name: world.name, others: names.join(", ") })));
+    return;
+  }
+  const { edit } = state;
+  if (!tasks.includes(edit.task)) edit.task = tasks[0];
+  place.replaceChildren(source(edit), form(edit, world, tasks), bar());
+}
+
+function source(edit) {
+  const about = edit.source ? t("source_about", { ...edit.source, seconds: edit.source.seconds.toFixed(1) }) : t("source_none");
+  return uploadZone({ id: "source", title: t("source_title"), upload: edit.source, about, set: actions.setSource, problem: actions.problem });
+}
+
+function form(edit, world, tasks) {
+  const task = h("select", { id: "task", onchange: () => ((edit.task = task.value), actions.changeEdit(true)) }, ...tasks.map((name) => h("option", { value: name, selected: name === edit.task }, nameOfTask(name))));
+  const prompt = h("textarea", { id: "edit-prompt", rows: "2", maxlength: "2000", placeholder: t("edit_prompt_hint"), value: edit.prompt, oninput: () => ((edit.prompt = prompt.value), actions.changeEdit()) });
+  const { help, settings } = world.tasks[edit.task];
+  const hint = has(`taskhint_${edit.task}`) ? t(`taskhint_${edit.task}`) : help;
+  return h(
+    "div.panel.edit",
+    {},
+    h("label.stacked", {}, h("span", {}, t("task")), task),
+    h("p.hint", {}, hint),
+    ...Object.keys(OWN)
+      .filter((name) => settings.includes(name))
+      .map((name) => OWN[name](edit)),
+    h("label.stacked", {}, h("span", {}, t("edit_prompt")), prompt),
+    numbers(edit, world),
+  );
+}
+
+const options = (values, chosen) => values.map((value) => h("option", { value: `${value}`, selected: value === chosen }, `${value}`));
+
+function numbers(edit, world) {
+  const rates = [...new Set([...world.rates, edit.fps])].sort((a, b) => a - b);
+  const fps = h("select", { onchange: () => ((edit.fps = Number(fps.value)), actions.changeEdit()) }, ...options(rates, edit.fps));
+  const guidance = number(edit, "guidance", 0, 100, "any", t("guidance_hint"));
+  const seed = number(edit, "seed", 0, 2 ** 32 - 1, "1", "");
+  const dice = iconButton("dice", t("new_seed"), () => {
+    seed.value = edit.seed = newSeed();
+    actions.changeEdit();
+  });
+  return h(
+    "div.numbers",
+    {},
+    h("label", {}, h("span", {}, t("fps")), fps),
+    h("label", {}, h("span", {}, t("guidance")), guidance),
+    h("label", {}, h("span", {}, t("seed")), h("span.joined", {}, seed, dice)),
+  );
+}
+
+function number(object, name, low, high, step, hint, onchange = actions.changeEdit) {
+  const input = h("input", { type: "number", min: `${low}`, max: `${high}`, step, value: `${object[name]}`, title: hint, inputmode: "decimal", required: true });
+  input.addEventListener("input", () => {
+    if (!input.checkValidity()) return;
+    object[name] = input.valueAsNumber;
+    onchange();
+  });
+  return input;
+}
+
+// What single tasks ask for.
+const OWN = { box, canvas, times, strength };
+
+// A box by pointer on the first frame, or by numbers.
+function box(edit) {
+  if (!edit.source) return h("p.hint", {}, t("box_later"));
+  const { width, height } = edit.source;
+  const whole = [width, height, width, height];
+  const canvas = h("canvas.frame", { role: "img", "aria-label": t("box_frame") });
+  const fields = ["left", "top", "width", "height"].map((name, i) => {
+    const input = number(edit.box, i, i < 2 ? 0 : 1, whole[i], "1", "", () => show());
+    return { input, label: h("label", {}, h("span", {}, t(`box_${name}`)), input) };
+  });
+  function show(all) {
+    fields.forEach(({ input }, i) => {
+      if (all) input.value = `${edit.box[i]}`;
+      const most = whole[i] - (i < 2 ? 1 : edit.box[i - 2]); // within the frame
+      input.max = `${most}`;
+    });
+    drawBox(canvas, edit.box);
+    actions.changeEdit();
+  }
+  initBox(canvas, edit.source, edit.box, (drawn) => {
+    drawn.forEach((value, i) => (edit.box[i] = value));
+    show(true);
+  });
+  return h("div.boxed", {}, h("p.hint", {}, t("box_hint")), canvas, h("div.numbers", {}, ...fields.map(({ label }) => label)));
+}
+
+function canvas(edit) {
+  const select = h("select", { onchange: () => ((edit.canvas = select.value), actions.changeEdit()) }, ...options(CANVASES, edit.canvas));
+  return h("label.stacked", {}, h("span", {}, t("canvas")), select);
+}
+
+function times(edit) {
+  const select = h("select", { onchange: () => ((edit.times = Number(select.value)), actions.changeEdit()) }, ...options([2, 4, 8], edit.times));
+  return h("label.stacked", {}, h("span", {}, t("times")), select);
+}
+
+function strength(edit) {
+  const slider = h("input", { type: "range", min: "5", max: "100", step: "5", value: `${Math.round(100 * edit.strength)}` });
+  const shown = h("output.time", {}, `${slider.value} %`);
+  slider.addEventListener("input", () => {
+    edit.strength = slider.valueAsNumber / 100;
+    shown.textContent = `${slider.value} %`;
+    actions.changeEdit();
+  });
+  return h("label.stacked", {}, h("span", {}, t("strength")), h("span.joined", {}, slider, shown));
+}
+
+function bar() {
+  return h("div.actions", {}, h("button.primary", { type: "button", title: "Ctrl+Enter", onclick: actions.makeEdit }, t("make")));
+}
