@@ -1,6 +1,8 @@
 """What lies behind a URL is fetched once, whole, and again when it changes."""
 
 import dataclasses
+import importlib
+import sys
 
 import fsspec
 import pytest
@@ -60,11 +62,26 @@ def test_a_copy_that_breaks_off_leaves_nothing(store, tmp_path, monkeypatch):
     [
         ("memory://bucket/nothing", "there is nothing at memory://bucket/nothing"),
         ("nowhere://bucket/data", "cannot read nowhere://bucket/data: ValueError"),
+        ("hf://datasets/me/clips", "hf:// needs a package that isn't installed; do: pip install huggingface_hub, or "),
     ],
 )
-def test_what_cannot_be_read_is_said(url, said):
+def test_what_cannot_be_read_is_said(url, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=said):
         local(url)
+
+
+def test_a_dataset_on_the_hub(store, tmp_path, monkeypatch):
+    """hf:// is fetched like any other store; here the hub is in memory."""
+
+    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "hf", type(store))
+    with RecordWriter(tmp_path / "data", "video") as writer:
+        writer.write(StoredVideo("clip", 1.0, (), video=b"x"))
+    for path in (tmp_path / "data").iterdir():
+        store.pipe({f"hf://datasets/me/clips/{path.name}": path.read_bytes()})
+    config = DataConfig(source="records", path="hf://datasets/me/clips")
+    assert open_source(config)[0].key == "clip"
+    assert fingerprint(config) == fingerprint(dataclasses.replace(config, path=str(tmp_path / "data")))
 
 
 def test_configs_and_datasets_may_be_urls(store, tmp_path):

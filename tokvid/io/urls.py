@@ -1,4 +1,4 @@
-"""Inputs may be URLs that fsspec knows (gs://, s3://, https://, …); they are fetched into a cache."""
+"""Inputs may be URLs that fsspec knows (gs://, s3://, hf://, https://, …); they are fetched into a cache."""
 
 import hashlib
 import os
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tokvid.errors import UserError
+
+# What fsspec needs for a scheme; the extra `remote` has them all.
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
 
 
 class URL(str):
@@ -23,7 +26,7 @@ def local(path: str | Path) -> Path:
     """A path itself, or for a URL a copy of its file or folder in the user's cache folder ($XDG_CACHE_HOME).
 
     It is fetched once, and again when names, sizes or versions change. UserError for a URL without a file, one that
-    cannot be reached or copied, or one for which fsspec lacks a package (gcsfs for gs://, s3fs for s3://).
+    cannot be reached or copied, or one for which fsspec lacks a package (see PACKAGES).
     """
     if not is_url(path):
         return Path(path)
@@ -39,17 +42,23 @@ def local(path: str | Path) -> Path:
             raise UserError(f"there is nothing at {path}")
         about = sorted((name, str(sorted(info.items()))) for name, info in listing.items())
         mark = hashlib.sha256(str((str(path), about)).encode()).hexdigest()[:16]
-        copy = _folder() / mark / Path(root).name
+        copy = cache() / mark / Path(root).name
         if not copy.exists():
             _fetch(files, root, {name: listing[name].get("size") for name in sorted(listing)}, copy)
     except UserError:
         raise
+    except ImportError as error:
+        scheme = str(path).partition("://")[0]
+        package = PACKAGES.get(scheme)
+        advice = f"do: pip install {package}, or 'tokvid[remote]' for all" if package else error
+        raise UserError(f"cannot read {path}: {scheme}:// needs a package that isn't installed; {advice}") from error
     except Exception as error:  # every kind of store raises its own errors
         raise UserError(f"cannot read {path}: {type(error).__name__}: {error}") from error
     return copy
 
 
-def _folder() -> Path:
+def cache() -> Path:
+    """The folder of what was fetched."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokvid" / "fetched"
 
 
