@@ -1,10 +1,14 @@
 """Every source in the registry, by one set of tests: what it opens, holds out, and notices when its files change."""
 
 import dataclasses
+import functools
+import http.server
+import io
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +56,60 @@ def shards(path: Path) -> None:
     (path / "a.txt").unlink()
 
 
+def table(path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.mkdir()
+    for part in range(2):
+        rows = [picture(3 * part + number) for number in range(3)]
+        pq.write_table(pa.table({"image": rows, "caption": ["a"] * 3}), path / f"{part}.parquet")
+
+
+def picture(level: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (16, 16), (level, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def hdf5(path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path.mkdir()
+    with h5py.File(path / "a.hdf5", "w") as file:
+        file["train_data"] = np.arange(24, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8)
+        file["train_idx"] = [0, 8, 16]
+
+
+def arrays(path: Path) -> None:
+    path.mkdir()
+    for number in range(3):
+        np.savez(path / f"{number}.npz", video=np.full((8, 16, 16, 3), number, np.uint8))
+
+
+@functools.cache
+def server() -> str:
+    """The address of one that answers everything with a picture."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = picture(int(self.path.strip("/")))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{serving.server_address[1]}"
+
+
+def addresses(path: Path) -> None:
+    path.mkdir()
+    lines = [f"{server()}/{number},a\n" for number in range(3)]
+    (path / "list.csv").write_text("".join(["url,caption\n", *lines]))
+
+
 def records(path: Path) -> None:
     source = ShapesDataset(3, 0)
     with RecordWriter(path, "frames", per_file=2) as writer:
@@ -72,14 +130,20 @@ SAMPLES: dict[str, Callable[[Path], None]] = {
     "mnist": digits,
     "folder": folder,
     "webdataset": shards,
+    "parquet": table,
+    "hdf5": hdf5,
+    "npz": arrays,
+    "urls": addresses,
     "records": records,
     "tfds": prepared,
 }
 
 
 @pytest.fixture(params=sorted(SOURCES))
-def sample(request, tmp_path) -> DataConfig:
+def sample(request, tmp_path, monkeypatch) -> DataConfig:
     """A small instance of each source; `path` is "" for procedural ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     name = request.param
     config = DataConfig(source=name, videos=5, max_unreadable=0.5)
     if name in SAMPLES:

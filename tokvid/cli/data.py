@@ -1,4 +1,4 @@
-"""Datasets: `tokvid data shapes`, `mnist`, `folder`."""
+"""Datasets: `tokvid data shapes`, `mnist`, `folder`, `import`."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tokvid.cli.options import Command, readable, refuse
-from tokvid.errors import UserError
+from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import Outputs
 
 SIZE, FPS = (64, 64), 8.0  # of stored frames unless said otherwise
@@ -22,6 +22,7 @@ class _Dataset(Command):
             "--out", type=outputs.folder, required=True, metavar="FOLDER", help="folder to write the dataset to"
         )
         self.frames_arguments(parser, "")
+        self.tfds_argument(parser)
 
     def frames_arguments(self, parser: argparse.ArgumentParser, otherwise: str) -> None:
         """How frames are stored; `otherwise` says what holds where none of it is said."""
@@ -29,6 +30,24 @@ class _Dataset(Command):
         parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
         fps = f"store this many frames per second (default 8{otherwise})"
         parser.add_argument("--fps", type=float, metavar="X", help=fps)
+
+    def files_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """How files are fitted, and how many may be damaged."""
+        parser.add_argument(
+            "--fit",
+            choices=("crop", "letterbox"),
+            help="how clips of another aspect ratio become --size: cut off, or with black bars (default crop)",
+        )
+        parser.add_argument(
+            "--max-unreadable",
+            type=float,
+            default=0.1,
+            metavar="X",
+            help="fail if more than this fraction of the files cannot be read, from 0 to 1 (default 0.1)",
+        )
+
+    def tfds_argument(self, parser: argparse.ArgumentParser) -> None:
+        """--tfds."""
         tfds = "write a TensorFlow Dataset instead of tokvid's own format (needs pip install 'tokvid[tfds]')"
         parser.add_argument("--tfds", action="store_true", help=tfds)
 
@@ -52,6 +71,19 @@ class _Dataset(Command):
         frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
         count = write_records(options.out, self.source(options), frames, {"source": self.name})
         print(f"{options.out}: {count} videos")
+
+    def store(self, options: argparse.Namespace, source: Any, name: str) -> None:
+        """Writes videos as they are, or as frames where --size or --fps is given."""
+        from tokvid.input_pipeline.writing import Frames, write_records
+
+        about, frames = {"source": name}, None
+        if options.size is not None or options.fps is not None:
+            frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
+        elif options.fit is not None:
+            about["fit"] = options.fit  # for whoever reads the files
+        count = write_records(options.out, source, frames, about, options.max_unreadable)
+        stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
+        print(f"{options.out}: {count} videos{stored}")
 
     def prepare(self, options: argparse.Namespace) -> None:
         """Writes it as a TensorFlow Dataset."""
@@ -141,18 +173,8 @@ class Folder(_Dataset):
         out = "folder to write the dataset to (default: only check the clips, write nothing)"
         parser.add_argument("--out", type=outputs.folder, metavar="FOLDER", help=out)
         self.frames_arguments(parser, "; with neither --size nor --fps, files are stored as they are")
-        parser.add_argument(
-            "--fit",
-            choices=("crop", "letterbox"),
-            help="how clips of another aspect ratio become --size: cut off, or with black bars (default crop)",
-        )
-        parser.add_argument(
-            "--max-unreadable",
-            type=float,
-            default=0.1,
-            metavar="X",
-            help="fail if more than this fraction of the files cannot be read, from 0 to 1 (default 0.1)",
-        )
+        self.tfds_argument(parser)
+        self.files_arguments(parser)
         parser.add_argument(
             "--check", action="store_true", help="decode every frame of every file first, to find hidden damage (slow)"
         )
@@ -173,11 +195,9 @@ class Folder(_Dataset):
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.input_pipeline.records import check_replaceable
-        from tokvid.input_pipeline.writing import Frames, write_records
 
         check_frames(options)
-        if not 0 <= options.max_unreadable <= 1:
-            raise UserError(f"max-unreadable should be a share from 0 to 1, got {options.max_unreadable}")
+        check_unreadable(options)
         if options.tfds:
             self.prepare(options)
             return
@@ -187,15 +207,70 @@ class Folder(_Dataset):
             print(f"{options.file}: {len(source)} videos can be used, {len(source.unreadable)} cannot")
             return
         check_replaceable(options.out)
-        about = {"source": self.name}
-        frames = None
-        if options.size is not None or options.fps is not None:
-            frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
-        elif options.fit is not None:
-            about["fit"] = options.fit  # for whoever reads the files
-        count = write_records(options.out, self.source(options), frames, about, options.max_unreadable)
-        stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
-        print(f"{options.out}: {count} videos{stored}")
+        self.store(options, self.source(options), self.name)
+
+
+class Import(_Dataset):
+    """Other people's data."""
+
+    name = "import"
+    help = "other people's data: Hugging Face datasets, parquet, HDF5, .npz, WebDataset shards, lists of URLs"
+    details = (
+        "Tables (.parquet, or a folder that save_to_disk of `datasets` wrote) hold bytes of videos or pictures beside "
+        "captions; .hdf5 and .npz hold frames, uint8; .csv and .jsonl list addresses, whose files are fetched into the "
+        "cache first. Fields are found by their usual names. Rows and videos that cannot be read are named and skipped."
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("file", type=readable, metavar="PATH", help="file or folder, also by URL: hf://datasets/…")
+        out = "folder to write the dataset to"
+        parser.add_argument("--out", type=outputs.folder, required=True, metavar="FOLDER", help=out)
+        kind = "parquet, hdf5, npz, webdataset or urls (default: by the names of the files)"
+        parser.add_argument("--from", dest="kind_of_file", metavar="KIND", help=kind)
+        parser.add_argument(
+            "--split", metavar="NAME", help="which part to read, where there are several (default train)"
+        )
+        parser.add_argument("--video", metavar="NAME", help="field that holds the videos, the frames or the addresses")
+        parser.add_argument("--caption", metavar="NAME", help="field that holds the captions")
+        text = "caption of all videos that have none (default: each must have one)"
+        parser.add_argument("--text", metavar="TEXT", help=text)
+        rate = "rate of frames in .hdf5 and .npz files that don't say it (default 8)"
+        parser.add_argument("--rate", type=float, metavar="X", help=rate)
+        self.frames_arguments(parser, "; with neither --size nor --fps, videos are stored as they are")
+        self.files_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.input_pipeline.records import check_replaceable
+        from tokvid.input_pipeline.sources import SUFFIXES, source_for
+
+        check_frames(options)
+        check_unreadable(options)
+        if options.rate is not None and not 0 < options.rate <= 1000:
+            raise UserError(f"rate should be above 0 and at most 1000, got {options.rate}")
+        check_replaceable(options.out)
+        kind = options.kind_of_file or source_for(options.file)
+        if kind not in SUFFIXES.values():
+            raise UserError(did_you_mean(kind, dict.fromkeys(SUFFIXES.values()), "kind of file"))
+        with _warnings_unless_it_fails():
+            source = self.opened(options, kind)
+        self.store(options, source, kind)
+
+    def opened(self, options: argparse.Namespace, kind: str) -> Any:
+        """The videos in files of a kind."""
+        from tokvid.config import DataConfig
+        from tokvid.input_pipeline.foreign import Choices
+        from tokvid.input_pipeline.sources import open_source, source_of
+
+        fit: Any = options.fit or "crop"
+        config = DataConfig(source=kind, path=str(options.file), fit=fit, max_unreadable=options.max_unreadable)
+        read = source_of(config).read
+        if kind not in ("hdf5", "npz"):
+            refuse(options, ["rate"], f"is for frames; {kind} holds files, which say their own")
+        if read is None:
+            refuse(options, ["split", "video", "caption", "text"], f"is not for {kind}; leave it out")
+            return open_source(config)
+        names = {name: getattr(options, name) or "" for name in ("split", "video", "caption")}
+        return read(options.file, Choices(**names, text=options.text, fps=options.rate or Choices().fps, fit=fit))
 
 
 class Data(Command):
@@ -204,7 +279,7 @@ class Data(Command):
     name = "data"
     help = "write a dataset to train on"
     details = "Train on it with the recipe's fields --data.source records (tfds after --tfds) and --data.path FOLDER."
-    kinds: tuple[_Dataset, ...] = (Shapes(), Mnist(), Folder())
+    kinds: tuple[_Dataset, ...] = (Shapes(), Mnist(), Folder(), Import())
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         metavar = "|".join(kind.name for kind in self.kinds)
@@ -222,6 +297,12 @@ def check_frames(options: argparse.Namespace) -> None:
         raise UserError(f"size should be 1 or more pixels, got {options.size[0]} {options.size[1]}")
     if options.fps is not None and not 0 < options.fps <= 1000:
         raise UserError(f"fps should be above 0 and at most 1000, got {options.fps}")
+
+
+def check_unreadable(options: argparse.Namespace) -> None:
+    """UserError for a share of unreadable files that is none."""
+    if not 0 <= options.max_unreadable <= 1:
+        raise UserError(f"max-unreadable should be a share from 0 to 1, got {options.max_unreadable}")
 
 
 @contextlib.contextmanager

@@ -18,8 +18,14 @@ from tokvid.io.files import Outputs
 
 GB = 1 << 30
 LEAST_MEMORY, LEAST_DISK = 2 * GB, GB  # available bytes to generate with the shipped weights; for outputs and caches
-EXTRAS = {"tensorboardX": "tensorboard", "wandb": "wandb", "tensorflow-datasets": "tfds", "libtpu": "tpu"}
-STORES = {"gcsfs": "gs://", "s3fs": "s3://", "huggingface_hub": "hf://"}
+EXTRAS = {
+    "tensorboardX": "tensorboard",
+    "wandb": "wandb",
+    "tensorflow-datasets": "tfds",
+    "h5py": "import",
+    "libtpu": "tpu",
+}
+STORES = {"gcsfs": "gs://", "s3fs": "s3://", "huggingface_hub": "hf://", "aiohttp": "https://"}
 LETTERS = "Ωж视频"  # of contact sheets' captions
 
 

@@ -8,9 +8,9 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from tokvid.errors import UserError, suggestion
 from tokvid.input_pipeline.text import checked
@@ -19,9 +19,15 @@ log = logging.getLogger(__name__)
 
 NAMES = ("captions.jsonl", "captions.csv")
 FIELDS = ("file", "caption")
+CSV_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 LONGEST_CAPTION = 100_000  # bytes, the limit of a record
 MOST_SHOWN = 5  # bad lines in an error
+Parsed = TypeVar("Parsed")
+
+
+class BadLine(Exception):
+    """A problem with a line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +45,36 @@ def read_captions(folder: Path) -> list[Line]:
     columns, texts that aren't Unicode, a file outside of the folder or named twice.
     """
     path = captions_file(folder)
-    finder, lines, bad = _Finder(folder.resolve()), [], []
+    finder = _Finder(folder.resolve())
     first_line: dict[str, int] = {}
     unused: Counter[str] = Counter()
+
+    def parse(number: int, row: Any) -> Line:
+        line = _line(row, finder)
+        if (first := first_line.setdefault(os.path.realpath(finder.root / line.file), number)) != number:
+            raise BadLine(f"{line.file!r:.200} again, first on line {first}; a clip has one caption, join them")
+        unused.update(str(name) for name in row if name and name not in FIELDS)
+        return line
+
+    lines = read_lines(path, [[field] for field in FIELDS], parse)
+    if unused:
+        log.warning("%s: only file and caption are read, not %s", path, ", ".join(sorted(unused)))
+    return lines
+
+
+def read_lines(path: Path, columns: Sequence[Sequence[str]], parse: Callable[[int, Any], Parsed]) -> list[Parsed]:
+    """What `parse` makes of each line of a .csv or .jsonl file, from its number and its values by field.
+
+    A CSV file's first line names one of each of `columns`. In place of a line's values, `parse` may get a text, its
+    problem. UserError with the number of each line where it raises BadLine, for a file without lines or not in UTF-8.
+    """
+    lines, bad = [], []
     try:
-        for number, row in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
+        for number, row in _csv_rows(path, columns) if path.suffix.lower() in CSV_SUFFIXES else _json_rows(path):
             try:
-                line = _line(row, finder)
-                if (first := first_line.setdefault(os.path.realpath(finder.root / line.file), number)) != number:
-                    raise _BadLine(
-                        f"{line.file!r:.200} again, first on line {first}; a clip has one caption, join them"
-                    )
-            except _BadLine as problem:
+                lines.append(parse(number, row))
+            except BadLine as problem:
                 bad.append(f"line {number}: {problem}")
-            else:
-                lines.append(line)
-                unused.update(str(name) for name in row if name and name not in FIELDS)
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -66,8 +86,6 @@ def read_captions(folder: Path) -> list[Line]:
         raise UserError(f"{path} has {count}: {'; '.join(bad[:MOST_SHOWN])}{more}; mend or remove them")
     if not lines:
         raise UserError(f"{path} names no videos; write one on each line")
-    if unused:
-        log.warning("%s: only file and caption are read, not %s", path, ", ".join(sorted(unused)))
     return lines
 
 
@@ -80,10 +98,6 @@ def check_captioned(captions: Iterable[str], where: str | Path) -> None:
     """UserError where all captions are empty: no text model can be trained from them."""
     if all(is_blank(caption) for caption in captions):
         raise UserError(f"all captions in {where} are empty; write beside each video what it shows")
-
-
-class _BadLine(Exception):
-    """A problem with a line."""
 
 
 def captions_file(folder: Path) -> Path:
@@ -103,7 +117,7 @@ def captions_file(folder: Path) -> Path:
     )
 
 
-def _field(name: object) -> str:
+def field_name(name: object) -> str:
     """A column's name without capitals and the spaces around it."""
     return str(name).strip().casefold()
 
@@ -116,7 +130,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 yield number, json.loads(line, object_pairs_hook=_fields)
-            except _BadLine as problem:
+            except BadLine as problem:
                 yield number, str(problem)
             except RecursionError:
                 yield number, "not JSON (nested too deeply)"
@@ -125,18 +139,18 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = {_field(name): value for name, value in pairs}
+    fields = {field_name(name): value for name, value in pairs}
     if len(fields) < len(pairs):
-        twice = Counter(_field(name) for name, _ in pairs).most_common(1)[0][0]
-        raise _BadLine(f"{twice!r:.40} is there twice; a clip has one caption, join them")
+        twice = Counter(field_name(name) for name, _ in pairs).most_common(1)[0][0]
+        raise BadLine(f"{twice!r:.40} is there twice; a clip has one caption, join them")
     return fields
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _csv_rows(path: Path, needed: Sequence[Sequence[str]]) -> Iterator[tuple[int, Any]]:
     """(number of its first line, values by column) of each row; a text in place of the values is a problem."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next((line for line in file if line.strip()), "")
-        columns, delimiter = _columns(path, header)
+        columns, delimiter = _columns(path, header, needed)
         file.seek(0)
         stripped = (line.rstrip(" \r\n") + "\n" for line in file)  # spaces after a closing quote would be an error
         reader = csv.reader(stripped, strict=True, delimiter=delimiter, skipinitialspace=True)
@@ -163,7 +177,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
             yield began, _by_column(row, columns, delimiter)
 
 
-def _columns(path: Path, header: str) -> tuple[list[str], str]:
+def _columns(path: Path, header: str, needed: Sequence[Sequence[str]]) -> tuple[list[str], str]:
     """The header's columns and the delimiter."""
     header = header.strip("\r\n")
     for delimiter in DELIMITERS:
@@ -171,15 +185,16 @@ def _columns(path: Path, header: str) -> tuple[list[str], str]:
             cells = next(csv.reader([header], strict=True, delimiter=delimiter, skipinitialspace=True), [])
         except csv.Error:
             continue
-        columns = [_field(cell) for cell in cells]
-        if set(FIELDS) <= set(columns):
-            if twice := [field for field in FIELDS if columns.count(field) > 1]:
+        columns = [field_name(cell) for cell in cells]
+        if all(set(names) & set(columns) for names in needed):
+            if twice := [field for names in needed for field in names if columns.count(field) > 1]:
                 raise UserError(f"{path} has the column {twice[0]} more than once; keep one, with the texts of both")
             return columns, delimiter
+    usual = ",".join(names[0] for names in needed)
     if not header:
-        raise UserError(f"{path} is empty; write file,caption on its first line, and below it a line for each video")
+        raise UserError(f"{path} is empty; write {usual} on its first line, and below it a line for each video")
     raise UserError(
-        f"the first line of {path} is {header!r:.200}, it should name the columns: file,caption; write that line above "
+        f"the first line of {path} is {header!r:.200}, it should name the columns: {usual}; write that line above "
         "the others, or rename the columns"
     )
 
@@ -206,21 +221,21 @@ def _quoting(error: csv.Error) -> str:
 
 def _line(row: Any, finder: "_Finder") -> Line:
     if isinstance(row, str):
-        raise _BadLine(row)
+        raise BadLine(row)
     if not isinstance(row, dict):
-        raise _BadLine(f'needs an object like {{"file": "a.mp4", "caption": "a dog runs"}}, found {type(row).__name__}')
+        raise BadLine(f'needs an object like {{"file": "a.mp4", "caption": "a dog runs"}}, found {type(row).__name__}')
     for field in FIELDS:
         if not isinstance(row.get(field), str) or not (row[field].strip() or field == "caption"):
             names = ", ".join(f"{name!r:.40}" for name in list(row)[:5]) or "nothing"
             kind = f"{field} is {row[field]!r:.40}" if field in row else f"found {names}"
-            raise _BadLine(f"needs the texts file and caption, {kind}")
+            raise BadLine(f"needs the texts file and caption, {kind}")
         try:
             checked(row[field], f"the {field}")
         except UserError as error:
-            raise _BadLine(str(error)) from error
+            raise BadLine(str(error)) from error
     caption = row["caption"].strip()
     if len(caption.encode()) > LONGEST_CAPTION:
-        raise _BadLine(f"the caption has {len(caption.encode())} bytes, at most {LONGEST_CAPTION} are allowed")
+        raise BadLine(f"the caption has {len(caption.encode())} bytes, at most {LONGEST_CAPTION} are allowed")
     return Line(finder.find(row["file"]), caption)
 
 
@@ -235,24 +250,24 @@ class _Finder:
         """The path within the folder, as on disk; `name` itself where there is no such file.
 
         Without a file of exactly that name, spaces around it are ignored, backslashes may stand for slashes (Windows),
-        and letters with marks may be composed differently (macOS). _BadLine for a file outside of the folder.
+        and letters with marks may be composed differently (macOS). BadLine for a file outside of the folder.
         """
         if "\0" in name:
-            raise _BadLine(f"{name!r:.60} is not a file name")
+            raise BadLine(f"{name!r:.60} is not a file name")
         try:
             for path in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
                 if Path(path).is_absolute() or ".." in Path(path).parts:
                     problem = "is an absolute path" if Path(path).is_absolute() else "goes up by '..'"
-                    raise _BadLine(f"{name!r:.200} {problem}; name files as seen from the folder, inside of it")
+                    raise BadLine(f"{name!r:.200} {problem}; name files as seen from the folder, inside of it")
                 actual = path if _is_there(self.root / path) else self._composed(path)
                 if not Path(os.path.realpath(self.root / (actual or path))).is_relative_to(self.root):
-                    raise _BadLine(f"{name!r:.200} links to outside of the folder; copy the file into it")
+                    raise BadLine(f"{name!r:.200} links to outside of the folder; copy the file into it")
                 if actual is not None:
                     return os.path.normpath(actual)
         except OSError as error:
-            raise _BadLine(f"{name!r:.60} is not a file name ({error.strerror})") from error
+            raise BadLine(f"{name!r:.60} is not a file name ({error.strerror})") from error
         if PureWindowsPath(name).root:
-            raise _BadLine(f"{name!r:.200} is an absolute path; name files as seen from the folder, inside of it")
+            raise BadLine(f"{name!r:.200} is an absolute path; name files as seen from the folder, inside of it")
         return os.path.normpath(name)
 
     def _composed(self, name: str) -> str | None:

@@ -105,12 +105,16 @@ def _resized(video_THWC: np.ndarray, size: tuple[int, int], fit: "Fit") -> np.nd
 
 
 def stored(item: VideoItem, *, fps: float, size: tuple[int, int], as_frames: bool = False) -> StoredVideo:
-    """`item` as a record: its file's bytes, at most MOST_BYTES; without a file, or `as_frames`, its frames at `fps`."""
-    if isinstance(item, StoredVideo):
+    """`item` as a record: its file's bytes, at most MOST_BYTES; without a file, or `as_frames`, its frames at `fps`.
+
+    A record stays one; `as_frames`, it becomes one of frames of this size and rate.
+    """
+    if isinstance(item, StoredVideo) and not (as_frames and item.tokens is None):
         return item
-    path = getattr(item, "path", None)
-    if path is not None and not as_frames:
+    if not as_frames and (path := getattr(item, "path", None)) is not None:
         return StoredVideo(item.key, item.seconds, item.captions, video=_bytes_of(path))
+    if not as_frames and (content := getattr(item, "content", None)) is not None:  # in an archive
+        return StoredVideo(item.key, item.seconds, item.captions, video=bytes(content()))
     frames = max(1, math.floor(item.seconds * fps + 1e-6))
     return StoredVideo(item.key, item.seconds, item.captions, frames=item.read(0.0, fps, frames, size), fps=fps)
 

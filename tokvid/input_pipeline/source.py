@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
@@ -30,6 +30,8 @@ class Source:
 
     `files` lists the files at `data.path` that the videos depend on; on resuming, a change is noticed. `parts` are the
     stretches of such a file, (first byte, bytes), that are checked as if they were files.
+
+    `read` opens other people's data with the user's choices (`foreign.Choices`), for `tokvid data import`.
     """
 
     open: Callable[[DataConfig], VideoSource]
@@ -37,6 +39,7 @@ class Source:
     holds_out: Callable[[DataConfig], bool] = lambda config: True
     files: Callable[[Path], Iterable[Path]] = all_files
     parts: Callable[[Path], Iterable[tuple[int, int]]] = lambda file: ()
+    read: Callable[[Path, Any], VideoSource] | None = None
 
 
 class _Part:

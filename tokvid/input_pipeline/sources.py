@@ -25,8 +25,25 @@ SOURCES: dict[str, str] = {
     "mnist": "tokvid.input_pipeline.mnist",  # path: a file of digits
     "folder": "tokvid.input_pipeline.folder",  # path: a folder of clips with captions
     "webdataset": "tokvid.input_pipeline.webdataset",  # path: .tar shards: a folder, one, or a pattern
+    "parquet": "tokvid.input_pipeline.parquet",  # path: tables, .parquet or .arrow, as Hugging Face's datasets are
+    "hdf5": "tokvid.input_pipeline.hdf5",  # path: .hdf5 files of frames
+    "npz": "tokvid.input_pipeline.npz",  # path: .npz files of frames
+    "urls": "tokvid.input_pipeline.urls",  # path: lists of addresses, .csv or .jsonl
     "records": "tokvid.input_pipeline.records",  # path: a dataset written by records.RecordWriter
     "tfds": "tokvid.input_pipeline.builders",  # path: a dataset prepared by a builder
+}
+
+# What `tokvid data import` takes files for, by the end of their name.
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".arrow": "parquet",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".npz": "npz",
+    ".tar": "webdataset",
+    ".csv": "urls",
+    ".tsv": "urls",
+    ".jsonl": "urls",
 }
 
 MARKED = 4096  # bytes at the beginning, the middle and the end of a file that enter its fingerprint
@@ -39,6 +56,22 @@ def source_of(config: DataConfig) -> Source:
         raise UserError(did_you_mean(config.source, SOURCES, "data source"))
     source: Source = importlib.import_module(SOURCES[config.source]).SOURCE
     return source
+
+
+def source_for(path: Path) -> str:
+    """The name of the source that reads a file, or the files in a folder, by their suffixes (SUFFIXES).
+
+    UserError where there is none, or more than one. Lists count only where there is nothing else: they often tell of
+    the other files.
+    """
+    files = path.rglob("*") if path.is_dir() else [path]
+    names = {SUFFIXES[file.suffix.lower()] for file in files if file.suffix.lower() in SUFFIXES}
+    names = names - {"urls"} or names
+    if len(names) == 1:
+        return names.pop()
+    if names:
+        raise UserError(f"{path} holds files of several kinds; choose one with --from: {', '.join(sorted(names))}")
+    raise UserError(f"{path} is of no kind that can be imported ({', '.join(SUFFIXES)}); name it with --from")
 
 
 def open_source(config: DataConfig, split: str = "train") -> VideoSource:

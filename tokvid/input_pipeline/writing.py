@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import RecordWriter, stored
+from tokvid.input_pipeline.records import Kind, RecordWriter, stored
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.io.progress import progress
 from tokvid.types import VideoSource
@@ -30,15 +30,17 @@ def write_records(
 ) -> int:
     """Stores all videos of `source` as a dataset in `folder`; returns their number.
 
-    With `frames`, decoded, else as files. `about` goes into dataset.json. Up to the share `max_unreadable` of damaged
-    videos are skipped, each with a warning; beyond it, or where it is None, damage is a UserError.
+    With `frames`, decoded, else as they are: files, or the source's `kind` of record. `about` goes into dataset.json.
+    Up to the share `max_unreadable` of damaged videos are skipped, each with a warning; beyond it, or where it is None,
+    damage is a UserError.
     """
     if frames is not None:
         about = {**about, **frames._asdict()}
+    kind: Kind = getattr(source, "kind", "video") if frames is None else "frames"
     size, fps = frames or Frames()
     unreadable = Unreadable(max_unreadable or 0.0, len(source))
     with (
-        RecordWriter(folder, "video" if frames is None else "frames", about) as writer,
+        RecordWriter(folder, kind, about) as writer,
         progress("data", len(source), "videos") as advance,
     ):
         for index in range(len(source)):
