@@ -59,6 +59,13 @@ def test_the_file_says_what_its_colours_mean(tmp_path):
         )
 
 
+def test_an_encoder_has_one_thread(tmp_path):
+    """With more, the same frames become other bytes in one of a few thousand files."""
+    with VideoWriter(tmp_path / "a.mp4", 8) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8))
+        assert writer._stream.codec_context.thread_count == 1
+
+
 def test_a_still_in_a_gif_may_last_longer_than_a_frame_can(tmp_path):
     video = moving(2)
     write_video(tmp_path / "v.gif", [*video[:1].repeat(1400, 0), video[1]], 1)

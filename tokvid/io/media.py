@@ -120,7 +120,9 @@ class VideoWriter:
             self._container = av.open(str(self._temporary.absolute()), "w", options={"movflags": "+faststart"})
             stream = self._container.add_stream("libx264", rate=self.fps, options={"crf": "16", "preset": "medium"})
             stream.height, stream.width, stream.pix_fmt = *image_HWC.shape[:2], "yuv420p"
-            context = stream.codec_context  # stated in the file, so that players need not guess
+            context = stream.codec_context
+            context.thread_count = 1  # x264's lookahead thread makes other bits of the same frames, now and then
+            # Stated in the file, so that players need not guess.
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             self._stream = stream
