@@ -141,7 +141,6 @@ def test_every_implementation_gives_the_same(implementation, heads, kv_heads, wi
     if why := attention._refusal(implementation, jax.default_backend(), "float32", 300, 300, 8, True):
         pytest.skip(why)
     monkeypatch.setattr(flash, "TILE", 128)  # three tiles, the last one not full
-    monkeypatch.setattr(attention, "CHUNK", 128)
     rng = np.random.default_rng(0)
     query_BLNE, pull_BLNE = rng.normal(size=(2, 2, 300, heads, 8)).astype(np.float32)
     key_BSKE, value_BSKE = rng.normal(size=(2, 2, 300, kv_heads, 8)).astype(np.float32)
@@ -161,8 +160,10 @@ def test_every_implementation_gives_the_same(implementation, heads, kv_heads, wi
 
 def test_the_choice_keeps_the_kernels_rules_and_says_why_not():
     choose = functools.partial(attention._choose, "auto")
-    assert choose("cpu", "float32", 400, 400, 64, True) == "xla"
-    assert choose("cpu", "float32", 4000, 4000, 64, True) == "chunked"
+    assert choose("cpu", "float32", 64, 400, 64, True) == "xla"
+    assert choose("cpu", "float32", 400, 400, 64, True) == "blockwise"
+    assert choose("gpu", "float32", 400, 400, 64, True) == "xla"
+    assert choose("gpu", "float32", 4000, 4000, 64, True) == "blockwise"
     assert choose("tpu", "bfloat16", 1672, 1672, 64, True) == "tpu"
     assert choose("tpu", "bfloat16", 1, 1672, 64, True) == "xla"  # a step of decoding
     assert choose("gpu", "bfloat16", 400, 400, 64, True) == "cudnn"

@@ -7,18 +7,18 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tokvid.errors import UserError, did_you_mean
+from tokvid.nn.blockwise import blockwise
 from tokvid.nn.visibility import Blocks, block_mask
 from tokvid.sharding import LOGICAL, current_mesh, partition, parts, platform
 
-CHUNK = 512  # queries whose scores "chunked" holds in memory
-LONG = 1024  # queries above which "auto" doesn't compute all scores at once
+LONG = {"cpu": 128}  # queries from which "auto" doesn't compute all scores at once
+LONG_ELSEWHERE = 1024
 
 
 def attend(
@@ -35,7 +35,7 @@ def attend(
     other name is a UserError):
 
     - "xla": any device; materialises the scores (B, N, L, S).
-    - "chunked": the same, CHUNK queries at a time; for long sequences.
+    - "blockwise": `nn/blockwise.py`, any device; a tile of scores at a time, hidden tiles skipped.
     - "cudnn": NVIDIA GPUs from Ampere on, 16-bit types; no scores in memory, but with `blocks` a mask (B, 1, L, S).
     - "tpu": `nn/flash.py`, a kernel that builds the mask from block numbers; interpreted on other devices, for tests.
     - "auto": chosen by target device and lengths.
@@ -78,25 +78,6 @@ def _xla(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, bloc
     return mixed_BLKGE.reshape(query_BLNE.shape)
 
 
-def _chunked(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
-    """One chunk of queries after another; the backward pass recomputes each chunk's scores."""
-    L = query_BLNE.shape[1]
-    count = -(-L // CHUNK)
-
-    def cut(x_BL: jax.Array) -> jax.Array:
-        """(B, L, ...) → (chunks, B, CHUNK, ...), padded with zeros."""
-        padded = jnp.pad(x_BL, ((0, 0), (0, count * CHUNK - L), *[(0, 0)] * (x_BL.ndim - 2)))
-        return padded.reshape(len(x_BL), count, CHUNK, *x_BL.shape[2:]).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def attend_chunk(part: tuple[jax.Array, Any]) -> jax.Array:
-        part_blocks = None if blocks is None else blocks._replace(query_BL=part[1])
-        return _xla(part[0], key_BSKE, value_BSKE, part_blocks)
-
-    out = jax.lax.map(attend_chunk, (cut(query_BLNE), None if blocks is None else cut(blocks.query_BL)))
-    return out.swapaxes(0, 1).reshape(len(query_BLNE), count * CHUNK, *query_BLNE.shape[2:])[:, :L]
-
-
 def _cudnn(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, blocks: Blocks | None) -> jax.Array:
     mask_BNLS = None if blocks is None else block_mask(*blocks)[:, None]
     return jax.nn.dot_product_attention(query_BLNE, key_BSKE, value_BSKE, mask=mask_BNLS, implementation="cudnn")
@@ -112,7 +93,7 @@ def _tpu(query_BLNE: jax.Array, key_BSKE: jax.Array, value_BSKE: jax.Array, bloc
 
 IMPLEMENTATIONS: dict[str, Attend] = {
     "xla": _xla,
-    "chunked": _chunked,
+    "blockwise": blockwise,
     "cudnn": _cudnn,
     "tpu": _tpu,
 }
@@ -165,7 +146,7 @@ def _choose(requested: str, platform: str, dtype: str, queries: int, keys: int, 
     if kernel and not short and not _refusal(kernel, platform, dtype, queries, keys, width, masked):
         chosen = kernel
     else:
-        chosen = "chunked" if queries > LONG else "xla"
+        chosen = "blockwise" if queries >= LONG.get(platform, LONG_ELSEWHERE) else "xla"
     log = logging.getLogger(__name__)
     log.info("attention: %s (%s, %s, %d queries, %d keys of width %d)", chosen, platform, dtype, queries, keys, width)
     return chosen
