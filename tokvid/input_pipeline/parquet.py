@@ -1,7 +1,8 @@
 """Tables of videos: .parquet files, and the .arrow files of Hugging Face's `datasets`. A row has bytes and a caption.
 
-Files are read through memory maps, row by row, so that memory holds one video. Rows are counted from 0. Only bytes in
-the table itself are read, never the files that it may name.
+Rows are counted from 0, and read one by one: an .arrow file through a memory map, so that memory holds one video, a
+.parquet file by its pages, which may be as large as a group of rows. Only bytes in the table itself are read, never the
+files that it may name.
 """
 
 import bisect
@@ -41,7 +42,7 @@ class _Parquet:
     """The rows of a .parquet file. A group of them has no index, so reading goes on from the last row read."""
 
     def __init__(self, path: Path):
-        self.file = pq.ParquetFile(path, memory_map=True, buffer_size=PIECE)
+        self.file = pq.ParquetFile(path, buffer_size=PIECE)
         self.schema = self.file.schema_arrow
         metadata = self.file.metadata
         self._ends = _ends(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
