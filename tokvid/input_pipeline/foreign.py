@@ -68,9 +68,9 @@ class Files(Sequence[StoredVideo]):
 
     def __init__(self, path: Path, choices: Choices):
         self.path, self.choices = path, choices
-        self.list = self.files(path)
-        counts = [self._guarded(file, str(file), self.look) for file in self.list]
-        for file, count in zip(self.list, counts, strict=True):
+        self.paths = self.files(path)
+        counts = [self._guarded(file, str(file), self.look) for file in self.paths]
+        for file, count in zip(self.paths, counts, strict=True):
             if not 0 <= count <= MOST_VIDEOS:
                 raise UserError(f"{file} says that it holds {count} videos; it may hold 0 to {MOST_VIDEOS}")
         self._ends = list(itertools.accumulate(counts))
@@ -96,7 +96,7 @@ class Files(Sequence[StoredVideo]):
         if not 0 <= index < len(self):
             raise IndexError(f"video {index} of {len(self)}")
         place = bisect.bisect_right(self._ends, index)
-        file, number = self.list[place], int(index) - (self._ends[place - 1] if place else 0)
+        file, number = self.paths[place], int(index) - (self._ends[place - 1] if place else 0)
         name, where = file.name if file == self.path else file.relative_to(self.path), f"{file}, {self.unit} {number}"
         return self._guarded(file, where, lambda file: self.video(file, number, f"{name}/{number}", where))
 
