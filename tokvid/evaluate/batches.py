@@ -7,7 +7,7 @@ import numpy as np
 
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.sampling.levels import Levels, rates_of, videos
-from tokvid.sampling.stream import Guidance, Models, StreamDecoder, StreamEncoder, latent_frames_for, make_prompt
+from tokvid.sampling.stream import Guidance, Models, decode_clips, encode_clips, latent_frames_for, make_prompt
 from tokvid.weights import Loaded
 
 BATCH = 32
@@ -49,11 +49,8 @@ def generate_batch(
 
 def through(tokenizer: Loaded, video_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Clips encoded and decoded, and their tokens. The last frame is repeated to fill the last latent frame."""
-    B, T, height, width, _ = video_BTHWC.shape
-    spare = -(T - 1) % tokenizer.config.temporal_patch
-    padded = np.concatenate([video_BTHWC, np.repeat(video_BTHWC[:, -1:], spare, axis=1)], axis=1)
-    ids = StreamEncoder(tokenizer, B, (height, width)).feed(padded)
-    return StreamDecoder(tokenizer, B, ids.shape[2], ids.shape[3]).feed(ids)[:, :T], ids
+    ids = encode_clips(tokenizer, video_BTHWC)
+    return decode_clips(tokenizer, ids)[:, : video_BTHWC.shape[1]], ids
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -17,7 +17,7 @@ from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.levels import rates_of, videos
-from tokvid.sampling.stream import Guidance, Models, StreamEncoder, frames_of, make_prompt
+from tokvid.sampling.stream import Guidance, Models, encode_clips, frames_of, make_prompt
 
 MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
 TRAINING_CLIPS = 256  # searched for the nearest one
@@ -155,11 +155,7 @@ def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Gene
     pairs = itertools.islice(single_caption, samples)
     while some := list(itertools.islice(pairs, BATCH)):
         truth = np.stack([clip_THWC for clip_THWC, _ in some])
-        spare = -(truth.shape[1] - 1) % models.tokenizer.config.temporal_patch
-        padded = np.concatenate([truth, np.repeat(truth[:, -1:], spare, axis=1)], axis=1)
-        yield Clips(
-            truth, [text for _, text in some], StreamEncoder(models.tokenizer, len(some), data.size).feed(padded)
-        )
+        yield Clips(truth, [text for _, text in some], encode_clips(models.tokenizer, truth))
 
 
 def _generate(

@@ -9,10 +9,19 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tokvid.errors import UserError
-from tokvid.sampling.edits import Encoded, check_trained
+from tokvid.sampling.edits import check_trained
 from tokvid.sampling.levels import Levels, tokens_of
 from tokvid.sampling.story import Story, encode_opening, first_frames, prompts_of
-from tokvid.sampling.stream import Around, Models, Source, StreamDecoder, latent_frames_for
+from tokvid.sampling.stream import (
+    Around,
+    Models,
+    Prompt,
+    Source,
+    StreamDecoder,
+    decode_clips,
+    encode_clips,
+    latent_frames_for,
+)
 from tokvid.tokenizer.cvivit import token_side
 
 WIDEST = 4.0  # of a canvas: the longer side over the shorter one
@@ -21,26 +30,26 @@ Place = tuple[int, int]  # the first row and column of a window on the canvas
 
 def paint(
     models: Models,
-    story: Story,
+    prompts: Sequence[Prompt],
+    levels: Levels,
     canvas: Around,
     places: Sequence[Place],
     sources: Callable[[int, int], Sequence[Source]] = lambda top, left: (),
-) -> Int[np.ndarray, "t h w q"]:
-    """The tokens of a canvas of one video: what is unknown is generated, window by window at the `places`, in order.
-
-    `sources` gives the conditions of a place.
+) -> Int[np.ndarray, "b t h w q"]:
+    """The tokens of canvases of a batch of videos: what is unknown is generated, window by window at the `places`, in
+    order. `sources` gives the conditions of a place.
     """
     tokens_BTHWQ, known_BTHW = canvas.tokens_BTHWQ.copy(), canvas.known_BTHW.copy()
-    latent_frames, (_, rows, columns) = tokens_BTHWQ.shape[1], models.transformer.config.latent
-    levels = Levels([story.fps], latent_frames, story.keep, story.sampling)
+    _, rows, columns = models.transformer.config.latent
+    none_BTHWQ = models.no_tokens(len(tokens_BTHWQ))
     for top, left in places:
         at = np.s_[:, :, top : top + rows, left : left + columns]
         if known_BTHW[at].all():
             continue
         around, beside = Around(tokens_BTHWQ[at], known_BTHW[at]), sources(top, left)
-        parts = tokens_of(models, prompts_of(story, models), levels, models.no_tokens(1), sources=beside, around=around)
+        parts = tokens_of(models, prompts, levels, none_BTHWQ, sources=beside, around=around)
         tokens_BTHWQ[at], known_BTHW[at] = np.concatenate(list(parts), axis=1), True
-    return tokens_BTHWQ[0]
+    return tokens_BTHWQ
 
 
 def canvas_sizes(models: Models, ratio: float, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -77,23 +86,32 @@ def outpaint(
         for frame_HWC in frames:
             count += 1
             yield frame_HWC
-        for _ in range(-(count - 1) % models.tokenizer.config.temporal_patch):
+        for _ in range(-(count - 1) % _patch(models)):
             yield frame_HWC
 
     inner_THWQ = encode_opening(models, counted(), sizes[0])
-    shape = [size // side for size in sizes[1]]
-    first = [(whole - part) // 2 for whole, part in zip(shape, inner_THWQ.shape[1:3], strict=True)]
-    tokens_BTHWQ = np.zeros((1, len(inner_THWQ), *shape, inner_THWQ.shape[3]), np.int32)
+    shape = (sizes[1][0] // side, sizes[1][1] // side)
+    canvas, places = widened(inner_THWQ[None], shape, models.transformer.config.latent[1:])
+    painted_BTHWQ = paint(models, prompts_of(story, models), _levels(story, len(inner_THWQ)), canvas, places)
+    return count, _decoded(models, painted_BTHWQ[0], count)
+
+
+def widened(
+    inner_BTHWQ: Int[np.ndarray, "b t h w q"], shape: tuple[int, int], window: tuple[int, int]
+) -> tuple[Around, list[Place]]:
+    """Videos in the middle of canvases of `shape` tokens, wider or higher than they are; and the places of windows of
+    `window` tokens that fill these, outward."""
+    B, T, rows, columns, Q = inner_BTHWQ.shape
+    top, left = (shape[0] - rows) // 2, (shape[1] - columns) // 2
+    tokens_BTHWQ = np.zeros((B, T, *shape, Q), np.int32)
     known_BTHW = np.zeros(tokens_BTHWQ.shape[:-1], bool)
-    ends = [start + part for start, part in zip(first, inner_THWQ.shape[1:3], strict=True)]
-    inside = np.s_[:, :, first[0] : ends[0], first[1] : ends[1]]
-    tokens_BTHWQ[inside], known_BTHW[inside] = inner_THWQ, True
-    axis = 1 if shape[1] > inner_THWQ.shape[2] else 0
-    window = models.transformer.config.latent[1 + axis]
-    starts = outward(shape[axis], window, first[axis], ends[axis])
-    places = [(0, start) if axis else (start, 0) for start in starts]
-    painted_THWQ = paint(models, story, Around(tokens_BTHWQ, known_BTHW), places)
-    return count, _decoded(models, painted_THWQ, count)
+    inside = np.s_[:, :, top : top + rows, left : left + columns]
+    tokens_BTHWQ[inside], known_BTHW[inside] = inner_BTHWQ, True
+    if shape[1] > columns:
+        places = [(0, start) for start in outward(shape[1], window[1], left, left + columns)]
+    else:
+        places = [(start, 0) for start in outward(shape[0], window[0], top, top + rows)]
+    return Around(tokens_BTHWQ, known_BTHW), places
 
 
 def outward(length: int, window: int, first: int, end: int) -> list[int]:
@@ -128,29 +146,39 @@ def upscale(
     check_trained(models, "upscale")
     if times < 2 or times & (times - 1):
         raise UserError(f"videos become 2, 4, 8, … times as large, not {times}")
+    prompts, levels = prompts_of(story, models), _levels(story, latent_frames_for(len(video_THWC), _patch(models)))
+    video_BTHWC = video_THWC[None]
     while times > 1:
-        video_THWC, times = _doubled(models, story, video_THWC), times // 2
-    return video_THWC
+        video_BTHWC, times = doubled(models, prompts, levels, video_BTHWC), times // 2
+    return video_BTHWC[0]
 
 
-def _doubled(
-    models: Models, story: Story, video_THWC: UInt8[np.ndarray, "t h w 3"]
-) -> UInt8[np.ndarray, "t rows columns 3"]:
+def doubled(
+    models: Models, prompts: Sequence[Prompt], levels: Levels, video_BTHWC: UInt8[np.ndarray, "b t h w 3"]
+) -> UInt8[np.ndarray, "b t rows columns 3"]:
+    """A batch of videos at twice their size."""
     config, side = models.transformer.config, token_side(models.tokenizer.config)
     _, rows, columns = config.latent
-    shape = [2 * size // side for size in video_THWC.shape[1:3]]
+    shape = [2 * size // side for size in video_BTHWC.shape[2:4]]
 
     def sources(top: int, left: int) -> list[Source]:
         first_row, first_column = top * side // 2, left * side // 2
-        part_THWC = video_THWC[:, first_row:, first_column:][:, : rows * side // 2, : columns * side // 2]
-        return [Encoded(models, iter(part_THWC), "low").stream(story.fps)]
+        part_BTHWC = video_BTHWC[:, :, first_row:, first_column:][:, :, : rows * side // 2, : columns * side // 2]
+        return [Source("low", levels.rates[0], iter([encode_clips(models.tokenizer, part_BTHWC)]))]
 
-    latent_frames = latent_frames_for(len(video_THWC), models.tokenizer.config.temporal_patch)
-    blank_BTHWQ = np.zeros((1, latent_frames, *shape, config.subcodes), np.int32)
+    blank_BTHWQ = np.zeros((len(video_BTHWC), levels.latent_frames, *shape, config.subcodes), np.int32)
     places = [(top, left) for top in tiled(shape[0], rows) for left in tiled(shape[1], columns)]
     canvas = Around(blank_BTHWQ, np.zeros(blank_BTHWQ.shape[:-1], bool))
-    painted_THWQ = paint(models, story, canvas, places, sources)
-    return np.concatenate(list(_decoded(models, painted_THWQ, len(video_THWC))))
+    painted_BTHWQ = paint(models, prompts, levels, canvas, places, sources)
+    return decode_clips(models.tokenizer, painted_BTHWQ)[:, : video_BTHWC.shape[1]]
+
+
+def _levels(story: Story, latent_frames: int) -> Levels:
+    return Levels([story.fps], latent_frames, story.keep, story.sampling)
+
+
+def _patch(models: Models) -> int:
+    return models.tokenizer.config.temporal_patch
 
 
 def _decoded(

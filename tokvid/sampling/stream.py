@@ -149,6 +149,22 @@ class StreamDecoder:
         return np.concatenate(out, axis=1)
 
 
+def encode_clips(
+    tokenizer: weights.Loaded, video_BTHWC: UInt8[np.ndarray, "b t h w 3"]
+) -> Int32[np.ndarray, "b tl hl wl q"]:
+    """The tokens of a batch of whole clips, whose last frame is repeated to fill the last latent frame."""
+    spare = -(video_BTHWC.shape[1] - 1) % tokenizer.config.temporal_patch
+    padded_BTHWC = np.concatenate([video_BTHWC, np.repeat(video_BTHWC[:, -1:], spare, axis=1)], axis=1)
+    return StreamEncoder(tokenizer, len(video_BTHWC), video_BTHWC.shape[2:4]).feed(padded_BTHWC)
+
+
+def decode_clips(
+    tokenizer: weights.Loaded, tokens_BTHWQ: Int[np.ndarray, "b tl hl wl q"]
+) -> UInt8[np.ndarray, "b t h w 3"]:
+    """The frames of a batch of whole clips."""
+    return StreamDecoder(tokenizer, len(tokens_BTHWQ), *tokens_BTHWQ.shape[2:4]).feed(tokens_BTHWQ)
+
+
 class Prompt(NamedTuple):
     """The prompts of a batch of videos, in force from `start` seconds on.
 
