@@ -55,7 +55,15 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "e.json").read_text()) == {"size": [16, 16], "asked": [4, 0, 3.0, 5, [3.0, 6.0]]}
 
 
-WORDS = {"fps": 8, "seconds": 1, "factor": 2, "features": "x.py", "sheet": "a.png", "scheme": "one-level"}
+WORDS = {
+    "fps": 8,
+    "seconds": 1,
+    "factor": 2,
+    "features": "x.py",
+    "sheet": "a.png",
+    "scheme": "one-level",
+    "task": "inpaint",
+}
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
@@ -72,8 +80,19 @@ def test_every_evaluation_is_explained_and_refuses_what_it_does_not_use(name, re
         assert f"{flags[unused]} is not for evaluate {name}; leave it out" in line
 
 
-def test_a_sheet_of_shapes_is_refused(refused):
-    assert "--sheet is not for evaluate shapes; leave it out" in refused("evaluate", "shapes", "--sheet", "a.png")
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--sheet", "a.png"], "--sheet is not for evaluate shapes; leave it out, or give a --task"),
+        (["--task", "colorise"], "unknown task 'colorise' (did you mean 'colourise'?)"),
+        (["--task", "inpaint", "--fps", 2, 4], "--task is measured at one rate; give one --fps, not 2"),
+        (["--task", "inpaint"], "not trained for inpaint"),
+        (["--task", "all", "--samples", 3], "4 or more samples"),
+        (["--task", "all"], "trained for none of the tasks"),
+    ],
+)
+def test_what_cannot_be_measured_of_tasks(refused, tiny_weights, words, said):
+    assert said in refused("evaluate", "shapes", "--weights", tiny_weights, *words)
 
 
 @pytest.mark.parametrize("lost", ["--json", "--markdown", "--sheet"])

@@ -22,6 +22,7 @@ from tokvid.cli.options import (
 )
 from tokvid.cli.printing import in_any_case, markdown, say, table
 from tokvid.config import GUIDANCE, check_guidance, check_seed
+from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, Outputs, write_json, write_text
 
 if TYPE_CHECKING:
@@ -43,8 +44,17 @@ class Evaluation(NamedTuple):
 
 def _shapes(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.shapes import evaluate_shapes
+    from tokvid.evaluate.tasks import check_task, evaluate_tasks
 
-    return evaluate_shapes(_models(options), options.samples, options.seed, settings, options.fps or ())
+    rates = options.fps or ()
+    if options.task is None:
+        refuse(options, ["sheet"], "is not for evaluate shapes; leave it out, or give a --task")
+        return evaluate_shapes(_models(options), options.samples, options.seed, settings, rates)
+    check_task(options.task)
+    if len(rates) > 1:
+        raise UserError(f"--task is measured at one rate; give one --fps, not {len(rates)}")
+    fps = rates[0] if rates else None
+    return evaluate_tasks(_models(options), options.task, options.samples, options.seed, settings, fps, show)
 
 
 def _reconstruction(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
@@ -74,8 +84,9 @@ def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -
 SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
-        "clips generated from Moving Shapes prompts, whose attributes are read back from the pixels",
-        frozenset({"fps", "scheme", *SAMPLED}),
+        "clips generated from Moving Shapes prompts, or by one of the other tasks, whose attributes are read back from "
+        "the pixels",
+        frozenset({"fps", "scheme", "sheet", "task", *SAMPLED}),
         _shapes,
     ),
     "reconstruction": Evaluation(
@@ -116,6 +127,8 @@ class Evaluate(Command):
             metavar="N",
             help="random seed (default 0)",
         )
+        task = "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; all: those that the weights know"
+        parser.add_argument("--task", metavar="NAME", help=task)
         parser.add_argument(
             "--data",
             type=readable,
@@ -128,8 +141,8 @@ class Evaluate(Command):
             type=float,
             nargs="+",
             metavar="X",
-            help="frames per second; shapes: one or more rates (default: all those trained on), generation: one rate "
-            "(default: the highest trained on)",
+            help="frames per second; shapes: one or more rates (default: all those trained on), generation and --task: "
+            "one rate (default: the highest trained on)",
         )
         parser.add_argument(
             "--seconds", type=float, metavar="X", help="generation: duration of each clip in seconds (default 3)"
@@ -149,7 +162,7 @@ class Evaluate(Command):
         scheme_argument(parser)
         guidance_argument(parser)
         group = parser.add_argument_group("output", "besides the table that is printed")
-        sheet = "all but shapes: write a contact sheet (.png) of some of the clips"
+        sheet = "write a contact sheet (.png) of some of the clips; shapes: those of --task"
         group.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), metavar="FILE", help=sheet)
         group.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures as JSON")
         group.add_argument("--markdown", type=outputs.file(), metavar="FILE", help="write them as a Markdown table")

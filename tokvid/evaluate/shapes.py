@@ -40,12 +40,8 @@ def evaluate_shapes(
     (`ceiling_reconstruction`). Speed errors are relative, over prompts with motion. `rates` are frames per second, in
     the training range or not (default: the training rates).
     """
-    height, width = models.size
-    if samples < 4 or height != width:
-        raise UserError(f"Moving Shapes need 4 or more samples of square videos, got {samples} of {height}x{width}")
     rates = [float(rate) for rate in rates or models.transformer.about["fps"]]
-    if not all(1 <= rate <= 240 for rate in rates):
-        raise UserError(f"rates should be 1 to 240 fps, got {rates}")
+    check(models, samples, rates)
     fewer = max(4, samples // 4)
     with progress("evaluate shapes", samples + 2 * fewer, "videos") as advance:
         clips = _clips(models, samples, fewer, rates, seed, settings, advance)
@@ -60,7 +56,22 @@ def evaluate_shapes(
     }
 
 
-def _batches(
+def check(models: Models, samples: int, rates: Sequence[float]) -> None:
+    """UserError for too few samples, videos that are not square, and rates that cannot be."""
+    height, width = models.size
+    if samples < 4 or height != width:
+        raise UserError(f"Moving Shapes need 4 or more samples of square videos, got {samples} of {height}x{width}")
+    if not all(1 <= rate <= 240 for rate in rates):
+        raise UserError(f"rates should be 1 to 240 fps, got {list(rates)}")
+
+
+def frames_at(models: Models, fps: float) -> int:
+    """The frames of a clip at this rate: at least two seconds, and a window."""
+    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
+    return frames_of(max(window, latent_frames_for(round(2 * fps) + 1, patch)), patch)
+
+
+def batches(
     stories: Sequence[ShapesStory], batch: int, *stream: int
 ) -> Iterator[tuple[list[ShapesStory], int, np.ndarray]]:
     """Batches of stories, padded so that the last one isn't compiled anew; the number of unpadded stories; a seed for
@@ -81,22 +92,20 @@ def _clips(
     advance: Callable[..., None],
 ) -> dict[str, Any]:
     """One-segment videos, divided among the rates, each at least two seconds and one window long."""
-    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
     scores: dict[str, list[dict[str, bool]]] = {
         name: [] for name in ("attributes", "ceiling_real", "ceiling_reconstruction", "held_out")
     }
     errors: dict[str, float | None] = {}
     joint: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
     for number, fps in enumerate(rates):
-        latent_frames = max(window, latent_frames_for(round(2 * fps) + 1, patch))
-        frames = frames_of(latent_frames, patch)
-        plain = _stories_of((samples + number) // len(rates), _stream(seed, number), frames / fps)
-        unseen = _stories_of(
-            (held_out_samples + number) // len(rates), _stream(seed, number), frames / fps, held_out=True
+        frames = frames_at(models, fps)
+        plain = stories_of((samples + number) // len(rates), stream_of(seed, number), frames / fps)
+        unseen = stories_of(
+            (held_out_samples + number) // len(rates), stream_of(seed, number), frames / fps, held_out=True
         )
         relative: list[float] = []
         done = 0
-        for now, count, seeds_B in _batches(plain + unseen, min(BATCH, samples), seed, number):
+        for now, count, seeds_B in batches(plain + unseen, min(BATCH, samples), seed, number):
             prompts = [story.segments[0].caption for story in now]
             generated = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
             real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
@@ -127,7 +136,7 @@ def _stories(
 ) -> dict[str, Any]:
     """Two-segment videos: whether the motion follows the second prompt within a second, whether the object stays the
     same, and the seam ratio of windows, with that of real video through the tokenizer."""
-    dataset = ShapesDataset(samples, _stream(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
+    dataset = ShapesDataset(samples, stream_of(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
     starts = joins(plan, models)
     before, after = round(3 * fps), round(4 * fps)  # frames until the switch; a second later
@@ -135,7 +144,7 @@ def _stories(
     keeps: list[bool] = []
     ratios: dict[str, list[float]] = {"seam_ratio": [], "seam_ratio_reconstruction": []}
     stories = [dataset[index].story for index in range(samples)]
-    for now, count, seeds_B in _batches(stories, min(BATCH, samples), seed, 50):
+    for now, count, seeds_B in batches(stories, min(BATCH, samples), seed, 50):
         parts = [(3.0, [story.segments[part].caption for story in now]) for part in (0, 1)]
         generated = generate_batch(models, fps, parts, seeds_B, settings)
         real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in now])
@@ -157,7 +166,7 @@ def _stories(
     return {"prompt_switch": switch, **{name: mean(values) for name, values in ratios.items()}}
 
 
-def _stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:
+def stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:
     """Stories with one segment of at least `seconds`."""
     length = (math.ceil(seconds),) * 2
     dataset = ShapesDataset(max(1, count), seed, held_out, segments=(1, 1), segment_seconds=length)
@@ -170,6 +179,6 @@ def _same_object(was: ShapeReading | None, became: ShapeReading | None, same_col
     return was.shape == became.shape and was.size == became.size and (not same_color or was.color == became.color)
 
 
-def _stream(seed: int, number: int) -> int:
+def stream_of(seed: int, number: int) -> int:
     """The dataset seed of one part of an evaluation."""
     return int(np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(1)[0])

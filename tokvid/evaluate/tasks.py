@@ -1,0 +1,467 @@
+"""Measures the tasks on Moving Shapes, where the truth of every pixel is known: `tokvid evaluate shapes --task NAME`.
+
+To add one: a function from a `Batch` to an `Outcome`, and a row of `MEASURES`.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from tokvid.errors import UserError, did_you_mean
+from tokvid.evaluate.batches import BATCH, Settings, mean, through
+from tokvid.evaluate.shapes import ATTRIBUTES, batches, check, frames_at, stories_of, stream_of
+from tokvid.io.progress import progress
+from tokvid.metrics.video import psnr, seam_ratio
+from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
+from tokvid.sampling.edits import beginning_with, check_trained, scattered
+from tokvid.sampling.levels import rates_of, videos
+from tokvid.sampling.stream import (
+    Around,
+    Guidance,
+    Models,
+    Prompt,
+    Source,
+    decode_clips,
+    encode_clips,
+    latent_frames_for,
+    make_prompt,
+)
+from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, render
+from tokvid.shapes.reading import ShapeReading, read_attributes, score, wrap
+from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out
+from tokvid.tasks.conditions import CONDITIONS, grey
+
+IDENTITY = ("size", "color", "shape")
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of variation
+GIVEN = 3  # latent frames, of continuation
+CANVAS, CLIP = 16 / 9, (16, 9)  # of outpainting: width over height; height and width of what is given
+SHOWN, COLUMNS = 2, 6  # clips of a task on a sheet, and frames of each
+BEST = 100.0  # dB, also of equal videos
+EARLIER = 80  # a random stream of `stream_of`, after those of `evaluate_shapes`
+
+
+class Outcome(NamedTuple):
+    """What a task was given and what it made, videos (B, T, H, W, 3), and its figures: a value for each video.
+
+    NaN is no value, as the track error where no object is seen.
+    """
+
+    source: np.ndarray
+    made: np.ndarray
+    figures: Mapping[str, Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Clips of one rate and length, each a story of one prompt, and how videos are sampled."""
+
+    models: Models
+    stories: Sequence[ShapesStory]
+    fps: float
+    frames: int
+    seeds_B: np.ndarray
+    settings: Settings
+
+    @functools.cached_property
+    def truth(self) -> np.ndarray:
+        """The clips, uint8 (B, T, H, W, 3)."""
+        return self.drawn(self.stories)
+
+    @functools.cached_property
+    def tokens(self) -> np.ndarray:
+        """Their tokens, (B, T', H', W', Q)."""
+        return encode_clips(self.models.tokenizer, self.truth)
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the last."""
+        return (self.frames - 1) / self.fps
+
+    def drawn(self, stories: Sequence[ShapesStory], size: int = 0) -> np.ndarray:
+        """Stories in the size of the models or another."""
+        size = size or self.models.size[0]
+        return np.stack([render(story, fps=self.fps, frames=self.frames, size=size) for story in stories])
+
+    def prompts(self, wanted: Sequence[ShapesStory], silent: bool = False) -> list[Prompt]:
+        """Those of the stories, or empty ones."""
+        texts = ["" if silent else story.segments[0].caption for story in wanted]
+        return [make_prompt(self.models, texts, self.seeds_B, Guidance(self.settings.guidance))]
+
+    def source(self, name: str, video_BTHWC: np.ndarray) -> Source:
+        """The condition `name` of videos."""
+        condition = CONDITIONS[name]
+        seen = np.stack([condition.apply(video_THWC) for video_THWC in video_BTHWC])
+        return Source(name, self.fps / condition.slower, iter([encode_clips(self.models.tokenizer, seen)]))
+
+    def edited(
+        self,
+        wanted: Sequence[ShapesStory],
+        sources: Sequence[Source] = (),
+        around: Around | None = None,
+        silent: bool = False,
+    ) -> np.ndarray:
+        """Videos of these stories at one rate, made from conditions or from some of their tokens."""
+        levels, none = self.settings.levels(self.models, [self.fps], self.frames), self.models.no_tokens(len(wanted))
+        parts = videos(self.models, self.prompts(wanted, silent), levels, none, sources=sources, around=around)
+        return np.concatenate(list(parts), axis=1)[:, : self.frames]
+
+    def told(self, opening_BTHWQ: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
+        """Videos of the stories' prompts, which begin with latent frames, or with none."""
+        opening = self.models.no_tokens(len(self.stories)) if opening_BTHWQ is None else opening_BTHWQ
+        rates = rates_of(self.models, self.fps, self.settings.scheme) if opening.shape[1] < 2 else [self.fps]
+        levels = self.settings.levels(self.models, rates, frames or self.frames)
+        parts = videos(self.models, self.prompts(self.stories), levels, opening)
+        return np.concatenate(list(parts), axis=1)[:, : frames or self.frames]
+
+    def read(self, made: np.ndarray, wanted: Sequence[ShapesStory]) -> dict[str, Sequence[float]]:
+        """Whether each attribute of the stories is read from the videos, and all; whether the object is the same, by
+        size, colour and shape; and its mean distance from where it should be, in pixels."""
+        readings = [read_attributes(video_THWC, self.fps) for video_THWC in made]
+        right = [score(reading, story.segments[0].attributes) for reading, story in zip(readings, wanted, strict=True)]
+        return {
+            **{name: [each[name] for each in right] for name in ATTRIBUTES},
+            "identity": [all(each[name] for name in IDENTITY) for each in right],
+            "track_error": [self._away(reading, story) for reading, story in zip(readings, wanted, strict=True)],
+        }
+
+    def _away(self, reading: ShapeReading | None, story: ShapesStory) -> float:
+        if reading is None:
+            return math.nan
+        size, seconds_T = self.models.size[0], np.arange(self.frames) / self.fps
+        true_TC = positions(story, seconds_T) * size / WORLD
+        away_T = np.hypot(*wrap(reading.centroid_TC - true_TC, np.full(2, float(size))).T)
+        return float(np.nanmean(away_T))
+
+
+def _text_to_video(batch: Batch) -> Outcome:
+    made = batch.told()
+    return Outcome(batch.truth, made, _anywhere(batch.read(made, batch.stories)))
+
+
+def _via_image(batch: Batch) -> Outcome:
+    """A picture of the prompt, then a video that begins with it; `direct_joint` is of videos without one."""
+    pictures, direct = batch.told(frames=1), batch.told()
+    made = batch.told(encode_clips(batch.models.tokenizer, pictures))
+    figures = _anywhere(batch.read(made, batch.stories))
+    return Outcome(pictures, made, {**figures, "direct_joint": batch.read(direct, batch.stories)["joint"]})
+
+
+def _image_to_video(batch: Batch) -> Outcome:
+    made = batch.told(batch.tokens[:, :1])
+    return Outcome(batch.truth[:, :1], made, batch.read(made, batch.stories))
+
+
+def _zero_shot(batch: Batch) -> Outcome:
+    """The first frame takes the place of drawn tokens, as if the weights knew no pictures."""
+    made = batch.edited(batch.stories, around=beginning_with(batch.tokens[:, :1]))
+    return Outcome(batch.truth[:, :1], made, batch.read(made, batch.stories))
+
+
+def _continuation(batch: Batch) -> Outcome:
+    made = batch.told(batch.tokens[:, :GIVEN])
+    given = 1 + (GIVEN - 1) * batch.models.tokenizer.config.temporal_patch
+    return Outcome(batch.truth[:, :given], made, batch.read(made, batch.stories))
+
+
+def _infilling(batch: Batch) -> Outcome:
+    """Every second latent frame is given."""
+    tokens = batch.tokens
+    known_BTHW = np.broadcast_to((np.arange(tokens.shape[1]) % 2 == 0)[:, None, None], tokens.shape[:-1])
+    made = batch.edited(batch.stories, around=Around(tokens, known_BTHW))
+    return Outcome(_where(_pixels(batch, known_BTHW), batch.truth), made, batch.read(made, batch.stories))
+
+
+def _restyle(batch: Batch) -> Outcome:
+    """Another colour: outlines have none."""
+    return _from_condition(batch, "edges", _others(batch, "color"))
+
+
+def _reshape(batch: Batch) -> Outcome:
+    """Another colour and another shape."""
+    return _from_condition(batch, "rough", _others(batch, "color", "shape"))
+
+
+def _colourise(batch: Batch) -> Outcome:
+    """The true colour; PSNR of luma, also after the tokenizer alone."""
+    outcome = _from_condition(batch, "grey", batch.stories)
+    again, _ = through(batch.models.tokenizer, batch.truth)
+    made, truth, again = (np.stack([grey(each) for each in each_B]) for each_B in (outcome.made, batch.truth, again))
+    lumas = {"psnr_of_luma": _psnrs(truth, made), "ceiling_psnr_of_luma": _psnrs(truth, again)}
+    return outcome._replace(figures={**outcome.figures, **lumas})
+
+
+def _inpaint(batch: Batch) -> Outcome:
+    """A box follows the object, all of it; another colour and shape are asked for. Outside, pixels are as after the
+    tokenizer alone, but for what the decoder sees of the box."""
+    batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds, "slow") for each in batch.stories])
+    wanted, known_BTHW = _others(batch, "color", "shape"), ~_boxes(batch)
+    made = batch.edited(wanted, around=Around(batch.tokens, known_BTHW))
+    outside = _pixels(batch, known_BTHW)
+    again, kept = decode_clips(batch.models.tokenizer, batch.tokens)[:, : batch.frames], {}
+    for name, video in (("psnr_outside", made), ("ceiling_psnr_outside", again)):
+        kept[name] = _psnrs(batch.truth, video, outside)
+    return Outcome(_where(outside, batch.truth), made, {**batch.read(made, wanted), **kept})
+
+
+def _outpaint(batch: Batch) -> Outcome:
+    """The middle of a clip, 9:16, on a canvas of 16:9, of which each part as wide as the world shows all of it.
+
+    PSNR of the sides, also of repeated edges; `seams` is the change across the border, relative to other columns.
+    """
+    models, size = batch.models, batch.models.size[0]
+    batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds) for each in batch.stories])
+    (_, inner), (_, outer) = canvas_sizes(models, CANVAS, *CLIP)
+    left = (size - inner) // 2
+    given = encode_clips(models.tokenizer, np.ascontiguousarray(batch.truth[:, :, :, left : left + inner]))
+    side = inner // given.shape[3]
+    around, places = widened(given, (given.shape[2], outer // side), models.transformer.config.latent[1:])
+    first = int(np.flatnonzero(around.known_BTHW[0, 0, 0])[0]) * side
+    levels = batch.settings.levels(models, [batch.fps], batch.frames)
+    painted = paint(models, batch.prompts(batch.stories), levels, around, places)
+    made = decode_clips(models.tokenizer, painted)[:, : batch.frames]
+    column_W = (np.arange(outer) - first + left) % size  # of the world, which is a torus
+    truth, inside_W = batch.truth[:, :, :, column_W], (np.arange(outer) >= first) & (np.arange(outer) < first + inner)
+    units_W = column_W * WORLD / size
+    edges = truth[:, :, :, np.clip(np.arange(outer), first, first + inner - 1)]
+    ends = [
+        batch.read(made[:, :, :, start : start + size], [_moved(each, -units_W[start]) for each in batch.stories])
+        for start in (0, outer - size)
+    ]
+    sides, border = np.broadcast_to(~inside_W, truth.shape[:-1]), [first, first + inner]
+    figures: dict[str, Sequence[float]] = {
+        **{name: np.mean([each[name] for each in ends], axis=0).tolist() for name in ends[0]},
+        "psnr_of_sides": _psnrs(truth, made, sides),
+        "psnr_of_sides_repeated": _psnrs(truth, edges, sides),
+        "seams": [seam_ratio(each.transpose(2, 0, 1, 3), border) for each in made],
+        "seams_of_truth": [seam_ratio(each.transpose(2, 0, 1, 3), border) for each in truth],
+    }
+    return Outcome(_where(~sides, truth), made, figures)
+
+
+def _upscale(batch: Batch) -> Outcome:
+    """Half the size, doubled once and twice; PSNR, also of bicubic interpolation and after the tokenizer alone."""
+    models, size = batch.models, batch.models.size[0]
+    low = np.stack([CONDITIONS["low"].apply(video_THWC) for video_THWC in batch.truth])
+    prompts = batch.prompts(batch.stories)
+    levels = batch.settings.levels(models, [batch.fps], batch.frames)
+    made, figures = low, dict[str, Sequence[float]]()
+    for times in (2, 4):
+        made, truth = doubled(models, prompts, levels, made), batch.drawn(batch.stories, times * size // 2)
+        figures[f"psnr_{times}x"] = _psnrs(truth, made)
+        figures[f"bicubic_psnr_{times}x"] = _psnrs(truth, _bicubic(low, times))
+        if times == 2:
+            figures["ceiling_psnr_2x"] = _psnrs(truth, through(models.tokenizer, truth)[0])
+            figures |= batch.read(made, batch.stories)
+    return Outcome(low, made, figures)
+
+
+def _animate(batch: Batch) -> Outcome:
+    """The object of a picture on the path of another clip's object; no prompt."""
+    objects = [*batch.stories[1:], batch.stories[0]]
+    wanted = [_dressed(story, other) for story, other in zip(batch.stories, objects, strict=True)]
+    pictures = batch.drawn(objects)
+    sources = [batch.source("picture", pictures), batch.source("track", batch.truth)]
+    made = batch.edited(wanted, sources, silent=True)
+    tracks = np.stack([CONDITIONS["track"].apply(video_THWC) for video_THWC in batch.truth])
+    seen = [pictures[:, batch.frames // 2][:, None], tracks.repeat(2, axis=2).repeat(2, axis=3)]
+    return Outcome(np.concatenate(seen, axis=1), made, batch.read(made, wanted))
+
+
+def _variation(batch: Batch) -> Outcome:
+    """Some tokens are drawn again; the joint attributes and the PSNR for each share of them."""
+    tokens, figures, shown = batch.tokens, {}, batch.truth
+    for strength in STRENGTHS:
+        rngs = [np.random.default_rng(int(seed)) for seed in batch.seeds_B]
+        known_BTHW = np.stack([scattered(tokens.shape[1:4], strength, rng) for rng in rngs])
+        made = batch.edited(batch.stories, around=Around(tokens, known_BTHW))
+        shown = made if strength == 0.5 else shown
+        figures[f"joint_at_{strength:g}"] = batch.read(made, batch.stories)["joint"]
+        figures[f"psnr_at_{strength:g}"] = _psnrs(batch.truth, made)
+    return Outcome(batch.truth, shown, figures)
+
+
+class Measure(NamedTuple):
+    """How a task is measured, and the tasks that weights must be trained for."""
+
+    measure: Callable[[Batch], Outcome]
+    needs: tuple[str, ...]
+
+
+# Interpolation has an evaluation of its own, for any data.
+MEASURES: dict[str, Measure] = {
+    "text_to_video": Measure(_text_to_video, ("text_to_video",)),
+    "via_image": Measure(_via_image, ("text_to_video", "image_to_video")),
+    "image_to_video": Measure(_image_to_video, ("image_to_video",)),
+    "zero_shot": Measure(_zero_shot, ("text_to_video",)),
+    "continuation": Measure(_continuation, ("continuation",)),
+    "infilling": Measure(_infilling, ("infilling",)),
+    "restyle": Measure(_restyle, ("restyle",)),
+    "reshape": Measure(_reshape, ("reshape",)),
+    "colourise": Measure(_colourise, ("colourise",)),
+    "inpaint": Measure(_inpaint, ("inpaint",)),
+    "outpaint": Measure(_outpaint, ("outpaint",)),
+    "upscale": Measure(_upscale, ("upscale",)),
+    "animate": Measure(_animate, ("animate",)),
+    "variation": Measure(_variation, ("variation",)),
+}
+ALL = "all"
+
+
+def check_task(name: str) -> None:
+    """UserError for what is no key of MEASURES, nor "all"."""
+    if name != ALL and name not in MEASURES:
+        raise UserError(did_you_mean(name, [*MEASURES, ALL], "task"))
+
+
+def evaluate_tasks(
+    models: Models,
+    name: str,
+    samples: int,
+    seed: int,
+    settings: Settings = Settings(),
+    fps: float | None = None,
+    show: Callable[..., object] = lambda rows, **how: None,
+) -> dict[str, Any]:
+    """Measures one of MEASURES, or "all" that the weights were trained for, on `samples` clips of two seconds.
+
+    Figures are means over the clips: attributes that are read right, distances in pixels, PSNR in dB. `show` gets some
+    clips, what was given above what was made, as arguments for `contact_sheet`. UserError where the weights weren't
+    trained for the task.
+    """
+    check_task(name)
+    fps = float(fps or max(models.transformer.about["fps"]))
+    check(models, samples, [fps])
+    names = [name] if name != ALL else [each for each, row in MEASURES.items() if {*row.needs} <= {*models.tasks}]
+    if not names:
+        raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
+    for task in MEASURES[name].needs if name != ALL else ():
+        check_trained(models, task)
+    frames = frames_at(models, fps)
+    stories = stories_of(samples, stream_of(seed, EARLIER), frames / fps)
+    figures: dict[str, Any] = {}
+    shown: list[tuple[np.ndarray, str]] = []
+    with progress("evaluate shapes", samples * len(names), "videos") as advance:
+        for each in names:
+            scores: dict[str, list[float]] = collections.defaultdict(list)
+            rows: list[tuple[np.ndarray, str]] = []
+            for now, count, seeds_B in batches(stories, min(BATCH, samples), seed, EARLIER):
+                outcome = MEASURES[each].measure(Batch(models, now, fps, frames, seeds_B, settings))
+                for figure, values in outcome.figures.items():
+                    scores[figure] += [float(value) for value in values[:count] if math.isfinite(value)]
+                for given, made in zip(outcome.source, outcome.made, strict=True):
+                    rows += [(given, f"{each}: given"), (made, "made")]
+                advance(count)
+            figures[each] = {figure: mean(values) for figure, values in scores.items()}
+            shown += rows[: 2 if name == ALL else 2 * SHOWN]
+    show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
+    about = {"samples": samples, "seed": seed, "fps": fps, "frames": frames}
+    return {**figures, **about, "settings": dataclasses.asdict(settings), "weights": models.mark}
+
+
+def _anywhere(figures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """The figures of videos whose place a prompt doesn't say."""
+    return {name: values for name, values in figures.items() if name != "track_error"}
+
+
+def _from_condition(batch: Batch, name: str, wanted: Sequence[ShapesStory]) -> Outcome:
+    """Videos of these stories from the condition `name` of the true ones."""
+    made = batch.edited(wanted, [batch.source(name, batch.truth)])
+    seen = np.stack([CONDITIONS[name].apply(video_THWC) for video_THWC in batch.truth])  # for people
+    return Outcome(seen, made, batch.read(made, wanted))
+
+
+def _others(batch: Batch, *fields: str) -> list[ShapesStory]:
+    """The same motion by other objects: `fields`, color or shape, differ. No held-out compositions."""
+    others = []
+    for story, seed in zip(batch.stories, batch.seeds_B, strict=True):
+        rng, was = np.random.default_rng(int(seed)), story.segments[0].attributes
+        values = {"color": tuple(COLORS), "shape": SHAPES}
+        other = was
+        while is_held_out(other) or any(getattr(other, field) == getattr(was, field) for field in fields):
+            other = dataclasses.replace(was, **{field: str(rng.choice(values[field])) for field in fields})
+        others.append(_with(story, other))
+    return others
+
+
+def _with(story: ShapesStory, attributes: ShapeAttributes) -> ShapesStory:
+    """The story with other attributes, which its caption states."""
+    (segment,) = story.segments
+    text = caption(attributes, 0, language_of(segment.caption))
+    return dataclasses.replace(story, segments=(dataclasses.replace(segment, attributes=attributes, caption=text),))
+
+
+def _dressed(story: ShapesStory, other: ShapesStory) -> ShapesStory:
+    """The motion and place of a story by the object of another one."""
+    was, looks = story.segments[0].attributes, other.segments[0].attributes
+    attributes = dataclasses.replace(was, **{name: getattr(looks, name) for name in IDENTITY})
+    return _with(dataclasses.replace(other, position=story.position, segments=story.segments), attributes)
+
+
+def _in_the_middle(story: ShapesStory, seconds: float, speed: str = "") -> ShapesStory:
+    """The story with its object in the middle of the picture after half of the seconds, and no faster than `speed`."""
+    was = story.segments[0].attributes
+    story = _with(story, dataclasses.replace(was, speed=speed)) if speed and was.speed == "quick" else story
+    x, y = (WORLD / 2 - seconds / 2 * each for each in story.segments[0].attributes.velocity)
+    return dataclasses.replace(story, position=(x, y))
+
+
+def _moved(story: ShapesStory, units: float) -> ShapesStory:
+    """The story so far to the right."""
+    return dataclasses.replace(story, position=(story.position[0] + units, story.position[1]))
+
+
+def _boxes(batch: Batch) -> np.ndarray:
+    """True for the tokens of boxes around the objects, three quarters as high and wide as the picture: (B, T, H, W)."""
+    _, latent_frames, *sizes, _ = batch.tokens.shape
+    seconds_T = np.arange(latent_frames) * batch.models.tokenizer.config.temporal_patch / batch.fps
+    boxes = []
+    for story in batch.stories:
+        at_TC, inside = positions(story, seconds_T) / WORLD, []
+        for at_T, size in zip(at_TC.T[::-1], sizes, strict=True):  # rows are y, the second
+            side = max(1, 3 * size // 4)
+            start_T1 = np.clip(np.rint(at_T * size - side / 2), 0, size - side)[:, None]
+            inside.append((np.arange(size) >= start_T1) & (np.arange(size) < start_T1 + side))
+        boxes.append(inside[0][:, :, None] & inside[1][:, None, :])
+    return np.stack(boxes)
+
+
+def _pixels(batch: Batch, tokens_BTHW: np.ndarray) -> np.ndarray:
+    """A mask of tokens as one of pixels, (B, T, H, W)."""
+    side = batch.models.size[0] // tokens_BTHW.shape[2]
+    latent_T = [latent_frames_for(1 + t, batch.models.tokenizer.config.temporal_patch) - 1 for t in range(batch.frames)]
+    return tokens_BTHW[:, latent_T].repeat(side, axis=2).repeat(side, axis=3)
+
+
+def _where(mask_BTHW: np.ndarray, video_BTHWC: np.ndarray) -> np.ndarray:
+    """Videos that are black elsewhere."""
+    return np.where(mask_BTHW[..., None], video_BTHWC, np.uint8(0))
+
+
+def _psnrs(truth: np.ndarray, made: np.ndarray, where_BTHW: np.ndarray | None = None) -> list[float]:
+    """The PSNR of each video, of all its pixels or of some of them."""
+    pairs = zip(truth, made, strict=True)
+    if where_BTHW is not None:
+        pairs = (  # type: ignore[assignment]
+            (true[some][None, :, None], new[some][None, :, None])
+            for true, new, some in zip(truth, made, where_BTHW, strict=True)
+        )
+    return [min(BEST, psnr(true, new)) for true, new in pairs]
+
+
+def _bicubic(video_BTHWC: np.ndarray, times: int) -> np.ndarray:
+    """Videos `times` as large."""
+    B, T, H, W, _ = video_BTHWC.shape
+
+    def larger(image_HWC: np.ndarray) -> np.ndarray:
+        picture = PIL.Image.fromarray(image_HWC)
+        return np.asarray(picture.resize((times * W, times * H), PIL.Image.Resampling.BICUBIC))
+
+    return np.stack([larger(image_HWC) for image_HWC in video_BTHWC.reshape(B * T, H, W, 3)]).reshape(
+        B, T, times * H, times * W, 3
+    )
