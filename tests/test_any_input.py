@@ -300,6 +300,7 @@ MAKING = {
     "--last-guidance": NUMBERS,
     "--negative": TEXTS,
     "--scale": WHOLE,
+    "--audio": PATHS,
     "--scheme": st.sampled_from(["one-level", "hierarchical", "re-encoding"]),
     **SAMPLED,
 }

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import wave
 
 import av
 import numpy as np
@@ -111,9 +112,16 @@ def test_a_script(tokvid, refused, tiny_weights, tmp_path):
     words = ("story", "script.txt", "--weights", tiny_weights, "--seconds", 0.8, "--seed", 3)
     refused(*words, "--scale", 65)
     refused(*words, "--out", "a.gif", "--captions")
-    code, out, _ = tokvid(*words, "--captions")
+    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2000))
+    assert "a .gif has no sound" in refused(*words, "--out", "a.gif", "--audio", "tone.wav")
+    assert "cannot read the sound of script.txt" in refused(*words, "--audio", "script.txt")
+    code, out, _ = tokvid(*words, "--captions", "--audio", "tone.wav")
     assert (code, out) == (0, "story.yaml: the script as a story file\nstory.mp4: 2.1 s, 2 prompts\n")
     with av.open(str(tmp_path / "story.mp4")) as video:
+        (sound,) = video.streams.audio
+        assert float(sound.duration * sound.time_base) == pytest.approx(17 / 8, abs=0.05)
         texts = [(packet.pts, bytes(packet)[2:].decode()) for packet in video.demux(video.streams.subtitles[0])]
     assert [text for text in texts if text[1]] == [(0, "a red circle"), (1300, "一个圆")]
     assert probe(tmp_path / "story.mp4").frames == 17

@@ -303,7 +303,7 @@ def _fill(options: argparse.Namespace) -> None:
     from tokvid.distributed import first
     from tokvid.sampling.story import Segment, Story
 
-    refuse(options, ("image", "video", "sheet"), "is for one clip; leave out --prompts and --count")
+    refuse(options, ("image", "video", "sheet", "audio"), "is for one clip; leave out --prompts and --count")
     if options.out != Path(CLIP):
         raise UserError("--out is for one clip; name the --folder of many")
     world = world_of(options, story_of(options, Story((Segment("", options.seconds),))))
@@ -351,6 +351,7 @@ def _via_image(options: argparse.Namespace) -> None:
         return world.story.stream(one).video(quiet=True).frames[0]
 
     if options.choose is not None:
+        refuse(options, ["audio"], "is for a video; leave it out with --choose")
         seeds = [(first_seed + number) % 2**32 for number in range(options.choose)]
         rows = [picture(seed)[None] for seed in seeds]
         contact_sheet(options.sheet, rows, captions=[f"--image-seed {seed}" for seed in seeds])

@@ -129,6 +129,8 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
         metavar="FILE",
         help="also write a contact sheet, a .png with some of the frames side by side",
     )
+    audio = "sound to join to the video (.mp4 only): a .wav, .mp3, …, cut off or repeated to the video's length"
+    group.add_argument("--audio", type=readable, metavar="FILE", help=audio)
     scale = "enlarge every pixel N times (default: until the shorter side has 256 pixels or more)"
     group.add_argument("--scale", type=int, default=0, metavar="N", help=scale)
     text = parser.add_argument_group("guidance", "how strongly the video follows its prompt")
@@ -289,7 +291,15 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
 
 def save(stream: "Stream", options: argparse.Namespace) -> None:
     """Writes what `video_arguments` name."""
+    from tokvid.io.tracks import add_audio, check_audio
+
+    if options.audio is not None:
+        if options.out.suffix.lower() == ".gif":
+            raise UserError("--audio needs an .mp4, because a .gif has no sound; name one with --out")
+        check_audio(options.audio)
     stream.save(options.out, sheet=options.sheet, scale=options.scale)
+    if options.audio is not None:
+        add_audio(options.out, options.audio)
 
 
 def _guidance_scales(story: "Story") -> set[float | None]:
