@@ -18,6 +18,7 @@ WRITTEN = {
     ("edit", "in.mp4", "--task", "interpolation"): ["--out mp4", "--sheet png"],
     ("interpolate", "in.mp4"): ["--out mp4", "--sheet png"],
     ("loop", "in.mp4"): ["--out mp4", "--sheet png"],
+    ("highlights", "in.mp4"): ["--out folder"],
     ("reconstruct", "in.mp4"): ["--out mp4", "--out png"],
     ("train", "tokenizer", "recipe.py"): ["--workdir folder"],
     ("tokenize", "recipe.py"): ["--workdir folder"],

@@ -1,4 +1,4 @@
-"""Videos from videos and pictures: `tokvid edit`, `animate`, `interpolate`, `loop`."""
+"""Videos from videos and pictures: `tokvid edit`, `animate`, `interpolate`, `loop`, `highlights`."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -170,6 +170,34 @@ class Loop(Command):
             f"{options.out}: {stream.total} frames at {stream.fps:g} fps, the last {stream.total - stream.known} of "
             f"them new; left out: {options.video}'s first {first}"
         )
+
+
+class Highlights(Command):
+    """The best of a long video."""
+
+    name = "highlights"
+    help = "cut the best short clips out of a long video"
+    details = (
+        "A clip counts the more, the more the motion changes in it, the more moves and the sharper it is; a "
+        "cut is where one begins or ends. The clips have no sound. No weights are needed."
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        parser.add_argument("video", type=readable, metavar="IN", help="the long video")
+        seconds = "duration of each clip in seconds (default 4)"
+        parser.add_argument("--seconds", type=float, default=4.0, metavar="X", help=seconds)
+        parser.add_argument("--count", type=int, default=5, metavar="N", help="number of clips (default 5)")
+        folder = "folder for the clips, a contact sheet.png, and highlights.jsonl with their times and measures"
+        parser.add_argument(
+            "--out", type=outputs.folder, default="highlights", metavar="FOLDER", help=f"{folder} (default highlights)"
+        )
+
+    def run(self, options: argparse.Namespace) -> None:
+        from tokvid.evaluate.highlights import cut_out
+
+        rows = cut_out(options.video, options.out, options.seconds, options.count)
+        for row in rows:
+            print(f"{options.out / row['file']}: from {row['start']:.2f} s, score {row['score']:.2f}")
 
 
 def _world(options: argparse.Namespace) -> "World":

@@ -16,7 +16,7 @@ from typing import NoReturn
 from tokvid import __version__
 from tokvid.cli.data import Data
 from tokvid.cli.doctor import Doctor
-from tokvid.cli.edit import Animate, Edit, Interpolate, Loop
+from tokvid.cli.edit import Animate, Edit, Highlights, Interpolate, Loop
 from tokvid.cli.evaluate import Evaluate
 from tokvid.cli.generate import Demo, Extend, Generate, Tell
 from tokvid.cli.options import Command
@@ -39,6 +39,7 @@ COMMANDS: tuple[Command, ...] = (
     Animate(),
     Interpolate(),
     Loop(),
+    Highlights(),
     Studio(),
     Reconstruct(),
     Train(),

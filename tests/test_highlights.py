@@ -1,0 +1,64 @@
+"""Highlights of a long video: its switches are found, and what is written is what was chosen."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tokvid.errors import UserError
+from tokvid.evaluate.highlights import FPS, cut_out, highlights
+from tokvid.input_pipeline.clips import probe
+from tokvid.io.media import write_video
+from tokvid.shapes.drawing import ShapesDataset, render
+
+
+@pytest.mark.parametrize("segments", [25, pytest.param(150, marks=pytest.mark.slow)])
+def test_the_switches_of_a_long_story_are_found(segments):
+    """As many clips as there are switches, of a second each: most contain one, by chance a quarter would.
+
+    150 segments are ten minutes.
+    """
+    story = ShapesDataset(1, 0, segments=(segments, segments))[0].story
+    switches = np.array([segment.start for segment in story.segments[1:]])
+    parts = (render(story, start=start, fps=FPS, frames=80) for start in range(0, int(story.seconds) - 9, 10))
+    clips = highlights(itertools.chain.from_iterable(parts), 1.0, len(switches))
+    has = np.array([[clip.start <= switch <= clip.start + 1 for switch in switches] for clip in clips])
+    assert story.seconds > 3.6 * segments and len(clips) == len(switches)
+    assert has.any(axis=0).mean() >= 0.9 and has.any(axis=1).mean() >= 0.9
+
+
+@pytest.fixture
+def movie(tmp_path):
+    """Two scenes of three seconds, cut in the middle; something moves in the second."""
+    rng = np.random.default_rng(0)
+    scenes = rng.integers(256, size=(2, 48, 64, 3), dtype=np.uint8)
+    video_THWC = scenes.repeat(36, axis=0)
+    for index in range(48, 60):
+        video_THWC[index, 10:30, 2 * index - 90 : 2 * index - 70] = 255
+    write_video(tmp_path / "a.mp4", video_THWC, 12)
+    return tmp_path / "a.mp4"
+
+
+def test_clips_are_written(movie, tmp_path):
+    rows = cut_out(movie, tmp_path / "out", 1.0, 3)
+    assert [json.loads(line) for line in (tmp_path / "out/highlights.jsonl").read_text().splitlines()] == rows
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "01.mp4", "02.mp4", "03.mp4", "highlights.jsonl", "sheet.png",
+    ]  # fmt: skip
+    starts = [row["start"] for row in rows]
+    assert min(np.diff(starts)) >= 1 and max(starts) <= 5
+    cut = next(row for row in rows if row["cut"])
+    assert cut["start"] == 3.0 and all(row["start"] >= 3 for row in rows if row["motion"] > 1)
+    for row in rows:
+        assert probe(tmp_path / "out" / row["file"]).frames == 12
+
+
+def test_a_short_video_has_few(movie, tmp_path):
+    assert 1 <= len(cut_out(movie, tmp_path / "out", 2.5, 50)) <= 2
+    with pytest.raises(UserError, match=r"the video has 6.00 s, fewer than a clip of 7 s"):
+        cut_out(movie, tmp_path / "none", 7.0, 1)
+    for seconds, count in ((float("nan"), 1), (0.0, 1), (1.0, 0)):
+        with pytest.raises(UserError, match=r"highlights have 0\.25 to 600 seconds and are 1 to 1000"):
+            cut_out(movie, tmp_path / "none", seconds, count)
+    assert not (tmp_path / "none").exists()
