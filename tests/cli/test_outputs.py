@@ -29,6 +29,7 @@ WRITTEN = {
     ("data", "shapes"): ["--out folder"],
     ("data", "mnist", "digits.npz"): ["--out folder"],
     ("data", "folder", "clips"): ["--out folder"],
+    ("data", "import", "table.parquet"): ["--out folder"],
     ("export", "model"): ["--out safetensors"],
     ("import", "model.safetensors"): ["--out folder"],
 }
