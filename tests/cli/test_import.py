@@ -12,10 +12,12 @@ import PIL.Image
 import pytest
 
 from tokvid.config import DataConfig
+from tokvid.errors import UserError
 from tokvid.input_pipeline import sources
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.io import download
 from tokvid.io.media import write_video
+from tokvid.io.urls import cache
 
 COLOURS = ("red", "green", "blue", "grey")
 
@@ -436,6 +438,12 @@ def test_files_that_are_too_large_are_not_fetched(tokvid, server, monkeypatch, t
     monkeypatch.setattr(lists, "MOST_BYTES", 100)
     (tmp_path / "list.csv").write_text(f"url,caption\n{server.address}/0.mp4,a\n")
     assert "has more than the 100 bytes that are allowed" in tokvid("data", "import", "list.csv", "--out", "d")[2]
+
+
+def test_a_file_is_not_waited_for_once_fetching_is_stopped(server, own_cache):
+    with pytest.raises(UserError, match=r"cannot fetch .*/0\.mp4': interrupted"):
+        download.download(f"{server.address}/0.mp4", 10**6, lambda: True)
+    assert not any(path.is_file() for path in cache().rglob("*"))
 
 
 def test_fetched_files_are_not_fetched_again(tokvid, server, videos, tmp_path):

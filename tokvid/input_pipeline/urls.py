@@ -4,6 +4,7 @@ Lists are untrusted: only http and https are read, each file up to a limit, into
 interrupted run goes on with the files that are missing.
 """
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,12 +44,16 @@ class URLs(Sequence[StoredVideo]):
     def __init__(self, path: Path, choices: Choices):
         self.choices = choices
         self.lines = [line for file in files_in(path, SUFFIXES, choices.split) for line in _lines(path, file, choices)]
+        self._problems: dict[int, str] = {}
+        stop = threading.Event()
         with progress("fetching", len(self.lines), "files") as advance, ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-            self._problems: dict[int, str] = {}
-            for index, problem in enumerate(pool.map(_problem, self.lines)):
-                if problem:
-                    self._problems[index] = problem
-                advance()
+            try:
+                for index, problem in enumerate(pool.map(lambda line: _problem(line, stop), self.lines)):
+                    if problem:
+                        self._problems[index] = problem
+                    advance()
+            finally:  # Ctrl-C doesn't wait for whole files
+                stop.set()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -63,10 +68,10 @@ class URLs(Sequence[StoredVideo]):
         return encoded(line.key, f"{line.where}, {line.url!r:.300},", content, line.caption, self.choices.fit)
 
 
-def _problem(line: _Line) -> str:
+def _problem(line: _Line, stop: threading.Event) -> str:
     """Fetches a line's file; the reason why it cannot be had, "" where it can."""
     try:
-        download(line.url, MOST_BYTES)
+        download(line.url, MOST_BYTES, stop.is_set)
     except UserError as error:
         return f"{line.where}: {error}"
     return ""

@@ -6,6 +6,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from tokvid.errors import UserError
@@ -16,17 +17,18 @@ SILENCE, LONGEST = 30.0, 1800.0  # seconds that a server may say nothing, and th
 PIECE = 1 << 20  # bytes read at once
 
 
-def download(url: str, most: int) -> Path:
+def download(url: str, most: int, stopped: Callable[[], bool] = lambda: False) -> Path:
     """A copy of the file at an address, http or https, in the cache folder: fetched once, whole or not at all.
 
-    UserError for a file that is missing, cut off or larger than `most` bytes, and for a server that fails or is slow.
+    UserError for a file that is missing, cut off or larger than `most` bytes, for a server that fails or is slow, and
+    where it is `stopped` meanwhile.
     """
     copy = cache() / "files" / hashlib.sha256(url.encode()).hexdigest()[:32]
     for trial in range(1, TRIES + 1):
         if copy.exists():
             break
         try:
-            _fetch(url, most, copy)
+            _fetch(url, most, copy, stopped)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -38,7 +40,7 @@ def download(url: str, most: int) -> Path:
     return copy
 
 
-def _fetch(url: str, most: int, copy: Path) -> None:
+def _fetch(url: str, most: int, copy: Path, stopped: Callable[[], bool]) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     temporary, deadline = copy.with_name(f".{uuid.uuid4().hex}"), time.monotonic() + LONGEST
     address = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # spaces and foreign letters
@@ -51,6 +53,8 @@ def _fetch(url: str, most: int, copy: Path) -> None:
                 file.write(piece)
                 if time.monotonic() > deadline:
                     raise UserError(f"cannot fetch {url!r:.300}: it takes more than {LONGEST:.0f} s")
+                if stopped():
+                    raise UserError(f"cannot fetch {url!r:.300}: interrupted")
             arrived = file.tell()
         if max(size or 0, arrived) > most:
             raise UserError(f"{url!r:.300} has more than the {most} bytes that are allowed")
