@@ -206,7 +206,7 @@ def _inpaint(batch: Batch) -> Outcome:
     again, kept = decode_clips(batch.models.tokenizer, batch.tokens)[:, : batch.frames], {}
     for name, video in (("psnr_outside", made), ("ceiling_psnr_outside", again)):
         kept[name] = _psnrs(batch.truth, video, outside)
-    return Outcome(_where(outside, batch.truth), made, {**batch.read(made, wanted), **kept})
+    return Outcome(_where(outside, batch.truth), made, {**_anywhere(batch.read(made, wanted)), **kept})
 
 
 def _outpaint(batch: Batch) -> Outcome:
@@ -365,7 +365,7 @@ def evaluate_tasks(
 
 
 def _anywhere(figures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """The figures of videos whose place a prompt doesn't say."""
+    """The figures of videos in which the object's place is not given."""
     return {name: values for name, values in figures.items() if name != "track_error"}
 
 
