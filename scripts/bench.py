@@ -252,8 +252,8 @@ def decoding_rows(loaded: Loaded, rows: tuple[int, ...], runs: int, quick: bool,
 
         def work(windows: TokenBatch = windows, keys: jax.Array = keys, sampling: Sampling = sampling) -> Any:
             guidance, no_text = np.full((len(keys), frames), 2, np.float32), np.full_like(windows.text, -1)
-            request = Request(windows, no_text, keys, guidance, np.int32(tokens))
-            options: dict[str, Any] = {"known": KNOWN * height * width, "sampling": sampling, "guided": True}
+            request = Request(windows, no_text, keys, guidance, np.int32(KNOWN * height * width), np.int32(tokens))
+            options: dict[str, Any] = {"sampling": sampling, "guided": True}
             return generate(loaded.graph, loaded.params, request, **options)
 
         steps = (rounds + 1) * count if number == height else tokens // at_once  # a whole one also runs as it stands

@@ -261,7 +261,7 @@ def place(tmp_path_factory):
 def without_models(tiny_models, monkeypatch):
     """All that comes out is black, but nothing is loaded or compiled."""
 
-    def generate(graph, params, request, *, known, sampling, guided):
+    def generate(graph, params, request, *, sampling, guided):
         return np.where(request.batch.known[..., None], request.batch.tokens, 0)
 
     def encode(graph, params, video_BTHWC, cache, first):

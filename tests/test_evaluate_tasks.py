@@ -128,7 +128,7 @@ def test_every_task_is_measured():
 def test_real_models_are_measured(tiny_models, monkeypatch):
     """With an answer of ones for every token: nothing is right, and all of it is JSON."""
     monkeypatch.setattr(
-        stream, "generate", lambda *of, known, **how: np.where(of[2].batch.known[..., None], of[2].batch.tokens, 1)
+        stream, "generate", lambda *of, **how: np.where(of[2].batch.known[..., None], of[2].batch.tokens, 1)
     )
     shares = {task: 1.0 for task in TASKS if task != "interpolation"}
     config = dataclasses.replace(tiny_models.transformer.config, conditions=tuple(conditions_of(shares)))

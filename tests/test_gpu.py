@@ -1,6 +1,7 @@
 """What only an NVIDIA GPU can show; elsewhere these are skipped."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from tokvid.config import Sampling
 from tokvid.nn.attention import attend
 from tokvid.nn.products import compute_dtype
 from tokvid.nn.visibility import NEVER, Blocks
-from tokvid.sampling.decode import generate
+from tokvid.sampling.decode import Request, generate
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import abstract_state, init_state, make_step
@@ -105,18 +106,23 @@ def test_the_tokenizers_step_is_finite():
     assert all(np.isfinite(float(value)) for value in metrics.values()) and not metrics["skipped"]
 
 
-@pytest.mark.parametrize("method", [Sampling(rows=0), Sampling(rows=1), Sampling(rows=4)], ids=["one", "row", "frame"])
-def test_decoding_fills_in_a_window(method):
+@pytest.mark.parametrize(
+    "sampling", [Sampling(rows=0), Sampling(rows=1), Sampling(rows=4)], ids=["one", "row", "frame"]
+)
+def test_decoding_fills_in_a_window(sampling):
     c, B = TINY.transformer, 3
     graph, params = nnx.split(nnx.jit(lambda: Transformer(c, rngs=nnx.Rngs(0)))())
-    batch, known = windows(c, B), (True, False, False, False)
-    keys_B = jax.random.split(jax.random.key(0), B)
-    guidance_BT, no_text_BL = np.full((B, 4), 2, np.float32), np.full_like(batch.text, -1)
-    options = {"known": known, "method": method, "guided": True}
-    made = [
-        np.asarray(generate(graph, params, batch, no_text_BL, keys_B, guidance_BT, np.int32(3), **options))
-        for _ in range(2)
-    ]
+    batch = windows(c, B)
+    batch = batch._replace(known=np.broadcast_to(np.arange(c.latent[0])[:, None, None] < 1, batch.known.shape))
+    request = Request(
+        batch,
+        np.full_like(batch.text, -1),
+        jax.random.split(jax.random.key(0), B),
+        np.full((B, c.latent[0]), 2, np.float32),
+        np.int32(math.prod(c.grid)),
+        np.int32(math.prod(c.latent) - math.prod(c.grid)),
+    )
+    made = [np.asarray(generate(graph, params, request, sampling=sampling, guided=True)) for _ in range(2)]
     np.testing.assert_array_equal(*made)  # of the same seeds
     np.testing.assert_array_equal(made[0][:, 0], batch.tokens[:, 0])
     assert ((made[0] >= 0) & (made[0] < c.vocabulary)).all() and len(np.unique(made[0][:, 1:])) > 20

@@ -291,11 +291,11 @@ def report():
     guidance_BT, no_text, keys_B = np.full((8, 3), 2, np.float32), np.full((8, 4), -1, np.int32), jnp.arange(8)
     known_BTHW = np.broadcast_to(np.arange(3)[:, None, None] < 1, (8, 3, 2, 2))
     asked = windows._replace(known=known_BTHW), no_text, jax.vmap(jax.random.key)(keys_B), guidance_BT
-    how = {"known": 4, "sampling": Sampling(top_k=5), "guided": True}
+    how = {"sampling": Sampling(top_k=5), "guided": True}
 
     def sample():
         params = placed(jax.tree.map(np.asarray, ends["one"].params))
-        return np.asarray(generate(graph, params, Request(*asked, np.int32(8)), **how)), params
+        return np.asarray(generate(graph, params, Request(*asked, np.int32(4), np.int32(8)), **how)), params
 
     alone, _ = sample()
     with running_on(make_mesh((2, 2, 2, 1))):
@@ -304,7 +304,7 @@ def report():
     data = make_mesh((8, 1, 1, 1))
     with running_on(data):
         asked, copies = jax.device_put(asked, NamedSharding(data, BATCH)), placed(params)
-        request = Request(*asked, np.int32(8))
+        request = Request(*asked, np.int32(4), np.int32(8))
         program = generate.lower(graph, copies, request, **how | {"sampling": Sampling()}).compile().as_text()
     found["sampled"] = {
         "exchanged": [f"{each.kind} {each.source}" for each in work(program, 8).collectives],

@@ -20,7 +20,7 @@ def asked(monkeypatch):
     """What the model is asked for, and that it answers with ones."""
     calls = []
 
-    def generate(graph, params, request, *, known, sampling, guided):
+    def generate(graph, params, request, *, sampling, guided):
         calls.append(request.batch)
         return np.where(request.batch.known[..., None], request.batch.tokens, 1)
 

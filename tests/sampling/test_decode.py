@@ -52,11 +52,11 @@ def make(
         np.full_like(batch.text, -1) if negative is None else negative,
         jax.vmap(jax.random.key)(np.array(seeds, np.uint32)),
         np.broadcast_to(np.array(guidance, np.float32)[:, None], (len(seeds), 4)),
+        np.int32(known_BTHW[0].sum()),
         np.int32(4 * frames - known_BTHW[0].sum()),
     )
     graph, params = models.transformer.graph, models.transformer.params
-    count = int(known_BTHW[0].sum())
-    return np.asarray(generate(graph, params, request, known=count, sampling=sampling, guided=guided))
+    return np.asarray(generate(graph, params, request, sampling=sampling, guided=guided))
 
 
 def only(batch, index):

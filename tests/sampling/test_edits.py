@@ -30,9 +30,9 @@ def asked(monkeypatch):
     """What the model is asked for, and that it answers with zeros."""
     calls = []
 
-    def generate(graph, params, request, *, known, sampling, guided):
+    def generate(graph, params, request, *, sampling, guided):
         batch = request.batch
-        assert (batch.known.sum(axis=(1, 2, 3)) == known).all()
+        assert (batch.known.sum(axis=(1, 2, 3)) == request.known).all()
         calls.append((batch, batch.known[0].all(axis=(1, 2)).tolist(), int(request.tokens) // 4))
         return np.where(batch.known[..., None], batch.tokens, 0)
 

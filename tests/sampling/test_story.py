@@ -58,8 +58,8 @@ def fake_generate(monkeypatch):
     """Instead of a model: fixed tokens; records the first latent frame to be made, guidance and text."""
     calls = []
 
-    def generate(graph, params, request, *, known, sampling, guided):
-        batch, first = request.batch, known // 4
+    def generate(graph, params, request, *, sampling, guided):
+        batch, first = request.batch, int(request.known) // 4
         calls.append(
             {
                 "first": int(batch.start[0]) + first,
@@ -163,10 +163,10 @@ def generated(monkeypatch):
     """The rate of each window that is generated from now on, and its first new latent frame."""
     begun, generate = [], stream.generate
 
-    def watched(graph, params, request, *, known, **others):
+    def watched(graph, params, request, **options):
         H, W = request.batch.tokens.shape[2:4]
-        begun.append((float(request.batch.fps[0]), int(request.batch.start[0]) + known // (H * W)))
-        return generate(graph, params, request, known=known, **others)
+        begun.append((float(request.batch.fps[0]), int(request.batch.start[0]) + int(request.known) // (H * W)))
+        return generate(graph, params, request, **options)
 
     monkeypatch.setattr(stream, "generate", watched)
     return begun

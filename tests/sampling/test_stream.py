@@ -81,8 +81,8 @@ def fake_generate(monkeypatch):
     """Instead of a model: the number of the latent frame everywhere; records what was asked for."""
     calls = []
 
-    def generate(graph, params, request, *, known, sampling, guided):
-        batch, first, count = request.batch, known // 4, int(request.tokens) // 4
+    def generate(graph, params, request, *, sampling, guided):
+        batch, first, count = request.batch, int(request.known) // 4, int(request.tokens) // 4
         filled = np.array(batch.tokens)
         for index in range(first, first + count):
             filled[:, index] = batch.start[0] + index

@@ -80,10 +80,11 @@ class Judge:
             jnp.full_like(windows.text, -1),
             jax.vmap(jax.random.key)(seeds_B),
             jnp.ones((batch, frames)),
+            jnp.int32(known),
             jnp.int32(frames * math.prod(grid) - known),
         )
         own = Sampling(temperature=1.0, rows=rows)
-        return generate(graph, params, request, known=known, sampling=own, guided=False)
+        return generate(graph, params, request, sampling=own, guided=False)
 
     def judge(self, tokens_BTHWQ: np.ndarray, windows: TokenBatch) -> np.ndarray:
         """See `Rollouts`."""

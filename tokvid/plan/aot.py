@@ -152,9 +152,10 @@ def decoding_program(config: TransformerConfig, mesh: Mesh, sampling: Sampling) 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), videos))
     guidance_BT = np.zeros((videos, frames), np.float32)
     window, negative, keys, guidance = _laid_out((batch, batch.text, keys, guidance_BT), mesh)
-    tokens = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    options: dict[str, Any] = {"known": 0, "sampling": sampling, "guided": True}
-    program = _compile(generate, mesh, graph, params, Request(window, negative, keys, guidance, tokens), **options)
+    count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    options: dict[str, Any] = {"sampling": sampling, "guided": True}
+    request = Request(window, negative, keys, guidance, known=count, tokens=count)
+    program = _compile(generate, mesh, graph, params, request, **options)
     return _by_kind(program, {"parameters": _bytes(params)})
 
 

@@ -89,7 +89,7 @@ def _decoding(recipe: Recipe, target: Topology, rows: int, keep: Callable[[str, 
     program = decoding_program(config, mesh, Sampling(rows=rows))
     keep("decoding", program.text)
     # How often the loops run whose length is an argument: how much is drawn.
-    trips = (*([lead] if lead else []), (tokens - lead) // stride)
+    trips = (*([int(lead)] if lead else []), (tokens - int(lead)) // stride)
     # Twice: with and without the text.
     result = judge(program, target, mesh, 2 * videos * transformer_flops(config, slots, slots, tokens), trips=trips)
     windows = DAY / result["seconds"]["at least"]

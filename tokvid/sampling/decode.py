@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -23,24 +24,29 @@ Carry = tuple[KVCache, jax.Array]  # the cache, and the tokens (B, L, Q) generat
 class Request(NamedTuple):
     """A window to generate; its `stride` and `drawn` are set by the sampling.
 
-    The first `tokens` of the unknown tokens are generated; the first `forced` of these are the batch's own, for weights
-    that were not trained to see them as known. `guidance_BT` is the guidance scale of each latent frame;
-    with guidance, each step also runs under the negative prompts `negative_BL` (-1: no text). Keys are derived by slot,
-    fold_in(keys_B, slot), so a longer window begins with the same tokens.
+    Of each sample, `known` tokens are known, and the first `tokens` of the others are generated; the first `forced` of
+    these are the batch's own, for weights that were not trained to see them as known. `guidance_BT` is the guidance
+    scale of each latent frame; with guidance, each step also runs under the negative prompts `negative_BL` (-1: no
+    text). Keys are derived by slot, fold_in(keys_B, slot), so a longer window begins with the same tokens.
     """
 
     batch: TokenBatch
     negative_BL: Int[AnyArray, "b l"]
     keys_B: Key[Array, " b"]
     guidance_BT: Float[AnyArray, "b t"]
+    known: Int[AnyArray, ""]
     tokens: Int[AnyArray, ""]
     forced: Int[AnyArray, ""] | int = 0  # where tokens are drawn one by one or by rows
 
 
-def prefill(model: Transformer, sequence: Sequence, slots: int, layers: Any) -> KVCache:
-    """A cache with the first `slots` slots of a sequence written, and room for all of them."""
+def prefill(model: Transformer, sequence: Sequence, layers: Any) -> KVCache:
+    """A cache with all slots of a sequence written.
+
+    Those that are generated are written again, each before a later step sees it. So one program serves any number of
+    known tokens.
+    """
     cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1], layers)
-    return cast(KVCache, model.run(sequence.slots(0, slots), cache, 0, layers)[1])
+    return cast(KVCache, model.run(sequence, cache, 0, layers)[1])
 
 
 def step(
@@ -57,16 +63,16 @@ def step(
     return model.norm(hidden), cast(KVCache, longer)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "known", "sampling", "guided"))
+@functools.partial(jax.jit, static_argnames=("graph", "sampling", "guided"))
 def generate(
-    graph: nnx.GraphDef, params: nnx.State, request: Request, *, known: int, sampling: Sampling, guided: bool
+    graph: nnx.GraphDef, params: nnx.State, request: Request, *, sampling: Sampling, guided: bool
 ) -> Int[Array, "b t h w q"]:
-    """The tokens of a window: the known ones, `known` in each sample, and the generated ones; 0 elsewhere."""
+    """The tokens of a window: the known ones and the generated ones; 0 elsewhere."""
     model: Transformer = nnx.merge(graph, params)
     batch = request.batch
     B, T, H, W, Q = batch.tokens.shape
+    known = jnp.asarray(request.known)
     plan = schedule((T, H, W), sampling.rows, known > 0)
-    count = T * H * W - known
     stride_B, drawn_BTHW = jnp.full(B, plan.stride), jnp.zeros((B, T, H, W), bool)
     batch = batch._replace(stride=stride_B, drawn=drawn_BTHW, known=jnp.asarray(batch.known))
     doubled = batch
@@ -81,29 +87,32 @@ def generate(
     # Unrolled layers read the cache in attention's layout: on TPUs, generating rows takes a quarter of the memory
     # traffic (docs/pods.md). Single tokens gain nothing, and unrolled layers take longer to compile.
     layers = model.layers(model.config.scan_layers and not sampling.rows)
-    frame_BL = order_BL[:, known:] // (H * W)
-    scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), frame_BL, axis=1)
+    scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), order_BL // (H * W), axis=1)
     scales = scale_BL if guided else None
-    drawer = _Drawer(model, sequence, layers, request.keys_B, scales, count, sampling, request.forced)
-    carry = prefill(model, sequence, drawer.first, layers), jnp.zeros((B, count, Q), jnp.int32)
+    drawer = _Drawer(model, sequence, layers, request.keys_B, scales, known, sampling, request.forced)
+    carry = prefill(model, sequence, layers), jnp.zeros((B, T * H * W, Q), jnp.int32)
     if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
     else:
-        if plan.lead:
+        if plan.stride > 1:
             carry = jax.lax.fori_loop(0, jnp.minimum(plan.lead, request.tokens), drawer.at_once(1, 0), carry)
         steps = (request.tokens - plan.lead) // plan.stride
         carry = jax.lax.fori_loop(0, steps, drawer.at_once(plan.stride, plan.lead), carry)
     tokens_BLQ = jnp.asarray(batch.tokens, jnp.int32).reshape(B, T * H * W, Q)
-    filled = jax.vmap(lambda tokens_LQ, at_L, new_LQ: tokens_LQ.at[at_L].set(new_LQ))
-    return filled(tokens_BLQ, order_BL[:, known:], carry[1]).reshape(B, T, H, W, Q)
+
+    def filled(tokens_LQ: jax.Array, order_L: jax.Array, new_LQ: jax.Array) -> jax.Array:
+        given_L1 = (jnp.arange(len(order_L)) < known)[:, None]
+        return tokens_LQ.at[order_L].set(jnp.where(given_L1, tokens_LQ[order_L], jnp.roll(new_LQ, known, axis=0)))
+
+    return jax.vmap(filled)(tokens_BLQ, order_BL, carry[1]).reshape(B, T, H, W, Q)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Drawer:
-    """Bodies of the loops that generate the last `count` slots of a sequence.
+    """Bodies of the loops that generate the slots of a window after its `known` ones; their numbers are ranks.
 
-    With `scale_BL`, the guidance scale of each of these slots, the sequence has every window twice: under its text, and
-    under the negative prompt.
+    With `scale_BL`, the guidance scale of each slot of the window, the sequence has every window twice: under its text,
+    and under the negative prompt.
     """
 
     model: Transformer
@@ -111,16 +120,16 @@ class _Drawer:
     layers: Any
     keys_B: Key[Array, " b"]
     scale_BL: Float[Array, "b l"] | None
-    count: int
+    known: jax.Array
     sampling: Sampling
     forced: int | jax.Array = 0
 
     @property
-    def first(self) -> int:
+    def first(self) -> jax.Array:
         """The first generated slot."""
-        return self.sequence.token.shape[1] - self.count
+        return self.sequence.token.shape[1] - math.prod(self.model.config.latent) + self.known
 
-    def at_once(self, width: int, start: int) -> Callable[[jax.Array, Carry], Carry]:
+    def at_once(self, width: int, start: int | jax.Array) -> Callable[[jax.Array, Carry], Carry]:
         """Draws `width` tokens, each at a slot whose input is the token one step before it."""
 
         def body(i: jax.Array, carry: Carry) -> Carry:
@@ -179,7 +188,7 @@ class _Drawer:
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
             if self.scale_BL is not None:
-                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, rank])
+                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, self.known + rank])
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
             ids_BL = draw(keys, logits_BLV, self.sampling)
             log_share_BLV = jax.nn.log_softmax(logits_BLV)

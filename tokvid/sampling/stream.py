@@ -368,7 +368,8 @@ class RollingWindow:
         )
         keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
         scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)
-        request = Request(batch, prompt.negative_BL, keys_B, scale_BT, np.int32(new), np.int32(forced))
+        sizes = (np.int32(known_BTHW[0].sum()), np.int32(new), np.int32(forced))
+        request = Request(batch, prompt.negative_BL, keys_B, scale_BT, *sizes)
         mark = "" if self._windows is None else _mark(self.models, request, sampling)
         kept_BTHWQ = None if self._windows is None else self._windows.get(mark)
         if not new:
@@ -380,7 +381,6 @@ class RollingWindow:
                 transformer.graph,
                 transformer.params,
                 request,
-                known=int(known_BTHW[0].sum()),
                 sampling=sampling,
                 guided=bool(np.any(guidance_BT != 1)),
             )

@@ -181,14 +181,14 @@ def condition_number(config: TransformerConfig, name: str) -> int:
 class Schedule(NamedTuple):
     """The steps that draw a window's tokens: the first `lead` one by one, then `stride` at each step."""
 
-    lead: int
+    lead: AnyArray
     stride: int
 
 
-def schedule(latent: tuple[int, int, int], rows: int, given: bool) -> Schedule:
+def schedule(latent: tuple[int, int, int], rows: int, given: AnyArray) -> Schedule:
     """The schedule that draws `rows` rows at once (0: token by token); `given`: whether any token is known."""
     stride = stride_of(rows, latent)
-    return Schedule(int(_lead(stride, given, latent)), stride)
+    return Schedule(_lead(stride, given, latent), stride)
 
 
 def _lead(stride: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArray:
