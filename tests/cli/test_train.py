@@ -2,6 +2,7 @@
 
 import pytest
 
+from tokvid.api import training
 from tokvid.config import DataConfig, Recipe, TrainConfig, load_recipe
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe
@@ -103,3 +104,11 @@ def test_recipes_that_are_none(refused, tmp_path, command, text, said):
     if text is not None:
         (tmp_path / "recipe.py").write_text(text)
     assert said in refused(*command, "recipe.py", "--workdir", "w")
+
+
+@pytest.mark.parametrize("done, code", [(True, 0), (False, 143)])
+def test_a_training_that_was_stopped_is_not_done(tokvid, tmp_path, monkeypatch, done, code):
+    """Launchers start it again, and `&&` goes no further."""
+    (tmp_path / "recipe.py").write_text("from tokvid.config import *\nrecipe = Recipe()\n")
+    monkeypatch.setattr(training, "train_tokenizer", lambda recipe, workdir: done)
+    assert tokvid("train", "tokenizer", "recipe.py", "--workdir", "w")[0] == code

@@ -1,10 +1,13 @@
 """Training: `tokvid train tokenizer`, `tokenize`, `train transformer`."""
 
 import argparse
+import sys
 
 from tokvid.cli.options import Command, processes_arguments, recipe_arguments
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
+
+STOPPED = 143  # as if SIGTERM had ended it: whoever started it should not take it for done
 
 
 class Train(Command):
@@ -37,10 +40,13 @@ class Train(Command):
                 raise UserError("--rewards is for the transformer; leave it out")
             options.fields = [*options.fields, f"--reward.name={options.rewards}"]
         with joined(options.coordinator, options.processes, options.process, options.distributed):
-            _train(options)
+            done = _train(options)
+        if not done:
+            sys.exit(STOPPED)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> bool:
+    """False where it was stopped before its last step."""
     from tokvid.api.training import train_tokenizer, train_transformer
     from tokvid.io.compiled import keep_programs
     from tokvid.train.recipe import open_recipe
@@ -48,7 +54,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = open_recipe(options.config, options.fields)
     keep_programs()
     steps = {"tokenizer": train_tokenizer, "transformer": train_transformer}
-    steps[options.model](recipe, options.workdir)
+    return steps[options.model](recipe, options.workdir)
 
 
 class Tokenize(Command):
