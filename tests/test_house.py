@@ -18,6 +18,7 @@ ORDER = [
     {"tokenizer", "transformer"},
     {"weights"},
     {"portable"},
+    {"text"},
     {"train", "sampling"},
     {"evaluate"},
     {"plan"},
@@ -32,7 +33,7 @@ ASIDE = {
     "metrics": {"types", "errors"},
     "shapes": {"types", "errors", "metrics"},
 }
-EXTRA = {"tokenizer": {"metrics"}}
+EXTRA = {"tokenizer": {"metrics"}, "text": {"input_pipeline"}}
 ROOT = {"", "__version__"}  # what stands in tokvid/__init__.py is anyone's
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = HELPERS | set(ASIDE)

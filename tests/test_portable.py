@@ -37,6 +37,7 @@ KINDS = {
     "transformer": ("transformer", TRANSFORMER),
     "grouped": ("tokenizer", dataclasses.replace(TOKENIZER, patch=4, fold=2, groups=2)),
     "subcodes": ("transformer", dataclasses.replace(TRANSFORMER, subcodes=8, head_width=16)),
+    "of a T5": ("transformer", dataclasses.replace(TRANSFORMER, text_width=12)),
 }
 
 

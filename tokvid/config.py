@@ -127,14 +127,15 @@ class TransformerConfig:
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
-    # A recipe leaves these out; `train.recipe.fitted` takes them from its tokenizer and tasks: rows and columns of a
-    # latent frame, frames in one, codes of a sub-code (0: all four are the tokenizer's), sub-codes of a token, and the
-    # conditions that have an embedding.
+    # A recipe leaves these out; `train.recipe.fitted` takes them from its tokenizer, tasks and T5: rows and columns of
+    # a latent frame, frames in one, codes of a sub-code (0: all four are the tokenizer's), sub-codes of a token, and
+    # the conditions that have an embedding.
     grid: tuple[int, int] = (8, 8)
     temporal_patch: int = 2
     vocabulary: int = 0
     subcodes: int = 1
     conditions: tuple[str, ...] = ()
+    text_width: int = 0  # of the hidden states of the T5 that reads the prompts (`tokens.t5`); 0: ids of a text model
 
     # Settings of earlier versions, with their only value today; scripts/compare/timeless.py compares both values.
     retired: ClassVar[Mapping[str, Any]] = {"seconds": True, "rate_token": True}
@@ -142,7 +143,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
         _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
-        _at_least(self, 0, "text_length", "vocabulary")
+        _at_least(self, 0, "text_length", "vocabulary", "text_width")
 
     @staticmethod
     def renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -156,6 +157,26 @@ class TransformerConfig:
     def latent(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns of one window."""
         return (self.latent_frames, *self.grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The encoder of a T5, as the user's files have it (tokvid/text/t5.py)."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    head_width: int
+    mlp: int
+    gated: bool  # v1.1 and mT5: gelu(gate)·up; v1.0: relu(up)
+    buckets: int = 32  # of distances between tokens
+    farthest: int = 128  # distance with a bucket of its own
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "vocabulary", "width", "layers", "heads", "head_width", "mlp")
+        _at_least(self, 4, "buckets")
+        _at_least(self, 1 + self.buckets // 4, "farthest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +208,7 @@ class TokensConfig:
     latent_frames: int = 16  # of each cached video, at most; windows are cut from these
     text_samples: int = 20_000  # captions to train the text model on, at most
     held_out: int = 128  # held-out videos to tokenize, for validation
+    t5: str = ""  # folder of a T5, whose encoder reads the prompts; "": a text model of the captions is trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,9 +349,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+ADDED = {"text_width": 0}  # settings of later versions, and values with which earlier checkpoints resume
+
+
 def computed(config: Any) -> dict[str, Any]:
     """The settings that a model's results depend on, as JSON values: all but those of speed."""
-    return {name: value for name, value in to_dict(config).items() if name != "attention"}
+    values = to_dict(config).items()
+    return {name: value for name, value in values if name != "attention" and (name, value) not in ADDED.items()}
 
 
 T = TypeVar("T")

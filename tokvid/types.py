@@ -109,10 +109,10 @@ class TokenBatch(NamedTuple):
     """The interface between tokenizer and transformer: windows of tokens.
 
     tokens: int32 (B, T, H, W, Q), Q sub-codes a token; start: int32 (B,), the number of the window's first latent
-    frame, 0 at the video's beginning; fps: float32 (B,); text: int32 (B, L), padded with -1; known: bool (B, T, H, W),
-    the tokens not to generate; stride: int32 (B,), the tokens of a step (`stride_of`); drawn: bool (B, T, H, W), the
-    tokens that are fixed already where the stride is a whole latent frame; conditions: other videos that the tasks
-    read.
+    frame, 0 at the video's beginning; fps: float32 (B,); text: int32 (B, L), padded with -1, or a T5's hidden
+    states, float (B, L, E), padded with zeros; known: bool (B, T, H, W), the tokens not to generate; stride: int32
+    (B,), the tokens of a step (`stride_of`); drawn: bool (B, T, H, W), the tokens that are fixed already where the
+    stride is a whole latent frame; conditions: other videos that the tasks read.
     """
 
     tokens: AnyArray

@@ -1,8 +1,8 @@
 """Trained weights for sampling: a config as JSON and float16 tensors as safetensors, never code.
 
 A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`. A
-training workdir has the same structure, so `--weights` takes either. A LoRA is a file of its own, added to a
-transformer as it is loaded.
+training workdir has the same structure, so `--weights` takes either. Where a T5 reads the prompts, its encoder is in
+`text/`. A LoRA is a file of its own, added to a transformer as it is loaded.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from tokvid.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import atomic, read_json, to_json, worlds
 from tokvid.io.urls import local
@@ -28,11 +28,14 @@ from tokvid.sharding import placed
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.lora import product
 from tokvid.transformer.model import Transformer
+from tokvid.transformer.t5 import T5
 
 FORMAT = 1
+TEXT = "text"  # the T5 encoder of weights that have one
 KINDS: dict[str, tuple[type, type]] = {
     "tokenizer": (TokenizerConfig, CViViT),
     "transformer": (TransformerConfig, Transformer),
+    TEXT: (T5Config, T5),
 }
 TOKENIZER_FILES, TEXT_MODEL = ("tokenizer/config.json", "tokenizer/weights.safetensors"), "text.model"
 
@@ -89,7 +92,7 @@ def find(name: str | Path) -> Path:
 
 
 def kind_of(folder: str | Path) -> str:
-    """The kind of weights in `folder`, "tokenizer" or "transformer"; UserError if it is neither."""
+    """The kind of weights in `folder`, a key of KINDS; UserError if it has none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"no weights in {folder}; name a folder that `tokvid train` wrote, such as runs/tokenizer")
@@ -251,6 +254,12 @@ def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> 
     return graph, nnx.from_flat_state(
         [(_path(name), leaf.replace(jnp.asarray(tensors[name], leaf.dtype))) for name, leaf in leaves.items()]
     )
+
+
+def text_files(folder: Path) -> list[str]:
+    """The names of a weights folder's files that read prompts."""
+    of_t5 = [f"{TEXT}/config.json", f"{TEXT}/weights.safetensors"] if (folder / TEXT).is_dir() else []
+    return [TEXT_MODEL, *of_t5]
 
 
 def copy_files(folder: Path, out: Path, names: Iterable[str]) -> None:

@@ -33,7 +33,7 @@ def what_is(path: Path) -> dict[str, Any]:
     if (path / "checkpoints").is_dir():
         steps = sorted(int(p.parent.name) for p in path.glob("checkpoints/*/commit.json") if p.parent.name.isdigit())
         return {"kind": "training in progress, no weights yet", "checkpoints at steps": steps}
-    parts = [part for name in ("tokenizer", "transformer", "tokens") if (part := path / name).is_dir()]
+    parts = [part for name in ("tokenizer", "text", "transformer", "tokens") if (part := path / name).is_dir()]
     parts += [file.parent for file in path.glob("*/*/dataset_info.json")]
     if not parts:
         raise UserError(f"{path} is no checkpoint, weights folder, workdir, token cache or dataset of tokvid")

@@ -62,7 +62,11 @@ class Tokenize(Command):
 
     name = "tokenize"
     help = "encode a recipe's videos to tokens, once, for training the transformer"
-    details = "Needs a trained tokenizer in --workdir. Run again after an interruption, it keeps what it has."
+    details = (
+        "Needs a trained tokenizer in --workdir. Also trains the text model on the captions; with --tokens.t5 FOLDER, "
+        "a T5 reads them instead, and its hidden states are stored with the tokens. Run again after an interruption, "
+        "it keeps what it has."
+    )
     sets_fields = True
     large_arrays = True
 

@@ -138,12 +138,12 @@ class Merge(Command):
         parser.add_argument("--out", type=outputs.folder, required=True, metavar="FOLDER", help=out)
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.weights import TEXT_MODEL, TOKENIZER_FILES, copy_files, facts, save
+        from tokvid.weights import TOKENIZER_FILES, copy_files, facts, save, text_files
 
         if not options.lora:
             raise UserError("there is nothing to merge; name a LoRA: --lora FILE, or FILE:SCALE")
         models = models_of(options)
-        beside = (*TOKENIZER_FILES, TEXT_MODEL)
+        beside = (*TOKENIZER_FILES, *text_files(options.weights))
         if other := [name for name in beside if _differ(options.weights / name, options.out / name)]:
             raise UserError(f"{options.out} has another {other[0]} than {options.weights}; choose another --out")
         copy_files(options.weights, options.out, beside)

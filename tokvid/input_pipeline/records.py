@@ -48,7 +48,7 @@ class StoredVideo:
 
     `video` is an encoded file; `frames` uint8 (T, H, W, C) with C 1 or 3; `tokens` uint16 or int32 (T, H, W, Q)
     in latent frames. `fps` is the rate of the stored or tokenized frames. Tokens may come with those of `conditions` of
-    the same video, by name.
+    the same video, by name, and with a T5's hidden states of each caption, float16 (L, E).
     """
 
     key: str
@@ -59,6 +59,7 @@ class StoredVideo:
     tokens: np.ndarray | None = None
     fps: float = 0.0
     conditions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    states: tuple[np.ndarray, ...] = ()
     fit: "Fit" = "crop"  # how `read` fits another aspect ratio; not stored
 
     @property
@@ -347,6 +348,9 @@ def _pack(video: StoredVideo, kind: Kind) -> bytes:
                 "tokens": np.ascontiguousarray(tokens).astype(array.dtype).tobytes(),
                 "shape": list(tokens.shape),
             }
+        for states_LE in video.states:
+            content = np.ascontiguousarray(states_LE).astype("<f2").tobytes()
+            values.setdefault("states", []).append({"content": content, "shape": list(states_LE.shape)})
     try:
         data = msgpack.packb(values)
     except (ValueError, OverflowError) as error:  # lone surrogates in a text, or too many bytes for a map
@@ -400,7 +404,10 @@ def _checked(values: dict[str, Any], kind: str, fit: "Fit") -> StoredVideo:
     }
     if values.get("coarse_factor") == CONDITIONS["coarse"].slower:  # of earlier versions
         conditions["coarse"] = np.frombuffer(values["coarse"], array.dtype).reshape(-1, *shape[1:])
-    return StoredVideo(key, float(seconds), texts, tokens=array, fps=float(fps), conditions=conditions)
+    states = tuple(_array(each["content"], np.dtype("f2"), tuple(each["shape"])) for each in values.get("states", ()))
+    if states and (len(states) != len(texts) or any(each.ndim != 2 for each in states)):
+        raise ValueError(f"{len(states)} hidden states don't fit {len(texts)} captions")
+    return StoredVideo(key, float(seconds), texts, tokens=array, fps=float(fps), conditions=conditions, states=states)
 
 
 def _shape(dims: list[int], kind: str) -> tuple[int, ...]:

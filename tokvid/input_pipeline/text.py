@@ -76,6 +76,9 @@ def train_text_model(captions: Iterable[str], path: str | Path, vocabulary: int 
 class TextModel:
     """A sentencepiece model: `encode` a prompt to ids, `decode` ids to a prompt."""
 
+    KEPT = 100_000  # encoded texts that an `encoder` keeps
+    width = 0  # of hidden states, where `encode` gives these (tokvid/text/t5.py)
+
     def __init__(self, model: bytes, where: str = "text model"):
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -90,14 +93,7 @@ class TextModel:
     @classmethod
     def load(cls, path: str | Path) -> "TextModel":
         """Reads a sentencepiece model, ours or another's. UserError when missing, too large or damaged."""
-        try:
-            with open(path, "rb") as file:
-                model = file.read(LARGEST_MODEL + 1)
-        except OSError as error:
-            raise UserError(f"cannot read text model {path}: {error.strerror or error}") from error
-        if not 0 < len(model) <= LARGEST_MODEL:
-            raise UserError(f"text model {path} should have 1 to {LARGEST_MODEL} bytes, found {len(model)} or more")
-        return cls(model, f"text model {path}")
+        return cls(read_model(path), f"text model {path}")
 
     def encode(self, text: str, length: int) -> np.ndarray:
         """Ids of the first `length` tokens of `text`, padded with -1: int32 (length,).
@@ -128,14 +124,14 @@ class TextModel:
             raise UserError(f"text ids should be 0 to {self.vocabulary - 1}, found {min(ids)} to {max(ids)}")
         return self._pieces.decode(ids)
 
-    def encoder(self, length: int, keep: int = 100_000) -> Callable[[str], np.ndarray]:
-        """`encode` to `length` tokens, cached for the last `keep` texts; the arrays are read-only.
+    def encoder(self, length: int) -> Callable[[str], np.ndarray]:
+        """`encode` to `length` tokens, cached for the last KEPT texts; the arrays are read-only.
 
         Only the first cut text is logged.
         """
         warned = False
 
-        @functools.lru_cache(maxsize=keep)
+        @functools.lru_cache(maxsize=self.KEPT)
         def encode(text: str) -> np.ndarray:
             nonlocal warned
             ids_L, cut = self._encode(text, length)
@@ -146,6 +142,18 @@ class TextModel:
             return ids_L
 
         return encode
+
+
+def read_model(path: str | Path) -> bytes:
+    """The bytes of a sentencepiece model. UserError when missing or too large."""
+    try:
+        with open(path, "rb") as file:
+            model = file.read(LARGEST_MODEL + 1)
+    except OSError as error:
+        raise UserError(f"cannot read text model {path}: {error.strerror or error}") from error
+    if not 0 < len(model) <= LARGEST_MODEL:
+        raise UserError(f"text model {path} should have 1 to {LARGEST_MODEL} bytes, found {len(model)} or more")
+    return model
 
 
 def checked(text: str, what: str = "the prompt") -> str:

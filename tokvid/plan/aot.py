@@ -171,13 +171,16 @@ def decoding_mesh(config: TransformerConfig, target: Topology) -> Mesh:
 def windows(config: TransformerConfig, batch: int, names: Sequence[str] = ()) -> TokenBatch:
     """A batch of windows, empty, maybe with conditions: programs are compiled for its shapes."""
     zeros, ones = np.zeros(batch, np.int32), np.ones(batch, np.float32)
+    text = np.zeros((batch, config.text_length), np.int32)
+    if config.text_width:
+        text = np.zeros((*text.shape, config.text_width), np.float16)
     shapes = [(batch, *condition_shape(config, name), config.subcodes) for name in names]
     conditions = [Clip(np.zeros(shape, np.int32), zeros, ones, zeros) for shape in shapes]
     return token_batch(
         tokens=np.zeros((batch, *config.latent, config.subcodes), np.int32),
         start=zeros,
         fps=ones,
-        text=np.zeros((batch, config.text_length), np.int32),
+        text=text,
         conditions=conditions,
     )
 

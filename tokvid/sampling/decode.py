@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
@@ -26,12 +26,13 @@ class Request(NamedTuple):
 
     Of each sample, `known` tokens are known, and the first `tokens` of the others are generated; the first `forced` of
     these are the batch's own, for weights that were not trained to see them as known. `guidance_BT` is the guidance
-    scale of each latent frame; with guidance, each step also runs under the negative prompts `negative_BL` (-1: no
-    text). Keys are derived by slot, fold_in(keys_B, slot), so a longer window begins with the same tokens.
+    scale of each latent frame; with guidance, each step also runs under the negative prompts `negative_BL`, in the form
+    of the batch's `text`. Keys are derived by slot, fold_in(keys_B, slot), so a longer window begins with the same
+    tokens.
     """
 
     batch: TokenBatch
-    negative_BL: Int[AnyArray, "b l"]
+    negative_BL: Num[AnyArray, "b l *e"]
     keys_B: Key[Array, " b"]
     guidance_BT: Float[AnyArray, "b t"]
     known: Int[AnyArray, ""]

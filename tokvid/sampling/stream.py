@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Num, UInt8
 
 from tokvid import weights
 from tokvid.config import GUIDANCE, Sampling
@@ -20,6 +20,7 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import Request, generate
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import trained_tasks
+from tokvid.text.t5 import load_text
 from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.transformer.layout import condition_number
@@ -69,11 +70,11 @@ def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Mod
     tokenizer = weights.load(folder / "tokenizer", "tokenizer")
     transformer = weights.load(folder / "transformer", "transformer", loras)
     weights.check_pair(tokenizer, transformer)
-    text = TextModel.load(folder / "text.model")
+    text = load_text(folder)
     if text.fingerprint != transformer.about.get("text_model"):
         raise UserError(
             f"the transformer was trained with text model {transformer.about.get('text_model')}, "
-            f"{folder / 'text.model'} is {text.fingerprint}; use the one it was trained with"
+            f"that of {folder} is {text.fingerprint}; use the one it was trained with"
         )
     return Models(tokenizer, transformer, text)
 
@@ -168,13 +169,13 @@ def decode_clips(
 class Prompt(NamedTuple):
     """The prompts of a batch of videos, in force from `start` seconds on.
 
-    Prompts and negative prompts (B, L), padded with -1, seeds (B,), and the guidance scales (B,) of the first and the
-    last latent frame.
+    Prompts and negative prompts (B, L), padded with -1, or (B, L, E), as in `TokenBatch`; seeds (B,), and the guidance
+    scales (B,) of the first and the last latent frame.
     """
 
     start: float
-    text_BL: Int[np.ndarray, "b l"]
-    negative_BL: Int[np.ndarray, "b l"]
+    text_BL: Num[np.ndarray, "b l *e"]
+    negative_BL: Num[np.ndarray, "b l *e"]
     seeds_B: Integer[np.ndarray, " b"]
     guidance_B: Float[np.ndarray, " b"]
     last_guidance_B: Float[np.ndarray, " b"]

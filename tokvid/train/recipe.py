@@ -7,7 +7,9 @@ from typing import Any
 from tokvid import weights
 from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, from_dict, load_recipe
 from tokvid.errors import UserError
+from tokvid.io.urls import local
 from tokvid.tasks.tasks import conditions_of
+from tokvid.text.t5 import t5_config
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
 
@@ -39,6 +41,10 @@ def fitted(recipe: Recipe) -> Recipe:
             if (current := getattr(transformer, name)) not in (value, getattr(TransformerConfig, name)):
                 raise UserError(f"transformer.{name} {current} is not the tokenizer's, which is {value}; leave it out")
         transformer = dataclasses.replace(transformer, **facts)
+    if recipe.tokens.t5:
+        if recipe.adversary.captions or recipe.reward.name:
+            raise UserError("adversary.captions and reward.name need the text model's ids; leave out tokens.t5")
+        transformer = dataclasses.replace(transformer, text_width=t5_config(local(recipe.tokens.t5)).width)
     named = tuple(name for name, condition in conditions_of(recipe.layouts.tasks).items() if condition.named)
     if not transformer.conditions:
         transformer = dataclasses.replace(transformer, conditions=named)
@@ -62,7 +68,7 @@ def _started(recipe: Recipe) -> Recipe:
     if not start:
         return recipe
     folder = weights.find(start)
-    both = {kind: _left_out(getattr(recipe, kind), folder, kind) for kind in weights.KINDS}
+    both = {kind: _left_out(getattr(recipe, kind), folder, kind) for kind in ("tokenizer", "transformer")}
     return dataclasses.replace(recipe, **both)
 
 

@@ -11,6 +11,7 @@ from tokvid.input_pipeline.records import RecordSource
 from tokvid.input_pipeline.text import TextModel
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import conditions_of
+from tokvid.text.t5 import load_text
 
 AGAIN = "run `tokvid tokenize` again"
 HELD_OUT = "tokens_held_out"  # beside the token cache
@@ -43,7 +44,14 @@ class TokenCache:
                 raise UserError(f"{path} needs transformer {name} {stored}, the config has {value}; use one tokenizer")
         if (stored := about.get("text_model", self.text.fingerprint)) != self.text.fingerprint:
             raise UserError(f"{path} was made with text model {stored}, this one is {self.text.fingerprint}; {AGAIN}")
-        if self.text.vocabulary > config.text_vocabulary:  # fewer are fine: captions of few words give few ids
+        if self.text.width != config.text_width:
+            raise UserError(
+                f"the prompts of {path} are hidden states of width {self.text.width}, the config has "
+                f"transformer.text_width {config.text_width}; give the same tokens.t5 as to `tokvid tokenize`"
+            )
+        if (
+            not self.text.width and self.text.vocabulary > config.text_vocabulary
+        ):  # fewer are fine: captions of few words give few ids
             raise UserError(
                 f"the text model of {path} has {self.text.vocabulary} ids, the config's transformer.text_vocabulary "
                 f"is {config.text_vocabulary}; raise it to {self.text.vocabulary}"
@@ -77,7 +85,7 @@ def open_token_cache(workdir: Path, recipe: Recipe) -> TokenCache:
     folder = workdir / "tokens"
     if not folder.is_dir():
         raise UserError(f"no token cache in {folder}; make it with `tokvid tokenize CONFIG.py --workdir {workdir}`")
-    source, text = RecordSource(folder), TextModel.load(workdir / "text.model")
+    source, text = RecordSource(folder), load_text(workdir)
     tokenizer, codes = weights.describe(workdir / "tokenizer", "tokenizer"), source.metadata.get("tokenizer")
     if not weights.same_codes(codes, tokenizer):
         raise UserError(f"{folder} was made with tokenizer {codes}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")

@@ -7,7 +7,7 @@ resumes after the last one.
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import fingerprint, holds_out, open_source
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.io.progress import progress
+from tokvid.io.urls import local
 from tokvid.sharding import make_mesh, running_on
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import conditions_of
+from tokvid.text.t5 import drop_t5, load_text, take_t5
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.train.token_cache import HELD_OUT
@@ -77,7 +79,7 @@ def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: st
     check_same(metadata | facts)
     parts_folder = folder.with_name(f"{folder.name}.parts")
     parts = [parts_folder / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-    _write_parts(recipe, tokenizer, source, parts, metadata | facts)
+    _write_parts(recipe, (tokenizer, text), source, parts, metadata | facts)
     together("tokens")
     if first():
         written = [RecordSource(part) for part in parts]
@@ -124,15 +126,21 @@ def _metadata(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel) -> dic
         "fps": list(recipe.data.fps),
         "size": list(recipe.data.size),
         "data": describe_data(recipe.data),
-        "tokens": to_dict(recipe.tokens),
+        "tokens": to_dict(recipe.tokens) | {"t5": text.fingerprint if text.width else ""},  # not its path
         "conditions": {name: CONDITIONS[name].facts for name in conditions_of(recipe.layouts.tasks)},
     }
 
 
 def _write_parts(
-    recipe: Recipe, tokenizer: weights.Loaded, source: VideoSource, parts: Sequence[Path], metadata: Mapping[str, Any]
+    recipe: Recipe,
+    models: tuple[weights.Loaded, TextModel],
+    source: VideoSource,
+    parts: Sequence[Path],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Writes this process's share of the parts, except those already written."""
+    tokenizer, text = models
+    states = text.encoder(recipe.transformer.text_length) if text.width else None
     mine = range(jax.process_index(), len(parts), jax.process_count())
     missing = [number for number in mine if not _is_there(parts[number], metadata)]
     total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
@@ -149,7 +157,7 @@ def _write_parts(
                         writer.metadata["last_error"] = errors[-1]
                         unreadable.add(*errors)
                     for video in _tokenized(recipe, tokenizer, [it for it in results if not isinstance(it, str)]):
-                        writer.write(video)
+                        writer.write(video if states is None else _with_states(video, states))
                     advance(len(results))
 
 
@@ -168,6 +176,12 @@ def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretc
         conditions = {name: tokens[number] for name, tokens in beside.items()}
         seconds = len(video_THWC) / fps
         yield StoredVideo(key, seconds, captions, tokens=fine[number], fps=fps, conditions=conditions)
+
+
+def _with_states(video: StoredVideo, encode: Callable[[str], np.ndarray]) -> StoredVideo:
+    """The video with the hidden states of its captions, without their padding."""
+    padded = [encode(caption.text) for caption in video.captions]
+    return dataclasses.replace(video, states=tuple(each_LE[each_LE.any(axis=1)] for each_LE in padded))
 
 
 def _lengths(recipe: Recipe) -> tuple[int, int]:
@@ -222,17 +236,23 @@ def _encode(tokenizer: weights.Loaded, videos: list[np.ndarray], longest: int) -
 def write_text_model(recipe: Recipe, source: VideoSource, workdir: Path) -> TextModel:
     """Trains `workdir`/text.model from the captions of the source's videos; the same captions give the same bytes.
 
-    A transformer that starts from weights keeps their text model, in which unknown words are bytes. Only the first of
-    several processes does it.
+    A transformer that starts from weights keeps their text model, in which unknown words are bytes. With `tokens.t5`,
+    nothing is trained, and the T5's files are taken. Only the first of several processes does it.
     """
     if first() and recipe.train_transformer.start:
-        weights.copy_files(weights.find(recipe.train_transformer.start), workdir, [weights.TEXT_MODEL])
+        start = weights.find(recipe.train_transformer.start)
+        if not (start / weights.TEXT).is_dir():
+            drop_t5(workdir)
+        weights.copy_files(start, workdir, weights.text_files(start))
+    elif first() and recipe.tokens.t5:
+        take_t5(local(recipe.tokens.t5), workdir)
     elif first():
+        drop_t5(workdir)
         some = range(min(len(source), recipe.tokens.text_samples))
         captions = (caption.text for index in some for caption in source[index].captions)
         train_text_model(captions, workdir / weights.TEXT_MODEL, recipe.transformer.text_vocabulary)
     together("text model")
-    return TextModel.load(workdir / weights.TEXT_MODEL)
+    return load_text(workdir)
 
 
 def cut_stretch(item: VideoItem, recipe: Recipe, temporal_patch: int, rng: np.random.Generator) -> Stretch | None:

@@ -254,12 +254,26 @@ class WindowSampler:
             tokens=tokens_THWQ,
             start=np.asarray(window.start, np.int32),
             fps=np.asarray(video.fps, np.float32),
-            text=self.encode("" if dropped else window.text),
+            text=self._text(video, "" if dropped else window.text),
             known=window.known,
             stride=np.asarray(stride, np.int32),
             drawn=_drawn(window.known, rng) if in_rounds else np.zeros((T, H, W), bool),
             conditions=conditions,
         )
+
+    def _text(self, video: StoredVideo, text: str) -> np.ndarray:
+        """A caption's ids (L,), or the hidden states (L, E) that are stored with the tokens."""
+        config = self.config
+        if not config.text_width:
+            return self.encode(text)
+        states_LE = np.zeros((config.text_length, config.text_width), np.float16)
+        if text:
+            number = [caption.text for caption in video.captions].index(text)
+            if number >= len(video.states) or video.states[number].shape[1] != config.text_width:
+                raise UserError(f"{video.key} has no hidden states of width {config.text_width}; tokenize again")
+            own_LE = video.states[number][: config.text_length]
+            states_LE[: len(own_LE)] = own_LE
+        return states_LE
 
 
 def _draw(rng: np.random.Generator, shares: Sequence[float]) -> int:

@@ -39,6 +39,12 @@ class Text(NamedTuple):
     ids_BL: Int[AnyArray, "b l"]
 
 
+class States(NamedTuple):
+    """A prompt as a T5's hidden states (B, L, E), padded with zeros; all padding is no text."""
+
+    states_BLE: Float[AnyArray, "b l e"]
+
+
 class Rate(NamedTuple):
     """Frames per second (B,) of the video that follows."""
 
@@ -71,7 +77,7 @@ class Condition(NamedTuple):
     spread: int = 1
 
 
-Segment = Text | Rate | Video | Condition
+Segment = Text | States | Rate | Video | Condition
 
 
 class Vocabulary(NamedTuple):
@@ -114,7 +120,8 @@ class Sequence(NamedTuple):
 
     `token`: the input's rows in the table; `fps`: above 0 in rate slots; `order`: the place in a text, else -1;
     `stride`: the number of tokens in this one's step, 0 for known tokens; `condition`: the number of a condition's
-    embedding, else 0; `target`: the video code to predict where `generated`.
+    embedding, else 0; `state` (B, L, E): a T5's hidden states, E 0 without one; `target`: the video code to predict
+    where `generated`.
     """
 
     token: Int[Array, "b l q"]
@@ -122,6 +129,7 @@ class Sequence(NamedTuple):
     order: Int[Array, "b l"]
     stride: Int[Array, "b l"]
     condition: Int[Array, "b l"]
+    state: Float[Array, "b l e"]
     position: Float[Array, "b l 3"]
     block: Int[Array, "b l"]
     target: Int[Array, "b l q"]
@@ -144,7 +152,7 @@ def lay_out(config: TransformerConfig, batch: TokenBatch) -> Sequence:
     """The layout of any task; tasks differ in the known tokens, the conditions and the stride."""
     if batch.text.shape[1] > config.text_length:  # XLA would clamp the places beyond to the last
         raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
-    segments: list[Segment] = [Text(batch.text)]
+    segments: list[Segment] = [States(batch.text) if batch.text.ndim == 3 else Text(batch.text)]
     for clip in batch.conditions:
         spread = batch.tokens.shape[2] // clip.tokens.shape[2]
         segments += [Rate(clip.fps), Condition(clip.tokens, _seconds(config, batch, clip), clip.condition, spread)]
@@ -204,7 +212,7 @@ def in_order(known_BTHW: Bool[AnyArray, "b t h w"]) -> Int[Array, "b t*h*w"]:
 
 def vocabulary_of(config: TransformerConfig) -> Vocabulary:
     """The table of input tokens for a config."""
-    return Vocabulary(Codes(config.vocabulary, config.subcodes), config.text_vocabulary)
+    return Vocabulary(Codes(config.vocabulary, config.subcodes), 0 if config.text_width else config.text_vocabulary)
 
 
 def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
@@ -222,6 +230,9 @@ def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
         part, more = _SLOTS[type(segment)](segment, vocabulary, block)
         parts.append(part)
         block += more
+    width = max(part.state.shape[2] for part in parts)  # only a text has states
+    wider = [((0, 0), (0, 0), (0, width - part.state.shape[2])) for part in parts]
+    parts = [part._replace(state=jnp.pad(part.state, pads)) for part, pads in zip(parts, wider, strict=True)]
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
 
 
@@ -268,6 +279,7 @@ def _slots(token_BLQ: Int[Array, "b l q"], block_BL: int | Int[AnyArray, "b l"],
         "order": zero - 1,
         "stride": zero,
         "condition": zero,
+        "state": jnp.zeros((*zero.shape, 0), jnp.float32),
         "position": jnp.zeros((*zero.shape, 3), jnp.float32),
         "target": jnp.zeros_like(token_BLQ),
         "generated": zero.astype(bool),
@@ -280,6 +292,14 @@ def _text(text: Text, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int
     token = vocabulary.alone(jnp.where(real, ids + vocabulary.first_text, 0))
     order = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     return _slots(token, jnp.where(real, block, NEVER), order=order), 1
+
+
+def _states(text: States, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
+    state_BLE = jnp.asarray(text.states_BLE, jnp.float32)
+    block_BL = jnp.where(jnp.any(state_BLE != 0, axis=-1), block, NEVER)
+    token = vocabulary.alone(jnp.full(block_BL.shape, NOTHING))
+    order = jnp.broadcast_to(jnp.arange(block_BL.shape[1], dtype=jnp.int32), block_BL.shape)
+    return _slots(token, block_BL, order=order, state=state_BLE), 1
 
 
 def _rate(rate: Rate, vocabulary: Vocabulary, block: int) -> tuple[Sequence, int]:
@@ -340,6 +360,7 @@ def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, 
 
 _SLOTS: dict[type, Callable[..., tuple[Sequence, int]]] = {
     Text: _text,
+    States: _states,
     Rate: _rate,
     Condition: _condition,
     Video: _video,

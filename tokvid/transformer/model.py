@@ -34,6 +34,9 @@ class Transformer(nnx.Module):
         self.rate = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
         # The stride's embedding, under its name in saved weights.
         self.step = Linear(2 * OCTAVES, D, (None, "embed"), rngs=rngs)
+        if config.text_width:
+            self.text_norm = RMSNorm(config.text_width)
+            self.text = Linear(config.text_width, D, (None, "embed"), rngs=rngs)
         if config.conditions:
             self.condition = weight(rngs, (MOST_CONDITIONS, D), 1, (None, "embed"), gain=0.5)
         shape = BlockShape(D, config.heads, config.kv_heads, config.mlp, config.layers, config.dtype, config.attention)
@@ -109,11 +112,13 @@ class Transformer(nnx.Module):
         # Whole rows are gathered from the table's shards: for parts of rows, XLA would replicate the table.
         table = constrain(self.embedding[...], "vocabulary", None)
         rows_BLQD = table[jnp.maximum(sequence.token, 0)]
-        if self.vocabulary.codes.per_token > 1:
+        if self.vocabulary.codes.per_token > 1 or self.config.text_width:
             rows_BLQD = jnp.where(sequence.token[..., None] == NOTHING, 0, rows_BLQD)
         x_BLD = constrain(rows_BLQD.sum(axis=2), "batch", "length", None)
         order = constrain(self.text_order[...], None, None)[jnp.maximum(sequence.order, 0)]
         x_BLD += jnp.where(sequence.order[..., None] >= 0, order, 0)
+        if self.config.text_width:
+            x_BLD += jnp.where(sequence.order[..., None] >= 0, self.text(self.text_norm(sequence.state)), 0)
         x_BLD += self.place(fourier_features(ticks_BLA, OCTAVES))
         # Rates are embedded as numbers, so a rate between two trained ones lies between their embeddings.
         for layer, number in ((self.rate, sequence.fps), (self.step, sequence.stride)):
