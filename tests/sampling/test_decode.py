@@ -256,6 +256,14 @@ def test_any_tokens_may_be_given(any_models, batch, rows):
         np.testing.assert_array_equal(hole_BLQ[..., q], logits(now, hole_BLQ)[:, :, q].argmax(-1))
 
 
+def test_one_program_serves_any_number_of_known_tokens(any_models, batch, together):
+    """A new box of inpainting, or another context, compiles nothing."""
+    before = generate._cache_size()
+    make(any_models, batch, known=(True, True, False, False))
+    make(any_models, batch, known=(False, False, False, False), frames=2)
+    assert generate._cache_size() == before
+
+
 def test_guidance_1_is_no_guidance(any_models, batch, together):
     plain = make(any_models, batch, guided=False)
     np.testing.assert_array_equal(make(any_models, batch, guidance=(1, 1, 1)), plain)
