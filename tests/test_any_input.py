@@ -137,7 +137,7 @@ def test_captions(folder, name, data, share):
     for other in folder.glob("captions.*"):
         other.unlink()
     (folder / name).write_bytes(data)
-    source = trial(lambda: FolderSource(folder, max_unreadable=share, threads=1))
+    source = trial(lambda: FolderSource(folder, max_unreadable=share, mapped=map))
     if source is not None:  # what is taken can be written
         with tempfile.TemporaryDirectory() as place, RecordWriter(Path(place) / "d", "video") as writer:
             for item in source:

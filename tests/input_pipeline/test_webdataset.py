@@ -284,7 +284,7 @@ def test_whatever_the_bytes_are(tmp_path):
         shard = tmp_path / f"{number}.tar"
         shard.write_bytes(damaged[: draw.choice([len(data), draw.randrange(len(data))])])
         try:
-            WebDataset(shard, max_unreadable=1.0, threads=1)
+            WebDataset(shard, max_unreadable=1.0, mapped=map)
         except UserError as error:
             assert "\n" not in str(error)
 

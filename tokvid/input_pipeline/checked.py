@@ -1,9 +1,8 @@
 """A source of files that may be damaged: all are probed when it is opened, and the readable ones kept."""
 
-import concurrent.futures
 import dataclasses
+import functools
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from tokvid.input_pipeline.captions import check_captioned
 from tokvid.input_pipeline.clips import VideoInfo
 from tokvid.input_pipeline.source import Unreadable
+from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import VideoItem
 
 log = logging.getLogger(__name__)
@@ -47,15 +47,13 @@ class CheckedSource(Sequence[Probed]):
         items: Sequence[Probed],
         *,
         max_unreadable: float,
-        threads: int | None = None,
+        mapped: Map = in_threads,
         full: bool = False,
         captioned: bool = True,
     ):
         self.unreadable: list[tuple[Path, str]] = []
         self.items: list[Probed] = []
-        with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-            probed = list(pool.map(lambda item: item.probe(full), items))
-        for item, info in zip(items, probed, strict=True):
+        for item, info in zip(items, mapped(functools.partial(_probe, full), items), strict=True):
             if isinstance(info, str):
                 self.unreadable.append((item.place, info))
                 log.warning("skipped: %s", info)
@@ -74,3 +72,7 @@ class CheckedSource(Sequence[Probed]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.items[index]
+
+
+def _probe(full: bool, item: _Probed) -> VideoInfo | str:
+    return item.probe(full)

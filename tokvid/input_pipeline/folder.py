@@ -13,6 +13,7 @@ from tokvid.input_pipeline.checked import CheckedSource
 from tokvid.input_pipeline.clips import Fit, VideoInfo, probe, read_clip
 from tokvid.input_pipeline.encoded import reason
 from tokvid.input_pipeline.source import Source
+from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption
 
 
@@ -73,7 +74,7 @@ class FolderSource(CheckedSource[FolderItem]):
         *,
         fit: Fit = "crop",
         max_unreadable: float = 0.1,
-        threads: int | None = None,
+        mapped: Map = in_threads,
         full: bool = False,
         captioned: bool = True,
     ):
@@ -82,7 +83,7 @@ class FolderSource(CheckedSource[FolderItem]):
         if captioned:  # before the files are probed, which takes a while
             check_captioned((line.caption for line in lines), folder)
         items = [FolderItem(folder / line.file, line.file, (Caption(0.0, line.caption),), fit) for line in lines]
-        super().__init__(folder, items, max_unreadable=max_unreadable, threads=threads, full=full, captioned=captioned)
+        super().__init__(folder, items, max_unreadable=max_unreadable, mapped=mapped, full=full, captioned=captioned)
 
 
 def _files(folder: Path) -> Iterable[Path]:

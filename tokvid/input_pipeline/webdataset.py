@@ -27,6 +27,7 @@ from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.records import MOST_BYTES
 from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.text import checked
+from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption
 
 VIDEOS = (*(f".{kind}" for kind in KINDS.split(", ")), ".m4v", ".jpeg", ".apng")
@@ -103,11 +104,11 @@ class WebDataset(CheckedSource[ShardItem]):
     caption and a caption without a video. UserError for a shard that is compressed, damaged or cut off.
     """
 
-    def __init__(self, path: str | Path, *, fit: Fit = "crop", max_unreadable: float = 0.1, threads: int | None = None):
+    def __init__(self, path: str | Path, *, fit: Fit = "crop", max_unreadable: float = 0.1, mapped: Map = in_threads):
         items = [dataclasses.replace(item, fit=fit) for shard in shards_of(path) for item in _index(shard).items]
         if not items:
             raise UserError(f"the shards of {path} hold no videos; pack KEY.mp4 and KEY.txt (or KEY.json) into them")
-        super().__init__(path, items, max_unreadable=max_unreadable, threads=threads)
+        super().__init__(path, items, max_unreadable=max_unreadable, mapped=mapped)
 
 
 def shards_of(path: str | Path) -> list[Path]:
