@@ -29,7 +29,7 @@ ORDER = [
 ]
 # These stand beside the order, without JAX: `train` and what is right of it may import them.
 ASIDE = {
-    "input_pipeline": {*HELPERS, "shapes"},
+    "input_pipeline": {*HELPERS, "shapes", "metrics"},
     "metrics": {"types", "errors"},
     "shapes": {"types", "errors", "metrics"},
 }

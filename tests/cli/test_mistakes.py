@@ -104,6 +104,13 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("data folder . --out d", "no captions.jsonl"),
         ("data folder . --max-unreadable 2", "max_unreadable"),
         ("data folder . --tfds", "--tfds needs --out"),
+        ("data curate nowhere", "there is no folder nowhere"),
+        ("data curate . --out c", "is within ."),
+        ("data curate . --keep motoin>1", "did you mean 'motion'"),
+        ("data curate . --max-unreadable 2", "max-unreadable"),
+        ("data curate . --runner direct", "--runner needs --out"),
+        ("data folder . --runner-option a=b --out d", "give --runner, too"),
+        ("data folder . --tfds --runner direct --out d", "--runner doesn't go with --tfds"),
         ("data mnist x --tfds --size 8 8 --out d", "--size doesn't go with mnist --tfds"),
         # Options that would change nothing.
         ("data shapes --out d --fit crop", "unrecognized arguments: --fit"),

@@ -1,14 +1,18 @@
-"""Datasets: `tokvid data shapes`, `mnist`, `folder`, `import`."""
+"""Datasets: `tokvid data shapes`, `mnist`, `folder`, `import`, and `curate`, which is in curate.py."""
 
 import argparse
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tokvid.cli.curate import Curate, check_unreadable, map_of, runner_arguments, unreadable_argument
 from tokvid.cli.options import Command, readable, refuse
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import Outputs
+
+if TYPE_CHECKING:
+    from tokvid.input_pipeline.workers import Map
 
 SIZE, FPS = (64, 64), 8.0  # of stored frames unless said otherwise
 
@@ -38,13 +42,7 @@ class _Dataset(Command):
             choices=("crop", "letterbox"),
             help="how clips of another aspect ratio become --size: cut off, or with black bars (default crop)",
         )
-        parser.add_argument(
-            "--max-unreadable",
-            type=float,
-            default=0.1,
-            metavar="X",
-            help="fail if more than this fraction of the files cannot be read, from 0 to 1 (default 0.1)",
-        )
+        unreadable_argument(parser)
 
     def tfds_argument(self, parser: argparse.ArgumentParser) -> None:
         """--tfds."""
@@ -72,7 +70,7 @@ class _Dataset(Command):
         count = write_records(options.out, self.source(options), frames, {"source": self.name})
         print(f"{options.out}: {count} videos")
 
-    def store(self, options: argparse.Namespace, source: Any, name: str) -> None:
+    def store(self, options: argparse.Namespace, source: Any, name: str, mapped: "Map" = map) -> None:
         """Writes videos as they are, or as frames where --size or --fps is given."""
         from tokvid.input_pipeline.writing import Frames, write_records
 
@@ -81,7 +79,7 @@ class _Dataset(Command):
             frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
         elif options.fit is not None:
             about["fit"] = options.fit  # for whoever reads the files
-        count = write_records(options.out, source, frames, about, options.max_unreadable)
+        count = write_records(options.out, source, frames, about, options.max_unreadable, mapped)
         stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
         print(f"{options.out}: {count} videos{stored}")
 
@@ -178,13 +176,18 @@ class Folder(_Dataset):
         parser.add_argument(
             "--check", action="store_true", help="decode every frame of every file first, to find hidden damage (slow)"
         )
+        runner_arguments(parser)
 
     def source(self, options: argparse.Namespace) -> Any:
         from tokvid.input_pipeline.folder import FolderSource
 
         with _warnings_unless_it_fails():
             return FolderSource(
-                options.file, fit=options.fit or "crop", max_unreadable=options.max_unreadable, full=options.check
+                options.file,
+                fit=options.fit or "crop",
+                max_unreadable=options.max_unreadable,
+                full=options.check,
+                mapped=map_of(options),
             )
 
     def builder(self, options: argparse.Namespace, **where: Any) -> Any:
@@ -199,6 +202,7 @@ class Folder(_Dataset):
         check_frames(options)
         check_unreadable(options)
         if options.tfds:
+            refuse(options, ["runner", "runner_option"], "doesn't go with --tfds; leave it out")
             self.prepare(options)
             return
         if options.out is None:
@@ -207,7 +211,7 @@ class Folder(_Dataset):
             print(f"{options.file}: {len(source)} videos can be used, {len(source.unreadable)} cannot")
             return
         check_replaceable(options.out)
-        self.store(options, self.source(options), self.name)
+        self.store(options, self.source(options), self.name, map if options.runner is None else map_of(options))
 
 
 class Import(_Dataset):
@@ -279,7 +283,7 @@ class Data(Command):
     name = "data"
     help = "write a dataset to train on"
     details = "Train on it with the recipe's fields --data.source records (tfds after --tfds) and --data.path FOLDER."
-    kinds: tuple[_Dataset, ...] = (Shapes(), Mnist(), Folder(), Import())
+    kinds: tuple[Command, ...] = (Shapes(), Mnist(), Folder(), Import(), Curate())
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         metavar = "|".join(kind.name for kind in self.kinds)
@@ -297,12 +301,6 @@ def check_frames(options: argparse.Namespace) -> None:
         raise UserError(f"size should be 1 or more pixels, got {options.size[0]} {options.size[1]}")
     if options.fps is not None and not 0 < options.fps <= 1000:
         raise UserError(f"fps should be above 0 and at most 1000, got {options.fps}")
-
-
-def check_unreadable(options: argparse.Namespace) -> None:
-    """UserError for a share of unreadable files that is none."""
-    if not 0 <= options.max_unreadable <= 1:
-        raise UserError(f"max-unreadable should be a share from 0 to 1, got {options.max_unreadable}")
 
 
 @contextlib.contextmanager

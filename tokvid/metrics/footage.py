@@ -1,5 +1,6 @@
-"""What frames say about footage without a network: how much changes, what moves where, cuts, sharpness. NumPy only."""
+"""What frames say about footage without a network: change, motion, cuts, sharpness, colour, black bars. NumPy only."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ CUT = 0.22  # the change from one frame to the next that is a cut
 CUT_OVER_OTHERS = 4.0  # times the usual change around it, at least
 NEAR = 6  # frames that are around
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
+BLACK = 24.0  # luma of black, at most
 NOISE = 2.0  # grey levels by which a block changes though nothing moves
 
 
@@ -103,3 +105,40 @@ def _mean_of_nine(luma_HW: Float[np.ndarray, "h w"], axis: int) -> Float[np.ndar
     count = luma_HW.shape[axis]
     after, before = np.take(sums, np.arange(9, 9 + count), axis), np.take(sums, np.arange(count), axis)
     return ((after - before) / 9).astype(np.float32)
+
+
+def colourfulness(image_HWC: UInt8[np.ndarray, "h w 3"]) -> float:
+    """0 for grey, above 80 for extremely colourful (Hasler and Süsstrunk 2003)."""
+    red, green, blue = np.moveaxis(image_HWC[::2, ::2].astype(np.float32), 2, 0)
+    across, down = red - green, (red + green) / 2 - blue
+    return float(np.hypot(across.std(), down.std()) + 0.3 * np.hypot(across.mean(), down.mean()))
+
+
+class Brightest(NamedTuple):
+    """The luma below which 98 % of each row and each column of a frame are: specks don't count."""
+
+    rows_H: Float[np.ndarray, " h"]
+    columns_W: Float[np.ndarray, " w"]
+
+
+def brightest(image_HWC: UInt8[np.ndarray, "h w 3"]) -> Brightest:
+    """What `bars` and `is_black` look at."""
+    luma_HW = luma(image_HWC)
+    return Brightest(np.quantile(luma_HW, 0.98, axis=1), np.quantile(luma_HW, 0.98, axis=0))
+
+
+def bars(frames: Sequence[Brightest]) -> float:
+    """The share of a shot's frames in black bars, above and below or left and right; 0 where one side alone has one."""
+    share = 0.0
+    for lines_TL in (np.stack([frame.rows_H for frame in frames]), np.stack([frame.columns_W for frame in frames])):
+        lit_N, count = np.flatnonzero(lines_TL.max(axis=0) > BLACK), lines_TL.shape[1]
+        if len(lit_N):
+            before, after = int(lit_N[0]), count - 1 - int(lit_N[-1])
+            if min(before, after) >= max(2, count / 50):
+                share = max(share, (before + after) / count)
+    return share
+
+
+def is_black(frames: Sequence[Brightest]) -> bool:
+    """Whether no frame of a shot shows anything."""
+    return all(float(np.quantile(frame.rows_H, 0.9)) <= BLACK for frame in frames)
