@@ -5,11 +5,12 @@ training workdir has the same structure, so `--weights` takes either. Where a T5
 `text/`. A LoRA is a file of its own, added to a transformer as it is loaded.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,7 +272,7 @@ def copy_files(folder: Path, out: Path, names: Iterable[str]) -> None:
             shutil.copyfile(folder / name, temporary)
 
 
-def _check(leaves: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
+def _check(leaves: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
     for name, leaf in leaves.items():
         if name not in tensors or tensors[name].shape != leaf.shape:
             actual = f"shape {tensors[name].shape}" if name in tensors else "nothing"
@@ -280,9 +281,17 @@ def _check(leaves: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -
             raise UserError(f"{path}: {name} has values that are not finite; train it again")
 
 
-def shapes(kind: str, config: Any) -> tuple[nnx.GraphDef, dict[str, Any]]:
+class _OneKey(nnx.Rngs):
+    """The same key again and again: where only shapes matter, tracing the making of keys takes most of the time."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+@functools.cache
+def shapes(kind: str, config: Any) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
     """A model's graph, and the shapes and types of its variables by name, without computing them."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: KINDS[kind][1](config, rngs=nnx.Rngs(0))))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: KINDS[kind][1](config, rngs=_OneKey(0))))
     return graph, {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(abstract)}
 
 
