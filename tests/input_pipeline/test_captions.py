@@ -57,6 +57,14 @@ def test_capitals_in_json_are_read(folder):
     assert pairs(folder, '{"File": "a.png", " caption ": "hello"}', "captions.jsonl") == HELLO
 
 
+def test_folders_of_hugging_face_are_read(folder):
+    assert pairs(folder, "file_name,text\na.png,hello\n", "metadata.csv") == HELLO
+    lines = [{"file_name": "b.png", "text": "b", "id": 3}, {"file_name": "sub/c.png", "caption": "c"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    assert pairs(folder, text, "metadata.jsonl") == [("b.png", "b"), ("sub/c.png", "c")]
+    assert pairs(folder, '{"file": "a.png", "caption": "hello"}', "captions.jsonl") == HELLO  # comes first
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -95,7 +103,7 @@ def test_other_slips_are_named(folder, text, said):
     "line, said",
     [
         ('{"file": "a.png", "caption": "x", "caption": "y"}', "line 1: 'caption' is there twice"),
-        ('{"file": "a.png", "text": "x"}', "line 1: needs the texts file and caption, found 'file', 'text'"),
+        ('{"file": "a.png", "words": "x"}', "line 1: needs the texts file and caption, found 'file', 'words'"),
         ('{"file": "a.png", "caption": ["x", "y"]}', "line 1: needs the texts file and caption, caption is "),
         ('["a.png", "x"]', "line 1: needs an object like .*, found list"),
         ('{"file": "a.png", "caption": "x"} {', "line 1: not JSON"),

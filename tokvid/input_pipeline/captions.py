@@ -1,4 +1,7 @@
-"""The captions file of a folder of clips, `captions.jsonl` or `captions.csv`; harmless slips are accepted."""
+"""The captions file of a folder of clips, `captions.jsonl` or `captions.csv`; harmless slips are accepted.
+
+So is `metadata.jsonl` or `metadata.csv` with `file_name` and `text`, as in folders for Hugging Face's `datasets`.
+"""
 
 import csv
 import dataclasses
@@ -17,8 +20,8 @@ from tokvid.input_pipeline.text import checked
 
 log = logging.getLogger(__name__)
 
-NAMES = ("captions.jsonl", "captions.csv")
-FIELDS = ("file", "caption")
+NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")  # the first one that is there
+FIELDS = {"file": "file_name", "caption": "text"}  # and what Hugging Face calls them
 CSV_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 LONGEST_CAPTION = 100_000  # bytes, the limit of a record
@@ -50,13 +53,15 @@ def read_captions(folder: Path) -> list[Line]:
     unused: Counter[str] = Counter()
 
     def parse(number: int, row: Any) -> Line:
+        if isinstance(row, dict):
+            row.update({field: row.pop(other) for field, other in FIELDS.items() if other in row and field not in row})
         line = _line(row, finder)
         if (first := first_line.setdefault(os.path.realpath(finder.root / line.file), number)) != number:
             raise BadLine(f"{line.file!r:.200} again, first on line {first}; a clip has one caption, join them")
         unused.update(str(name) for name in row if name and name not in FIELDS)
         return line
 
-    lines = read_lines(path, [[field] for field in FIELDS], parse)
+    lines = read_lines(path, list(FIELDS.items()), parse)
     if unused:
         log.warning("%s: only file and caption are read, not %s", path, ", ".join(sorted(unused)))
     return lines
@@ -105,7 +110,7 @@ def captions_file(folder: Path) -> Path:
         raise UserError(f"there is no folder {folder}; give one with captions.jsonl or captions.csv and its videos")
     files = [folder / name for name in NAMES if (folder / name).is_file()]
     if len(files) > 1:
-        log.warning("%s is read, %s is not; keep one of them", *files)
+        log.warning("%s is read, %s is not; keep one of them", files[0], ", ".join(map(str, files[1:])))
     if files:
         return files[0]
     similar = ", ".join(
