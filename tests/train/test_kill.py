@@ -3,7 +3,14 @@
 import pytest
 
 
-@pytest.mark.parametrize("kills", [["--kills", "2", "--pair-kills", "0"], ["--kills", "0", "--pair-kills", "1"]])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        ["--kills", "2", "--pair-kills", "0"],
+        # What one of two does when the other is killed is tested in test_processes.py, too.
+        pytest.param(["--kills", "0", "--pair-kills", "1"], marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_stopped_at_random_moments(kills, said_by_script, tmp_path):
     """The long form is `python scripts/kill_test.py --kills 20 --pair-kills 10`."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
