@@ -1,11 +1,14 @@
 """Other people's data: what each format's own library wrote is imported; what is wrong is said with its row or line."""
 
+import contextlib
 import functools
 import http.server
 import json
 import os
+import signal
 import sys
 import threading
+import time
 
 import numpy as np
 import PIL.Image
@@ -440,10 +443,60 @@ def test_files_that_are_too_large_are_not_fetched(tokvid, server, monkeypatch, t
     assert "has more than the 100 bytes that are allowed" in tokvid("data", "import", "list.csv", "--out", "d")[2]
 
 
-def test_a_file_is_not_waited_for_once_fetching_is_stopped(server, own_cache):
-    with pytest.raises(UserError, match=r"cannot fetch .*/0\.mp4': interrupted"):
-        download.download(f"{server.address}/0.mp4", 10**6, lambda: True)
-    assert not any(path.is_file() for path in cache().rglob("*"))
+@pytest.fixture
+def serve():
+    """`serve(answer)`: the address of a server whose answer to a request is what `answer(handler)` writes."""
+    servers = []
+
+    def start(answer):
+        methods = {"do_GET": answer, "log_message": lambda *_: None}
+        handler = type("Handler", (http.server.BaseHTTPRequestHandler,), methods)
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[0].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[0].server_address[1]}"
+
+    yield start
+    servers[0].shutdown()
+
+
+def begin_answer(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b"begin")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_waits_for_no_server(tokvid, serve, tmp_path, number, code):
+    answered = threading.Event()
+
+    def answer(handler):
+        begin_answer(handler)
+        signal.pthread_kill(threading.main_thread().ident, number)
+        answered.wait(10)
+
+    (tmp_path / "list.csv").write_text(f"url,caption\n{serve(answer)}/0.mp4,a\n")
+    before, start = set(threading.enumerate()), time.monotonic()
+    assert tokvid("data", "import", "list.csv", "--out", "d")[:2] == (code, "")
+    assert time.monotonic() - start < 5
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)  # else Python waits for them at its end
+    assert os.listdir() == ["list.csv"] and not any(path.is_file() for path in cache().rglob("*"))
+    answered.set()
+
+
+def test_a_server_that_sends_ever_less_is_given_up(serve, monkeypatch):
+    def answer(handler):
+        begin_answer(handler)
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                time.sleep(0.05)
+                handler.wfile.write(b"?")
+
+    monkeypatch.setattr(download, "LONGEST", 0.2)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot fetch .*/0\.mp4': it takes more than 0 s"):
+        download.download(f"{serve(answer)}/0.mp4", 10**6)
+    assert time.monotonic() - start < 4
 
 
 def test_fetched_files_are_not_fetched_again(tokvid, server, videos, tmp_path):

@@ -4,9 +4,7 @@ Lists are untrusted: only http and https are read, each file up to a limit, into
 interrupted run goes on with the files that are missing.
 """
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +13,11 @@ from tokvid.input_pipeline.captions import BadLine, field_name, read_lines
 from tokvid.input_pipeline.foreign import CAPTION_FIELDS, Choices, caption_of, encoded, files_in, foreign
 from tokvid.input_pipeline.records import MOST_BYTES, StoredVideo
 from tokvid.input_pipeline.text import checked
-from tokvid.io.download import download
+from tokvid.io.download import download, download_all
 from tokvid.io.progress import progress
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 ADDRESS_FIELDS = ("url", "contenturl", "video_url", "video", "link")
-FETCHED_AT_ONCE = 16
 
 
 class _Line(NamedTuple):
@@ -45,15 +42,12 @@ class URLs(Sequence[StoredVideo]):
         self.choices = choices
         self.lines = [line for file in files_in(path, SUFFIXES, choices.split) for line in _lines(path, file, choices)]
         self._problems: dict[int, str] = {}
-        stop = threading.Event()
-        with progress("fetching", len(self.lines), "files") as advance, ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-            try:
-                for index, problem in enumerate(pool.map(lambda line: _problem(line, stop), self.lines)):
-                    if problem:
-                        self._problems[index] = problem
-                    advance()
-            finally:  # Ctrl-C doesn't wait for whole files
-                stop.set()
+        addresses = [line.url for line in self.lines]
+        with progress("fetching", len(self.lines), "files") as advance:
+            for index, problem in enumerate(download_all(addresses, MOST_BYTES)):
+                if problem:
+                    self._problems[index] = f"{self.lines[index].where}: {problem}"
+                advance()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -66,15 +60,6 @@ class URLs(Sequence[StoredVideo]):
             raise UserError(self._problems[index])
         content = download(line.url, MOST_BYTES).read_bytes()
         return encoded(line.key, f"{line.where}, {line.url!r:.300},", content, line.caption, self.choices.fit)
-
-
-def _problem(line: _Line, stop: threading.Event) -> str:
-    """Fetches a line's file; the reason why it cannot be had, "" where it can."""
-    try:
-        download(line.url, MOST_BYTES, stop.is_set)
-    except UserError as error:
-        return f"{line.where}: {error}"
-    return ""
 
 
 def _lines(path: Path, file: Path, choices: Choices) -> list[_Line]:
