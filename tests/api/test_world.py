@@ -1,12 +1,15 @@
 """The Python face: worlds by name, stories from what people have, the same videos as by the command line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import typing
+import wave
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,7 +17,7 @@ import pytest
 import tokvid as package
 from tokvid.api.inputs import read_clip, read_picture
 from tokvid.api.stories import Settings
-from tokvid.api.video import Video
+from tokvid.api.video import Stream, Video
 from tokvid.api.world import World
 from tokvid.cli.main import main
 from tokvid.config import Sampling
@@ -243,6 +246,24 @@ def test_files_that_a_video_cannot_be(tmp_path, name, said):
     with pytest.raises(UserError, match=said):
         Video(FRAMES, 8).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sound_is_joined(tmp_path):
+    sound, stream = tmp_path / "tone.wav", Stream(iter([FRAMES]), len(FRAMES), 8, FRAMES.shape[1:3])
+    with wave.open(str(sound), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2000))
+    with pytest.raises(UserError, match=r"audio needs an \.mp4, because a \.gif has no sound"):
+        Video(FRAMES, 8).save(tmp_path / "a.gif", audio=sound)
+    with pytest.raises(UserError, match=r"none\.wav is not there"):
+        stream.save(tmp_path / "b.mp4", audio=tmp_path / "none.wav")
+    assert os.listdir(tmp_path) == ["tone.wav"]
+    Video(FRAMES, 8).save(tmp_path / "a.mp4", audio=sound)
+    stream.save(tmp_path / "b.mp4", tmp_path / "b.gif", audio=str(sound))
+    for name in ("a.mp4", "b.mp4"):
+        with av.open(str(tmp_path / name)) as video:
+            assert [stream.type for stream in video.streams] == ["video", "audio"]
+        assert probe(tmp_path / name).frames == len(FRAMES)
 
 
 def test_a_single_frame_is_a_picture(tmp_path):

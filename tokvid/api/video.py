@@ -1,10 +1,11 @@
 """What the verbs of a world give: a `Video`, whole and in memory, or a `Stream` of its frames."""
 
 import base64
+import contextlib
 import html
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxtyping import UInt8
 from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, check_suffix, write_text
 from tokvid.io.media import write_image
+from tokvid.io.tracks import add_audio, check_audio
+from tokvid.io.urls import local
 from tokvid.sampling.film import enlarged, sheet_of, with_bar, write
 from tokvid.sampling.story import STORY_SUFFIXES, Story, story_text
 
@@ -62,29 +65,33 @@ class Video:
         """Its length."""
         return len(self) / self.fps
 
-    def save(self, path: str | os.PathLike[str], *, scale: int = 0) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], *, scale: int = 0, audio: str | os.PathLike[str] | None = None
+    ) -> Path:
         """Writes the video to a file, by its suffix; returns the path.
 
         - `.mp4` or `.gif`: the video, every pixel enlarged `scale` times (0: until the shorter side has 256 or more);
         - `.png`: a contact sheet, with a row for each prompt; of a single frame, the picture itself;
         - `.yaml`: the story, as `tokvid story` reads it.
 
-        UserError for another suffix, or a path that cannot be written.
+        The sound of a file, `audio`, is joined to an .mp4, cut off or repeated to the video's length. UserError for
+        another suffix, a path that cannot be written, or a sound that cannot be read or joined.
         """
         path = Path(path)
         check_suffix(path, *VIDEO_SUFFIXES, *SHEET_SUFFIXES, *STORY_SUFFIXES)
         suffix = path.suffix.lower()
-        if suffix in STORY_SUFFIXES:
-            if self.story is None:
-                raise UserError(f"cannot write {path}: this video tells no story; write .mp4, .gif or .png")
-            write_text(path, story_text(self.story))
-        elif suffix in VIDEO_SUFFIXES:
-            height, width = self.frames.shape[1:3]
-            write([self.frames], [path], self.fps, len(self), (height, width), scale=scale)
-        elif len(self) == 1:
-            write_image(path, enlarged(self.frames[0], scale or 1))
-        else:
-            sheet_of(path, self.frames, self.story)
+        with _sound([path], audio):
+            if suffix in STORY_SUFFIXES:
+                if self.story is None:
+                    raise UserError(f"cannot write {path}: this video tells no story; write .mp4, .gif or .png")
+                write_text(path, story_text(self.story))
+            elif suffix in VIDEO_SUFFIXES:
+                height, width = self.frames.shape[1:3]
+                write([self.frames], [path], self.fps, len(self), (height, width), scale=scale)
+            elif len(self) == 1:
+                write_image(path, enlarged(self.frames[0], scale or 1))
+            else:
+                sheet_of(path, self.frames, self.story)
         return path
 
     def _repr_html_(self) -> str:
@@ -143,17 +150,41 @@ class Stream:
         parts = list(with_bar(self, "video", self.total, quiet))
         return Video(np.concatenate(parts), self.fps, story=self.story, known=self.known, figures=self._figures())
 
-    def save(self, *paths: str | os.PathLike[str], sheet: str | os.PathLike[str] | None = None, scale: int = 0) -> None:
+    def save(
+        self,
+        *paths: str | os.PathLike[str],
+        sheet: str | os.PathLike[str] | None = None,
+        scale: int = 0,
+        audio: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Writes an .mp4 or a .gif, or several, as the frames are made, and a contact `sheet`, a .png.
 
-        An interrupted story, written to the same path again, goes on where it was. `scale` as in `Video.save`.
+        An interrupted story, written to the same path again, goes on where it was. `scale` and `audio` as in
+        `Video.save`.
         """
         outs, picture = [Path(path) for path in paths], None if sheet is None else Path(sheet)
-        if self._to_files is not None:
-            self._to_files(outs, sheet=picture, scale=scale)
-            return
-        shown = with_bar(self, outs[0].name, self.total)
-        write(shown, outs, self.fps, self.total, self.size, scale=scale, sheet=picture)
+        with _sound(outs, audio):
+            if self._to_files is not None:
+                self._to_files(outs, sheet=picture, scale=scale)
+                return
+            shown = with_bar(self, outs[0].name, self.total)
+            write(shown, outs, self.fps, self.total, self.size, scale=scale, sheet=picture)
+
+
+@contextlib.contextmanager
+def _sound(outs: Sequence[Path], audio: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Joins a sound to those files that are .mp4, once they are written; UserError, before, where that can't be."""
+    if audio is None:
+        yield
+        return
+    with_sound = [out for out in outs if out.suffix.lower() == ".mp4"]
+    if not with_sound:
+        raise UserError(f"audio needs an .mp4, because a {outs[0].suffix} has no sound; write one")
+    path = local(os.fspath(audio))
+    check_audio(path)
+    yield
+    for out in with_sound:
+        add_audio(out, path)
 
 
 def checked_frames(array: Any, what: str, axes: tuple[str, ...]) -> np.ndarray:

@@ -291,15 +291,7 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
 
 def save(stream: "Stream", options: argparse.Namespace) -> None:
     """Writes what `video_arguments` name."""
-    from tokvid.io.tracks import add_audio, check_audio
-
-    if options.audio is not None:
-        if options.out.suffix.lower() == ".gif":
-            raise UserError("--audio needs an .mp4, because a .gif has no sound; name one with --out")
-        check_audio(options.audio)
-    stream.save(options.out, sheet=options.sheet, scale=options.scale)
-    if options.audio is not None:
-        add_audio(options.out, options.audio)
+    stream.save(options.out, sheet=options.sheet, scale=options.scale, audio=options.audio)
 
 
 def _guidance_scales(story: "Story") -> set[float | None]:
