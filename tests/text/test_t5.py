@@ -50,11 +50,15 @@ def test_hidden_states_are_those_of_pytorch(version):
     assert far < 1e-4 and largest > 1
 
 
-@pytest.mark.torch
-def test_hidden_states_are_those_of_pytorch_at_a_published_size(tmp_path):
+def torch_python():
     if not (python := os.environ.get("TOKVID_TORCH_PYTHON")):
         pytest.skip("needs TOKVID_TORCH_PYTHON, a Python with torch and transformers")
-    command = [python, SCRIPT, tmp_path, "--dtype", "bfloat16", "--widths", *SMALL]
+    return python
+
+
+@pytest.mark.torch
+def test_hidden_states_are_those_of_pytorch_at_a_published_size(tmp_path):
+    command = [torch_python(), SCRIPT, tmp_path, "--dtype", "bfloat16", "--widths", *SMALL]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(command, check=True, timeout=250, env=environment)
     for version in VERSIONS:
@@ -120,6 +124,41 @@ def test_prompts_become_hidden_states(t5, workdir):
         np.testing.assert_allclose(states_LD[: len(ids)], whole_LD, atol=2e-2)  # float16
     assert not text.encode("", LENGTH).any()
     assert text.encoder(LENGTH)("a blue star").dtype == np.float16
+
+
+@pytest.fixture
+def ids_of(t5, tmp_path, monkeypatch):
+    """`ids_of(text)`: what the T5 would read."""
+    take_t5(t5, tmp_path)
+    text, read = load_text(tmp_path), []
+
+    def states(graph, params, ids_BL):
+        read.append([int(each) for each in ids_BL[0] if each >= 0])
+        return np.zeros((*ids_BL.shape, WIDTH))
+
+    monkeypatch.setattr("tokvid.text.t5._states", states)
+    return lambda prompt: text.encode(prompt, 100) is not None and read[-1]
+
+
+def test_prompts_cannot_name_ids(ids_of, t5):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(t5 / "spiece.model"))
+    for name in ("</s>", "<pad>"):
+        ids = ids_of(f"a {name} star")
+        assert ids[-1] == pieces.eos_id() and not {pieces.eos_id(), pieces.pad_id()} & set(ids[:-1])
+
+
+@pytest.mark.torch
+def test_ids_are_those_of_transformers(ids_of, t5):
+    texts = ["a small red circle", "  a  small\t red\n circle ", "a\u3000blue\u00a0star ", "一个小的红色圆形快速移动"]
+    texts += ["a 🙂 star 👩‍👩‍👧", "ﬁ ① É e\u0301", "a\u200bb\x00c", "▁a▁b", "don't (12.5)…", "?"]
+    code = "import json, sys, transformers; read = transformers.AutoTokenizer.from_pretrained(sys.argv[1]); "
+    code += "print(json.dumps(read(json.load(sys.stdin)).input_ids))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    command = [torch_python(), "-c", code, t5]
+    said = subprocess.run(
+        command, input=json.dumps(texts), env=environment, check=True, timeout=250, text=True, stdout=subprocess.PIPE
+    )
+    assert json.loads(said.stdout) == [ids_of(text) for text in texts]
 
 
 def test_hidden_states_of_captions_are_cached_with_the_tokens(workdir):
