@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import traceback
@@ -163,14 +164,26 @@ def to_first(tree: Any) -> Any:
     return gathered if first() else None
 
 
+def to_all(tree: Any) -> Any:
+    """Gathers a sharded tree to all processes, as NumPy arrays."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), tree)
+
+
 def from_first(value: int) -> int:
     """The `value` of process 0, in all processes."""
-    return int(array_from_first(np.int32(value)))
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def array_from_first(array: np.ndarray | np.generic) -> np.ndarray:
-    """The `array` of process 0, in all processes; that of the others only says its shape and type."""
-    return np.asarray(array if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(array))
+def from_all(value: Any) -> list[Any]:
+    """The `value` of each process, in all processes and in their order. It can be anything that pickle knows."""
+    if jax.process_count() == 1:
+        return [value]
+    data_N = np.frombuffer(pickle.dumps(value), np.uint8)
+    size_P = multihost_utils.process_allgather(np.int32(data_N.size))
+    padded_PN = multihost_utils.process_allgather(np.pad(data_N, (0, size_P.max() - data_N.size)))
+    return [pickle.loads(data_N[:size].tobytes()) for data_N, size in zip(padded_PN, size_P, strict=True)]
 
 
 def together(name: str) -> None:

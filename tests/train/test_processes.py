@@ -15,13 +15,26 @@ from flax import nnx
 
 from tokvid import distributed, weights
 from tokvid.cli.main import main
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
+from tokvid.config import (
+    DataConfig,
+    Recipe,
+    RewardConfig,
+    TokenizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 from tokvid.distributed import joined, shard_of
 from tokvid.errors import UserError
+from tokvid.evaluate.rewards import REWARDS, judge_of
+from tokvid.input_pipeline.text import TextModel
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train import tokenize as tokenizing
 from tokvid.train.loop import train
+from tokvid.train.reward_step import RewardTraining
+from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenizer_step import TokenizerTraining
+from tokvid.transformer.model import Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, HALF = 50, 25
@@ -39,6 +52,18 @@ RECIPE = Recipe(
     tokens=TokensConfig(videos=150, latent_frames=3, text_samples=30),
     train_tokenizer=TrainConfig(
         steps=STEPS, batch=4, learning_rate=1e-3, warmup=5, log_every=1, save_every=HALF, sample_every=STEPS
+    ),
+)  # fmt: skip
+REWARDED = dataclasses.replace(
+    RECIPE,
+    transformer=TransformerConfig(
+        vocabulary=16, grid=(2, 2), text_vocabulary=330, text_length=48, latent_frames=2, width=16, layers=1, heads=2,
+        kv_heads=2, mlp=32, dtype="float32",
+    ),
+    tokens=TokensConfig(videos=12, latent_frames=3, text_samples=60, held_out=2),
+    reward=RewardConfig("brightness", group=6, kept=4, kl=0.01, real=0.1),
+    train_transformer=TrainConfig(
+        steps=3, batch=16, learning_rate=1e-2, warmup=0, log_every=1, save_every=3, sample_every=0, val_every=0
     ),
 )  # fmt: skip
 SHARDED = dataclasses.replace(RECIPE.train_tokenizer, mesh=(1, 4, 1, 1))  # every parameter lies on both processes
@@ -59,6 +84,24 @@ def tokenize(folder, address, process):
     tokenizing.PART = PART
     with joined(address, 2, int(process)):
         tokenizing.write_token_cache(RECIPE, Path(folder))
+
+
+def brightness(video_THWC, fps, prompt):
+    return float(video_THWC.mean()) / 255
+
+
+def fine_tune(workdir, folder, mesh=RECIPE.train_transformer.mesh):
+    """By a reward, with what `workdir` holds, into `folder`."""
+    REWARDS["brightness"] = brightness
+    config = dataclasses.replace(REWARDED.train_transformer, start=str(workdir / "start"), mesh=mesh)
+    recipe = dataclasses.replace(REWARDED, train_transformer=config)
+    cache = open_token_cache(workdir, recipe)
+    train(RewardTraining(recipe, cache, judge_of("brightness", workdir, cache.text)), config, folder)
+
+
+def reward(workdir, folder, address, process):
+    with joined(address, 2, int(process)):
+        fine_tune(Path(workdir), Path(folder), SHARDED.mesh)
 
 
 def losses(folder):
@@ -102,7 +145,7 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     shutil.copytree(alone, mixed)
     drop_the_second_half(mixed)
     address = free_address()
-    command = [sys.executable, __file__, str(two), str(mixed), address]
+    command = [sys.executable, __file__, "work", str(two), str(mixed), address]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environ = environment(2) | cache  # the second training compiles nothing
     said = both(command, environ)
@@ -126,11 +169,35 @@ def test_two_processes_make_the_token_cache_that_one_makes(tmp_path, random_mode
     for folder in (alone, two):
         weights.save(folder / "tokenizer", "tokenizer", RECIPE.tokenizer, params)
     tokenizing.write_token_cache(RECIPE, alone)
-    said = both([sys.executable, __file__, str(two), free_address()], environment(2))
+    said = both([sys.executable, __file__, "tokenize", str(two), free_address()], environment(2))
     assert "videos" in said[0] and "videos" not in said[1], "only the first process speaks"
     for name in ("text.model", "tokens/dataset.json", *(f"tokens/{i:05d}.array_record" for i in range(3))):
         assert (two / name).read_bytes() == (alone / name).read_bytes(), name
     assert not (two / "tokens.parts").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_by_a_reward_as_one_does(tmp_path, random_model, monkeypatch):
+    """Every parameter lies on both; each generates and judges a part of the videos."""
+    monkeypatch.setitem(REWARDS, "brightness", brightness)
+    mark = weights.save(
+        tmp_path / "tokenizer", "tokenizer", RECIPE.tokenizer, nnx.split(random_model(CViViT, RECIPE.tokenizer))[1]
+    )
+    tokenizing.write_token_cache(REWARDED, tmp_path)
+    text = TextModel.load(tmp_path / "text.model").fingerprint
+    params = nnx.split(random_model(Transformer, REWARDED.transformer))[1]
+    about = {"tokenizer": mark, "text_model": text, "fps": [2.0], "size": SIZE, "layouts": {"tasks": {"infilling": 1}}}
+    weights.save(tmp_path / "start/transformer", "transformer", REWARDED.transformer, params, steps=0, **about)
+    fine_tune(tmp_path, tmp_path / "alone")
+    both([sys.executable, __file__, "reward", str(tmp_path), str(tmp_path / "two"), free_address()], environment(2))
+    alone, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "two")
+    )
+    assert [line["step"] for line in two] == [1, 2, 3] and alone[-1]["kl"] > 1e-4
+    for name in ("reward", "loss", "kl"):
+        wanted = [line[name] for line in alone]
+        assert [line[name] for line in two] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
 
 
 def test_whatever_happens_to_one_process_the_other_ends_too(said_by_script):
@@ -220,4 +287,4 @@ def test_a_variable_that_is_no_number(monkeypatch):
 
 
 if __name__ == "__main__":
-    (work if len(sys.argv) == 5 else tokenize)(*sys.argv[1:])
+    {"work": work, "tokenize": tokenize, "reward": reward}[sys.argv[1]](*sys.argv[2:])

@@ -68,7 +68,7 @@ def workdir(tmp_path_factory, random_model):
     return folder
 
 
-def small_codes(self, tokens_BTHWQ, windows):
+def small_codes(self, tokens_BTHWQ, fps_B, text_BL):
     return np.mean(tokens_BTHWQ < 8, axis=(1, 2, 3, 4))
 
 
@@ -134,7 +134,7 @@ def test_a_bad_reward_is_one_line(workdir, judge, bad):
     cache = open_token_cache(workdir, RECIPE)
     windows = next(token_batches(cache, 2, 0))
     with pytest.raises(UserError, match=BAD + "[^\n]*; mend it, and run again to go on"):
-        judge(lambda video_THWC, prompt: bad).judge(windows.tokens, windows)
+        judge(lambda video_THWC, prompt: bad).judge(windows.tokens, windows.fps, windows.text)
 
 
 def test_equal_rewards_leave_the_model_where_it_is(workdir, judge, tmp_path):

@@ -86,13 +86,13 @@ class Judge:
         own = Sampling(temperature=1.0, rows=rows)
         return generate(graph, params, request, sampling=own, guided=False)
 
-    def judge(self, tokens_BTHWQ: np.ndarray, windows: TokenBatch) -> np.ndarray:
+    def judge(self, tokens_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray) -> np.ndarray:
         """See `Rollouts`."""
         rewards = []
         for first in range(0, len(tokens_BTHWQ), BATCH):
             part = slice(first, first + BATCH)
             video_BTHWC = self._decoded(tokens_BTHWQ[part])
-            for video_THWC, fps, text_L in zip(video_BTHWC, windows.fps[part], windows.text[part], strict=True):
+            for video_THWC, fps, text_L in zip(video_BTHWC, fps_B[part], text_BL[part], strict=True):
                 rewards.append(self._of(video_THWC, float(fps), self._text.decode(text_L)))
         return np.array(rewards, np.float32)
 

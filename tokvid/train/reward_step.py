@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from tokvid import weights
 from tokvid.config import LayoutConfig, Recipe, to_dict
-from tokvid.distributed import array_from_first, to_first
+from tokvid.distributed import from_all, to_all
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING
 from tokvid.sharding import BATCH, on_mesh, shardings
@@ -47,8 +47,8 @@ class Rollouts(Protocol):
         """The windows' tokens: `known` in each, the others generated anew, `rows` rows at once. Traced by JAX."""
         ...
 
-    def judge(self, tokens_BTHWQ: np.ndarray, windows: TokenBatch) -> Float[np.ndarray, " b"]:
-        """The reward of each window, finite, else UserError."""
+    def judge(self, tokens_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray) -> Float[np.ndarray, " b"]:
+        """The reward of each window, by its tokens, rate and text; finite, else UserError."""
         ...
 
 
@@ -142,19 +142,19 @@ class RewardTraining(TransformerTraining):
         return Judged(windows, advantage_B, reward_B, start_BL, batch)
 
     def _judged(self, tokens_BTHWQ: jax.Array, windows: TokenBatch) -> np.ndarray:
-        """The rewards, from process 0, so that all agree on them. UserError in all where it fails."""
-        error, reward_B = None, np.full(len(tokens_BTHWQ), np.nan, np.float32)
-        whole = to_first((tokens_BTHWQ, windows))
-        if whole is not None:
-            try:
-                reward_B = self.rollouts.judge(*jax.tree.map(np.asarray, whole)).astype(np.float32)
-            except UserError as failed:
-                error = failed
-        reward_B = array_from_first(reward_B)
-        if not np.isfinite(reward_B).all():
+        """The rewards, the same in all processes, each of which judges a part. UserError in all where one fails."""
+        whole = to_all((tokens_BTHWQ, windows.fps, windows.text))
+        mine = (np.array_split(each, jax.process_count())[jax.process_index()] for each in whole)
+        reward_B, error = None, None
+        try:
+            reward_B = self.rollouts.judge(*mine)
+        except UserError as failed:
+            error = failed
+        parts = from_all(reward_B)
+        if any(part is None for part in parts):
             self._place.back()
-            raise error or UserError("the reward failed in process 0; see its message")
-        return reward_B
+            raise error or UserError("the reward failed in another process; see its message")
+        return np.concatenate(parts)
 
     def _compiled(self, mesh: Mesh) -> tuple[Any, Any, nnx.State]:
         """The functions that generate and that keep, and the start's parameters on the mesh."""
