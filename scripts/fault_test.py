@@ -64,7 +64,7 @@ class Fault:
 ON_FIRE = r"process {rank} of 2 ended after step \d+: RuntimeError: a part of the machine is on fire"
 DIED = r"process {rank} of 2 died after step \d+"
 HANGS = r"process 1 of 2 has hung for \d+ s after step \d+; the stacks of all threads follow"
-OTHER = "process 1 of 2 was started with another recipe or other data than process 0"
+OTHER = "process 1 of 2 was started with other settings or data than process 0"
 SAVED = r"toy: stopped at step \d+ of \d+ and saved"
 LATE = TIMEOUT + MOST_SECONDS
 FAULTS = {

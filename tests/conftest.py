@@ -4,10 +4,13 @@ import atexit
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,6 +77,38 @@ def unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def by_two(monkeypatch) -> Callable[[Callable], list]:
+    """`by_two(evaluate)`: its results in two processes (threads here), which share the batches out."""
+    from tokvid.evaluate import batches
+
+    here, values, barrier = threading.local(), [b"", b""], threading.Barrier(2, timeout=200)
+
+    def from_all(value):
+        values[here.process] = pickle.dumps(value)
+        barrier.wait()
+        every = [pickle.loads(value) for value in values]
+        barrier.wait()
+        return every
+
+    def run(evaluate, process):
+        here.process = process
+        try:
+            return evaluate()
+        except BaseException:
+            barrier.abort()
+            raise
+
+    def both(evaluate):
+        with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+            patch.setattr(jax, "process_index", lambda: getattr(here, "process", 0))
+            patch.setattr(jax, "process_count", lambda: 2)
+            patch.setattr(batches, "from_all", from_all)
+            return list(pool.map(run, [evaluate, evaluate], (0, 1)))
+
+    return both
 
 
 @pytest.fixture(scope="session")

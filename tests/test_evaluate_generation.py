@@ -11,7 +11,7 @@ from tokvid.errors import UserError
 from tokvid.evaluate import generation, likelihood
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.generation import MODES, Request, evaluate_generation
-from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood
+from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood, other_captions
 from tokvid.metrics.features import load_features
 from tokvid.transformer.layout import lay_out
 from tokvid.types import token_batch
@@ -66,30 +66,33 @@ def test_ranks_count_the_captions_that_fit_better(tiny_models, monkeypatch):
     monkeypatch.setattr(
         likelihood, "log_likelihood", lambda models, tokens, fps, captions, known: np.array([fits[c] for c in captions])
     )
-    better, own = caption_ranks(tiny_models, tokens(tiny_models, 4, 20), 4.0, list(fits), 0, np.random.default_rng(0))
+    others = other_captions(list(fits), np.random.default_rng(0))
+    better, own = caption_ranks(tiny_models, tokens(tiny_models, 4, 20), 4.0, list(fits), others, 0)
     assert own.tolist() == list(fits.values()) and better[-1] == 0 and better[0] == CANDIDATES - 1
     assert (np.diff(better) <= 3).all()
-    better, _ = caption_ranks(
-        tiny_models, tokens(tiny_models, 4, 2), 4.0, ["caption 1"] * 2, 0, np.random.default_rng(0)
-    )
+    alike = ["caption 1"] * 2
+    others = other_captions(alike, np.random.default_rng(0))
+    better, _ = caption_ranks(tiny_models, tokens(tiny_models, 4, 2), 4.0, alike, others, 0)
     assert better.tolist() == [0, 0]  # nothing to compare with
 
 
-def test_all_figures_of_a_model(tiny_models):
+def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
     shown = []
-    request = Request(samples=5, seconds=1.5, fps=4.0, seed=0)
+    request = Request(samples=6, seconds=1.5, fps=4.0, seed=0)
+    monkeypatch.setattr(generation, "BATCH", 3)
     figures = evaluate_generation(
         tiny_models, DATA, request, FEATURES, Settings(), lambda rows, captions: shown.extend(captions)
     )
-    assert figures["samples"] == 5 and figures["split"] == "held_out" and figures["bits_per_pixel"] > 0
+    assert figures["samples"] == 6 and figures["split"] == "held_out" and figures["bits_per_pixel"] > 0
     assert 0 <= figures["caption_retrieval"] <= 1
     for name in MODES:
         assert {"frechet", "kernel", "motion", "diversity", "copying", "psnr_1s", "ssim_1s"} <= figures[name].keys()
         assert ("repeat_psnr_1s" in figures[name]) == (name != "text")
     assert (
-        shown[1:4] == ["text", "first frame", "continuation"] and shown[0].startswith("truth: ") and len(shown) == 5 * 4
+        shown[1:4] == ["text", "first frame", "continuation"] and shown[0].startswith("truth: ") and len(shown) == 6 * 4
     )
-    assert evaluate_generation(tiny_models, DATA, request, FEATURES) == figures
+    again = by_two(lambda: evaluate_generation(tiny_models, DATA, request, FEATURES))
+    assert again == [figures, figures]
 
 
 def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):

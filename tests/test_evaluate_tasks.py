@@ -125,7 +125,7 @@ def test_every_task_is_measured():
     assert needed == set(TASKS) - {"interpolation"}
 
 
-def test_real_models_are_measured(tiny_models, monkeypatch):
+def test_real_models_are_measured(tiny_models, monkeypatch, by_two):
     """With an answer of ones for every token: nothing is right, and all of it is JSON."""
     monkeypatch.setattr(
         stream, "generate", lambda *of, **how: np.where(of[2].batch.known[..., None], of[2].batch.tokens, 1)
@@ -147,6 +147,9 @@ def test_real_models_are_measured(tiny_models, monkeypatch):
     assert math.isfinite(figures["inpaint"]["psnr_outside"])
     one = evaluate_tasks(models, "colourise", 5, 0)
     assert one["colourise"] == figures["colourise"]
+    monkeypatch.setattr(tasks, "BATCH", 3)
+    in_parts = evaluate_tasks(models, "colourise", 5, 0)
+    assert by_two(lambda: evaluate_tasks(models, "colourise", 5, 0)) == [in_parts, in_parts]
     del about["layouts"]["tasks"]["colourise"]
     with pytest.raises(UserError, match="not trained for colourise"):
         evaluate_tasks(models, "colourise", 5, 0)

@@ -201,7 +201,7 @@ def check_same(value: Any) -> None:
     different = np.flatnonzero((digests != digests[0]).any(axis=1))
     if different.size:
         raise UserError(
-            f"process {different[0]} of {len(digests)} was started with another recipe or other data than process 0; "
+            f"process {different[0]} of {len(digests)} was started with other settings or data than process 0; "
             "start all with the same"
         )
 

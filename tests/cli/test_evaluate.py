@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -130,3 +131,35 @@ def test_files_are_written_though_nobody_reads_the_figures(tiny_weights, tmp_pat
     os.close(write)
     assert done.returncode == 141 and b"Traceback" not in done.stderr
     assert json.loads((tmp_path / "e.json").read_text())["samples"] == 4
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same_as_one(tokvid, tiny_weights, tmp_path):
+    """Two batches, one each; the first process alone prints and writes. With other settings, one is refused."""
+    words = ["evaluate", "reconstruction", "--weights", str(tiny_weights), "--samples", "40"]
+    code, alone, _ = tokvid(*words, "--json", "alone.json", "--sheet", "alone.png")
+    assert code == 0
+
+    def both(*more):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        job = [sys.executable, "-m", "tokvid", *words, "--coordinator", address, "--processes", "2", "--process"]
+        jobs = [
+            subprocess.Popen(
+                [*job, str(number), *each], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for number, each in enumerate(more)
+        ]
+        said = [job.communicate(timeout=240) for job in jobs]
+        return [(job.returncode, *each) for job, each in zip(jobs, said, strict=True)]
+
+    written = ["--json", "two.json", "--sheet", "two.png"]
+    (code, out, _), (other_code, other_out, other_said) = both(written, written)
+    assert (code, other_code) == (0, 0) and out.endswith(alone) and "psnr" not in other_out, (out, other_said)
+    for name in ("json", "png"):
+        assert (tmp_path / f"two.{name}").read_bytes() == (tmp_path / f"alone.{name}").read_bytes()
+    assert {path.stem for path in tmp_path.iterdir()} == {"alone", "two"}
+    ended = both([], ["--seed", "1"])
+    assert any("process 1 of 2 was started with other settings or data" in said for _, _, said in ended), ended
+    assert all(code for code, *_ in ended)

@@ -14,6 +14,7 @@ from tokvid.cli.options import (
     guidance_argument,
     models_arguments,
     models_of,
+    processes_arguments,
     readable,
     refuse,
     sampling_arguments,
@@ -59,9 +60,11 @@ def _shapes(options: argparse.Namespace, settings: "Settings", show: Show) -> di
 
 def _reconstruction(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
     from tokvid import weights
+    from tokvid.distributed import check_same
     from tokvid.evaluate.reconstruction import evaluate_reconstruction
 
     tokenizer, data = weights.load(options.weights / "tokenizer", "tokenizer"), _data(options)
+    check_same(tokenizer.about["fingerprint"])
     return evaluate_reconstruction(tokenizer, data, options.samples, options.seed, _features(options), show)
 
 
@@ -81,6 +84,7 @@ def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -
     return evaluate_generation(models, data, request, _features(options), settings, show)
 
 
+ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "features")  # in all processes of a job
 SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
@@ -166,10 +170,17 @@ class Evaluate(Command):
         group.add_argument("--sheet", type=outputs.file(*SHEET_SUFFIXES), metavar="FILE", help=sheet)
         group.add_argument("--json", type=outputs.file(), metavar="FILE", help="write the figures as JSON")
         group.add_argument("--markdown", type=outputs.file(), metavar="FILE", help="write them as a Markdown table")
+        processes_arguments(
+            parser, "which measures some of the batches of 32 clips; process 0 prints and writes the figures"
+        )
         sampling_arguments(parser)
         models_arguments(parser)
 
+    def joins(self, options: argparse.Namespace) -> bool:
+        return True
+
     def run(self, options: argparse.Namespace) -> None:
+        from tokvid.distributed import check_same, first
         from tokvid.evaluate.batches import Settings
         from tokvid.io.media import contact_sheet
 
@@ -180,6 +191,7 @@ class Evaluate(Command):
         check_seed(options.seed)
         check_guidance(guidance)
         settings = Settings(guidance, scheme=options.scheme, sampling=sampling_of(options))
+        check_same([str(getattr(options, name)) for name in ALIKE] + [dataclasses.asdict(settings)])
         steps: list[Callable[[], object]] = []
 
         def show(rows: list[Any], **how: Any) -> None:
@@ -191,13 +203,16 @@ class Evaluate(Command):
             steps.append(lambda: write_json(options.json, figures))
         if options.markdown is not None:
             steps.append(lambda: write_text(options.markdown, markdown(figures)))
-        in_any_case(lambda: say(table(figures)), *steps)
+        if first():
+            in_any_case(lambda: say(table(figures)), *steps)
 
 
 def _models(options: argparse.Namespace) -> "Models":
+    from tokvid.distributed import check_same
 
     models = models_of(options)
     check_rounds(sampling_of(options), models, options)
+    check_same(models.mark)
     return models
 
 

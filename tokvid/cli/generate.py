@@ -240,7 +240,7 @@ class Generate(Command):
             metavar="FOLDER",
             help=f"folder for the clips, and an index.jsonl of them; it may have some of them (default {FOLDER})",
         )
-        processes_arguments(parser, "--folder")
+        processes_arguments(parser, "with one --folder on a shared file system")
         video_arguments(parser, outputs, CLIP)
 
     def joins(self, options: argparse.Namespace) -> bool:

@@ -204,11 +204,12 @@ def config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=readable, metavar="CONFIG.py", help=recipe)
 
 
-def processes_arguments(parser: argparse.ArgumentParser, folder: str = "--workdir") -> None:
-    """How several processes become one job, which writes to one folder."""
+def processes_arguments(
+    parser: argparse.ArgumentParser, how: str = "with one --workdir on a shared file system"
+) -> None:
+    """How several processes become one job."""
     group = parser.add_argument_group(
-        "several processes",
-        f"for work on several machines: start the same command on each, with one {folder} on a shared file system",
+        "several processes", f"for work on several machines: start the same command on each, {how}"
     )
     group.add_argument(
         "--distributed",

@@ -1,17 +1,23 @@
 """Generates videos in batches, for evaluation."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from tokvid.config import GUIDANCE, Sampling, Scheme
+from tokvid.distributed import from_all
 from tokvid.sampling.levels import Levels, rates_of, videos
 from tokvid.sampling.stream import Guidance, Models, decode_clips, encode_clips, latent_frames_for, make_prompt
 from tokvid.weights import Loaded
 
 BATCH = 32
 EVALUATION_SEED = 1_000_003  # far from any training seed
+Batch = TypeVar("Batch")
+Name = TypeVar("Name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,29 @@ class Settings:
         return Levels(
             rates, latent_frames_for(frames, models.tokenizer.config.temporal_patch), self.keep, self.sampling
         )
+
+
+def measured(
+    batches: Iterable[tuple[Batch, int]],
+    measure: Callable[[Batch], Mapping[Name, list[Any]]],
+    advance: Callable[[int], object],
+) -> dict[Name, list[Any]]:
+    """The lists that `measure` makes of batches, joined in their order; a name that no batch has is an empty list.
+
+    Each batch comes with the number of its videos. Several processes share the batches out, and all get all lists. Each
+    draws every batch, so that what is random in them doesn't depend on the number of processes.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    mine: list[Mapping[Name, list[Any]]] = []
+    for number, (batch, count) in enumerate(batches):
+        if number % processes == process:
+            mine.append(measure(batch))
+        advance(count)
+    every, joined = from_all(mine), collections.defaultdict[Name, list[Any]](list)
+    for number in range(sum(map(len, every))):
+        for name, values in every[number % processes][number // processes].items():
+            joined[name] += values
+    return joined
 
 
 def generate_batch(

@@ -3,15 +3,16 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tokvid.config import DataConfig
+from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean
-from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured
+from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, other_captions
 from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
@@ -24,11 +25,12 @@ TRAINING_CLIPS = 256  # searched for the nearest one
 
 
 class Clips(NamedTuple):
-    """Real clips (B, T, H, W, 3), their captions, and their tokens."""
+    """Real clips (B, T, H, W, 3), their captions, other captions to compare with each, and two seeds for each (2B,)."""
 
     truth: np.ndarray
     captions: list[str]
-    tokens: np.ndarray
+    others: list[list[str]]
+    seeds: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,75 +74,72 @@ def evaluate_generation(
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
     training = [clip_THWC for clip_THWC, _ in some_clips(wanted, "train", TRAINING_CLIPS, rng)]
-    measured = _Measured(models, request, features, settings)
-    with progress("evaluate generation", request.samples, "clips") as advance:
-        for clips in _batches(models, wanted, request.samples, rng):
-            measured.add(clips, rng)
-            advance(len(clips.truth))
-    if measured.clips < 4:
+    modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
+    drawn = ((clips, len(clips.truth)) for clips in _batches(wanted, request, rng))
+    with progress("evaluate generation", request.samples, "clips", quiet=not first()) as advance:
+        lists = measured(drawn, lambda clips: _measure(models, clips, modes, request.fps, features, settings), advance)
+    if (count := len(lists["bits_per_pixel"])) < 4:
         raise UserError(
-            f"only {measured.clips} videos have {request.frames} frames at {request.fps:g} fps and one caption; 4 are "
-            "needed: use a shorter --seconds, or other --data"
+            f"only {count} videos have {request.frames} frames at {request.fps:g} fps and one caption; 4 are needed: "
+            "use a shorter --seconds, or other --data"
         )
-    show([video for video, _ in measured.rows], captions=[caption for _, caption in measured.rows])
+    shown = lists["rows"][: SHOWN * (1 + len(modes))]
+    show([video for video, _ in shown], captions=[caption for _, caption in shown])
     return {
-        **measured.figures(features.extract(np.stack(training)) if training else None),
+        **_all_figures(lists, modes, features.extract(np.stack(training)) if training else None),
         "features": f"{features.name} {features.mark}",
         "split": split_of(data),
         **dataclasses.asdict(request),
-        "samples": measured.clips,
+        "samples": count,
         "weights": models.mark,
     }
 
 
-class _Measured:
-    """Accumulates the clips' figures, the features of all sets, and rows for a contact sheet."""
+def _measure(
+    models: Models, clips: Clips, modes: Mapping[str, int], fps: float, features: Features, settings: Settings
+) -> dict[str, list[Any]]:
+    """Generates videos in every mode for these clips: their figures, the features of all sets, and rows for a sheet."""
+    lists = collections.defaultdict[str, list[Any]](list)
+    tokens = encode_clips(models.tokenizer, clips.truth)
+    better_B, nats_B = caption_ranks(models, tokens, fps, clips.captions, clips.others, 0)
+    lists["retrieved"] += (better_B == 0).tolist()
+    lists["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
+    shown, sets = {"truth": clips.truth}, {"truth": clips.truth}
+    for name, known in modes.items():
+        given = _given(models, known)
+        sets[name], sets[f"{name} again"] = (
+            _generate(models, clips, tokens[:, :known], fps, settings, half) for half in np.split(clips.seeds, 2)
+        )
+        shown[name] = sets[name]
+        if given:
+            sets[f"{name} repeated"] = _repeated(clips.truth, given)
+        for truth_THWC, generated_THWC in zip(clips.truth, shown[name], strict=True):
+            _compare(lists, name, truth_THWC, generated_THWC, given, fps)
+    for name, video_BTHWC in sets.items():
+        lists[f"features of {name}"].append(features.extract(video_BTHWC))
+    for index, caption in enumerate(clips.captions[:SHOWN]):
+        titles = {"truth": f"truth: {caption}"}
+        lists["rows"] += [(video[index], titles.get(name, name.replace("_", " "))) for name, video in shown.items()]
+    return lists
 
-    def __init__(self, models: Models, request: Request, features: Features, settings: Settings):
-        self.models, self.request, self.settings, self.extract = models, request, settings, features.extract
-        self.modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
-        self.scores: dict[str, list[float]] = collections.defaultdict(list)
-        self.sets: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-        self.rows: list[tuple[np.ndarray, str]] = []
-        self.clips = self._batches = 0
 
-    def add(self, clips: Clips, rng: np.random.Generator) -> None:
-        """Generates videos in every mode for these clips, and compares them."""
-        fps, count = self.request.fps, len(clips.truth)
-        better_B, nats_B = caption_ranks(self.models, clips.tokens, fps, clips.captions, 0, rng)
-        self.scores["retrieved"] += (better_B == 0).tolist()
-        self.scores["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
-        self.sets["truth"].append(self.extract(clips.truth))
-        seeds = np.random.SeedSequence([EVALUATION_SEED, self.request.seed, self._batches]).generate_state(2 * count)
-        shown = {"truth": clips.truth}
-        for name, known in self.modes.items():
-            generated, again = (
-                _generate(self.models, clips, known, fps, self.settings, half) for half in np.split(seeds, 2)
-            )
-            self.sets[name].append(self.extract(generated))
-            self.sets[f"{name} again"].append(self.extract(again))
-            if given := _given(self.models, known):
-                self.sets[f"{name} repeated"].append(self.extract(_repeated(clips.truth, given)))
-            for truth_THWC, generated_THWC in zip(clips.truth, generated, strict=True):
-                _compare(self.scores, name, truth_THWC, generated_THWC, given, fps)
-            shown[name] = generated
-        for index in range(min(count, SHOWN - self.clips)):
-            titles = {"truth": f"truth: {clips.captions[index]}"}
-            self.rows += [(video[index], titles.get(name, name.replace("_", " "))) for name, video in shown.items()]
-        self.clips, self._batches = self.clips + count, self._batches + 1
-
-    def figures(self, training_ND: np.ndarray | None) -> dict[str, Any]:
-        """The figures of all modes, and the likelihood of the real clips."""
-        sets = {name: np.concatenate(parts) for name, parts in self.sets.items()}
-        halves = np.array_split(sets["truth"], 2)
-        return {
-            **{name: _figures(self.scores, sets, name, training_ND) for name in self.modes},
-            "frechet_real_halves": frechet_distance(*halves),
-            "kernel_real_halves": kernel_distance(*halves),
-            "bits_per_pixel": mean(self.scores["bits_per_pixel"]),
-            "caption_retrieval": mean(self.scores["retrieved"]),
-            "caption_retrieval_chance": 1 / CANDIDATES,
-        }
+def _all_figures(
+    lists: dict[str, list[Any]], modes: Mapping[str, int], training_ND: np.ndarray | None
+) -> dict[str, Any]:
+    """The figures of all modes, and the likelihood of the real clips."""
+    features = "features of "
+    sets = {
+        name.removeprefix(features): np.concatenate(parts) for name, parts in lists.items() if name.startswith(features)
+    }
+    halves = np.array_split(sets["truth"], 2)
+    return {
+        **{name: _figures(lists, sets, name, training_ND) for name in modes},
+        "frechet_real_halves": frechet_distance(*halves),
+        "kernel_real_halves": kernel_distance(*halves),
+        "bits_per_pixel": mean(lists["bits_per_pixel"]),
+        "caption_retrieval": mean(lists["retrieved"]),
+        "caption_retrieval_chance": 1 / CANDIDATES,
+    }
 
 
 def _given(models: Models, latent_frames: int) -> int:
@@ -148,24 +147,27 @@ def _given(models: Models, latent_frames: int) -> int:
     return frames_of(latent_frames, models.tokenizer.config.temporal_patch)
 
 
-def _batches(models: Models, data: DataConfig, samples: int, rng: np.random.Generator) -> Iterator[Clips]:
+def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> Iterator[Clips]:
     """Held-out clips with one caption each."""
-    every = some_clips(data, split_of(data), 4 * samples, rng)
+    every = some_clips(data, split_of(data), 4 * request.samples, rng)
     single_caption = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
-    pairs = itertools.islice(single_caption, samples)
-    while some := list(itertools.islice(pairs, BATCH)):
-        truth = np.stack([clip_THWC for clip_THWC, _ in some])
-        yield Clips(truth, [text for _, text in some], encode_clips(models.tokenizer, truth))
+    pairs = itertools.islice(single_caption, request.samples)
+    for number in itertools.count():
+        if not (some := list(itertools.islice(pairs, BATCH))):
+            return
+        captions = [text for _, text in some]
+        seeds = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(2 * len(some))
+        yield Clips(np.stack([clip_THWC for clip_THWC, _ in some]), captions, other_captions(captions, rng), seeds)
 
 
 def _generate(
-    models: Models, clips: Clips, known: int, fps: float, settings: Settings, seeds_B: np.ndarray
+    models: Models, clips: Clips, opening: np.ndarray, fps: float, settings: Settings, seeds_B: np.ndarray
 ) -> np.ndarray:
-    """Videos of the clips' captions that begin with their first `known` latent frames."""
+    """Videos of the clips' captions that begin with latent frames, or with none."""
     frames = clips.truth.shape[1]
     prompt = make_prompt(models, clips.captions, seeds_B, Guidance(settings.guidance))
-    levels = settings.levels(models, rates_of(models, fps, settings.scheme) if known < 2 else [fps], frames)
-    made = videos(models, [prompt], levels, clips.tokens[:, :known])
+    rates = rates_of(models, fps, settings.scheme) if opening.shape[1] < 2 else [fps]
+    made = videos(models, [prompt], settings.levels(models, rates, frames), opening)
     return np.concatenate(list(made), axis=1)[:, :frames]
 
 

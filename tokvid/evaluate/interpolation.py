@@ -3,14 +3,15 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tokvid.config import DataConfig
+from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr
@@ -43,36 +44,47 @@ def evaluate_interpolation(
         raise UserError(f"need 4 or more samples, got {samples}")
     frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
     rng = np.random.default_rng([EVALUATION_SEED, seed])
-    scores: dict[str, list[float]] = collections.defaultdict(list)
-    shown: list[np.ndarray] = []
     batch, fps = min(BATCH, samples), max(data.fps)
     every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * samples, rng)
     items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), samples)
-    with progress("evaluate interpolation", samples, "clips") as advance:
+
+    def drawn() -> Iterator[tuple[tuple[list[Any], np.ndarray], int]]:
+        """Clips with their captions, and a seed for each."""
         for number in itertools.count():
             if not (pairs := list(itertools.islice(items, batch))):
-                break
-            filled = pairs + pairs[-1:] * (batch - len(pairs))  # nothing is compiled for the last ones
-            truth = np.stack([video_THWC for video_THWC, _ in filled])
-            captions = [captions[0].text if captions else "" for _, captions in filled]
-            seeds_B = np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(batch)
-            clips = {
-                "": _interpolated(models, truth, captions, seeds_B, fps / factor, factor, settings),
-                "blend_": blend(truth, factor),
-                "repeat_": truth[:, np.arange(frames) // factor * factor],
-                "ceiling_": through(models.tokenizer, truth)[0],
-            }
-            for index in range(len(pairs)):
-                _compare(scores, {name: videos[index] for name, videos in clips.items()}, truth[index], fps, factor)
-                if len(shown) < 3 * SHOWN:
-                    shown += [truth[index], clips[""][index], clips["blend_"][index]]
-            advance(len(pairs))
-    if len(scores["psnr"]) < 4:
-        raise UserError(f"only {len(scores['psnr'])} videos have {frames} frames at {fps:g} fps; need 4")
+                return
+            yield (pairs, np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(batch)), len(pairs)
+
+    with progress("evaluate interpolation", samples, "clips", quiet=not first()) as advance:
+        lists = measured(drawn(), lambda clips: _measure(models, *clips, fps, factor, settings), advance)
+    if len(lists["psnr"]) < 4:
+        raise UserError(f"only {len(lists['psnr'])} videos have {frames} frames at {fps:g} fps; need 4")
+    shown = lists["shown"][: 3 * SHOWN]
     titles = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
     show(shown, captions=titles, columns=frames)
     about = {"factor": factor, "fps": fps, "frames": frames, "seed": seed, "weights": models.mark}
-    return _figures(scores) | {"samples": len(scores["psnr"])} | about
+    return _figures(lists) | {"samples": len(lists["psnr"])} | about
+
+
+def _measure(
+    models: Models, pairs: list[Any], seeds_B: np.ndarray, fps: float, factor: int, settings: Settings
+) -> dict[str, list[Any]]:
+    """The figures of clips with their captions, and some of them for a sheet."""
+    filled = pairs + pairs[-1:] * (len(seeds_B) - len(pairs))  # nothing is compiled for the last ones
+    truth = np.stack([video_THWC for video_THWC, _ in filled])
+    captions = [captions[0].text if captions else "" for _, captions in filled]
+    clips = {
+        "": _interpolated(models, truth, captions, seeds_B, fps / factor, factor, settings),
+        "blend_": blend(truth, factor),
+        "repeat_": truth[:, np.arange(truth.shape[1]) // factor * factor],
+        "ceiling_": through(models.tokenizer, truth)[0],
+    }
+    lists = collections.defaultdict[str, list[Any]](list)
+    for index in range(len(pairs)):
+        _compare(lists, {name: videos[index] for name, videos in clips.items()}, truth[index], fps, factor)
+        lists["shown"] += [truth[index], clips[""][index], clips["blend_"][index]]
+    lists["shown"] = lists["shown"][: 3 * SHOWN]
+    return lists
 
 
 def _figures(scores: dict[str, list[float]]) -> dict[str, Any]:

@@ -54,20 +54,26 @@ def _window(graph: nnx.GraphDef, params: nnx.State, batch: TokenBatch) -> jax.Ar
     return jnp.sum(jnp.where(asked_BL, scores.log_likelihood, 0), axis=1)
 
 
-def caption_ranks(
-    models: Models, tokens_BTHWQ: np.ndarray, fps: float, captions: Sequence[str], known: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per video, how many of CANDIDATES - 1 other captions give it a higher likelihood than its own, and its own nats.
-
-    The others are drawn from the `captions` that differ from its own, or all of these if there are fewer.
-    """
-    own_B = log_likelihood(models, tokens_BTHWQ, fps, captions, known)
+def other_captions(captions: Sequence[str], rng: np.random.Generator) -> list[list[str]]:
+    """For each caption, CANDIDATES - 1 of those that differ from it, or all of these if there are fewer."""
     others = [sorted({other for other in captions if other != caption}) for caption in captions]
-    drawn = [rng.permutation(each)[: CANDIDATES - 1].tolist() for each in others]
+    return [rng.permutation(each)[: CANDIDATES - 1].tolist() for each in others]
+
+
+def caption_ranks(
+    models: Models,
+    tokens_BTHWQ: np.ndarray,
+    fps: float,
+    captions: Sequence[str],
+    others: Sequence[Sequence[str]],
+    known: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per video, how many `others` give it a higher likelihood than its own caption, and its own nats."""
+    own_B = log_likelihood(models, tokens_BTHWQ, fps, captions, known)
     better_B = np.zeros(len(captions), int)
-    for number in range(max(map(len, drawn), default=0)):
+    for number in range(max(map(len, others), default=0)):
         instead = [
-            each[number] if number < len(each) else caption for each, caption in zip(drawn, captions, strict=True)
+            each[number] if number < len(each) else caption for each, caption in zip(others, captions, strict=True)
         ]
         better_B += log_likelihood(models, tokens_BTHWQ, fps, instead, known) > own_B
     return better_B, own_B

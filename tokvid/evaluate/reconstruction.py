@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tokvid.config import DataConfig
+from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, measured, through
 from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.sources import holds_out, open_source
 from tokvid.io.progress import progress
@@ -24,6 +25,7 @@ from tokvid.weights import Loaded
 
 LEAST_FOR_SSIM = 11  # pixels
 SHOWN = 6  # clips on a sheet
+SETS = ("real", "made", "shuffled")
 
 
 def evaluate_reconstruction(
@@ -45,35 +47,27 @@ def evaluate_reconstruction(
         raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
     split = split_of(data)
     rng = np.random.default_rng([EVALUATION_SEED, seed])
-    clips = (clip_THWC for clip_THWC, _ in some_clips(data, split, samples, rng))
-    scores: dict[str, list[float]] = collections.defaultdict(list)
-    seen: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    shown: list[np.ndarray] = []
-    counts_V = np.zeros(codes_of(tokenizer.config).vocabulary, np.int64)
     batch = min(BATCH, samples)
-    with progress("evaluate reconstruction", samples, "clips") as advance:
+
+    def drawn() -> Iterator[tuple[tuple[list[np.ndarray], np.ndarray], int]]:
+        """Clips, and an order to shuffle their frames."""
+        clips = (clip_THWC for clip_THWC, _ in some_clips(data, split, samples, rng))
         while truths := list(itertools.islice(clips, batch)):
-            filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # the last batch isn't compiled anew
-            rebuilt, ids = through(tokenizer, filled)
-            shuffled = filled[:, rng.permutation(data.frames)]
-            for name, videos in (("real", filled), ("made", rebuilt), ("shuffled", shuffled)):
-                seen[name].append(features.extract(videos)[: len(truths)])
-            for truth_THWC, rebuilt_THWC, ids_THWQ in zip(truths, rebuilt, ids, strict=False):
-                for name, value in _compare(truth_THWC, rebuilt_THWC).items():
-                    scores[name].append(value)
-                counts_V += np.bincount(ids_THWQ.ravel(), minlength=len(counts_V))
-                if len(shown) < 2 * SHOWN:
-                    shown += [truth_THWC, rebuilt_THWC]
-            advance(len(truths))
-    count = len(scores["psnr"])
+            yield (truths, rng.permutation(data.frames)), len(truths)
+
+    with progress("evaluate reconstruction", samples, "clips", quiet=not first()) as advance:
+        lists = measured(drawn(), lambda clips: _measure(tokenizer, *clips, batch, features), advance)
+    count = len(lists["psnr"])
     if count < 4:
         raise UserError(f"only {count} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
+    shown, counts_V = lists.pop("shown")[: 2 * SHOWN], np.sum(lists.pop("counts"), axis=0)
+    sets = {name: np.concatenate(lists.pop(f"features of {name}")) for name in SETS}
     show(shown, captions=["truth", "made"] * (len(shown) // 2))
     share_V = counts_V[counts_V > 0] / counts_V.sum()
     return {
-        **{name: float(np.mean(values)) for name, values in scores.items() if name != "detail_of_truth"},
-        "detail": float(np.sum(scores["detail"]) / max(np.sum(scores["detail_of_truth"]), 1e-9)),
-        **_distances({name: np.concatenate(parts) for name, parts in seen.items()}),
+        **{name: float(np.mean(values)) for name, values in lists.items() if name != "detail_of_truth"},
+        "detail": float(np.sum(lists["detail"]) / max(np.sum(lists["detail_of_truth"]), 1e-9)),
+        **_distances(sets),
         "features": f"{features.name} {features.mark}",
         "bits_per_pixel": counts_V.sum() * math.log2(len(counts_V)) / (count * data.frames * math.prod(data.size)),
         "codes_used": float(np.mean(counts_V > 0)),
@@ -85,6 +79,25 @@ def evaluate_reconstruction(
         "frames": data.frames,
         "weights": tokenizer.about["fingerprint"],
     }
+
+
+def _measure(
+    tokenizer: Loaded, truths: list[np.ndarray], shuffled_T: np.ndarray, batch: int, features: Features
+) -> dict[str, list[Any]]:
+    """The figures of each clip, the features of all SETS, the uses of each code, and some clips for a sheet."""
+    filled = np.stack(truths + truths[-1:] * (batch - len(truths)))  # the last batch isn't compiled anew
+    rebuilt, ids = through(tokenizer, filled)
+    lists = collections.defaultdict[str, list[Any]](list)
+    for name, videos in zip(SETS, (filled, rebuilt, filled[:, shuffled_T]), strict=True):
+        lists[f"features of {name}"].append(features.extract(videos)[: len(truths)])
+    for truth_THWC, rebuilt_THWC in zip(truths, rebuilt, strict=False):
+        for name, value in _compare(truth_THWC, rebuilt_THWC).items():
+            lists[name].append(value)
+        lists["shown"] += [truth_THWC, rebuilt_THWC]
+    used = ids[: len(truths)].ravel()
+    lists["counts"].append(np.bincount(used, minlength=codes_of(tokenizer.config).vocabulary))
+    lists["shown"] = lists["shown"][: 2 * SHOWN]
+    return lists
 
 
 class Reconstruction:

@@ -1,14 +1,16 @@
 """Measures model quality on Moving Shapes: `tokvid evaluate shapes`."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured, through
 from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.story import Segment, Story, joins
@@ -18,14 +20,15 @@ from tokvid.shapes.reading import ShapeReading, read_attributes, score
 from tokvid.shapes.words import STILL
 
 ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
+SEAMS = ("seam_ratio", "seam_ratio_reconstruction")
 
 
 def read_segments(story: Story, frames: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """For each segment its prompt, duration and the attributes read from its frames, uint8 (H, W, 3)."""
     fields = ("size", "color", "shape", "direction", "speed", "pixels_per_second")
     segments = []
-    for segment, (first, end) in zip(story.segments, story.spans, strict=True):
-        reading = read_attributes(np.stack(frames[first:end]), story.fps)
+    for segment, (start, end) in zip(story.segments, story.spans, strict=True):
+        reading = read_attributes(np.stack(frames[start:end]), story.fps)
         read = None if reading is None else {name: getattr(reading, name) for name in fields}
         segments.append({"prompt": segment.prompt, "seconds": segment.seconds, "read_from_the_pixels": read})
     return segments
@@ -43,7 +46,7 @@ def evaluate_shapes(
     rates = [float(rate) for rate in rates or models.transformer.about["fps"]]
     check(models, samples, rates)
     fewer = max(4, samples // 4)
-    with progress("evaluate shapes", samples + 2 * fewer, "videos") as advance:
+    with progress("evaluate shapes", samples + 2 * fewer, "videos", quiet=not first()) as advance:
         clips = _clips(models, samples, fewer, rates, seed, settings, advance)
         switch = _stories(models, fewer, max(rates), seed, settings, advance)
     return {
@@ -71,15 +74,22 @@ def frames_at(models: Models, fps: float) -> int:
     return frames_of(max(window, latent_frames_for(round(2 * fps) + 1, patch)), patch)
 
 
-def batches(
-    stories: Sequence[ShapesStory], batch: int, *stream: int
-) -> Iterator[tuple[list[ShapesStory], int, np.ndarray]]:
-    """Batches of stories, padded so that the last one isn't compiled anew; the number of unpadded stories; a seed for
-    each story, from a random `stream`."""
+class Stories(NamedTuple):
+    """A batch of stories, of which the first `size` are measured; the others pad it, so that the last batch isn't
+    compiled anew. `first` is the place of its first one among all stories."""
+
+    stories: list[ShapesStory]
+    size: int
+    first: int
+    seeds_B: np.ndarray
+
+
+def batches(stories: Sequence[ShapesStory], batch: int, *stream: int) -> Iterator[Stories]:
+    """Batches of stories, with a seed for each story from a random `stream`."""
     for start in range(0, len(stories), batch):
         now = list(stories[start : start + batch])
         seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
-        yield now + now[-1:] * (batch - len(now)), len(now), seeds_B
+        yield Stories(now + now[-1:] * (batch - len(now)), len(now), start, seeds_B)
 
 
 def _clips(
@@ -92,43 +102,48 @@ def _clips(
     advance: Callable[..., None],
 ) -> dict[str, Any]:
     """One-segment videos, divided among the rates, each at least two seconds and one window long."""
-    scores: dict[str, list[dict[str, bool]]] = {
-        name: [] for name in ("attributes", "ceiling_real", "ceiling_reconstruction", "held_out")
-    }
-    errors: dict[str, float | None] = {}
-    joint: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
-    for number, fps in enumerate(rates):
-        frames = frames_at(models, fps)
-        plain = stories_of((samples + number) // len(rates), stream_of(seed, number), frames / fps)
-        unseen = stories_of(
-            (held_out_samples + number) // len(rates), stream_of(seed, number), frames / fps, held_out=True
-        )
-        relative: list[float] = []
-        done = 0
-        for now, count, seeds_B in batches(plain + unseen, min(BATCH, samples), seed, number):
-            prompts = [story.segments[0].caption for story in now]
-            generated = generate_batch(models, fps, [(frames / fps, prompts)], seeds_B, settings)
-            real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in now])
-            again = through(models.tokenizer, real)[0] if done < len(plain) else real
-            for index in range(count):
-                wanted = now[index].segments[0].attributes
-                reading = read_attributes(generated[index], fps)
-                if done + index >= len(plain):
-                    scores["held_out"].append(score(reading, wanted))
-                    continue
-                scores["attributes"].append(score(reading, wanted))
-                joint[language_of(now[index].segments[0].caption)].append(scores["attributes"][-1]["joint"])
-                scores["ceiling_real"].append(score(read_attributes(real[index], fps), wanted))
-                scores["ceiling_reconstruction"].append(score(read_attributes(again[index], fps), wanted))
-                if reading is not None and wanted.direction != STILL:
-                    relative.append(abs((reading.units_per_second or 0.0) / math.hypot(*wanted.velocity) - 1))
-            done += count
-            advance(count)
-        errors[f"{fps:g}"] = mean(relative)
-    shares = {name: {key: mean([s[key] for s in values]) for key in ATTRIBUTES} for name, values in scores.items()}
+
+    def drawn() -> Iterator[tuple[tuple[float, Stories, int], int]]:
+        """Batches with their rates, and the number of plain stories at each rate, before those that are held out."""
+        for number, fps in enumerate(rates):
+            seconds, stream = frames_at(models, fps) / fps, stream_of(seed, number)
+            plain = stories_of((samples + number) // len(rates), stream, seconds)
+            unseen = stories_of((held_out_samples + number) // len(rates), stream, seconds, held_out=True)
+            for batch in batches(plain + unseen, min(BATCH, samples), seed, number):
+                yield (fps, batch, len(plain)), batch.size
+
+    lists = measured(drawn(), lambda batch: _read_clips(models, *batch, settings), advance)
+    names = ("attributes", "ceiling_real", "ceiling_reconstruction", "held_out")
+    shares = {name: {key: mean([s[key] for s in lists[name]]) for key in ATTRIBUTES} for name in names}
     held_out_joint = {"joint": shares.pop("held_out")["joint"], "samples": held_out_samples}
+    joint = {language: lists[f"joint {language}"] for language in LANGUAGES}
     by_language = {language: {"joint": mean(values), "samples": len(values)} for language, values in joint.items()}
+    errors = {f"{fps:g}": mean(lists[f"speed error at {fps:g}"]) for fps in rates}
     return {**shares, "held_out": held_out_joint, "by_language": by_language, "speed_error_by_fps": errors}
+
+
+def _read_clips(models: Models, fps: float, batch: Stories, plain: int, settings: Settings) -> dict[str, list[Any]]:
+    """What is read of a batch of videos, and of real ones, which of the first `plain` stories are measured, too."""
+    frames, lists = frames_at(models, fps), collections.defaultdict[str, list[Any]](list)
+    prompts = [story.segments[0].caption for story in batch.stories]
+    generated = generate_batch(models, fps, [(frames / fps, prompts)], batch.seeds_B, settings)
+    real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in batch.stories])
+    again = through(models.tokenizer, real)[0] if batch.first < plain else real
+    for index in range(batch.size):
+        wanted = batch.stories[index].segments[0].attributes
+        reading = read_attributes(generated[index], fps)
+        right = score(reading, wanted)
+        if batch.first + index >= plain:
+            lists["held_out"].append(right)
+            continue
+        lists["attributes"].append(right)
+        lists[f"joint {language_of(prompts[index])}"].append(right["joint"])
+        lists["ceiling_real"].append(score(read_attributes(real[index], fps), wanted))
+        lists["ceiling_reconstruction"].append(score(read_attributes(again[index], fps), wanted))
+        if reading is not None and wanted.direction != STILL:
+            relative = abs((reading.units_per_second or 0.0) / math.hypot(*wanted.velocity) - 1)
+            lists[f"speed error at {fps:g}"].append(relative)
+    return lists
 
 
 def _stories(
@@ -137,33 +152,32 @@ def _stories(
     """Two-segment videos: whether the motion follows the second prompt within a second, whether the object stays the
     same, and the seam ratio of windows, with that of real video through the tokenizer."""
     dataset = ShapesDataset(samples, stream_of(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
+    stories = [dataset[index].story for index in range(samples)]
+    drawn = ((batch, batch.size) for batch in batches(stories, min(BATCH, samples), seed, 50))
+    lists = measured(drawn, lambda batch: _read_stories(models, fps, batch, settings), advance)
+    switch = {name: mean(lists[name]) for name in ("follows_within_a_second", "keeps_identity")}
+    return {"prompt_switch": {**switch, "samples": samples}, **{name: mean(lists[name]) for name in SEAMS}}
+
+
+def _read_stories(models: Models, fps: float, batch: Stories, settings: Settings) -> dict[str, list[Any]]:
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
     starts = joins(plan, models)
     before, after = round(3 * fps), round(4 * fps)  # frames until the switch; a second later
-    follows: list[bool] = []
-    keeps: list[bool] = []
-    ratios: dict[str, list[float]] = {"seam_ratio": [], "seam_ratio_reconstruction": []}
-    stories = [dataset[index].story for index in range(samples)]
-    for now, count, seeds_B in batches(stories, min(BATCH, samples), seed, 50):
-        parts = [(3.0, [story.segments[part].caption for story in now]) for part in (0, 1)]
-        generated = generate_batch(models, fps, parts, seeds_B, settings)
-        real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in now])
-        again = through(models.tokenizer, real)[0]
-        for index in range(count):
-            first, second = (segment.attributes for segment in now[index].segments)
-            was, became = (
-                read_attributes(generated[index, :before], fps),
-                read_attributes(generated[index, after:], fps),
-            )
-            right = score(became, second)
-            follows.append(right["direction"] and right["speed"])
-            keeps.append(_same_object(was, became, same_color=first.color == second.color))
-            for name, video in zip(ratios, (generated[index], again[index]), strict=True):
-                if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # NaN if nothing moves
-                    ratios[name].append(ratio)
-        advance(count)
-    switch = {"follows_within_a_second": mean(follows), "keeps_identity": mean(keeps), "samples": samples}
-    return {"prompt_switch": switch, **{name: mean(values) for name, values in ratios.items()}}
+    lists = collections.defaultdict[str, list[Any]](list)
+    parts = [(3.0, [story.segments[part].caption for story in batch.stories]) for part in (0, 1)]
+    generated = generate_batch(models, fps, parts, batch.seeds_B, settings)
+    real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in batch.stories])
+    again = through(models.tokenizer, real)[0]
+    for index in range(batch.size):
+        was_wanted, wanted = (segment.attributes for segment in batch.stories[index].segments)
+        was, became = (read_attributes(generated[index, part], fps) for part in (slice(before), slice(after, None)))
+        right = score(became, wanted)
+        lists["follows_within_a_second"].append(right["direction"] and right["speed"])
+        lists["keeps_identity"].append(_same_object(was, became, same_color=was_wanted.color == wanted.color))
+        for name, video in zip(SEAMS, (generated[index], again[index]), strict=True):
+            if starts and math.isfinite(ratio := seam_ratio(video, starts)):  # NaN if nothing moves
+                lists[name].append(ratio)
+    return lists
 
 
 def stories_of(count: int, seed: int, seconds: float, held_out: bool = False) -> list[ShapesStory]:

@@ -3,9 +3,9 @@
 To add one: a function from a `Batch` to an `Outcome`, and a row of `MEASURES`.
 """
 
-import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
+from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, Settings, mean, through
-from tokvid.evaluate.shapes import ATTRIBUTES, batches, check, frames_at, stories_of, stream_of
+from tokvid.evaluate.batches import BATCH, Settings, mean, measured, through
+from tokvid.evaluate.shapes import ATTRIBUTES, Stories, batches, check, frames_at, stories_of, stream_of
 from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr, seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
@@ -41,7 +42,7 @@ IDENTITY = ("size", "color", "shape")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of variation
 GIVEN = 3  # latent frames, of continuation
 CANVAS, CLIP = 16 / 9, (16, 9)  # of outpainting: width over height; height and width of what is given
-SHOWN, COLUMNS = 2, 6  # clips of a task on a sheet, and frames of each
+SHOWN, COLUMNS, ROWS = 2, 6, "rows"  # clips of a task on a sheet, frames of each, and where they are kept
 BEST = 100.0  # dB, also of equal videos
 EARLIER = 80  # a random stream of `stream_of`, after those of `evaluate_shapes`
 
@@ -344,24 +345,34 @@ def evaluate_tasks(
         check_trained(models, task)
     frames = frames_at(models, fps)
     stories = stories_of(samples, stream_of(seed, EARLIER), frames / fps)
-    figures: dict[str, Any] = {}
+    drawn = (
+        ((each, batch), batch.size) for each in names for batch in batches(stories, min(BATCH, samples), seed, EARLIER)
+    )
+    with progress("evaluate shapes", samples * len(names), "videos", quiet=not first()) as advance:
+        lists = measured(drawn, lambda batch: _measure(models, *batch, fps, settings), advance)
+    figures: dict[str, Any] = {each: {} for each in names}
     shown: list[tuple[np.ndarray, str]] = []
-    with progress("evaluate shapes", samples * len(names), "videos") as advance:
-        for each in names:
-            scores: dict[str, list[float]] = collections.defaultdict(list)
-            rows: list[tuple[np.ndarray, str]] = []
-            for now, count, seeds_B in batches(stories, min(BATCH, samples), seed, EARLIER):
-                outcome = MEASURES[each].measure(Batch(models, now, fps, frames, seeds_B, settings))
-                for figure, values in outcome.figures.items():
-                    scores[figure] += [float(value) for value in values[:count] if math.isfinite(value)]
-                for given, made in zip(outcome.source, outcome.made, strict=True):
-                    rows += [(given, f"{each}: given"), (made, "made")]
-                advance(count)
-            figures[each] = {figure: mean(values) for figure, values in scores.items()}
-            shown += rows[: 2 if name == ALL else 2 * SHOWN]
+    for (each, figure), values in lists.items():
+        if figure == ROWS:
+            shown += values[: 2 if name == ALL else 2 * SHOWN]
+        else:
+            figures[each][figure] = mean(values)
     show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
     about = {"samples": samples, "seed": seed, "fps": fps, "frames": frames}
     return {**figures, **about, "settings": dataclasses.asdict(settings), "weights": models.mark}
+
+
+def _measure(
+    models: Models, name: str, batch: Stories, fps: float, settings: Settings
+) -> dict[tuple[str, str], list[Any]]:
+    """The task's figures of a batch, and under ROWS some clips for a sheet."""
+    outcome = MEASURES[name].measure(Batch(models, batch.stories, fps, frames_at(models, fps), batch.seeds_B, settings))
+    lists: dict[tuple[str, str], list[Any]] = {(name, ROWS): []}
+    for figure, values in outcome.figures.items():
+        lists[name, figure] = [float(value) for value in values[: batch.size] if math.isfinite(value)]
+    for given, made in itertools.islice(zip(outcome.source, outcome.made, strict=True), SHOWN):
+        lists[name, ROWS] += [(given, f"{name}: given"), (made, "made")]
+    return lists
 
 
 def _anywhere(figures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
