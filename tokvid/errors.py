@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 MOST_LISTED = 40
 
@@ -29,3 +30,11 @@ def suggestion(name: object, allowed: Iterable[str]) -> str:
     """` (did you mean 'red'?)`, or "" where no allowed name is similar."""
     close = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def difference(saved: Any, wanted: Any) -> str:
+    """The values that differ, those of JSON objects by field: `steps=1 (asked for: 2)`."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        names = [name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)]
+        return ", ".join(f"{name}={saved.get(name)!r} (asked for: {wanted.get(name)!r})" for name in sorted(names))
+    return f"{saved!r} (asked for: {wanted!r})"

@@ -294,6 +294,30 @@ def test_what_is_no_token_cache_is_not_replaced(tmp_path, model):
     assert (tmp_path / "tokens" / "mine.txt").read_text() == "mine" and not (tmp_path / "text.model").exists()
 
 
+def test_a_finished_cache_is_neither_made_again_nor_replaced(workdir, tmp_path, model, random_model, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    write_token_cache(change(RECIPE, data={"threads": 5}), folder)
+    assert capsys.readouterr().err == (
+        f"{folder}/tokens is finished already; to do it again, delete it or use another --workdir\n"
+    )
+    for other, said in (
+        (change(RECIPE, data={"seed": 1}), r"data seed=0 \(asked for: 1\)"),
+        (change(RECIPE, transformer={"text_vocabulary": 331}), r"text vocabulary=330 \(asked for: 331\)"),
+        (change(RECIPE, layouts={"tasks": {"interpolation": 1.0}}), r"conditions coarse=None \(asked for: {.*}\)"),
+    ):
+        with pytest.raises(UserError, match=f"run/tokens was made with {said}; use the same config or another --workd"):
+            write_token_cache(other, folder)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    save_tokenizer(folder, random_model(CViViT, RECIPE.tokenizer, seed=1))
+    with pytest.raises(
+        UserError, match=r"run/tokens was made with tokenizer '[0-9a-f]{16}' \(asked for: '[0-9a-f]{16}"
+    ):
+        write_token_cache(RECIPE, folder)
+    assert records_of(folder) == records_of(workdir)
+
+
 def test_parts_of_other_settings_are_made_again(workdir, tmp_path, model, small_parts, monkeypatch):
     save_tokenizer(tmp_path, model)
     with monkeypatch.context() as patched:
@@ -327,7 +351,7 @@ def test_parts_that_do_not_belong_together(workdir, tmp_path, random_model, mode
     (tmp_path / "tokens").symlink_to(workdir / "tokens")
     (tmp_path / "text.model").symlink_to(workdir / "text.model")
     save_tokenizer(tmp_path, random_model(CViViT, RECIPE.tokenizer, seed=1))
-    with pytest.raises(UserError, match=r"was made with tokenizer [0-9a-f]{16}, .* has [0-9a-f]{16}; run `tokvid tok"):
+    with pytest.raises(UserError, match=r"was made with tokenizer [0-9a-f]{16}, .* has [0-9a-f]{16}; delete it and"):
         open_token_cache(tmp_path, RECIPE)
     save_tokenizer(tmp_path, model)
     assert open_token_cache(tmp_path, RECIPE).source.path == tmp_path / "tokens"

@@ -113,9 +113,19 @@ def test_held_out_tokens_are_of_videos_never_trained_on(workdir):
     assert not told & every  # compositions that training holds out
 
 
+def test_held_out_videos_are_tokenized_where_only_they_are_missing(workdir, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / HELD_OUT)
+    write_token_cache(RECIPE, tmp_path / "copy")
+    assert "copy/tokens is finished already" in capsys.readouterr().err
+    for path in (workdir / HELD_OUT).iterdir():
+        assert (tmp_path / "copy" / HELD_OUT / path.name).read_bytes() == path.read_bytes()
+
+
 def test_no_tokens_of_an_earlier_cache_are_validated_with(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "copy")
     fewer = dataclasses.replace(RECIPE, tokens=dataclasses.replace(RECIPE.tokens, held_out=0))
+    shutil.rmtree(tmp_path / "copy" / "tokens")
     write_token_cache(fewer, tmp_path / "copy")
     assert not (tmp_path / "copy" / HELD_OUT).exists()
     assert training_of("transformer", tmp_path / "copy", fewer).validation() is None

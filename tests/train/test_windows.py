@@ -352,7 +352,7 @@ def test_mixtures_that_cannot_be(cache, text_model, layouts, said):
 def test_a_condition_needs_its_tokens(tmp_path, text_model, facts):
     with RecordWriter(tmp_path / "set", "tokens", {"conditions": {"coarse": facts}} if facts else {}) as writer:
         writer.write(dataclasses.replace(video(6), conditions={}))
-    with pytest.raises(UserError, match=r"no tokens of the condition coarse as it is now; run `tokvid tokenize` again"):
+    with pytest.raises(UserError, match=r"no tokens of the condition coarse as it is now; delete it and run `tok"):
         token_batches(
             tmp_path / "set", LayoutConfig({"interpolation": 0.1}), CONFIG, 2, 0, text_model=text_model, threads=0
         )

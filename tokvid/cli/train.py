@@ -65,7 +65,7 @@ class Tokenize(Command):
     details = (
         "Needs a trained tokenizer in --workdir. Also trains the text model on the captions; with --tokens.t5 FOLDER, "
         "a T5 reads them instead, and its hidden states are stored with the tokens. Run again after an interruption, "
-        "it keeps what it has."
+        "it keeps what it has; what is finished is neither made again nor replaced."
     )
     sets_fields = True
     large_arrays = True

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tokvid.distributed import first, from_first, together
-from tokvid.errors import UserError
+from tokvid.errors import UserError, difference
 from tokvid.io.files import to_json, write_json
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class Checkpoints:
         for key in sorted(self.agree.keys() | saved.keys()):
             if saved.get(key) != self.agree.get(key):
                 raise UserError(
-                    f"{self.folder.parent} was trained with {key} {_shorter(saved.get(key), self.agree.get(key))}; "
+                    f"{self.folder.parent} was trained with {key} {difference(saved.get(key), self.agree.get(key))}; "
                     "resume with the same config or use another --workdir"
                 )
         # orbax casts types silently.
@@ -360,11 +360,3 @@ def _finite(state: Any) -> list[jax.Array]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def _shorter(saved: Any, wanted: Any) -> str:
-    """The fields in which two configs differ."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        names = [name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)]
-        return ", ".join(f"{name}={saved.get(name)!r} (asked for: {wanted.get(name)!r})" for name in sorted(names))
-    return f"{saved!r} (asked for: {wanted!r})"

@@ -13,7 +13,7 @@ from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import conditions_of
 from tokvid.text.t5 import load_text
 
-AGAIN = "run `tokvid tokenize` again"
+AGAIN = "delete it and run `tokvid tokenize` again"
 HELD_OUT = "tokens_held_out"  # beside the token cache
 
 
@@ -90,17 +90,20 @@ def open_token_cache(workdir: Path, recipe: Recipe) -> TokenCache:
     if not weights.same_codes(codes, tokenizer):
         raise UserError(f"{folder} was made with tokenizer {codes}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")
     if recipe.train_transformer.start:
-        _check_start(recipe.train_transformer.start, tokenizer, text)
+        _check_start(recipe.train_transformer.start, tokenizer, text, folder)
     return TokenCache(source, text, recipe.transformer, recipe.layouts)
 
 
-def _check_start(start: str, tokenizer: dict[str, Any], text: TextModel) -> None:
-    """UserError where the weights to start from know other tokens or other text ids."""
+def _check_start(start: str, tokenizer: dict[str, Any], text: TextModel, folder: Path) -> None:
+    """UserError where the weights to start from know other tokens or other text ids than those in `folder`."""
     about = weights.describe(weights.find(start) / "transformer", "transformer")
     if not weights.same_codes(about.get("tokenizer"), tokenizer):
-        raise UserError(f"{start} was trained on tokenizer {about.get('tokenizer')}, the tokens are another's; {AGAIN}")
+        raise UserError(
+            f"{start} was trained on tokenizer {about.get('tokenizer')}, {folder} was made with another; use another "
+            "--workdir, where `tokvid tokenize` takes the tokenizer of the start"
+        )
     if about.get("text_model") != text.fingerprint:
         raise UserError(
-            f"{start} was trained with text model {about.get('text_model')}, the tokens with {text.fingerprint}; "
-            f"{AGAIN}, with --train_transformer.start {start}"
+            f"{start} was trained with text model {about.get('text_model')}, {folder} was made with "
+            f"{text.fingerprint}; {AGAIN}, with --train_transformer.start {start}"
         )

@@ -1,12 +1,13 @@
 """Writes the token cache: every video is tokenized once, and the transformer trains on the tokens.
 
 Videos are tokenized in parts, which are kept until all are done: several processes share the parts, and a new start
-resumes after the last one.
+resumes after the last one. A whole cache is never made again, nor replaced by another.
 """
 
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,9 @@ import jax
 import numpy as np
 
 from tokvid import weights
-from tokvid.config import Recipe, to_dict
-from tokvid.distributed import check_same, first, reached, together
-from tokvid.errors import UserError
+from tokvid.config import DataConfig, Recipe, to_dict
+from tokvid.distributed import check_same, first, from_first, reached, together
+from tokvid.errors import UserError, difference
 from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
@@ -51,8 +52,9 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     (held-out ones are not), with its captions shifted. The tokens of
     the conditions that the recipe's tasks read are stored with it. A source with fewer videos than `tokens.videos` is
     read repeatedly, with other stretches and rates. Several processes share the work, each on its own devices; the
-    records and their order don't depend on the number of processes. UserError where the tokenizer is missing or for
-    other videos, stretches are shorter than a window, or too many videos cannot be used.
+    records and their order don't depend on the number of processes. A cache that is there already stays as it is.
+    UserError where that is another's, the tokenizer is missing or for other videos, stretches are shorter than a
+    window, or too many videos cannot be used.
     """
     folders = {"train": workdir / "tokens", "held_out": workdir / HELD_OUT}
     for folder in folders.values():
@@ -61,25 +63,40 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
         _take_tokenizer(recipe, workdir)
         tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
         _check(recipe, tokenizer, workdir)
-        text = write_text_model(recipe, open_source(recipe.data), workdir)
-        _write(recipe, tokenizer, text, "train", folders["train"])
+        source, known = open_source(recipe.data), (workdir / weights.TEXT_MODEL).exists()
+        keep_text = from_first(known and _metadata_of(folders["train"]) is not None)
+        text = load_text(workdir) if keep_text else write_text_model(recipe, source, workdir)
+        _write(recipe, (tokenizer, text), source, folders["train"], replace=False)
         if holds_out(recipe.data) and recipe.tokens.held_out:
             few = dataclasses.replace(recipe.tokens, videos=recipe.tokens.held_out)
             plain = dataclasses.replace(recipe.data, flip=0.0, zoom=1.0, light=0.0)
             held_out = dataclasses.replace(recipe, tokens=few, data=plain)
-            _write(held_out, tokenizer, text, "held_out", folders["held_out"])
+            source = open_source(plain, "held_out")
+            _write(held_out, (tokenizer, text), source, folders["held_out"], replace=True)
         elif first():  # an earlier tokenizer's would be used for validation
             shutil.rmtree(folders["held_out"], ignore_errors=True)
 
 
-def _write(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel, split: str, folder: Path) -> None:
-    """Writes `tokens.videos` stretches of a split's videos as one token cache."""
-    source, metadata = open_source(recipe.data, split), _metadata(recipe, tokenizer, text)
-    facts = {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe)}
-    check_same(metadata | facts)
+def _write(
+    recipe: Recipe, models: tuple[weights.Loaded, TextModel], source: VideoSource, folder: Path, replace: bool
+) -> None:
+    """Writes `tokens.videos` stretches of videos as one token cache, unless it is there already.
+
+    UserError where another is there, which this is not to `replace`.
+    """
+    metadata = _metadata(recipe, *models) | _facts(recipe, source)
+    check_same(metadata)
+    there = _metadata_of(folder)
+    others = [] if there is None else _differences(there, metadata)
+    if from_first(there is not None and not others):
+        if first():
+            print(f"{folder} is finished already; to do it again, delete it or use another --workdir", file=sys.stderr)
+        return
+    if others and not replace:
+        raise UserError(f"{folder} was made with {others[0]}; use the same config or another --workdir, or delete it")
     parts_folder = folder.with_name(f"{folder.name}.parts")
     parts = [parts_folder / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-    _write_parts(recipe, (tokenizer, text), source, parts, metadata | facts)
+    _write_parts(recipe, models, source, parts, metadata)
     together("tokens")
     if first():
         written = [RecordSource(part) for part in parts]
@@ -131,6 +148,18 @@ def _metadata(recipe: Recipe, tokenizer: weights.Loaded, text: TextModel) -> dic
     }
 
 
+def _facts(recipe: Recipe, source: VideoSource) -> dict[str, Any]:
+    """The data and the text model that a recipe asks for, as far as `_metadata` doesn't say it."""
+    start, t5 = recipe.train_transformer.start, recipe.tokens.t5
+    about = weights.describe(weights.find(start) / "transformer", "transformer") if start else {}
+    text = {
+        "vocabulary": recipe.transformer.text_vocabulary,
+        "start": about.get("text_model", ""),
+        "t5": fingerprint(DataConfig(source="records", path=t5)) if t5 else "",
+    }
+    return {"files": fingerprint(recipe.data), "count": len(source), "windows": _lengths(recipe), "text": text}
+
+
 def _write_parts(
     recipe: Recipe,
     models: tuple[weights.Loaded, TextModel],
@@ -142,7 +171,8 @@ def _write_parts(
     tokenizer, text = models
     states = text.encoder(recipe.transformer.text_length) if text.width else None
     mine = range(jax.process_index(), len(parts), jax.process_count())
-    missing = [number for number in mine if not _is_there(parts[number], metadata)]
+    there = {number: _metadata_of(parts[number]) for number in mine}
+    missing = [number for number, written in there.items() if written is None or _differences(written, metadata)]
     total, left = (sum(len(_videos(recipe, number)) for number in numbers) for numbers in (mine, missing))
     unreadable = _unreadable(recipe, min(recipe.tokens.videos, JUDGED))
     with progress("tokens", total, "videos", done=total - left, quiet=not first()) as advance:
@@ -199,13 +229,20 @@ def _videos(recipe: Recipe, part: int) -> range:
     return range(part * PART, min((part + 1) * PART, recipe.tokens.videos))
 
 
-def _is_there(part: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether an earlier run wrote all of this part, under the same settings."""
+def _metadata_of(path: Path) -> dict[str, Any] | None:
+    """The metadata of the tokens that an earlier run finished; None where there are none."""
     try:
-        written = RecordSource(part).metadata
+        source = RecordSource(path)
     except UserError:
-        return False
-    return {name: written.get(name) for name in metadata} == json.loads(json.dumps(metadata))
+        return None
+    return source.metadata if source.kind == "tokens" else None
+
+
+def _differences(written: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, with both values. Earlier versions wrote fewer."""
+    as_written = json.loads(json.dumps(metadata))
+    other = {name: value for name, value in as_written.items() if written.get(name, value) != value}
+    return [f"{name} {difference(written[name], value)}" for name, value in other.items()]
 
 
 def _unreadable(recipe: Recipe, sample: int) -> Unreadable:
