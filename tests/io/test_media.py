@@ -148,3 +148,15 @@ def test_contact_sheet(tmp_path):
         contact_sheet(tmp_path / "none.png", [])
     with pytest.raises(UserError, match=r"\.png"):
         contact_sheet(tmp_path / "sheet.gif", rows)
+
+
+def test_the_same_frames_make_the_same_file(tmp_path):
+    """Also where other work has left its traces in the encoder's memory, and at a size that it has to pad."""
+    rng = np.random.default_rng(0)
+    video_THWC = rng.integers(256, size=(9, 17, 25, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)[:, :260, :390]
+    files = set()
+    for _ in range(12):
+        rng.random((int(rng.integers(1, 400)), 1000))
+        write_video(tmp_path / "a.mp4", video_THWC, 8)
+        files.add((tmp_path / "a.mp4").read_bytes())
+    assert len(files) == 1

@@ -33,6 +33,10 @@ RATES = {".mp4": (1 / 1001, 1000), ".gif": (100 / LONGEST_DELAY, 50)}
 GAP = 4  # pixels between the parts of a contact sheet
 CELL = 128  # a contact sheet's frames are scaled up to at least about this many pixels
 
+# The same frames should make the same file. x264's lookahead thread makes another now and then, and so does, at sizes
+# that are no multiples of 16 and on CPUs with AVX-512, its macroblock tree.
+X264 = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
+
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 # Fonts of many scripts, where the system has one; Pillow's own has Latin letters only.
@@ -118,10 +122,10 @@ class VideoWriter:
             image_HWC = np.pad(image_HWC, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         if self._container is None:
             self._container = av.open(str(self._temporary.absolute()), "w", options={"movflags": "+faststart"})
-            stream = self._container.add_stream("libx264", rate=self.fps, options={"crf": "16", "preset": "medium"})
+            stream = self._container.add_stream("libx264", rate=self.fps, options={**X264})
             stream.height, stream.width, stream.pix_fmt = *image_HWC.shape[:2], "yuv420p"
             context = stream.codec_context
-            context.thread_count = 1  # x264's lookahead thread makes other bits of the same frames, now and then
+            context.thread_count = 1  # no lookahead thread
             # Stated in the file, so that players need not guess.
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
