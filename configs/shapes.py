@@ -1,4 +1,4 @@
-"""Moving Shapes at 32×32: the weights shipped in `data/`.
+"""Moving Shapes at 32×32, for stories and interpolation: the weights measured in docs/hierarchy.md.
 
 On two CPU cores: 18 minutes for the tokenizer, 3 for the tokens, 55 for the transformer, 40 for the decoder.
 
@@ -21,7 +21,7 @@ against flicker, with the encoder frozen: tokens and transformer stay valid.
     tokvid evaluate shapes --weights runs/shapes --samples 512 --json runs/shapes/evaluation.json
 
 Fine-tuned for an hour and a half, the transformer also interpolates, infills, and draws rows or whole latent frames at
-once. The share of rows, which are hardest, grows during fine-tuning. These are the weights in `data/`.
+once. The share of rows, which are hardest, grows during fine-tuning.
 
     mkdir -p runs/levels runs/rows && cp -r runs/shapes/tokenizer runs/levels/
     LEVELS="--layouts.tasks.text_to_video 0.22 --layouts.tasks.image_to_video 0.05 --layouts.tasks.continuation 0.25

@@ -1,12 +1,20 @@
-"""Moving Shapes at 64×64, for all tasks of docs/tasks.md.
+"""Moving Shapes at 64×64, for all tasks of docs/tasks.md: the weights shipped in `data/`.
+
+On two CPU cores with AVX512-BF16: 40 minutes for the tokenizer, 8 for the tokens, 75 and 100 for the transformer, whose
+second part has a larger share of text → video.
 
     tokvid train tokenizer configs/shapes64.py --workdir runs/shapes64
     tokvid tokenize configs/shapes64.py --workdir runs/shapes64
-    tokvid train transformer configs/shapes64.py --workdir runs/shapes64
-    tokvid evaluate shapes --weights runs/shapes64 --samples 512 --json runs/shapes64/evaluation.json
+    tokvid train transformer configs/shapes64.py --workdir runs/shapes64 --train_transformer.steps 5200
+    mkdir runs/more && cp -r runs/shapes64/tokenizer runs/shapes64/tokens* runs/shapes64/text.model runs/more/
+    tokvid train transformer configs/shapes64.py --workdir runs/more --train_transformer.start runs/shapes64 \\
+        --train_transformer.steps 7000 --train_transformer.learning_rate 3e-3 \\
+        --layouts.tasks.text_to_video 0.5 --layouts.tasks.continuation 0.2
+    tokvid evaluate shapes --weights runs/more --samples 512 --json runs/more/evaluation.json
 
 A patch of 4×4 pixels and 2 frames has a code of 11 bits, and four patches share a token, so a latent frame has 64
-tokens. A quarter of the tokenizer's clips are shown as the tasks' conditions, which it would otherwise never see.
+tokens. A quarter of the tokenizer's clips are shown as the tasks' conditions, which it would otherwise never see. At
+last, the loss was 0.78 nats on training tokens and 1.36 on held-out ones: more `tokens.videos` help, not more steps.
 """
 
 from tokvid.config import (
