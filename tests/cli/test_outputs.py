@@ -19,6 +19,7 @@ WRITTEN = {
     ("interpolate", "in.mp4"): ["--out mp4", "--sheet png"],
     ("loop", "in.mp4"): ["--out mp4", "--sheet png"],
     ("highlights", "in.mp4"): ["--out folder"],
+    ("data", "curate", "raw"): ["--out folder"],
     ("reconstruct", "in.mp4"): ["--out mp4", "--out png"],
     ("train", "tokenizer", "recipe.py"): ["--workdir folder"],
     ("tokenize", "recipe.py"): ["--workdir folder"],
