@@ -59,7 +59,7 @@ class Curate(Command):
             )
         print(f"{options.file}: {len(shots)} shots ({said})")
         if options.out is not None:
-            write_shots(options.file, options.out, shots, kept, mapped)
+            write_shots(options.file, options.out, shots, kept, map if options.runner is None else mapped)
         seconds = sum(shot.seconds for shot in kept)
         print(f"{options.out or 'to keep'}: {len(kept)} clips, {seconds:.1f} s")
 

@@ -267,11 +267,12 @@ def check_curated(folder: Path, out: Path) -> None:
     check_replaced(out)
 
 
-def write_shots(folder: Path, out: Path, shots: Sequence[Shot], kept: Sequence[Shot], mapped: Map = in_threads) -> None:
+def write_shots(folder: Path, out: Path, shots: Sequence[Shot], kept: Sequence[Shot], mapped: Map = map) -> None:
     """Writes the `kept` shots and their captions.jsonl to `out`, and shots.jsonl, with the scores of all `shots`.
 
-    A shot that is a whole file is copied, others are encoded again, without sound. UserError where `out` cannot be
-    written, or a file can no longer be read.
+    A shot that is a whole file is copied, others are encoded again, without sound. One video after another by default:
+    threads that an interruption leaves behind would go on writing. UserError where `out` cannot be written, or a file
+    can no longer be read.
     """
     of_file: dict[str, list[Shot]] = {}
     for shot in kept:

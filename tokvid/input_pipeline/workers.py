@@ -1,21 +1,17 @@
 """Applies a function to many items: in threads of this machine, or on the machines of an Apache Beam runner."""
 
 import base64
-import concurrent.futures
 import contextlib
-import itertools
 import os
 import pickle
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokvid.errors import UserError
-
-AHEAD = 4  # items for each thread that are begun before their turn
+from tokvid.io.threads import map_in_threads
 
 # As the builtin `map` of one function and one list: the results in order, each when it is asked for. The function
 # returns mistakes of users; what it raises ends the work.
@@ -23,16 +19,8 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """A `Map` with a thread for each core, up to 16. Few results wait in memory."""
-    remaining, threads = iter(items), min(16, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        try:
-            begun = deque(pool.submit(function, item) for item in itertools.islice(remaining, AHEAD * threads))
-            while begun:
-                yield begun.popleft().result()
-                begun.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """A `Map` with a thread for each core, up to 16, for functions that only read: see `map_in_threads`."""
+    return map_in_threads(function, items, min(16, os.cpu_count() or 1))
 
 
 class Beam:
