@@ -261,6 +261,7 @@ class TrainConfig:
     wandb: str = ""  # a project of Weights & Biases to log to, beside metrics.jsonl (extra `wandb`)
     seed: int = 0
     start: str = ""  # weights to start from: a folder, or a name of shipped ones; "": random weights
+    start_without: tuple[str, ...] = ()  # parameters of `start` that are left out, by the beginnings of their names
     lora: int = 0  # rank of LoRA's updates, trained instead of the transformer's parameters; 0: these are trained
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py
     freeze: tuple[str, ...] = ()  # parameters not trained, by the beginnings of their names

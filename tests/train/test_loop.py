@@ -389,6 +389,13 @@ def test_training_begins_with_given_weights_and_holds_some_still(tmp_path, monke
     thawed = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(training.finished[1])}
     assert 0 < np.abs(thawed["bias"] - given["bias"]).max() < 0.02, "it moves in the last of 4 steps only"
 
+    training = Toy()
+    train(training, dataclasses.replace(CONFIG, start="given", start_without=("bias",)), tmp_path / "without")
+    begun = {path[0]: leaf.get_value() for path, leaf in nnx.to_flat_state(training.finished[1])}
+    assert np.abs(begun["bias"]).max() < 0.1 and np.abs(begun["kernel"] - given["kernel"]).max() < 0.1
+    with pytest.raises(UserError, match="unknown parameter 'bias2'"):
+        train(Toy(), dataclasses.replace(CONFIG, start="given", start_without=("bias2",)), tmp_path / "slip")
+
     with pytest.raises(UserError, match=r"bias has shape \(4,\), the recipe wants \(3,\)"):
         train(Toy(width=3), dataclasses.replace(CONFIG, start="given"), tmp_path / "other")
     with pytest.raises(UserError, match=r"kernels.*kernel"):

@@ -111,7 +111,8 @@ class _Run:
         if (restored := self.checkpoints.restore(self.like)) is None:
             self.state = init_state(self.training, self.config, self.like)
             if self.config.start:
-                self.state = start_from(self.state, weights.find(self.config.start), self.training.name)
+                folder, without = weights.find(self.config.start), self.config.start_without
+                self.state = start_from(self.state, folder, self.training.name, without)
         else:
             _, self.state, saved = restored
             batches.set_state(saved["batches"])

@@ -128,15 +128,15 @@ def _model(training: Training, config: TrainConfig) -> nnx.Module:
     return model
 
 
-def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
+def start_from(state: TrainState, folder: Path, kind: str, without: tuple[str, ...] = ()) -> TrainState:
     """The state with the weights in `folder`/`kind` filled in; leaves they lack (an adversary) stay as they are.
 
-    UserError if shapes differ, or if the weights have a leaf that this model lacks.
+    Those whose names begin as in `without` are left out. UserError if shapes differ, or if the weights have another
+    leaf that this model lacks.
     """
-    loaded = {
-        _name(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(weights.load(folder / kind, kind).params)
-    }
+    params = jax.tree_util.tree_leaves_with_path(weights.load(folder / kind, kind).params)
+    check_beginnings(without, [_name(path) for path, _ in params])
+    loaded = {_name(path): leaf for path, leaf in params if not _name(path).startswith(without)}
     used = set()
 
     def fill(path, leaf):
@@ -152,7 +152,10 @@ def start_from(state: TrainState, folder: Path, kind: str) -> TrainState:
         part: jax.tree_util.tree_map_with_path(fill, getattr(state, part)) for part in ("params", "buffers", "ema")
     }
     if missing := sorted(loaded.keys() - used):
-        raise UserError(f"{folder / kind} has {missing[0]}, which the recipe's {kind} lacks; make their configs agree")
+        raise UserError(
+            f"{folder / kind} has {missing[0]}, which the recipe's {kind} lacks; make their configs agree, or leave it "
+            f"out (train_{kind}.start_without)"
+        )
     return state._replace(**parts)
 
 
