@@ -232,12 +232,13 @@ def test_a_decoder_may_be_trained_on_and_nothing_else(tokenizer, tmp_path):
         return weights.load(tmp_path, "tokenizer").about["codes"]
 
     before = codes()
-    assert codes("decoder") == codes("paint_rest") == codes(l1_weight=3.0) == before
+    assert codes("decoder") == codes("paint_rest") == codes(l1_weight=3.0, stillness_weight=1.0) == before
     changed = {
         codes("encoder"),
         codes("embed_first"),
         codes("to_latent"),
         codes(time_window=3),
         codes(levels=(8, 8, 8, 8)),
+        codes(hysteresis=0.2),
     }
-    assert len(changed) == 5 and before not in changed
+    assert len(changed) == 6 and before not in changed

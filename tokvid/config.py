@@ -69,13 +69,16 @@ class TokenizerConfig:
     decoder: tuple[str, ...] = ("space", "time") * 3
     time_window: int = 2  # latent frames that a time layer sees, including the current one
     tile: int = 0  # rows and columns of patches that a space layer mixes at once; 0: those of `size`
+    first_frame: Literal["own", "still"] = "own"  # "still": is encoded as frames that don't move, with their codes
     quantizer: str = "vq"  # a key of tokenizer.quantizers.QUANTIZERS
     groups: int = 1  # sub-codes of a patch, each with its own channels
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels of a sub-code; their product is its vocabulary
+    hysteresis: float = 0.0  # of FSQ: levels beyond its boundary up to which a channel keeps the last frame's level
     codes: int = 8192  # the vocabulary of VQ and LFQ, of a sub-code
     code_width: int = 32  # channels of VQ's codes
     commitment_weight: float = 0.25  # pulls latents to their codes (VQ, LFQ)
     entropy_weight: float = 0.1  # of LFQ: certain codes, all equally frequent
+    stillness_weight: float = 0.0  # of FSQ: L1 between consecutive latent frames, in levels
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     temporal_weight: float = 0.0  # L1 between differences of consecutive frames
@@ -87,7 +90,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "size", "patch", "temporal_patch", "width", "heads", "mlp", "time_window", "code_width")
-        _at_least(self, 0, "tile")
+        _at_least(self, 0, "tile", "hysteresis")
 
 
 @dataclasses.dataclass(frozen=True)

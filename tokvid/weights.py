@@ -321,7 +321,8 @@ def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
 def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """16 hex digits of everything that determines a video's codes."""
     without = ("size", "tile", "decoder", "dtype", "remat", "attention")
-    added = {"fold": 1, "groups": 1}  # by later versions; these values keep older tokens valid
+    # By later versions; these values keep older tokens valid.
+    added = {"fold": 1, "groups": 1, "first_frame": "own", "hysteresis": 0.0}
     config = {
         name: value
         for name, value in config.items()

@@ -34,7 +34,10 @@ VIDEO = np.random.default_rng(0).uniform(-1, 1, (2, 1 + 2 * (LATENT - 1), 16, 16
 
 
 def reordered(order):
-    return dataclasses.replace(CONFIG, encoder=order, decoder=order[::-1] if order == PHENAKI else order)
+    """Alternating layers; or Phenaki's order, with codes that stay where nothing moves."""
+    if order != PHENAKI:
+        return dataclasses.replace(CONFIG, encoder=order, decoder=order)
+    return dataclasses.replace(CONFIG, encoder=order, decoder=order[::-1], first_frame="still", hysteresis=0.3)
 
 
 class Jitted(NamedTuple):
@@ -262,6 +265,18 @@ def test_one_time_layer_reaches_as_far_as_its_window(random_model):
     assert differs[2] and not differs[[0, 1, 5, 6, 7, 8]].any()
     differs = np.any(np.asarray(pixels != pixels_later), axis=(0, 2, 3, 4))
     assert differs.tolist() == [3 <= frame <= 8 for frame in range(17)]  # the frames of latent frames 2, 3 and 4
+
+
+def test_a_still_video_keeps_its_first_tokens(random_model):
+    """Only with a first frame that is encoded as a still one."""
+    still_BTHWC = np.repeat(VIDEO[:, :1], 9, axis=1)
+    for first_frame in ("own", "still"):
+        model = random_model(CViViT, dataclasses.replace(SMALLEST, first_frame=first_frame, hysteresis=0.1))
+        ids = np.asarray(jax.jit(model.encode)(still_BTHWC).ids)
+        assert (ids[:, 3:] == ids[:, 3:4]).all()  # none of these sees the first
+        assert (ids[:, 1:] == ids[:, :1]).all() == (first_frame == "still")
+        picture = jax.jit(model.encode)(still_BTHWC[:, :1]).ids
+        np.testing.assert_array_equal(picture, ids[:, :1])
 
 
 # Streams

@@ -148,6 +148,43 @@ def test_every_quantizer_gives_codes_and_the_latents_of_codes(kind):
     assert 0 <= quantizer.quantize(16 * z).ids.min() < quantizer.vocabulary
 
 
+def test_with_hysteresis_a_level_is_left_by_a_clear_margin():
+    """One channel of levels -2 to 2, frame after frame; also where a stream is cut."""
+    quantizer = FSQ((5,), hysteresis=0.2)
+    bounded = np.float32([0.4, 0.6, 0.69, 0.71, 0.4, 0.29, -1.6, np.nan, 0.4])
+    wanted = [0, 0, 0, 1, 1, 0, -2, np.nan, 0]
+    z = jnp.arctanh(bounded / (2 * (1 - 1e-3)))[None, :, None]
+    out = quantizer.quantize(z)
+    np.testing.assert_array_equal(2 * out.latents[0, :, 0], wanted)
+    np.testing.assert_array_equal(out.ids[0, [0, 3, 6]], [2, 3, 0])
+    first, rest = quantizer.quantize(z[:, :4]), quantizer.quantize(z[:, 4:], before=out.latents[:, 3])
+    np.testing.assert_array_equal(jnp.concatenate([first.ids, rest.ids], axis=1), out.ids)
+    assert quantizer.quantize(z[:, 4:]).ids[0, 0] != out.ids[0, 4], "without what was before"
+    assert FSQ((5,)) != quantizer != FSQ((5,), 0.3)
+    gradient = jax.grad(lambda z: quantizer.quantize(z).latents[:, :7].sum())(z)
+    plain = jax.grad(lambda z: FSQ((5,)).quantize(z).latents[:, :7].sum())(z)
+    np.testing.assert_array_equal(gradient, plain)  # straight through
+
+
+def test_stillness_is_the_mean_change_of_the_latents_in_levels():
+    quantizer = FSQ((5, 3), stillness=0.5)
+    z = jnp.asarray(normal(2, 4, 6, 2))
+    bounded = np.asarray(quantizer.bound(z))
+    loss = quantizer.quantize(z).losses["stillness"]
+    assert float(loss) == pytest.approx(0.5 * np.abs(np.diff(bounded, axis=1)).mean(), rel=1e-5)
+    assert quantizer.quantize(z[:, :1]).losses == {}  # pictures
+    moved = jax.grad(lambda z: quantizer.quantize(z).losses["stillness"])(z)
+    assert np.isfinite(moved).all() and np.abs(moved).max() > 0
+
+
+@pytest.mark.parametrize("slip", [{"hysteresis": 0.2}, {"stillness_weight": 0.1}])
+def test_codebooks_have_no_levels_to_keep(slip):
+    with pytest.raises(UserError, match="are in levels, which vq has none of; set both to 0, or the quantizer to fsq"):
+        make_quantizer(TokenizerConfig(quantizer="vq", **slip), nnx.Rngs(0))
+    with pytest.raises(UserError, match="hysteresis"):
+        TokenizerConfig(hysteresis=-0.1)
+
+
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_a_quantizer_loaded_again_is_not_compiled_again(kind):
     """It has its state in variables, or is equal to another of its settings."""

@@ -27,11 +27,15 @@ from tokvid.types import LatentShape
 
 
 class Cache(NamedTuple):
-    """A stream's state: keys and values of the last latent frames for each time layer, their times, the next time."""
+    """A stream's state: keys and values of the last latent frames for each time layer, their times, the next time.
+
+    `latents`: the last frame's, in an encoder with hysteresis; otherwise without channels.
+    """
 
     layers: tuple[Float[Array, "patches s n e"], ...]
     times: Int[Array, " s"]
     next: Int[Array, ""]
+    latents: Float[Array, "b rows columns c"]
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> LatentShape:
@@ -68,7 +72,8 @@ class CViViT(nnx.Module):
             raise UserError(f"fold should be 1 (a token for each patch) or more, got {config.fold}")
         self.quantizer = make_quantizer(config, rngs)
         pixels, width = 3 * config.patch**2, config.width
-        self.embed_first = Linear(pixels, width, (None, "embed"), rngs=rngs)
+        if config.first_frame == "own":
+            self.embed_first = Linear(pixels, width, (None, "embed"), rngs=rngs)
         self.embed_rest = Linear(pixels * config.temporal_patch, width, (None, "embed"), rngs=rngs)
         self.encoder = self._stack(config.encoder, rngs)
         self.encoder_norm = RMSNorm(width)
@@ -111,13 +116,19 @@ class CViViT(nnx.Module):
         last step's; None for a whole video. Returns `encode`'s output for these frames, and the next cache.
         """
         pt, p = self.config.temporal_patch, self.config.patch
-        split = int(first)
+        still = first and self.config.first_frame == "still"
+        if still:
+            video_BTHWC = jnp.concatenate([jnp.repeat(video_BTHWC[:, :1], pt - 1, axis=1), video_BTHWC], axis=1)
+        split = int(first and not still)
         parts = [self.embed_first(_patches(video_BTHWC[:, :1], 1, p))] if split else []
         if video_BTHWC.shape[1] > split:
             parts.append(self.embed_rest(_patches(video_BTHWC[:, split:], pt, p)))
         x_BTHWD = constrain(jnp.concatenate(parts, axis=1), "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.encoder, self.config.encoder, x_BTHWD, cache)
-        quantized = self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD)))
+        before_BHWC = cache.latents if cache is not None and self.config.hysteresis and not first else None
+        quantized = self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD)), before_BHWC)
+        if cache is not None and self.config.hysteresis:
+            cache = cache._replace(latents=quantized.latents[:, -1])
         ids, inputs = (_folded(x, self.config.fold) for x in (quantized.ids, quantized.inputs))
         return quantized._replace(ids=ids, inputs=inputs), cache
 
@@ -144,7 +155,10 @@ class CViViT(nnx.Module):
         dtype = compute_dtype(c.dtype)
         past = (batch * rows * columns * c.fold**2, c.time_window - 1, c.heads, c.width // c.heads)
         layers = [jnp.zeros(past, dtype) for kind in order if kind == "time" for _ in ("key", "value")]
-        return Cache(tuple(layers), jnp.full((c.time_window - 1,), NEVER, jnp.int32), jnp.zeros((), jnp.int32))
+        times = jnp.full((c.time_window - 1,), NEVER, jnp.int32)
+        channels = self.quantizer.width if part == "encoder" and c.hysteresis else 0
+        latents = jnp.zeros((batch, rows * c.fold, columns * c.fold, channels))
+        return Cache(tuple(layers), times, jnp.zeros((), jnp.int32), latents)
 
     def _run(
         self, blocks: Sequence[Block], order: tuple[str, ...], x_BTHWD: jax.Array, cache: Cache | None
@@ -183,7 +197,9 @@ class CViViT(nnx.Module):
                 else:
                     x_BLTD = block(x_BLTD, time, past, remember)
                 x_BTHWD = x_BLTD.reshape(B, H * W, T, D).swapaxes(1, 2).reshape(B, T, H, W, D)
-        return x_BTHWD, None if cache is None else Cache(tuple(kept), key_time_1S[0, T:], cache.next + T)
+        if cache is not None:
+            cache = cache._replace(layers=tuple(kept), times=key_time_1S[0, T:], next=cache.next + T)
+        return x_BTHWD, cache
 
 
 class Tiles:

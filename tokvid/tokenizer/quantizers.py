@@ -47,7 +47,8 @@ class FSQ:
     Ids are mixed-radix numbers, the first channel least significant. No codebook can collapse, and there is no loss.
     """
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, levels: tuple[int, ...], hysteresis: float = 0.0, stillness: float = 0.0):
+        """`hysteresis` and the weight `stillness`: see `TokenizerConfig`; axis 1 of what is quantized is then time."""
         if not levels or min(levels) < 2:
             raise UserError(f"FSQ levels must all be at least 2, got {levels}; for example (8, 5, 5, 5)")
         if math.prod(levels) > 2**31 - 1:
@@ -55,12 +56,13 @@ class FSQ:
         self.levels = np.asarray(levels, np.int32)
         self.basis = np.concatenate([[1], np.cumprod(self.levels[:-1])]).astype(np.int32)
         self.width, self.vocabulary = len(levels), math.prod(levels)
+        self.settings = (tuple(levels), hysteresis, stillness)
 
     def __eq__(self, other: object) -> bool:  # loading the same weights again must not compile anew
-        return isinstance(other, FSQ) and self.levels.tolist() == other.levels.tolist()
+        return isinstance(other, FSQ) and self.settings == other.settings
 
     def __hash__(self) -> int:
-        return hash(tuple(self.levels.tolist()))
+        return hash(self.settings)
 
     def bound(self, z: Float[Array, "*n {self.width}"]) -> Float[Array, "*n {self.width}"]:
         """Bounds each channel so that rounding gives exactly its number of levels (even ones are shifted by a half)."""
@@ -69,15 +71,37 @@ class FSQ:
         # As in the paper's code: arctanh in place of tan would map 0 to 0, but ids should agree with other programs'.
         return jnp.tanh(z + np.tan(offset / half)) * half - offset
 
-    def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
+    def quantize(
+        self, z: Float[Array, "*n {self.width}"], before: Float[Array, "*m {self.width}"] | None = None
+    ) -> Quantized:
         """z (..., C) of any real values → latents in [-1, 1] on the grid, and their ids.
 
-        NaN gives NaN latents, so that the loss shows it, and meaningless ids.
+        `before`: the last frame's latents, for hysteresis; None at the beginning. NaN gives NaN latents, so that the
+        loss shows it, and meaningless ids.
         """
         bounded = self.bound(z.astype(jnp.float32))
-        rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
-        digits = jnp.round(bounded).astype(jnp.int32) + self.levels // 2
-        return Quantized(rounded / (self.levels // 2), jnp.sum(digits * self.basis, axis=-1), {}, z)
+        grid = self._rounded(bounded, before)
+        rounded = bounded + jax.lax.stop_gradient(grid - bounded)
+        digits = grid.astype(jnp.int32) + self.levels // 2
+        losses = {}
+        if (weight := self.settings[2]) and z.shape[1] > 1:
+            losses["stillness"] = weight * jnp.mean(jnp.abs(jnp.diff(bounded, axis=1)))
+        return Quantized(rounded / (self.levels // 2), jnp.sum(digits * self.basis, axis=-1), losses, z)
+
+    def _rounded(self, bounded: jax.Array, before: jax.Array | None) -> jax.Array:
+        """The nearest levels; with hysteresis, a channel leaves the last frame's level only by a clear margin.
+
+        So noise at the boundary of two levels doesn't change the codes of what stands still.
+        """
+        if not (hysteresis := self.settings[1]):
+            return jnp.round(bounded)
+
+        def frame(last: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+            level = jnp.where(jnp.abs(value - last) <= 0.5 + hysteresis, last, jnp.round(value))
+            return level, level
+
+        first = jnp.full_like(bounded[:, 0], jnp.inf) if before is None else jnp.round(before * (self.levels // 2))
+        return jnp.moveaxis(jax.lax.scan(frame, first, jnp.moveaxis(bounded, 1, 0))[1], 0, 1)
 
     def decode_ids(self, ids: Int[Array, "*n"]) -> Float[Array, "*n {self.width}"]:
         """ids (...) → latents (..., C), equal to `quantize`'s."""
@@ -199,9 +223,12 @@ class Grouped(nnx.Module):
         self.quantizer, self.count = quantizer, count
         self.width, self.vocabulary = count * quantizer.width, quantizer.vocabulary
 
-    def quantize(self, z: Float[Array, "*n {self.width}"]) -> Quantized:
-        """z → latents, and ids (..., count)."""
-        quantized = self.quantizer.quantize(z.reshape(*z.shape[:-1], self.count, -1))
+    def quantize(
+        self, z: Float[Array, "*n {self.width}"], before: Float[Array, "*m {self.width}"] | None = None
+    ) -> Quantized:
+        """z → latents, and ids (..., count). `before`: the last frame's latents, only for FSQ's hysteresis."""
+        last = () if before is None else (before.reshape(*before.shape[:-1], self.count, -1),)
+        quantized = self.quantizer.quantize(z.reshape(*z.shape[:-1], self.count, -1), *last)
         return quantized._replace(latents=quantized.latents.reshape(z.shape))
 
     def decode_ids(self, ids: Int[Array, "*n {self.count}"]) -> Float[Array, "*n {self.width}"]:
@@ -216,7 +243,7 @@ class Grouped(nnx.Module):
 
 
 QUANTIZERS: dict[str, Callable[[TokenizerConfig, nnx.Rngs], Any]] = {
-    "fsq": lambda config, rngs: FSQ(config.levels),
+    "fsq": lambda config, rngs: FSQ(config.levels, config.hysteresis, config.stillness_weight),
     "vq": lambda config, rngs: VQ(config.codes, config.code_width, config.commitment_weight, rngs=rngs),
     "lfq": lambda config, rngs: LFQ(config.codes, config.commitment_weight, config.entropy_weight),
 }
@@ -226,6 +253,11 @@ def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Grouped:
     """A tokenizer's quantizer. UserError for an unknown name."""
     if config.quantizer not in QUANTIZERS:
         raise UserError(did_you_mean(config.quantizer, QUANTIZERS, "quantizer"))
+    if config.quantizer != "fsq" and (config.hysteresis or config.stillness_weight):
+        raise UserError(
+            f"tokenizer.hysteresis and stillness_weight are in levels, which {config.quantizer} has none of; set both "
+            "to 0, or the quantizer to fsq"
+        )
     return Grouped(QUANTIZERS[config.quantizer](config, rngs), config.groups)
 
 

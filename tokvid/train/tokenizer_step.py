@@ -221,12 +221,16 @@ def _warn_of_streams(config: TokenizerConfig, frames: int) -> None:
 
 
 def _usage(ids: jax.Array, vocabulary: int) -> Metrics:
-    """The share of codes that a batch uses, and the perplexity of their distribution."""
+    """The share of codes that a batch uses, the perplexity of their distribution, and how many of a clip's codes stay.
+
+    `ids` (B, T, ...): a code stays where the latent frame before has the same.
+    """
     counts_V = jnp.zeros(vocabulary, jnp.int32).at[ids.ravel()].add(1)
     share_V = counts_V / ids.size
     return {
         "codes_used": jnp.mean(counts_V > 0),
         "perplexity": jnp.exp(-jnp.sum(share_V * jnp.log(share_V + 1e-10))),
+        **({"codes_kept": jnp.mean(ids[:, 1:] == ids[:, :-1])} if ids.shape[1] > 1 else {}),
     }
 
 
