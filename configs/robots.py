@@ -45,6 +45,10 @@ recipe = Recipe(
         encoder=("space", "time"),
         decoder=("space", "time") * 2,
         time_window=2,  # two layers then see 3 latent frames: fewer than a clip's 5, so that streams are nothing new
+        # Most of each frame stands still, and keeps its codes: docs/tokenizer.md, "Codes that stay".
+        first_frame="still",
+        hysteresis=0.25,
+        stillness_weight=0.005,
         quantizer="fsq",
         groups=2,
         levels=(8, 8, 8),
@@ -71,9 +75,10 @@ recipe = Recipe(
         layers=6,
         heads=8,
         kv_heads=8,
-        mlp=704,
+        mlp=640,
         head_width=192,
         head_layers=2,
+        copies=True,
     ),
     layouts=LayoutConfig(
         tasks={"text_to_video": 0.2, "image_to_video": 0.4, "continuation": 0.25, "interpolation": 0.15}

@@ -148,7 +148,8 @@ def random_model() -> Callable:
 def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
     """`make_weights(patch, fold, groups)`: a weights folder such as training leaves, of random models.
 
-    16×16 pixels, windows of 4 latent frames of 2×2 tokens.
+    16×16 pixels, windows of 4 latent frames of 2×2 tokens. Where tokens have several sub-codes, they are of the kind
+    for real video: still places keep their codes, and the head copies.
     """
     from flax import nnx
 
@@ -182,7 +183,10 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
         folder = tmp_path_factory.mktemp("weights")
         text = train_text_model(captions_corpus(300, seed=0), folder / "text.model", 320)
         encoding = dataclasses.replace(tokenizer, patch=patch, fold=fold, groups=groups)
-        trunk = dataclasses.replace(transformer, subcodes=codes_of(encoding).per_token)
+        if fold > 1:
+            encoding = dataclasses.replace(encoding, first_frame="still", hysteresis=0.25)
+        subcodes = codes_of(encoding).per_token
+        trunk = dataclasses.replace(transformer, subcodes=subcodes, copies=subcodes > 1)
 
         def save(kind, model, config, **about):
             params = nnx.split(random_model(model, config))[1]

@@ -127,6 +127,7 @@ class TransformerConfig:
     head: Literal["autoregressive", "independent"] = "autoregressive"  # whether sub-codes depend on one another
     head_width: int = 192  # of the network over sub-codes; tokens of a single code need only a matrix
     head_layers: int = 2
+    copies: bool = False  # whether the head sees the token before at the same place, and may keep its codes
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS

@@ -14,7 +14,7 @@ from flax import nnx
 from tokvid.config import Sampling
 from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.methods import guide
-from tokvid.transformer.layout import lay_out
+from tokvid.transformer.layout import clip_slots, lay_out, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import token_batch
 
@@ -92,8 +92,10 @@ def plain(model, guidance_B, count):
     def logits(batch, ids_BLQ):
         def seen(batch):
             every = []
-            hidden = model(lay_out(model.config, batch))[:, -count:]
-            model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q])
+            sequence = lay_out(model.config, batch)
+            hidden = model(sequence)[:, -count:]
+            previous = tokens_before(sequence.target[:, clip_slots(batch)], sequence.previous[:, -count:])
+            model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q], previous)
             return jnp.concatenate(every, axis=1)  # guidance is of (B, L, V)
 
         guided = guide(seen(batch), seen(batch._replace(text=empty)), jnp.asarray(guidance_B))

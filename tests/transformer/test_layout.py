@@ -7,7 +7,18 @@ import pytest
 from tokvid.config import TransformerConfig
 from tokvid.errors import UserError
 from tokvid.nn.visibility import NEVER
-from tokvid.transformer.layout import NOTHING, Condition, Rate, Text, Video, Vocabulary, build, latent_seconds, lay_out
+from tokvid.transformer.layout import (
+    NOTHING,
+    Condition,
+    Rate,
+    Text,
+    Video,
+    Vocabulary,
+    build,
+    latent_seconds,
+    lay_out,
+    tokens_before,
+)
 from tokvid.types import Clip, Codes, stride_of, token_batch
 
 VOCABULARY = Vocabulary(Codes(100), text=20)
@@ -125,6 +136,28 @@ def test_any_tokens_may_be_given():
         [1, 1, 0],
         [1, 1, 1],
     ]
+
+
+def test_the_token_before_is_known_or_generated_earlier():
+    """That of the same place one latent frame before, as a slot of the video's; the first frame has none."""
+    assert lay(text(5), rate(4), video(CLIP, known=0, fps=4)).previous == [-1] * 8 + [0, 1, 2, 3, 4, 5]
+    assert lay(text(5), rate(4), video(CLIP, known=1, fps=4)).previous == [-1] * 8 + [0, 1, 2, 3, 4, 5]
+    # The second frame is known: its slots come first, and what it stood before is generated after it.
+    assert (
+        lay(text(5), rate(4), video(CLIP, known=[0, 1], fps=4)).previous == [-1] * 2 + [6, 7, 8, 9, 10, 11] + [-1] * 6
+    )
+    some = [[[True, False, False], [False] * 3], [[False, True, False], [False] * 3]]  # tokens 10 and 21
+    slots = {10: 0, 21: 1, 11: 2, 12: 3, 13: 4, 14: 5, 15: 6, 20: 7, 22: 8, 23: 9, 24: 10, 25: 11}
+    row = lay(text(5), rate(4), video(CLIP, known=some, fps=4)).previous[2:]
+    assert all(row[slot] == (slots[token - 10] if token >= 20 else -1) for token, slot in slots.items())
+    gone = np.where(np.arange(2)[:, None, None] < 1, -1, CLIP)  # padding
+    assert lay(text(5), rate(4), video(gone, known=0, fps=4)).previous == [-1] * 14
+
+
+def test_tokens_before_are_looked_up_by_slot():
+    target = np.int32([[[10, 1], [20, 2], [30, 3]]])
+    found = tokens_before(target, np.int32([[-1, 2, 0]]))
+    assert found.tolist() == [[[-1, -1], [30, 3], [10, 1]]]
 
 
 def test_a_smaller_condition_lies_over_the_clip():

@@ -10,6 +10,7 @@ from flax import nnx
 
 from tokvid.nn.visibility import NEVER
 from tokvid.sampling.stream import Models, window_ends
+from tokvid.train.transformer_step import scored
 from tokvid.transformer.layout import clip_slots, lay_out
 from tokvid.types import TokenBatch, token_batch
 
@@ -49,8 +50,8 @@ def _window(graph: nnx.GraphDef, params: nnx.State, batch: TokenBatch) -> jax.Ar
     """Nats (B,) of the generated tokens of windows; tokens of -1 are absent."""
     model = nnx.merge(graph, params)
     sequence, clip = lay_out(model.config, batch), clip_slots(batch)
-    scores = model.head.scores(model(sequence)[:, clip], sequence.target[:, clip])
-    asked_BL = sequence.generated[:, clip] & (sequence.block[:, clip] != NEVER)
+    scores, generated_BL = scored(model, sequence, clip)
+    asked_BL = (generated_BL > 0) & (sequence.block[:, clip] != NEVER)
     return jnp.sum(jnp.where(asked_BL, scores.log_likelihood, 0), axis=1)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
 from tokvid.sampling.methods import draw, guide, surest
-from tokvid.transformer.layout import Sequence, in_order, lay_out, schedule
+from tokvid.transformer.layout import NOTHING, Sequence, in_order, lay_out, schedule, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch
 
@@ -139,7 +139,7 @@ class _Drawer:
             before_L = rank - width + jnp.arange(width)
             rows_BLQ = self.model.vocabulary.of_video(tokens_BLQ[:, jnp.maximum(before_L, 0)])
             hidden_BLD, cache = self._run(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
-            drawn_BLQ, _ = self._sample(hidden_BLD, rank, self._keys(rank))
+            drawn_BLQ, _ = self._sample(hidden_BLD, rank, self._keys(rank), tokens_BLQ)
             own_BLQ = self.sequence.slots(self.first + rank, width).target[:: 1 if self.scale_BL is None else 2]
             drawn_BLQ = jnp.where((rank + jnp.arange(width) < self.forced)[:, None], own_BLQ, drawn_BLQ)
             return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, drawn_BLQ, rank, axis=1)
@@ -159,7 +159,7 @@ class _Drawer:
                 rows_BLQ = jnp.where(stands_BL[..., None], vocabulary.of_video(frame_BLQ), self._begin_Q)
                 hidden_BLD, cache = self._run(cache, rank, rows_BLQ)
                 keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._keys(rank), number)
-                drawn_BLQ, likelihood_BL = self._sample(hidden_BLD, rank, keys_B)
+                drawn_BLQ, likelihood_BL = self._sample(hidden_BLD, rank, keys_B, tokens_BLQ)
                 frame_BLQ = jnp.where(stands_BL[..., None], frame_BLQ, drawn_BLQ)
                 done = (number + 1) / self.sampling.rounds
                 return cache, frame_BLQ, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
@@ -175,6 +175,18 @@ class _Drawer:
     def _begin_Q(self) -> jax.Array:
         return self.model.vocabulary.alone(self.model.vocabulary.begin)
 
+    def _previous(self, rank: jax.Array, width: int, tokens_BLQ: jax.Array) -> jax.Array:
+        """The tokens one latent frame before those of `width` slots, known ones or generated ones; -1 for none."""
+        L = tokens_BLQ.shape[1]
+        own_BLQ, slot_BL = self.sequence.target[:, -L:], self.sequence.slots(self.first + rank, width).previous
+        if not self.model.config.copies:
+            return jnp.full((*slot_BL.shape, own_BLQ.shape[-1]), NOTHING)
+        if self.scale_BL is not None:
+            tokens_BLQ = jnp.repeat(tokens_BLQ, 2, axis=0)
+        known_L1 = (jnp.arange(L) < self.known)[:, None]
+        all_BLQ = jnp.where(known_L1, own_BLQ, jnp.roll(tokens_BLQ, self.known, axis=1))
+        return tokens_before(all_BLQ, slot_BL)
+
     def _keys(self, rank: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, self.first + rank)
 
@@ -183,9 +195,15 @@ class _Drawer:
         input_BLQ = input_BLQ if self.scale_BL is None else jnp.repeat(input_BLQ, 2, axis=0)
         return step(self.model, self.sequence, cache, self.first + rank, input_BLQ, self.layers)
 
-    def _sample(self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Draws the tokens (B, L, Q) of the slots from the `rank`-th on; also returns their log-likelihoods (B, L)."""
+    def _sample(
+        self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array, tokens_BLQ: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws the tokens (B, L, Q) of the slots from the `rank`-th on; also returns their log-likelihoods (B, L).
+
+        `tokens_BLQ` are those generated so far.
+        """
         likelihoods, guided = [], self.scale_BL is not None
+        previous_BLQ = self._previous(rank, hidden_BLD.shape[1], tokens_BLQ)
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
             if self.scale_BL is not None:
@@ -196,5 +214,5 @@ class _Drawer:
             likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
             return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL
 
-        ids_BLQ = self.model.head.draw(hidden_BLD, choose)
+        ids_BLQ = self.model.head.draw(hidden_BLD, choose, previous_BLQ)
         return ids_BLQ[0::2] if guided else ids_BLQ, sum(likelihoods, jnp.zeros(()))

@@ -20,7 +20,7 @@ from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
 from tokvid.transformer.head import Scores
-from tokvid.transformer.layout import Sequence, clip_slots, corrupted, lay_out
+from tokvid.transformer.layout import Sequence, clip_slots, corrupted, lay_out, tokens_before
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch
@@ -32,7 +32,9 @@ def scored(model: Transformer | LoRA, sequence: Sequence, clip: slice) -> tuple[
     """The scores of a window's tokens, at its slots `clip`, and which of them count: 1 where generated, else 0."""
     model = _merged(model)
     hidden, _ = model.run(sequence, None, 0)
-    scores = model.head.scores(model.norm(hidden[:, clip]), sequence.target[:, clip])
+    target_BLQ = sequence.target[:, clip]
+    previous_BLQ = tokens_before(target_BLQ, sequence.previous[:, clip])
+    scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, previous_BLQ)
     return scores, sequence.generated[:, clip].astype(jnp.float32)
 
 

@@ -1,9 +1,11 @@
 """Heads: from a slot's hidden state to its token. To add one: a class with this interface, chosen in `make_head`.
 
-Interface: `scores(hidden, target)` for training and likelihoods; `draw(hidden, choose)` for sampling, where `choose`
-turns the logits of one sub-code into ids.
+Interface: `scores(hidden, target, previous)` for training and likelihoods; `draw(hidden, choose, previous)` for
+sampling, where `choose` turns the logits of one sub-code into ids. `previous` are the tokens at the same places one
+latent frame before, -1 for none; only a head with `copies` reads them.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,25 +39,59 @@ def make_head(config: TransformerConfig, *, rngs: nnx.Rngs) -> "FlatHead | Subco
     return FlatHead(config, rngs=rngs) if config.subcodes == 1 else SubcodeHead(config, rngs=rngs)
 
 
+class Copy(nnx.Module):
+    """A gate for each sub-code that adds to the logit of the code before.
+
+    In real video most places stand still. With the gate, they need not be told apart by the hidden state: it is a
+    pointer network's mixture (See et al. 2017, section 2.2) with a single place to point to.
+    """
+
+    def __init__(self, subcodes: int, vocabulary: int, width: int, *, rngs: nnx.Rngs):
+        self.kernel = weight(rngs, (subcodes, width), width, (None, "embed"))
+        # At first, each code is as likely to stay as not.
+        self.bias = nnx.Param(jnp.full(subcodes, math.log(vocabulary), jnp.float32), logical=(None,))
+
+    def __call__(
+        self, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, previous_BL: Int[Array, "b l"]
+    ) -> Float[Array, "b l v"]:
+        """The logits of the q-th sub-code, from the last hidden state; none is raised where `previous` is -1."""
+        gate_BL = x_BLW @ self.kernel[...][q] + self.bias[...][q]
+        same_BLV = previous_BL[..., None] == jnp.arange(logits_BLV.shape[-1])
+        return logits_BLV + jnp.where(same_BLV, gate_BL[..., None], 0)
+
+
 class FlatHead(nnx.Module):
     """One matrix: logits over all codes."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.kernel = weight(rngs, (config.width, config.vocabulary), config.width, ("embed", "vocabulary"))
+        self.copy = Copy(1, config.vocabulary, config.width, rngs=rngs) if config.copies else None
         self.dtype = config.dtype
 
-    def logits(self, hidden_BLD: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+    def logits(
+        self, hidden_BLD: Float[Array, "b l d"], previous_BLQ: Int[Array, "b l 1"] | None = None
+    ) -> Float[Array, "b l v"]:
         """Logits (B, L, V), float32."""
         logits_BLV = project(hidden_BLD.astype(compute_dtype(self.dtype)), self.kernel[...], out=jnp.float32)
-        return constrain(logits_BLV, "batch", "length", "vocabulary")
+        logits_BLV = constrain(logits_BLV, "batch", "length", "vocabulary")
+        if self.copy is None or previous_BLQ is None:
+            return logits_BLV
+        return self.copy(logits_BLV, hidden_BLD, 0, previous_BLQ[..., 0])
 
-    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l 1"]) -> Scores:
+    def scores(
+        self,
+        hidden_BLD: Float[Array, "b l d"],
+        target_BLQ: Int[Array, "b l 1"],
+        previous_BLQ: Int[Array, "b l 1"],
+    ) -> Scores:
         """The scores of the targets' only sub-code."""
-        return _scores(self.logits(hidden_BLD)[:, :, None], target_BLQ)
+        return _scores(self.logits(hidden_BLD, previous_BLQ)[:, :, None], target_BLQ)
 
-    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose) -> Int[Array, "b l 1"]:
+    def draw(
+        self, hidden_BLD: Float[Array, "b l d"], choose: Choose, previous_BLQ: Int[Array, "b l 1"]
+    ) -> Int[Array, "b l 1"]:
         """The ids that `choose` draws from the logits."""
-        return choose(0, self.logits(hidden_BLD))[..., None]
+        return choose(0, self.logits(hidden_BLD, previous_BLQ))[..., None]
 
 
 class SubcodeHead(nnx.Module):
@@ -65,6 +101,8 @@ class SubcodeHead(nnx.Module):
     once a slot. A few gated layers replace attention, which is slow over so few positions. Each sub-code has an
     embedding table of its own, so a sum tells them apart. "independent" leaves these embeddings out: each sub-code is
     drawn without regard to the others.
+
+    With `copies`, the token before is embedded as well, and for each sub-code drawn already, whether it has stayed.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -77,36 +115,60 @@ class SubcodeHead(nnx.Module):
         self.to_codes = weight(rngs, (Q, W, V), W, (None, "embed", "vocabulary"))
         if config.head == "autoregressive":
             self.before = weight(rngs, (Q - 1, V, W), 1, (None, None, "embed"), gain=0.5)
+        self.copy = Copy(Q, V, W, rngs=rngs) if config.copies else None
+        if config.copies:
+            self.previous = weight(rngs, (Q, V, W), 1, (None, None, "embed"), gain=0.5)
+            if config.head == "autoregressive":
+                self.stayed = weight(rngs, (Q - 1, W), 1, (None, "embed"), gain=0.5)
         self.codes, self.autoregressive, self.dtype = (V, Q), config.head == "autoregressive", config.dtype
 
-    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l q"]) -> Scores:
+    def scores(
+        self,
+        hidden_BLD: Float[Array, "b l d"],
+        target_BLQ: Int[Array, "b l q"],
+        previous_BLQ: Int[Array, "b l q"],
+    ) -> Scores:
         """The scores of all sub-codes at once, each conditioned on the true ones before it."""
-        x_BLQW = self._enter(hidden_BLD)
+        x_BLQW = self._enter(hidden_BLD, previous_BLQ)
         if self.autoregressive:
-            rows_BLQW = self._before(jnp.arange(self.codes[1] - 1), target_BLQ[..., :-1])
+            first = slice(self.codes[1] - 1)
+            rows_BLQW = self._before(jnp.arange(self.codes[1] - 1), target_BLQ[..., first], previous_BLQ[..., first])
             x_BLQW += jnp.pad(jnp.cumsum(rows_BLQW, axis=2), ((0, 0), (0, 0), (1, 0), (0, 0)))
         x_BLQW = self._deepen(x_BLQW)
-        logits = [self._logits(x_BLQW[:, :, q], q) for q in range(self.codes[1])]
+        logits = [self._logits(x_BLQW[:, :, q], q, previous_BLQ) for q in range(self.codes[1])]
         return _scores(jnp.stack(logits, axis=2), target_BLQ)
 
-    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose) -> Int[Array, "b l q"]:
+    def draw(
+        self, hidden_BLD: Float[Array, "b l d"], choose: Choose, previous_BLQ: Int[Array, "b l q"]
+    ) -> Int[Array, "b l q"]:
         """The ids that `choose` draws from the logits, one sub-code after another."""
-        x_BLQW, ids = self._enter(hidden_BLD), []
+        x_BLQW, ids = self._enter(hidden_BLD, previous_BLQ), []
         before_BLW = jnp.zeros_like(x_BLQW[:, :, 0])
         for q in range(self.codes[1]):
             x_BLW = self._deepen(x_BLQW[:, :, q] + before_BLW)
-            ids.append(choose(q, self._logits(x_BLW, q)))
+            ids.append(choose(q, self._logits(x_BLW, q, previous_BLQ)))
             if self.autoregressive and q + 1 < self.codes[1]:
-                before_BLW += self._before(q, ids[-1])
+                before_BLW += self._before(q, ids[-1], previous_BLQ[..., q])
         return jnp.stack(ids, axis=-1)
 
-    def _enter(self, hidden_BLD: Float[Array, "b l d"]) -> Float[Array, "b l q w"]:
+    def _enter(self, hidden_BLD: Float[Array, "b l d"], previous_BLQ: Int[Array, "b l q"]) -> Float[Array, "b l q w"]:
         narrow_BLD = hidden_BLD.astype(compute_dtype(self.dtype))
-        return constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
+        x_BLQW = constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
+        if self.copy is None:
+            return x_BLQW
+        rows_BLQW = self._rows(self.previous, jnp.arange(self.codes[1]), jnp.maximum(previous_BLQ, 0))
+        return x_BLQW + jnp.where(previous_BLQ[..., None] >= 0, rows_BLQW, 0).sum(axis=2, keepdims=True)
 
-    def _before(self, q: int | jax.Array, ids: jax.Array) -> jax.Array:
-        """Embeddings of the q-th sub-codes, gathered as whole rows: XLA would replicate the table for parts of rows."""
-        rows = constrain(self.before[...], None, None, None)[q, ids]
+    def _before(self, q: int | jax.Array, ids: jax.Array, previous: jax.Array) -> jax.Array:
+        """What the sub-codes after the q-th ones learn of these: their embeddings, and whether they have stayed."""
+        rows = self._rows(self.before, q, ids)
+        if self.copy is None:
+            return rows
+        return rows + jnp.where((ids == previous)[..., None], self.stayed[...][q], 0)
+
+    def _rows(self, table: nnx.Param, q: int | jax.Array, ids: jax.Array) -> jax.Array:
+        """Rows of the q-th sub-codes, gathered whole: XLA would replicate the table for parts of rows."""
+        rows = constrain(table[...], None, None, None)[q, ids]
         return constrain(rows, "batch", "length", *[None] * (rows.ndim - 2))
 
     def _deepen(self, x: jax.Array) -> jax.Array:
@@ -116,9 +178,10 @@ class SubcodeHead(nnx.Module):
             x_BLW += layer(norm(x_BLW).astype(compute_dtype(self.dtype)))
         return self.last_norm(x_BLW).reshape(shape)
 
-    def _logits(self, x_BLW: jax.Array, q: int) -> Float[Array, "b l v"]:
+    def _logits(self, x_BLW: jax.Array, q: int, previous_BLQ: jax.Array) -> Float[Array, "b l v"]:
         logits_BLV = project(x_BLW.astype(compute_dtype(self.dtype)), self.to_codes[...][q], out=jnp.float32)
-        return constrain(logits_BLV, "batch", "length", "vocabulary")
+        logits_BLV = constrain(logits_BLV, "batch", "length", "vocabulary")
+        return logits_BLV if self.copy is None else self.copy(logits_BLV, x_BLW, q, previous_BLQ[..., q])
 
 
 def _scores(logits_BLQV: Float[Array, "b l q v"], target_BLQ: Int[Array, "b l q"]) -> Scores:

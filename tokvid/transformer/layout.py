@@ -121,7 +121,8 @@ class Sequence(NamedTuple):
     `token`: the input's rows in the table; `fps`: above 0 in rate slots; `order`: the place in a text, else -1;
     `stride`: the number of tokens in this one's step, 0 for known tokens; `condition`: the number of a condition's
     embedding, else 0; `state` (B, L, E): a T5's hidden states, E 0 without one; `target`: the video code to predict
-    where `generated`.
+    where `generated`; `previous`: the slot, among its segment's, of the token at the same place one latent frame
+    before, else -1.
     """
 
     token: Int[Array, "b l q"]
@@ -134,6 +135,7 @@ class Sequence(NamedTuple):
     block: Int[Array, "b l"]
     target: Int[Array, "b l q"]
     generated: Bool[Array, "b l"]
+    previous: Int[Array, "b l"]
 
     def slots(self, start: int | Int[Array, ""], count: int) -> "Sequence":
         """`count` slots from `start` on."""
@@ -236,12 +238,19 @@ def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
 
 
+def tokens_before(target_BSQ: Int[AnyArray, "b s q"], previous_BL: Int[AnyArray, "b l"]) -> Int[Array, "b l q"]:
+    """The tokens one latent frame before those of some slots, from all tokens of a window in its slots; -1 for none."""
+    ids_BLQ = jnp.take_along_axis(target_BSQ, jnp.maximum(previous_BL, 0)[..., None], axis=1)
+    return jnp.where(previous_BL[..., None] >= 0, ids_BLQ, NOTHING)
+
+
 def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabulary, key: PRNGKeyArray) -> Sequence:
     """Some input tokens of the `clip_slots` replaced by another sample's; targets stay.
 
     Sampling continues from generated tokens, which are worse than the true ones seen in training; a model trained with
     wrong tokens doesn't let errors grow (Infinity, section 3.3). The share of replaced tokens rises from 0 at the
-    clip's beginning to a random number of at most `most` at its end, drawn for each sample.
+    clip's beginning to a random number of at most `most` at its end, drawn for each sample. A head that copies still
+    sees the true tokens before.
     """
     token_BLQ = sequence.token[:, clip]
     share_key, slot_key = jax.random.split(key)
@@ -283,6 +292,7 @@ def _slots(token_BLQ: Int[Array, "b l q"], block_BL: int | Int[AnyArray, "b l"],
         "position": jnp.zeros((*zero.shape, 3), jnp.float32),
         "target": jnp.zeros_like(token_BLQ),
         "generated": zero.astype(bool),
+        "previous": zero - 1,
     }
     return Sequence(token=token_BLQ.astype(jnp.int32), block=(zero + block_BL).astype(jnp.int32), **(defaults | fields))
 
@@ -348,6 +358,9 @@ def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, 
     begin = vocabulary.alone(jnp.full(rank.shape, vocabulary.begin))
     shifted = jnp.where(((rank >= stride) & (stride_B1 < H * W))[..., None], before, begin)
     known, present = rank < 0, ids[..., 0] >= 0
+    slot_of_place = jnp.argsort(order_BL, axis=1)
+    previous = jnp.take_along_axis(slot_of_place, jnp.maximum(order_BL - H * W, 0), axis=1)
+    earlier = (order_BL >= H * W) & (jnp.take_along_axis(ids[..., 0], previous, axis=1) >= 0)
     return _slots(
         jnp.where((known | drawn)[..., None], rows, shifted),
         jnp.where(present, jnp.where(known, block, block + 1 + number), NEVER),
@@ -355,6 +368,7 @@ def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, 
         position=ordered(_positions(video.seconds_BT, (H, W))),
         target=jnp.maximum(ids, 0).astype(jnp.int32),
         generated=~known & ~drawn,
+        previous=jnp.where(earlier, previous, -1).astype(jnp.int32),
     ), 1 + L
 
 
