@@ -21,6 +21,7 @@ from tokvid.input_pipeline.records import (
     show,
     stored,
 )
+from tokvid.io.files import seal
 from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import Caption
 
@@ -166,7 +167,7 @@ def test_foreign_and_damaged_datasets(tmp_path):
     path = tmp_path / "set"
     with pytest.raises(UserError, match=r"no dataset.json"):
         RecordSource(path)
-    write(path, [tokens_video(str(i)) for i in range(20)])
+    write(path, [tokens_video(str(i)) for i in range(20)], metadata={"fps": 8.0})
     described, data = path / "dataset.json", path / "00000.array_record"
     good_json, good_data = described.read_text(), data.read_bytes()
 
@@ -179,8 +180,13 @@ def test_foreign_and_damaged_datasets(tmp_path):
         ({"counts": [20, 5], "count": 25}, "00001.array_record is missing"),
         ({"metadata": None}, "damaged"),
     ]:
-        described.write_text(json.dumps(json.loads(good_json) | changed))
+        description = json.loads(good_json) | changed
+        described.write_text(json.dumps(description | {"sha256": seal(description)}))
         with pytest.raises(UserError, match=said):
+            RecordSource(path)
+    for old, new in [("8.0", "9.0"), ('"count"', '"cuont"'), ('"sha256": "', '"sha256": "0')]:
+        described.write_text(good_json.replace(old, new))
+        with pytest.raises(UserError, match=r"dataset\.json is damaged"):
             RecordSource(path)
     described.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):

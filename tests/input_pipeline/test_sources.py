@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import http.server
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tokvid.input_pipeline.loader import clip_batches
 from tokvid.input_pipeline.records import RecordWriter, StoredVideo, stored
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import SOURCES, fingerprint, holds_out, open_source
+from tokvid.io.files import seal, write_json
 from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import Caption
 
@@ -323,7 +325,8 @@ def test_files_are_fitted_as_their_writer_said(tmp_path, caplog):
         with RecordWriter(tmp_path / fit, "video", {"fit": "letterbox"}) as writer:
             writer.write(StoredVideo("a", 1.0, (Caption(0.0, "x"),), video=b"x"))
         described = tmp_path / fit / "dataset.json"
-        described.write_text(described.read_text().replace("letterbox", fit))
+        description = json.loads(described.read_text()) | {"metadata": {"fit": fit}}
+        write_json(described, description | {"sha256": seal(description)})
     config = DataConfig(source="records", path=str(tmp_path / "letterbox"))
     assert open_source(config)[0].fit == "letterbox"
     assert "was written to be read with fit letterbox; fit crop is ignored" in caplog.text

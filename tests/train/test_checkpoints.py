@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.io.files import to_json
-from tokvid.train.checkpoints import Checkpoints, _leaves, _read_back, _seal
+from tokvid.io.files import seal, to_json
+from tokvid.train.checkpoints import Checkpoints, _leaves, _read_back
 
 AGREE = {"model": {"width": 4, "levels": (8, 5)}, "data": {"source": "shapes"}}
 
@@ -283,7 +283,7 @@ def test_no_bit_of_a_checkpoint_flips_unnoticed(folder):
 def test_a_commit_that_is_not_finite_is_not_restored(folder):
     path = folder / "checkpoints" / "3" / "commit.json"
     record = json.loads(path.read_text()) | {"finite": False}
-    path.write_text(to_json(record | {"sha256": _seal(record)}))
+    path.write_text(to_json(record | {"sha256": seal(record)}))
     assert newest(folder) == 2
 
 

@@ -23,7 +23,7 @@ from array_record.python import array_record_module
 from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.source import Source
-from tokvid.io.files import atomic, check_replaced, read_json, write_json
+from tokvid.io.files import atomic, check_replaced, read_json, seal, write_json
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import Caption, VideoItem
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FORMAT, VERSION = "tokvid records", 1
 Kind = Literal["video", "frames", "tokens"]
 KINDS: tuple[Kind, ...] = ("video", "frames", "tokens")
+FIELDS = {"format", "version", "kind", "count", "counts", "metadata"}  # of dataset.json
 TOKEN_TYPES = ("uint16", "int32")
 MOST_FRAMES, MOST_PIXELS_A_SIDE, MOST_SECONDS, MOST_FPS = 1_000_000, 8192, 1e6, 1000.0
 MOST_CAPTIONS, MOST_CHARACTERS = 10_000, 100_000
@@ -217,7 +218,7 @@ def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metad
         "counts": list(counts),
         "metadata": dict(metadata),
     }
-    write_json(folder / "dataset.json", description)
+    write_json(folder / "dataset.json", description | {"sha256": seal(description)})
     try:
         source = RecordSource(folder)
         for end in itertools.accumulate(source.counts):
@@ -267,6 +268,7 @@ class RecordSource:
                 f"{path} is written in version {description.get('version')!r:.60} of the records; this tokvid "
                 f"reads {VERSION}, so write it again"
             )
+        sealed = seal(description)
         kind, counts, metadata = (description.get(name) for name in ("kind", "counts", "metadata"))
         if not (
             kind in KINDS
@@ -274,6 +276,8 @@ class RecordSource:
             and all(type(count) is int and count > 0 for count in counts)
             and description.get("count") == sum(counts)
             and isinstance(metadata, dict)
+            and description.keys() - {"sha256"} == FIELDS
+            and description.get("sha256", sealed) == sealed  # earlier versions wrote none
         ):
             raise UserError(f"{self.path / 'dataset.json'} is damaged; write the dataset again")
         self.kind: Kind = kind

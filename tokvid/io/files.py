@@ -5,12 +5,13 @@ Before any work, `Outputs` (for arguments), `check_output` and `check_folder` te
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tokvid.errors import UserError
@@ -188,6 +189,11 @@ def to_json(value: object) -> str:
     """`value` as indented JSON, keys in their order; names that are no UTF-8 are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def seal(record: Mapping[str, object]) -> str:
+    """The SHA-256 of a JSON object without its own `sha256`, by which a changed one is recognised."""
+    return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
 
 
 def read_json(path: str | Path, what: str) -> dict:

@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 
 from tokvid.distributed import first, from_first, together
 from tokvid.errors import UserError, difference
-from tokvid.io.files import to_json, write_json
+from tokvid.io.files import seal, to_json, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -165,7 +165,7 @@ class Checkpoints:
                 self._read_back = True
                 record = {"format": FORMAT, "step": step, "finite": True, "agree": self.agree, "leaves": leaves}
                 record |= {"files": _hashes(self._path(step))}
-                write_json(self._record(step), record | {"sha256": _seal(record)})
+                write_json(self._record(step), record | {"sha256": seal(record)})
         except BaseException as error:  # raised again in the training thread, by wait()
             self._error = error
 
@@ -204,7 +204,7 @@ class Checkpoints:
             if record["format"] != FORMAT and record.get("sha256") is None:
                 return ""
             # Compare the text, too: 1E-3 and 1e-3 are equal as values.
-            if record["sha256"] != _seal(record) or text != to_json(record) or record["finite"] is not True:
+            if record["sha256"] != seal(record) or text != to_json(record) or record["finite"] is not True:
                 return "commit.json is not what was saved"
             wanted, actual = record["files"], _hashes(self._path(step))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -331,11 +331,6 @@ def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "commit.json")
     with ThreadPoolExecutor(HASHING) as pool:
         return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(digest, files), strict=True))
-
-
-def _seal(record: Mapping[str, Any]) -> str:
-    """The SHA-256 of a commit record without its own `sha256`."""
-    return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
 
 
 def _leaves(state: Any) -> dict[str, list[Any]]:
