@@ -14,8 +14,9 @@ once undisturbed; their results are the truth. Then each seed draws a fault and 
     nan                     batches of a training are not finite
     twice                   the job is started twice in one folder, and then once more
 
-Outcomes that are fine: `same` (the truth, bit for bit), `older` (an older checkpoint, with a warning), `refused` (exit
-code 2, and a line that names the file), `other` (another result, after a garbled file of the user or after `nan`).
+Outcomes that are fine: `same` (the truth, bit for bit), `resumed` (the same, once the job was run again), `older` (an
+older checkpoint, with a warning), `refused` (exit code 2, and a line that names the file), `other` (another result,
+after a garbled file of the user or after `nan`).
 Failures: `wrong` (another result), `crashed` (a traceback or another exit code), `unnamed` (refused without naming
 the file), `lost` (a file that was there before is changed or gone), `hung`. The folder of a failure is kept. The exit
 code is 1 if there was one. `disk` mounts a tmpfs: where that isn't allowed, such seeds are passed over.
@@ -45,7 +46,7 @@ TRAININGS = ("tokenizer", "transformer")
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 DAMAGES = ("flip", "cut", "swap", "lose")
 FAULTS = (*SIGNALS, *DAMAGES, "garbled", "disk", "nan", "twice")
-FINE = ("same", "older", "refused", "other")
+FINE = ("same", "resumed", "older", "refused", "other")
 VERDICTS = {**dict.fromkeys(FINE, "survived"), "lost": "lost", "hung": "hung"}  # all others are "wrong"
 CODES = (0, 2)
 STOPPED = (143, -signal.SIGTERM, -signal.SIGKILL)  # -SIGTERM: it came before the command was ready
@@ -115,7 +116,7 @@ class Case:
     def _again(self, folder: Path) -> str:
         """The outcome once the job is run again without a fault: it has to come to its end."""
         outcome = self._judge(folder, self._run(folder))
-        return "wrong" if outcome == "refused" else outcome
+        return {"same": "resumed", "refused": "wrong"}.get(outcome, outcome)
 
     def _signalled(self, folder: Path) -> str:
         moment = time.monotonic() + self.draw.uniform(0, 1.1 * self.times[self.name])
