@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tokvid.config import TransformerConfig
-from tokvid.transformer.layout import Vocabulary, corrupted, lay_out
+from tokvid.transformer.layout import Vocabulary, corrupted, lay_out, stalled
 from tokvid.types import Codes, token_batch
 
 CONFIG = TransformerConfig(vocabulary=100, subcodes=2, text_vocabulary=20, text_length=2, latent_frames=4, grid=(8, 8))
@@ -52,3 +52,29 @@ def test_the_share_rises_along_the_clip_up_to_a_random_one_of_each_sample(sequen
     one = (corrupt(sequence, 0.6).token != sequence.token)[:, -64:, 0].mean(axis=1)
     assert one.std() > 0.08  # not the same in all samples
     np.testing.assert_array_equal(corrupt(sequence, 0.0).token, sequence.token)
+
+
+def stall(tokens, most, seed=0):
+    return np.asarray(jax.jit(lambda tokens: stalled(tokens, most, jax.random.key(seed)))(tokens))
+
+
+def test_what_has_stopped_holds_the_tokens_of_the_frame_before():
+    """Which may have stopped as well: the codes of frame t are 10·t and 10·t + 1."""
+    tokens = np.broadcast_to(10 * np.arange(4)[:, None, None, None] + np.arange(2), (64, 4, 8, 8, 2)).astype(np.int32)
+    seen = stall(tokens, 1.0)
+    late = (tokens - seen) // 10  # by how many frames
+    assert (late % 1 == 0).all() and (late[..., 0] == late[..., 1]).all() and (late >= 0).all()
+    assert (late[:, 0] == 0).all() and late[:, 3].max() == 3
+    assert (np.diff(late[..., 0], axis=1) <= 1).all(), "a place stops or catches up with the truth"
+    assert set(np.unique(seen[:, 3] // 10)) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(stall(tokens, 0.0), tokens)
+
+
+def test_at_most_the_share_stops_by_frames_or_by_tokens():
+    tokens = np.broadcast_to(np.arange(4)[:, None, None, None], (400, 4, 8, 8, 1)).astype(np.int32)
+    stopped = stall(tokens, 0.4)[:, 1, :, :, 0] == 0
+    assert stopped.mean() == pytest.approx(0.2, abs=0.04)
+    share = stopped.mean(axis=(1, 2))
+    whole = (share == 0) | (share == 1)
+    assert share[~whole].max() < 0.4 + 0.2 and 0.4 < whole.mean() < 0.65
+    assert (share == 1).mean() == pytest.approx(0.1, abs=0.04)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, computed, to_dict
@@ -20,7 +20,7 @@ from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
 from tokvid.transformer.head import Scores
-from tokvid.transformer.layout import Sequence, clip_slots, corrupted, lay_out, tokens_before
+from tokvid.transformer.layout import Sequence, clip_slots, corrupted, lay_out, stalled, tokens_before
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch
@@ -28,12 +28,17 @@ from tokvid.types import TokenBatch
 VALIDATION_SEED = 1
 
 
-def scored(model: Transformer | LoRA, sequence: Sequence, clip: slice) -> tuple[Scores, Float[Array, "b l"]]:
-    """The scores of a window's tokens, at its slots `clip`, and which of them count: 1 where generated, else 0."""
+def scored(
+    model: Transformer | LoRA, sequence: Sequence, clip: slice, seen_BLQ: Int[Array, "b l q"] | None = None
+) -> tuple[Scores, Float[Array, "b l"]]:
+    """The scores of a window's tokens, at its slots `clip`, and which of them count: 1 where generated, else 0.
+
+    `seen_BLQ`: the tokens in these slots that a head may copy; None: the true ones.
+    """
     model = _merged(model)
     hidden, _ = model.run(sequence, None, 0)
     target_BLQ = sequence.target[:, clip]
-    previous_BLQ = tokens_before(target_BLQ, sequence.previous[:, clip])
+    previous_BLQ = tokens_before(target_BLQ if seen_BLQ is None else seen_BLQ, sequence.previous[:, clip])
     scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, previous_BLQ)
     return scores, sequence.generated[:, clip].astype(jnp.float32)
 
@@ -67,10 +72,14 @@ class TransformerTraining:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
         model = _merged(model)
-        sequence, clip = lay_out(self.config, batch), clip_slots(batch)
+        sequence, clip, seen_BLQ = lay_out(self.config, batch), clip_slots(batch), None
+        if key is not None and (most := self.recipe.layouts.stalls):
+            stopped = batch._replace(tokens=stalled(batch.tokens, most, jax.random.fold_in(key, 1)))
+            seen = lay_out(self.config, stopped)
+            sequence, seen_BLQ = seen._replace(target=sequence.target), seen.target[:, clip]
         if key is not None and (most := self.recipe.layouts.corruption):
             sequence = corrupted(sequence, clip, most, model.vocabulary, key)
-        scores, weight_BL = scored(model, sequence, clip)
+        scores, weight_BL = scored(model, sequence, clip, seen_BLQ)
         count = jnp.maximum(weight_BL.sum(), 1.0)
         cross_entropy = -jnp.sum(weight_BL * scores.log_likelihood) / count
         z = self.config.z_loss * jnp.sum(weight_BL * scores.normaliser) / count

@@ -244,6 +244,26 @@ def tokens_before(target_BSQ: Int[AnyArray, "b s q"], previous_BL: Int[AnyArray,
     return jnp.where(previous_BL[..., None] >= 0, ids_BLQ, NOTHING)
 
 
+def stalled(tokens_BTHWQ: Int[AnyArray, "b t h w q"], most: float, key: PRNGKeyArray) -> Int[Array, "b t h w q"]:
+    """Videos in which some tokens have stopped: they are those of the latent frame before, which may have stopped, too.
+
+    A model whose head copies makes this error above all others, and then takes the scene for a still one. Trained to
+    continue such videos with the true tokens, it moves on. At most `most` of a sample's tokens stop, a random share; in
+    half of the samples, whole latent frames do.
+    """
+    B, T, H, W, _ = tokens_BTHWQ.shape
+    share_key, kind_key, frame_key, token_key = jax.random.split(key, 4)
+    share_B1 = jax.random.uniform(share_key, (B, 1), maxval=most)
+    frames_BT = jax.random.uniform(frame_key, (B, T)) < share_B1
+    tokens_BTHW = jax.random.uniform(token_key, (B, T, H, W)) < share_B1[..., None, None]
+    whole_B111 = jax.random.bernoulli(kind_key, shape=(B, 1, 1, 1))
+    stops_BTHW = jnp.where(whole_B111, frames_BT[..., None, None], tokens_BTHW)
+    seen = [jnp.asarray(tokens_BTHWQ)[:, 0]]
+    for t in range(1, T):  # a window has few
+        seen.append(jnp.where(stops_BTHW[:, t, ..., None], seen[-1], tokens_BTHWQ[:, t]))
+    return jnp.stack(seen, axis=1)
+
+
 def corrupted(sequence: Sequence, clip: slice, most: float, vocabulary: Vocabulary, key: PRNGKeyArray) -> Sequence:
     """Some input tokens of the `clip_slots` replaced by another sample's; targets stay.
 
