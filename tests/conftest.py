@@ -209,12 +209,23 @@ def tiny_weights(make_weights) -> Path:
 @pytest.fixture(scope="session")
 def editing_weights(tiny_weights, tmp_path_factory) -> Path:
     """`tiny_weights`, as if trained to edit videos."""
-    folder = tmp_path_factory.mktemp("editing") / "editing"
-    shutil.copytree(tiny_weights, folder)
-    path = folder / "transformer" / "config.json"
     tasks = ("text_to_video", "continuation", "restyle", "inpaint", "outpaint", "upscale", "variation")
-    layouts = {"tasks": dict.fromkeys(tasks, 1.0), "rows": [0]}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"layouts": layouts}))
+    return _trained_for(tasks, (0,), tiny_weights, tmp_path_factory.mktemp("editing") / "editing")
+
+
+@pytest.fixture
+def trained_for(tiny_weights, tmp_path):
+    """Makes a copy `w` of `tiny_weights`, as if trained for the tasks with these names and numbers of rows."""
+    return lambda tasks, rows=(0,): _trained_for(tasks, rows, tiny_weights, tmp_path / "w")
+
+
+def _trained_for(tasks, rows, source: Path, folder: Path) -> Path:
+    from tokvid.io.files import seal
+
+    shutil.copytree(source, folder)
+    path = folder / "transformer" / "config.json"
+    about = json.loads(path.read_text()) | {"layouts": {"tasks": dict.fromkeys(tasks, 1.0), "rows": list(rows)}}
+    path.write_text(json.dumps(about | {"sha256": seal(about)}))
     return folder
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from tokvid import weights
 from tokvid.config import TokenizerConfig, TransformerConfig, to_dict
 from tokvid.errors import UserError
+from tokvid.io.files import seal
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer
 
@@ -46,6 +47,7 @@ def edit(folder, change):
     """Applies `change` to config.json's values."""
     values = json.loads((folder / "config.json").read_text())
     change(values)
+    values["sha256"] = seal(values)
     (folder / "config.json").write_text(json.dumps(values))
 
 
@@ -177,6 +179,17 @@ def test_values_that_float16_cannot_hold_are_not_saved(tokenizer, saved, value):
     with pytest.raises(UserError, match=f"{FIRST} has values that float16 cannot hold"):
         weights.save(saved, "tokenizer", TOKENIZER, bad)
     assert (saved / "weights.safetensors").read_bytes() == before
+
+
+def test_a_changed_fact_is_refused_and_an_unsealed_one_is_read(saved):
+    """A fact beside the config, which no fingerprint covers. Earlier versions wrote no checksum of it."""
+    path = saved / "config.json"
+    before = json.loads(path.read_text())
+    assert before["steps"] == 7
+    path.write_text(json.dumps(before | {"steps": 8}))
+    assert "damaged, or was changed after it was written" in refused(saved)
+    path.write_text(json.dumps({name: value for name, value in before.items() if name != "sha256"} | {"steps": 8}))
+    assert weights.load(saved, "tokenizer").about["steps"] == 8
 
 
 def test_values_that_are_not_finite_are_refused(saved):

@@ -23,7 +23,7 @@ from flax import nnx
 
 from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
-from tokvid.io.files import atomic, read_json, to_json, worlds
+from tokvid.io.files import atomic, read_json, seal, to_json, worlds
 from tokvid.io.urls import local
 from tokvid.sharding import placed
 from tokvid.tokenizer.cvivit import CViViT
@@ -79,7 +79,7 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
         values["codes"] = _codes(to_dict(config), tensors)
     with atomic(folder / "config.json") as config_path, atomic(folder / "weights.safetensors") as weights_path:
         weights_path.write_bytes(data)
-        config_path.write_text(to_json(values), encoding="utf-8")
+        config_path.write_text(to_json(values | {"sha256": seal(values)}), encoding="utf-8")
         try:
             _read(_described(config_path, kind), kind, config_path, weights_path)
         except UserError as error:
@@ -120,12 +120,17 @@ def _described(path: Path, kind: str) -> dict[str, Any]:
     if about.get("kind") != kind or about.get("format") != FORMAT:
         actual = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
         raise UserError(f"{path} has {actual}; this program reads kind {kind!r}, format {FORMAT}")
+    if about.get("sha256", sealed := seal(about)) != sealed:  # earlier versions wrote none
+        raise UserError(
+            f"{path} is damaged, or was changed after it was written; copy it again, or take out its sha256 if you "
+            "meant the change"
+        )
     return about
 
 
 def facts(about: dict[str, Any]) -> dict[str, Any]:
     """What `save` takes as `about`, of a config.json: all but what it finds out itself."""
-    return {k: v for k, v in about.items() if k not in ("format", "kind", "fingerprint", "config", "codes")}
+    return {k: v for k, v in about.items() if k not in ("format", "kind", "fingerprint", "config", "codes", "sha256")}
 
 
 def load(folder: str | Path, kind: str, loras: Sequence[Scaled] = ()) -> Loaded:

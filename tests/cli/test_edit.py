@@ -1,7 +1,6 @@
 """Videos from videos and pictures: extend, edit, animate, interpolate, loop."""
 
 import json
-import shutil
 
 import PIL.Image
 import pytest
@@ -11,12 +10,9 @@ from tokvid.tasks.tasks import TASKS
 
 
 @pytest.fixture
-def all_tasks(tiny_weights, tmp_path):
+def all_tasks(trained_for):
     """Weights as if trained for all tasks."""
-    shutil.copytree(tiny_weights, tmp_path / "w")
-    about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
-    about["layouts"] = {"tasks": dict.fromkeys(TASKS, 1.0), "rows": [0]}
-    (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
+    trained_for(TASKS)
 
 
 def test_a_part_of_a_video_becomes_new(tokvid, all_tasks, movie, tmp_path):
@@ -61,11 +57,8 @@ def test_mistakes_in_edits(refused, all_tasks, movie, command, said):
     assert said in refused(*command.split(), "--weights", "w")
 
 
-def test_given_videos_are_extended_interpolated_and_looped(tokvid, tiny_weights, movie, tmp_path):
-    shutil.copytree(tiny_weights, tmp_path / "w")
-    about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
-    about["layouts"] = {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0, 1, 2]}
-    (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
+def test_given_videos_are_extended_interpolated_and_looped(tokvid, trained_for, tiny_weights, movie, tmp_path):
+    trained_for(["interpolation", "infilling"], rows=(0, 1, 2))
     code, out, err = tokvid("extend", "in.mp4", "--seconds", 1, "--weights", "w", "--fps", 5)
     assert (code, out) == (0, "extended.mp4: 5 frames of in.mp4, then 5 new ones at 5 fps\n"), err
     code, out, err = tokvid("interpolate", "in.mp4", "--factor", 4, "--weights", "w", "--sheet", "s.png", "--rows", 1)

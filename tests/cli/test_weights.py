@@ -24,7 +24,7 @@ def test_reconstruct(tokvid, tiny_weights, movie, tmp_path, source, out, frames)
     assert (info.width, info.height, info.frames, info.fps) == (16, 16, frames, rate)
 
 
-def test_a_varying_rate_keeps_its_times(tokvid, tiny_weights, tmp_path):
+def test_a_varying_rate_keeps_its_times(tokvid, trained_for, tiny_weights, tmp_path):
     """A GIF of twelve frames, the first of which lasts two seconds: each is written when it was shown."""
     noise = np.random.default_rng(0).integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
     write_video(tmp_path / "in.gif", [*noise[:1].repeat(16, 0), *noise[1:]], 8)
@@ -33,10 +33,7 @@ def test_a_varying_rate_keeps_its_times(tokvid, tiny_weights, tmp_path):
     assert (code, err) == (0, "") and json.loads(text)["frames"] == 27
     info = probe(tmp_path / "a.mp4")
     assert (info.fps, info.frames) == (8.0, 27)
-    shutil.copytree(tiny_weights, tmp_path / "w")
-    about = json.loads((tmp_path / "w" / "transformer" / "config.json").read_text())
-    about["layouts"] = {"tasks": {"interpolation": 1.0}, "rows": [0, 1, 2]}
-    (tmp_path / "w" / "transformer" / "config.json").write_text(json.dumps(about))
+    trained_for(["interpolation"], rows=(0, 1, 2))
     code, out, err = tokvid("interpolate", "in.gif", "--factor", 2, "--weights", "w", "--rows", 1)
     assert (code, out) == (0, "interpolated.mp4: 53 frames at 16 fps\n"), err
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tokvid import weights
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
@@ -173,9 +174,8 @@ def test_models_that_do_not_belong_together_are_refused(tiny_weights, tiny_model
     (tmp_path / "text.model").write_bytes(text[:-200])
     with pytest.raises(UserError, match=r"text\.model"):
         load_models(tmp_path)
-    about = (tmp_path / "transformer" / "config.json").read_text()
-    (tmp_path / "transformer" / "config.json").write_text(
-        about.replace(tiny_models.tokenizer.about["fingerprint"], "f" * 16)
-    )
+    transformer = tiny_models.transformer
+    other = weights.facts(transformer.about) | {"tokenizer": "f" * 16}
+    weights.save(tmp_path / "transformer", "transformer", transformer.config, transformer.params, **other)
     with pytest.raises(UserError, match="was trained on tokenizer ffffffffffffffff, but the tokenizer here is"):
         load_models(tmp_path)
