@@ -194,11 +194,12 @@ class LayoutConfig:
     rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these for each sample; 0: token by token, all: in rounds
     corruption: float = 0.0  # share of a window's input tokens replaced by another video's, at most, at its end
     stalls: float = 0.0  # share of what a window's samples see that has stopped: codes of the frame before, at most
+    scheduled_sampling: float = 0.0  # share of what a window's samples see that the model has drawn itself, at most
     lengths: tuple[int, ...] = (0,)  # latent frames of a batch's windows; 1: images, 0: whole windows
 
     def __post_init__(self) -> None:
         check_mixture(self.tasks)
-        for name in ("text_dropout", "corruption", "stalls"):
+        for name in ("text_dropout", "corruption", "stalls", "scheduled_sampling"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} should be 0 to 1, got {share}")
         if not self.rows:

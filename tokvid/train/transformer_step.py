@@ -20,10 +20,10 @@ from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
 from tokvid.transformer.head import Scores
-from tokvid.transformer.layout import Sequence, clip_slots, corrupted, lay_out, stalled, tokens_before
+from tokvid.transformer.layout import Sequence, clip_slots, corrupted, in_order, lay_out, stalled, tokens_before
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
-from tokvid.types import TokenBatch
+from tokvid.types import AnyArray, TokenBatch
 
 VALIDATION_SEED = 1
 
@@ -41,6 +41,27 @@ def scored(
     previous_BLQ = tokens_before(target_BLQ if seen_BLQ is None else seen_BLQ, sequence.previous[:, clip])
     scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, previous_BLQ)
     return scores, sequence.generated[:, clip].astype(jnp.float32)
+
+
+def drawn(model: Transformer, batch: TokenBatch, sequence: Sequence, key: jax.Array) -> Int[Array, "b t h w q"]:
+    """A batch's tokens with those that are to be generated drawn by the model, each after the true ones before it.
+
+    `sequence` is the batch's. No gradient passes.
+    """
+    graph, params = nnx.split(model)
+    model, clip = nnx.merge(graph, jax.lax.stop_gradient(params)), clip_slots(batch)
+    hidden, _ = model.run(sequence, None, 0)
+    previous_BLQ = tokens_before(sequence.target[:, clip], sequence.previous[:, clip])
+
+    def choose(number: int, logits_BLV: Float[Array, "b l v"]) -> Int[Array, "b l"]:
+        return jax.random.categorical(jax.random.fold_in(key, number), logits_BLV)
+
+    drawn_BLQ = model.head.draw(model.norm(hidden[:, clip]), choose, previous_BLQ)
+    own_BLQ = jnp.where(sequence.generated[:, clip, None], drawn_BLQ, sequence.target[:, clip])
+    B, T, H, W, Q = batch.tokens.shape
+    slot_of_place_BL = jnp.argsort(in_order(batch.known), axis=1)
+    by_place_BLQ = jnp.take_along_axis(own_BLQ, slot_of_place_BL[..., None], axis=1)
+    return jnp.where(batch.tokens < 0, batch.tokens, by_place_BLQ.reshape(B, T, H, W, Q))
 
 
 class TransformerTraining:
@@ -73,18 +94,37 @@ class TransformerTraining:
         """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
         model = _merged(model)
         sequence, clip, seen_BLQ = lay_out(self.config, batch), clip_slots(batch), None
-        if key is not None and (most := self.recipe.layouts.stalls):
-            stopped = batch._replace(tokens=stalled(batch.tokens, most, jax.random.fold_in(key, 1)))
-            seen = lay_out(self.config, stopped)
+        layouts = self.recipe.layouts
+        if key is not None and (layouts.stalls or layouts.scheduled_sampling):
+            seen = lay_out(self.config, batch._replace(tokens=self._seen(model, batch, sequence, key)))
             sequence, seen_BLQ = seen._replace(target=sequence.target), seen.target[:, clip]
-        if key is not None and (most := self.recipe.layouts.corruption):
-            sequence = corrupted(sequence, clip, most, model.vocabulary, key)
+        if key is not None and layouts.corruption:
+            sequence = corrupted(sequence, clip, layouts.corruption, model.vocabulary, key)
         scores, weight_BL = scored(model, sequence, clip, seen_BLQ)
         count = jnp.maximum(weight_BL.sum(), 1.0)
         cross_entropy = -jnp.sum(weight_BL * scores.log_likelihood) / count
         z = self.config.z_loss * jnp.sum(weight_BL * scores.normaliser) / count
         right = jnp.sum(weight_BL * scores.right) / count
         return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z, "accuracy": right}
+
+    def _seen(
+        self, model: Transformer, batch: TokenBatch, sequence: Sequence, key: jax.Array
+    ) -> Int[AnyArray, "b t h w q"]:
+        """The tokens that the model sees in place of a batch's true ones.
+
+        Scheduled sampling in two passes, as Mihaylova and Martins (2019): errors in what it sees are then of the kind
+        that it makes itself. The share of its own tokens is random, for each sample.
+        """
+        layouts, seen_BTHWQ = self.recipe.layouts, batch.tokens
+        if layouts.stalls:
+            seen_BTHWQ = stalled(batch.tokens, layouts.stalls, jax.random.fold_in(key, 1))
+        if layouts.scheduled_sampling:
+            share_key, token_key, draw_key = jax.random.split(jax.random.fold_in(key, 2), 3)
+            drawn_BTHWQ = drawn(model, batch, sequence, draw_key)
+            share_B111 = jax.random.uniform(share_key, (len(drawn_BTHWQ), 1, 1, 1), maxval=layouts.scheduled_sampling)
+            own_BTHW = jax.random.uniform(token_key, drawn_BTHWQ.shape[:4]) < share_B111
+            seen_BTHWQ = jnp.where(own_BTHW[..., None], drawn_BTHWQ, seen_BTHWQ)
+        return seen_BTHWQ
 
     def weight(self, batch: TokenBatch) -> jax.Array:
         """The number of generated tokens, over which `loss` averages."""
@@ -96,7 +136,7 @@ class TransformerTraining:
             each.share * each.windows * transformer_flops(c, each.slots, each.slots, each.kind.frames * tokens)
             for each in batch_kinds(self.recipe.layouts, c)
         ]
-        return TRAINING * sum(rows)
+        return (TRAINING + bool(self.recipe.layouts.scheduled_sampling)) * sum(rows)
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         return self._batches(self.cache, self.recipe.train_transformer.seed, shard)

@@ -1,0 +1,91 @@
+"""Windows that the model sees otherwise than they are: stalls and scheduled sampling, and the loss under them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tokvid.config import LayoutConfig, Recipe, TransformerConfig
+from tokvid.errors import UserError
+from tokvid.train.transformer_step import TransformerTraining, drawn
+from tokvid.transformer.layout import NOTHING, lay_out
+from tokvid.types import token_batch
+
+CONFIG = TransformerConfig(
+    vocabulary=12,
+    subcodes=2,
+    text_vocabulary=20,
+    text_length=2,
+    latent_frames=4,
+    grid=(2, 2),
+    width=16,
+    layers=1,
+    heads=2,
+    kv_heads=2,
+    mlp=16,
+    head_width=16,
+    copies=True,
+    dtype="float32",
+)
+SAMPLES = 16
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Of half of the samples the first latent frame is known, of the others the first and the last."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(CONFIG.vocabulary, size=(SAMPLES, *CONFIG.latent, CONFIG.subcodes)).astype(np.int32)
+    tokens[0, 3] = NOTHING  # a window that ends early
+    known = np.zeros((SAMPLES, 4), bool)
+    known[:, 0] = known[SAMPLES // 2 :, 3] = True
+    text = np.tile(np.int32([[3, -1]]), (SAMPLES, 1))
+    return token_batch(tokens, np.zeros(SAMPLES, np.int32), np.full(SAMPLES, 4, np.float32), text, known)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TransformerTraining(Recipe(transformer=CONFIG)).make_model(nnx.Rngs(0))
+
+
+def draws(model, batch, bias):
+    """Drawn by a model whose gates for copying are `bias`."""
+    model = nnx.clone(model)
+    model.head.copy.bias[...] = jnp.full(CONFIG.subcodes, bias, jnp.float32)
+    return np.asarray(drawn(model, batch, lay_out(CONFIG, batch), jax.random.key(1)))
+
+
+def test_each_token_is_drawn_after_the_true_ones_before_it(model, batch):
+    """A model that always copies draws the true tokens of the latent frame before, not those it has drawn."""
+    given = np.broadcast_to(batch.known[..., None], batch.tokens.shape) | (batch.tokens < 0)
+    made = draws(model, batch, 1e4)
+    np.testing.assert_array_equal(made[given], batch.tokens[given])
+    before = np.roll(batch.tokens, 1, axis=1)
+    np.testing.assert_array_equal(made[~given], before[~given])
+    other = draws(model, batch, -1e4)
+    np.testing.assert_array_equal(other[given], batch.tokens[given])
+    assert (other[~given] != before[~given]).all() and len(np.unique(other[~given])) == CONFIG.vocabulary
+
+
+@pytest.mark.parametrize("setting", ["stalls", "scheduled_sampling"])
+def test_only_training_sees_other_tokens(model, batch, setting):
+    """They change the loss and its gradient, not the loss of validation, which has no key."""
+
+    def loss(share, key):
+        training = TransformerTraining(Recipe(transformer=CONFIG, layouts=LayoutConfig(**{setting: share})))
+        graph, params = nnx.split(model)
+        return jax.jit(jax.value_and_grad(lambda params: training.loss(nnx.merge(graph, params), batch, key)[0]))(
+            params
+        )
+
+    key = jax.random.key(0)
+    (plain, _), (changed, gradient) = loss(0.0, key), loss(1.0, key)
+    assert abs(plain - changed) > 1e-3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(loss(1.0, None)[0], loss(0.0, None)[0], rtol=1e-6)
+
+
+def test_a_share_is_between_0_and_1():
+    with pytest.raises(UserError, match=r"scheduled_sampling should be 0 to 1, got 1\.5"):
+        LayoutConfig(scheduled_sampling=1.5)
