@@ -72,7 +72,7 @@ FAULTS = {
     "first-raises": Fault(0, fails, (ON_FIRE.format(rank=0), DIED.format(rank=1)), (1, None)),
     "killed": Fault(1, is_killed, (DIED.format(rank=1), DIED.format(rank=0)), (None, -signal.SIGKILL)),
     "first-killed": Fault(0, is_killed, (DIED.format(rank=0), DIED.format(rank=1)), (-signal.SIGKILL, None)),
-    "sleeps": Fault(1, sleeps, (HANGS, r"in sleeps\b"), (None, None), LATE, TIMEOUT),
+    "sleeps": Fault(1, sleeps, (HANGS, r"in sleeps\b"), (None, 3), LATE, TIMEOUT),
     "sleeps-with-lock": Fault(0, sleeps_with_the_lock, (r"in sleeps_with_the_lock\b",), (None, None), LATE, TIMEOUT),
     "another-recipe": Fault(1, has_another_recipe, (OTHER,), (None, None), 60.0),  # from the start of the processes on
     "stopped": Fault(1, is_stopped, (SAVED,), (0, 0)),

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 
@@ -97,5 +98,7 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(file=2)
+                if jax.process_count() > 1 and jax.process_index() == 0:
+                    time.sleep(3 * self._look)  # with the first process, all end: let the one that hangs report, too
                 reached("")
                 os._exit(CODE)
