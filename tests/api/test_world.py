@@ -39,6 +39,15 @@ def video(world):
     return world.story(PROMPTS, seconds=0.9, seed=5, guidance=1)
 
 
+def test_every_way_warns_of_unknown_words(world, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(type(world.models.text), "spelled", lambda self, text: ["zebra"] if "zebra" in text else [])
+    world.story.stream(["a zebra", "the zebra"], guidance=1)
+    world.many(["a zebra"])
+    world.fill(tmp_path, ["a zebra"], seconds=0.2, guidance=1)
+    world.generate.stream("a star")
+    assert [record.getMessage().count("'zebra'") for record in caplog.records] == [1, 1, 1]
+
+
 def test_the_package_imports_nothing_slow_and_finds_every_name():
     code = """
 import sys, tokvid

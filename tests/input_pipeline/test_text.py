@@ -7,8 +7,10 @@ import time
 import numpy as np
 import pytest
 
+from tokvid.api.stories import warn_of_spelled
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import PADDING, SMALLEST_VOCABULARY, TextModel, train_text_model
+from tokvid.shapes.drawing import captions_corpus
 
 CAPTIONS = [
     text
@@ -21,6 +23,11 @@ CAPTIONS = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return train_text_model(CAPTIONS, tmp_path_factory.mktemp("text") / "text.model", 400)
+
+
+@pytest.fixture(scope="module")
+def shapes_text(tmp_path_factory):
+    return train_text_model(captions_corpus(4000, 0), tmp_path_factory.mktemp("shapes") / "text.model", 512)
 
 
 def test_training_is_deterministic_and_saved(model, tmp_path):
@@ -41,6 +48,23 @@ def test_any_text_comes_back(model, text):
 
 def test_words_of_a_small_grammar_are_whole(model):
     assert np.sum(model.encode(CAPTIONS[0], 32) != PADDING) == len(CAPTIONS[0].split())
+
+
+def test_words_that_the_captions_lack_are_named(model, shapes_text):
+    assert not [word for text in captions_corpus(300, 1) for word in shapes_text.spelled(text)]
+    assert shapes_text.spelled("a pink Circle moves, a pink dog") == ["pink", "Circle", ",", "dog"]
+    assert shapes_text.spelled("一只红色圆形🎈") == ["只", "🎈"]
+    assert shapes_text.spelled("") == []
+    assert model.spelled("a zebra") == []  # it has no room for words
+
+
+def test_a_warning_names_them_once(shapes_text, caplog):
+    warn_of_spelled(shapes_text, ["a red circle moves up", "A zebra", "the zebra"])
+    warn_of_spelled(shapes_text, ["zebra " + "🎈😀🐈🐕🐘🦓🦒🐟🐦"])
+    warn_of_spelled(shapes_text, ["a red circle moves up", ""])
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "hardly know 'A', 'zebra': rare" in first and "try lower case" in first
+    assert "'🦒', …: rare" in second and "lower case" not in second
 
 
 def test_nothing_is_no_text(model):

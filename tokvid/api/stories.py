@@ -1,6 +1,7 @@
 """Stories from what people have at hand: prompts, segments, a mapping, a file."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any, TypedDict
 
 from tokvid.config import Sampling, Scheme, from_dict
 from tokvid.errors import UserError
+from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local
 from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
 
+log = logging.getLogger(__name__)
+
 SECONDS = 4.0  # of a prompt in a story
+MOST_WORDS = 8  # that a warning lists
 
 StoryLike = Story | Mapping[str, Any] | Sequence[str | Segment | Mapping[str, Any]] | str | os.PathLike[str]
 
@@ -66,6 +71,17 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
     elif isinstance(sampling, Mapping) and isinstance(values.get("sampling", {}), Mapping):
         changes["sampling"] = {**values.get("sampling", {}), **sampling}
     return from_dict(Story, _plain({**values, **changes}), "story")
+
+
+def warn_of_spelled(text: TextModel, prompts: Sequence[str]) -> None:
+    """Warns of words that mean nothing to the weights, once for all prompts: any prompt gives some video."""
+    words = list(dict.fromkeys(word for prompt in prompts for word in text.spelled(prompt)))
+    if not words:
+        return
+    listed = ", ".join(map(repr, words[:MOST_WORDS])) + (", …" if len(words) > MOST_WORDS else "")
+    lower = any(word != word.lower() and not text.spelled(word.lower()) for word in words)
+    hint = "; try lower case" if lower else ""
+    log.warning("these weights hardly know %s: rare in their captions, or not there%s", listed, hint)
 
 
 def _segment(each: str | Segment | Mapping[str, Any], seconds: float) -> Any:

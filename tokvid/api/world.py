@@ -13,7 +13,7 @@ from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Frames, Picture, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, make_story
+from tokvid.api.stories import Settings, StoryLike, make_story, warn_of_spelled
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS
@@ -159,6 +159,7 @@ class World:
         """
         clips = clips_of(prompts, count, seconds, settings)
         batches_of(self.models, clips, batch)  # errors come now, not later
+        warn_of_spelled(self.models.text, [clip.segments[0].prompt for clip in clips])
         batches = tell_many(self.models, clips, batch)
         pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=False))
         return (Video(video_THWC, clips[number].fps, story=clips[number]) for number, video_THWC in pairs)
@@ -179,7 +180,9 @@ class World:
         Clips that the folder already has are not made again, so that the same call goes on after an interruption, and
         one with more prompts, or a higher `count`, adds to the folder.
         """
-        return fill(self.models, Path(folder), clips_of(prompts, count, seconds, settings), batch, scale)
+        clips = clips_of(prompts, count, seconds, settings)
+        warn_of_spelled(self.models.text, [clip.segments[0].prompt for clip in clips])
+        return fill(self.models, Path(folder), clips, batch, scale)
 
     @verb
     def extend(self, video: Clip, prompt: str = "", *, seconds: float = 2.0, **settings: Unpack[Settings]) -> Stream:
@@ -293,6 +296,7 @@ class World:
                 first, *others = story.segments
                 longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)
                 story = dataclasses.replace(story, segments=(longer, *others))
+        warn_of_spelled(models.text, [segment.prompt for segment in story.segments])
         return Stream(
             show(models, story, opening, windows=windows),
             frames_before(models, opening) + story.frames,

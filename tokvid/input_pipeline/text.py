@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ UNKNOWN, BEGIN, END = 0, 1, 2  # begin and end are reserved but unused
 SMALLEST_VOCABULARY = 3 + 256 + 32  # the reserved ids, the bytes, and room for the captions' own pieces
 NORMALIZATION = "nmt_nfkc"  # NFKC, with tabs and line ends as spaces and without control characters
 LONGEST_CAPTION = 4096  # characters; longer ones are cut before the text model is trained
+ROOM_FOR_WORDS = 512  # ids from which on frequent words are whole
 LARGEST_MODEL = 64 << 20  # bytes
+SPACE, BYTE = "\u2581", re.compile("<0x[0-9A-F]{2}>")  # how sentencepiece writes them
+WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")  # a word of Latin letters, or another character
 CHARACTERS_PER_TOKEN = 32  # twice the longest piece of sentencepiece
 
 
@@ -116,6 +120,24 @@ class TextModel:
         cut = len(ids) > length or len(text) > most
         warning = f"text of {len(text)} characters is cut to its first {length} tokens: {text!r:.60}…"
         return ids_L, warning if cut else ""
+
+    def spelled(self, text: str) -> list[str]:
+        """The words of `text` that have to be spelled out, because the captions hardly had them, or not at all.
+
+        A word of Latin letters is one where its pieces have fewer than two letters on average, any other character
+        where it has no piece at all. Common words of a large vocabulary are split, too, but into longer pieces. A model
+        without room for words has none to name.
+        """
+        if self.vocabulary < ROOM_FOR_WORDS:
+            return []
+        words = dict.fromkeys(WORD.findall(checked(text)[:LONGEST_CAPTION]))
+        return [word for word in words if self._is_spelled(word)]
+
+    def _is_spelled(self, word: str) -> bool:
+        pieces = [piece.lstrip(SPACE) for piece in self._pieces.encode(word, out_type=str)]
+        pieces = [piece for piece in pieces if piece]
+        unseen = any(BYTE.fullmatch(piece) for piece in pieces)
+        return unseen or (len(pieces) > 1 and 2 * len(pieces) > len(word))
 
     def decode(self, ids_L: Sequence[int] | np.ndarray) -> str:
         """The text of `ids_L`, without padding. UserError on an id that the model doesn't have."""

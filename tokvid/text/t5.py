@@ -41,6 +41,10 @@ class T5Text(TextModel):
             )
         self.fingerprint = f"{self.fingerprint}-{encoder.about['fingerprint']}"
 
+    def spelled(self, text: str) -> list[str]:
+        """Nothing: the T5 learned its words elsewhere."""
+        return []
+
     def _encode(self, text: str, length: int) -> tuple[np.ndarray, str]:
         ids_L, cut = super()._encode(text, length - 1)  # the end is an id, too
         count = int((ids_L != PADDING).sum())
