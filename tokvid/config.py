@@ -374,7 +374,10 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
     A field of an earlier version (`kind.retired`) is accepted with its one remaining value.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}")
+        names = ", ".join(field.name for field, _ in _fields(kind))
+        raise UserError(
+            f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}; they are {names}"
+        )
     values = getattr(kind, "renamed", lambda values: values)(values)
     hints = {field.name: hint for field, hint in _fields(kind)}
     retired, kwargs = getattr(kind, "retired", {}), {}
@@ -439,7 +442,7 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Runs a config file and returns its `recipe`, with fields changed by `--field.name value`."""
     if not path.is_file():
-        raise UserError(f"no config file {path}; recipes are in configs/")
+        raise UserError(f"no config file {path}; recipes are in the folder configs/ of tokvid's repository")
     try:
         recipe = runpy.run_path(str(path)).get("recipe")
     except UserError:

@@ -29,6 +29,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
     [
         ("", "COMMAND"),
         ("paint", "invalid choice: 'paint'"),
+        ("genrate --prompt a", "invalid choice: 'genrate' (did you mean 'generate'?) (choose from"),
         ("story", "give either a story file or one --prompt"),
         ("story a.yaml --prompt b", "give either a story file or one --prompt"),
         ("story a.yaml --seconds 3", "--seconds is for --prompt"),
@@ -48,7 +49,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --out recipe.py/a.mp4", "cannot write"),
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
-        ("generate --prompts nowhere.txt", "cannot read prompts nowhere.txt: No such file"),
+        ("generate --prompts nowhere.txt", "cannot read prompts nowhere.txt: No such file or directory; write"),
         ("generate --prompts own.jsonl", "prompts own.jsonl, line 2: not valid JSON"),
         ("generate --prompts own.jsonl --prompt a", "not allowed with"),
         ("generate --prompts own.jsonl --folder in.mp4", "it exists and is no folder"),
@@ -172,6 +173,10 @@ def test_arguments_that_are_not_utf8(tokvid, refused, tiny_weights, tmp_path):
     words = ("--prompt", "a", "--seconds", 0.2, "--weights", tiny_weights, "--out", "a\udcff.mp4")
     assert tokvid("generate", *words)[:2] == (0, "a\\udcff.mp4: 2 frames at 8 fps\n")
     assert os.listdir(os.fsencode(tmp_path)) == [b"a\xff.mp4"]
+
+
+def test_a_prompt_where_a_story_file_should_be(refused):
+    assert "if that is a prompt, write --prompt before it" in refused("story", "a red circle")
 
 
 def test_a_full_disk(tokvid, tiny_weights, movie, tmp_path):

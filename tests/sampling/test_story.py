@@ -401,7 +401,12 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("fps: 8", "segments is missing"),
         ("segments: []", "at least one segment"),
         ("segments:", "story.segments should be a list, got None"),
-        ("segments: [a]", "story.segments[0] should be an object of Segment's fields, got 'a'"),
+        (
+            "segments: [a]",
+            "story.segments[0] should be an object of Segment's fields, got 'a'; they are prompt, seconds",
+        ),
+        ("segments:\n  - prompt: one: a", "line 2: mapping values are not allowed here; indent with spaces, and quote"),
+        ("segments:\n\t- prompt: a", "line 2: found character '\\t' that cannot start any token; indent with spaces"),
         ("segments: [{seconds: 3}]", "story.segments[0]: prompt is missing"),
         ("segments: [{prompt: a, second: 3}]", "unknown field 'second' (did you mean 'seconds'?)"),
         ("segments: [{prompt: a, seconds: two}]", "story.segments[0].seconds should be float, got 'two'"),

@@ -62,7 +62,9 @@ def read_prompts(path: Path, seconds: float) -> list[Segment]:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise UserError(f"cannot read prompts {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read prompts {path}: {error.strerror or error}; write a prompt on each line"
+        ) from error
     if len(data) > LARGEST_FILE:
         raise UserError(f"prompts {path}: it has more than {LARGEST_FILE} bytes; split it")
     read, segments = _from_json if path.suffix.lower() == ".jsonl" else _from_text, []

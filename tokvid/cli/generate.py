@@ -152,6 +152,8 @@ class Tell(Command):
 
         if (options.file is None) == (not options.prompt):
             raise UserError("give either a story file or one --prompt for each segment")
+        if options.file is not None and " " in options.file.name and not options.file.exists():
+            raise UserError(f"there is no story file {options.file}; if that is a prompt, write --prompt before it")
         if options.captions and options.out.suffix.lower() == ".gif":
             raise UserError("--captions needs an .mp4, because a .gif has no subtitles; name one with --out")
         seconds, headings = 4.0 if options.seconds is None else options.seconds, None

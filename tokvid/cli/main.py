@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, too."""
 
     def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '(.*?)'(?= \(choose from (.+)\))", message):
+            hint = suggestion(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+            message = message[: wrong.end()] + hint + message[wrong.end() :]
         _fail(f"{message}; see {self.prog} --help", 2)
 
 

@@ -134,7 +134,9 @@ def load_story(path: str | Path) -> Story:
         return from_dict(Story, _Loader(text).get_single_data(), "story")
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"story {path}{line}: {error.problem or error.context}") from error
+        syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        hint = "; indent with spaces, and quote a prompt that has a colon" if syntax else ""
+        raise UserError(f"story {path}{line}: {error.problem or error.context}{hint}") from error
     except UserError as error:
         raise UserError(f"story {path}: {error}") from error
     except Exception as error:  # PyYAML raises nearly anything on values such as `!!int ""`
