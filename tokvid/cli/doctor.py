@@ -24,6 +24,8 @@ EXTRAS = {
     "tensorflow-datasets": "tfds",
     "h5py": "import",
     "libtpu": "tpu",
+    "fastapi": "studio",
+    "apache-beam": "beam",
 }
 STORES = {"gcsfs": "gs://", "s3fs": "s3://", "huggingface_hub": "hf://", "aiohttp": "https://"}
 LETTERS = "Ωж视频"  # of contact sheets' captions
