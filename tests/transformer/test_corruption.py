@@ -70,6 +70,12 @@ def test_what_has_stopped_holds_the_tokens_of_the_frame_before():
     np.testing.assert_array_equal(stall(tokens, 0.0), tokens)
 
 
+def test_what_is_absent_neither_appears_nor_spreads():
+    tokens = np.zeros((64, 4, 8, 8, 2), np.int32)
+    tokens[:, 1] = tokens[:, 3] = -1
+    np.testing.assert_array_equal(stall(tokens, 1.0), tokens)
+
+
 def test_at_most_the_share_stops_by_frames_or_by_tokens():
     tokens = np.broadcast_to(np.arange(4)[:, None, None, None], (400, 4, 8, 8, 1)).astype(np.int32)
     stopped = stall(tokens, 0.4)[:, 1, :, :, 0] == 0

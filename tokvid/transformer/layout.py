@@ -249,7 +249,7 @@ def stalled(tokens_BTHWQ: Int[AnyArray, "b t h w q"], most: float, key: PRNGKeyA
 
     A model whose head copies makes this error above all others, and then takes the scene for a still one. Trained to
     continue such videos with the true tokens, it moves on. At most `most` of a sample's tokens stop, a random share; in
-    half of the samples, whole latent frames do.
+    half of the samples, whole latent frames do. What is absent stays absent.
     """
     B, T, H, W, _ = tokens_BTHWQ.shape
     share_key, kind_key, frame_key, token_key = jax.random.split(key, 4)
@@ -260,7 +260,8 @@ def stalled(tokens_BTHWQ: Int[AnyArray, "b t h w q"], most: float, key: PRNGKeyA
     stops_BTHW = jnp.where(whole_B111, frames_BT[..., None, None], tokens_BTHW)
     seen = [jnp.asarray(tokens_BTHWQ)[:, 0]]
     for t in range(1, T):  # a window has few
-        seen.append(jnp.where(stops_BTHW[:, t, ..., None], seen[-1], tokens_BTHWQ[:, t]))
+        present_BHWQ = (tokens_BTHWQ[:, t] >= 0) & (seen[-1] >= 0)
+        seen.append(jnp.where(stops_BTHW[:, t, ..., None] & present_BHWQ, seen[-1], tokens_BTHWQ[:, t]))
     return jnp.stack(seen, axis=1)
 
 
