@@ -9,7 +9,9 @@ from flax import nnx
 from tokvid.config import LayoutConfig, Recipe, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.train.transformer_step import TransformerTraining, drawn
-from tokvid.transformer.layout import NOTHING, lay_out
+from tokvid.transformer.head import SubcodeHead
+from tokvid.transformer.layout import NOTHING, clip_slots, lay_out, tokens_before
+from tokvid.transformer.model import Transformer
 from tokvid.types import token_batch
 
 CONFIG = TransformerConfig(
@@ -84,6 +86,32 @@ def test_only_training_sees_other_tokens(model, batch, setting):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     np.testing.assert_allclose(loss(1.0, None)[0], loss(0.0, None)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["stalls", "scheduled_sampling"])
+def test_what_is_to_be_predicted_stays_true(model, batch, setting, monkeypatch):
+    """Only what the trunk reads and what the head may copy are other tokens."""
+    calls, scores, run = [], SubcodeHead.scores, Transformer.run
+    monkeypatch.setattr(SubcodeHead, "scores", lambda *given: calls.append(given) or scores(*given))
+    monkeypatch.setattr(
+        Transformer, "run", lambda self, sequence, *rest: calls.append(sequence) or run(self, sequence, *rest)
+    )
+    TransformerTraining(Recipe(transformer=CONFIG, layouts=LayoutConfig(**{setting: 1.0}))).loss(
+        model, batch, jax.random.key(0)
+    )
+    *_, seen, (_, _, target_BLQ, previous_BLQ) = calls
+    true, clip = lay_out(CONFIG, batch), clip_slots(batch)
+    np.testing.assert_array_equal(target_BLQ, true.target[:, clip])
+    assert (seen.token != true.token).any() and (seen.block == true.block).all()
+    assert (previous_BLQ != tokens_before(true.target[:, clip], true.previous[:, clip])).any()
+
+
+def test_scheduled_sampling_takes_another_forward_pass():
+    plain, with_own = (
+        TransformerTraining(Recipe(transformer=CONFIG, layouts=LayoutConfig(scheduled_sampling=share))).flops()
+        for share in (0.0, 0.5)
+    )
+    assert with_own == pytest.approx(plain * 4 / 3)
 
 
 def test_a_share_is_between_0_and_1():

@@ -47,6 +47,16 @@ def test_a_job_that_hangs_is_ended_and_says_where(hang, code, said):
     assert job.returncode == code and said in errors and "in <module>" in errors
 
 
+def test_the_first_of_several_processes_lets_the_others_report_before_it_ends_them():
+    """Their limits end within one look, a fifth of the limit, of each other; without the first one, none can go on."""
+    job = start("import jax; jax.process_count, jax.process_index = (lambda: 2), (lambda: 0); time.sleep(60)")
+    while "process 0 of 2 has hung" not in (line := job.stderr.readline()):
+        assert line, "it ended without a report"
+    reported = time.monotonic()
+    job.communicate(timeout=30)
+    assert job.returncode == 3 and time.monotonic() - reported > 0.4
+
+
 def test_a_job_stopped_for_longer_than_the_limit_goes_on():
     job = start()
     os.kill(job.pid, signal.SIGSTOP)
