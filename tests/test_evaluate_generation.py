@@ -106,6 +106,16 @@ def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
             assert of["repeat_psnr_1s"] < of["psnr_1s"] and of["repeat_distance"] > 0
 
 
+def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):
+    """FVD in place of a Fréchet distance, and no video made for nothing where all would be too short."""
+    fvd = dataclasses.replace(FEATURES, frechet="fvd", least_frames=7)
+    figures = evaluate_generation(tiny_models, DATA, Request(4, 1.5, 4.0, 0), fvd)
+    assert figures["first_frame"].keys() >= {"fvd", "repeat_fvd"} and figures["fvd_real_halves"] > 0
+    assert not any("frechet" in name for name in [*figures, *figures["first_frame"]])
+    with pytest.raises(UserError, match="7 frames or more, got 6"):
+        evaluate_generation(tiny_models, DATA, Request(4, 1.25, 4.0, 0), fvd)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"samples": 3}, "4 or more samples"), ({"seconds": 0.1}, "2 or more frames"), ({"seconds": 500.0}, "only 0")],

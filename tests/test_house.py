@@ -37,7 +37,7 @@ EXTRA = {"tokenizer": {"metrics"}, "text": {"input_pipeline"}}
 ROOT = {"", "__version__"}  # what stands in tokvid/__init__.py is anyone's
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = HELPERS | set(ASIDE)
-WITH_JAX = {"tokvid.io.compiled"}  # keeps JAX's own programs
+WITH_JAX = {"tokvid.io.compiled", "tokvid.metrics.i3d"}  # the first keeps JAX's own programs
 
 
 def allowed(room):

@@ -160,8 +160,8 @@ class Evaluate(Command):
         parser.add_argument(
             "--features",
             metavar="NAME",
-            help="reconstruction, generation: network that Fréchet and kernel distances are computed with; a name or a "
-            ".py file that defines features() (default random-convolutions)",
+            help="reconstruction, generation: network that Fréchet and kernel distances are computed with; a name, an "
+            "I3D's .safetensors file, for FVD, or a .py file that defines features() (default random-convolutions)",
         )
         scheme_argument(parser)
         guidance_argument(parser)

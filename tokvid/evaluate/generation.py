@@ -71,6 +71,7 @@ def evaluate_generation(
             f"need 4 or more samples of 2 or more frames of {LEAST_FOR_SSIM} pixels or more, got {request.samples} of "
             f"{request.frames} frames of {data.size}"
         )
+    features.check(request.frames)
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
     training = [clip_THWC for clip_THWC, _ in some_clips(wanted, "train", TRAINING_CLIPS, rng)]
@@ -86,7 +87,7 @@ def evaluate_generation(
     shown = lists["rows"][: SHOWN * (1 + len(modes))]
     show([video for video, _ in shown], captions=[caption for _, caption in shown])
     return {
-        **_all_figures(lists, modes, features.extract(np.stack(training)) if training else None),
+        **_all_figures(lists, modes, features, features.extract(np.stack(training)) if training else None),
         "features": f"{features.name} {features.mark}",
         "split": split_of(data),
         **dataclasses.asdict(request),
@@ -124,17 +125,15 @@ def _measure(
 
 
 def _all_figures(
-    lists: dict[str, list[Any]], modes: Mapping[str, int], training_ND: np.ndarray | None
+    lists: dict[str, list[Any]], modes: Mapping[str, int], features: Features, training_ND: np.ndarray | None
 ) -> dict[str, Any]:
     """The figures of all modes, and the likelihood of the real clips."""
-    features = "features of "
-    sets = {
-        name.removeprefix(features): np.concatenate(parts) for name, parts in lists.items() if name.startswith(features)
-    }
+    mark = "features of "
+    sets = {name.removeprefix(mark): np.concatenate(parts) for name, parts in lists.items() if name.startswith(mark)}
     halves = np.array_split(sets["truth"], 2)
     return {
-        **{name: _figures(lists, sets, name, training_ND) for name in modes},
-        "frechet_real_halves": frechet_distance(*halves),
+        **{name: _figures(lists, sets, name, features, training_ND) for name in modes},
+        f"{features.frechet}_real_halves": frechet_distance(*halves),
         "kernel_real_halves": kernel_distance(*halves),
         "bits_per_pixel": mean(lists["bits_per_pixel"]),
         "caption_retrieval": mean(lists["retrieved"]),
@@ -199,7 +198,11 @@ def _compare(
 
 
 def _figures(
-    scores: dict[str, list[float]], sets: dict[str, np.ndarray], name: str, training_ND: np.ndarray | None
+    scores: dict[str, list[float]],
+    sets: dict[str, np.ndarray],
+    name: str,
+    features: Features,
+    training_ND: np.ndarray | None,
 ) -> dict[str, float | None]:
     """The figures of one mode. Features of single videos are compared in standard deviations of the real clips'."""
     truth_ND, generated_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
@@ -209,7 +212,7 @@ def _figures(
 
     motion = [sum(scores[f"{name} motion {kind}"]) for kind in ("made", "true")]
     figures = {
-        "frechet": frechet_distance(truth_ND, generated_ND),
+        features.frechet: frechet_distance(truth_ND, generated_ND),
         "kernel": kernel_distance(truth_ND, generated_ND),
         "distance": float(apart(truth_ND, generated_ND).mean()),
         "motion": motion[0] / max(motion[1], 1e-9),
@@ -223,7 +226,7 @@ def _figures(
         },
     }
     if (repeated_ND := sets.get(f"{name} repeated")) is not None:
-        figures["repeat_frechet"] = frechet_distance(truth_ND, repeated_ND)
+        figures[f"repeat_{features.frechet}"] = frechet_distance(truth_ND, repeated_ND)
         figures["repeat_distance"] = float(apart(truth_ND, repeated_ND).mean())
     if training_ND is not None:
         nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (generated_ND, truth_ND)]

@@ -45,6 +45,7 @@ def evaluate_reconstruction(
     """
     if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
         raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
+    features.check(data.frames)
     split = split_of(data)
     rng = np.random.default_rng([EVALUATION_SEED, seed])
     batch = min(BATCH, samples)
@@ -67,7 +68,7 @@ def evaluate_reconstruction(
     return {
         **{name: float(np.mean(values)) for name, values in lists.items() if name != "detail_of_truth"},
         "detail": float(np.sum(lists["detail"]) / max(np.sum(lists["detail_of_truth"]), 1e-9)),
-        **_distances(sets),
+        **_distances(sets, features),
         "features": f"{features.name} {features.mark}",
         "bits_per_pixel": counts_V.sum() * math.log2(len(counts_V)) / (count * data.frames * math.prod(data.size)),
         "codes_used": float(np.mean(counts_V > 0)),
@@ -167,10 +168,10 @@ def _compare(truth_THWC: np.ndarray, rebuilt_THWC: np.ndarray) -> dict[str, floa
     }
 
 
-def _distances(seen: dict[str, np.ndarray]) -> dict[str, float]:
+def _distances(seen: dict[str, np.ndarray], features: Features) -> dict[str, float]:
     real_ND, half = seen["real"], len(seen["real"]) // 2
     figures = {}
-    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+    for name, distance in ((features.frechet, frechet_distance), ("kernel", kernel_distance)):
         figures[name] = distance(real_ND, seen["made"])
         figures[f"{name}_real_halves"] = distance(real_ND[:half], real_ND[half:])
         figures[f"{name}_shuffled"] = distance(real_ND, seen["shuffled"])

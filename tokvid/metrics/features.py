@@ -1,7 +1,7 @@
 """Features of videos, for distances between sets. A distance is only comparable under the same features.
 
 To add some: a function in FEATURES that returns a `Features`. Or, without a change here, name a Python file that
-defines such a function, `features`, for example with a trained network.
+defines such a function, `features`, for example with a trained network. A .safetensors file is an I3D's.
 """
 
 import dataclasses
@@ -21,11 +21,24 @@ from tokvid.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """`extract` maps uint8 videos to float32 features; `mark` changes whenever the features do."""
+    """`extract` maps uint8 videos to float32 features; `mark` changes whenever the features do.
+
+    `frechet` is what the Fréchet distance of these features is called; they need videos of `least_frames` frames.
+    """
 
     name: str
     mark: str
     extract: Callable[[UInt8[np.ndarray, "b t h w 3"]], Float32[np.ndarray, "b d"]]
+    frechet: str = "frechet"
+    least_frames: int = 1
+
+    def check(self, frames: int) -> None:
+        """UserError for videos of too few frames."""
+        if frames < self.least_frames:
+            raise UserError(
+                f"features {self.name} need videos of {self.least_frames} frames or more, got {frames}: use longer "
+                "ones, or other --features"
+            )
 
 
 def _random_convolutions() -> Features:
@@ -67,15 +80,24 @@ def _halve(
     return np.einsum("THWCij,ijCD->THWD", windows_THWCij, kernel_ijCD, optimize=True)
 
 
+def _i3d(path: Path) -> Features:
+    from tokvid.metrics.i3d import I3D, LEAST_FRAMES
+
+    network = I3D(path)
+    return Features("i3d", network.mark, network, "fvd", LEAST_FRAMES)
+
+
 FEATURES: dict[str, Callable[[], Features]] = {"random-convolutions": _random_convolutions}
 
 
 @functools.cache
 def load_features(name: str) -> Features:
-    """The features named in FEATURES, or defined by a Python file. UserError where there are none."""
+    """The features named in FEATURES, of an I3D's file, or defined by a Python file. UserError where there are none."""
     if name in FEATURES:
         return FEATURES[name]()
     path = Path(name)
+    if path.suffix == ".safetensors":
+        return _i3d(path)
     if path.suffix != ".py":
         raise UserError(did_you_mean(name, FEATURES, "features"))
     if not path.is_file():
