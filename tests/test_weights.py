@@ -188,7 +188,10 @@ def test_a_changed_fact_is_refused_and_an_unsealed_one_is_read(saved):
     assert before["steps"] == 7
     path.write_text(json.dumps(before | {"steps": 8}))
     assert "damaged, or was changed after it was written" in refused(saved)
-    path.write_text(json.dumps({name: value for name, value in before.items() if name != "sha256"} | {"steps": 8}))
+    without = {name: value for name, value in before.items() if name != "sha256"} | {"steps": 8}
+    path.write_text(json.dumps(without | {"sha257": before["sha256"]}))  # the damage may be in the name
+    assert "damaged, or was changed after it was written" in refused(saved)
+    path.write_text(json.dumps(without | {"format": weights.UNSEALED}))
     assert weights.load(saved, "tokenizer").about["steps"] == 8
 
 
@@ -203,10 +206,10 @@ def test_values_that_are_not_finite_are_refused(saved):
 
 
 def test_another_kind_or_format_is_refused(saved):
-    said = "has kind 'tokenizer', format 1; this program reads kind 'transformer', format 1"
+    said = "has kind 'tokenizer', format 2; this program reads kind 'transformer', formats 1 and 2"
     assert said in refused(saved, "transformer")
-    edit(saved, lambda values: values.update(format=2))
-    assert "format 2; this program reads kind 'tokenizer', format 1" in refused(saved)
+    edit(saved, lambda values: values.update(format=3))
+    assert "format 3; this program reads kind 'tokenizer', formats 1 and 2" in refused(saved)
 
 
 def test_a_damaged_config_is_refused(saved):

@@ -31,7 +31,9 @@ from tokvid.transformer.lora import product
 from tokvid.transformer.model import Transformer
 from tokvid.transformer.t5 import T5
 
-FORMAT = 1
+FORMAT = 2
+UNSEALED = 1  # the format of earlier versions, which wrote no sha256
+LORA_FORMAT = 1
 TEXT = "text"  # the T5 encoder of weights that have one
 KINDS: dict[str, tuple[type, type]] = {
     "tokenizer": (TokenizerConfig, CViViT),
@@ -117,13 +119,14 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
 
 def _described(path: Path, kind: str) -> dict[str, Any]:
     about = read_json(path, f"{kind} config")
-    if about.get("kind") != kind or about.get("format") != FORMAT:
+    if about.get("kind") != kind or about.get("format") not in (UNSEALED, FORMAT):
         actual = f"kind {about.get('kind')!r}, format {about.get('format')!r}"
-        raise UserError(f"{path} has {actual}; this program reads kind {kind!r}, format {FORMAT}")
-    if about.get("sha256", sealed := seal(about)) != sealed:  # earlier versions wrote none
+        raise UserError(f"{path} has {actual}; this program reads kind {kind!r}, formats {UNSEALED} and {FORMAT}")
+    sealed = about["format"] == FORMAT or "sha256" in about
+    if sealed and about.get("sha256") != seal(about):
         raise UserError(
-            f"{path} is damaged, or was changed after it was written; copy it again, or take out its sha256 if you "
-            "meant the change"
+            f"{path} is damaged, or was changed after it was written; copy it again or, if you meant the change, take "
+            f"out its sha256 and set its format to {UNSEALED}"
         )
     return about
 
@@ -174,7 +177,7 @@ def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about
     tensors = {".".join(map(str, name)): _half(leaf[...]) for name, leaf in factors}
     if bad := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
         raise UserError(f"{bad[0]} has values that float16 cannot hold, so {path} was not written")
-    values = {"format": FORMAT, "base": base, **about}
+    values = {"format": LORA_FORMAT, "base": base, **about}
     with atomic(path) as temporary:
         temporary.write_bytes(safetensors.numpy.save(dict(sorted(tensors.items())), {LORA: json.dumps(values)}))
 
@@ -190,7 +193,7 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
         raise UserError(f"there is no file {path}; a training with --train_transformer.lora writes one") from error
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a LoRA ({error}); copy or train it again") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != LORA_FORMAT:
         raise UserError(
             f"{path} is no LoRA of this version of tokvid; a training with --train_transformer.lora writes one"
         )
