@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -180,3 +181,21 @@ def test_all_of_it_at_the_smallest_size(tmp_path):
     assert [report["training"][model]["step"] for model in ("tokenizer", "transformer")] == [2, 2]
     again, second = run()
     assert "──" not in again.stderr and second == report
+
+
+def test_a_law_of_scaling_is_found_again_and_predicts_a_larger_size():
+    scaling = script("scaling")
+    law = np.array([0.8, 60.0, 0.35, 150.0, 0.45])
+    sizes = [
+        [scaling.Point(n, d, 6 * n * d, 0.0) for d in np.geomspace(2e3, most, 10)]
+        for n, most in ((1e6, 3e4), (3e6, 2e4), (5e6, 1e4), (1.2e7, 4e3))
+    ]
+    noise = np.random.default_rng(0)
+    known = [
+        point._replace(loss=scaling.predicted(law, point) * noise.normal(1, 2e-3))
+        for size in sizes[:-1]
+        for point in size
+    ]
+    found = scaling.fit(known)
+    for point in sizes[-1]:
+        assert scaling.predicted(found, point) == pytest.approx(scaling.predicted(law, point), rel=0.01)
