@@ -6,6 +6,8 @@ import sys
 import threading
 import typing
 import wave
+from collections.abc import Callable
+from pathlib import Path
 
 import av
 import numpy as np
@@ -22,6 +24,7 @@ from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
 from tokvid.sampling.story import Segment, Story, load_story, story_text
+from tokvid.tasks.tasks import TASKS
 
 PROMPTS = ["a small red circle moves up", "一个圆"]
 RNG = np.random.default_rng(0)
@@ -39,13 +42,39 @@ def video(world):
     return world.story(PROMPTS, seconds=0.9, seed=5, guidance=1)
 
 
-def test_every_way_warns_of_unknown_words(world, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr(type(world.models.text), "spelled", lambda self, text: ["zebra"] if "zebra" in text else [])
-    world.story.stream(["a zebra", "the zebra"], guidance=1)
-    world.many(["a zebra"])
-    world.fill(tmp_path, ["a zebra"], seconds=0.2, guidance=1)
-    world.generate.stream("a star")
-    assert [record.getMessage().count("'zebra'") for record in caplog.records] == [1, 1, 1]
+@pytest.fixture
+def able(trained_for):
+    """A world as if trained for all tasks."""
+    return package.load(trained_for(TASKS), quiet=True)
+
+
+WAYS: dict[str, Callable[[World, Path], object]] = {
+    "generate": lambda world, _: world.generate.stream("a zebra"),
+    "generate from a picture": lambda world, _: world.generate.stream("a zebra", image=PICTURE),
+    "story": lambda world, _: world.story.stream(["a zebra", "the zebra"]),
+    "stream": lambda world, _: world.stream(["a zebra", "the zebra"]),
+    "many": lambda world, _: world.many(["a zebra", "the zebra"]),
+    "fill": lambda world, folder: world.fill(folder, ["a zebra"], count=2, seconds=0.2, guidance=1),
+    "extend": lambda world, _: world.extend.stream(FRAMES, "a zebra"),
+    "edit": lambda world, _: world.edit.stream(FRAMES, "inpaint", "a zebra", box=(0, 0, 9, 9)),
+    "interpolate": lambda world, _: world.interpolate.stream(FRAMES, 2, "a zebra", fps=4),
+    "animate": lambda world, _: world.animate.stream(PICTURE, "a zebra"),
+    "animate like a clip": lambda world, _: world.animate.stream(PICTURE, "a zebra", like=FRAMES),
+    "loop": lambda world, _: world.loop.stream(FRAMES, "a zebra", guidance=1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_warns_once_of_unknown_words(able, caplog, monkeypatch, tmp_path, way):
+    monkeypatch.setattr(type(able.models.text), "spelled", lambda self, text: ["zebra"] if "zebra" in text else [])
+    WAYS[way](able, tmp_path)
+    assert [record.getMessage().count("'zebra'") for record in caplog.records] == [1]
+
+
+def test_known_words_are_not_warned_of(able, caplog):
+    able.edit.stream(FRAMES, "inpaint", "a star", box=(0, 0, 9, 9))
+    able.generate.stream("a star")
+    assert not caplog.records
 
 
 def test_the_package_imports_nothing_slow_and_finds_every_name():

@@ -228,6 +228,41 @@ def test_a_restart_of_the_server_finishes_the_story(chromium, tiny_weights, tmp_
     context.close()
 
 
+def test_words_that_the_weights_hardly_know_are_named(page):
+    """The server's answer is a stand-in: the weights of the tests are too small to know words."""
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.post_data_json)
+        words = [word for word in ("dinosaur", "purple") if word in asked[-1]["prompt"]]
+        route.fulfill(json={"words": words + ["w" * 200] * 9 * (len(asked[-1]["prompt"]) > 99)})
+
+    page.route("**/api/words", answer)
+    tell(page, "a purple dinosaur", "a red circle")
+    note = card(page, 1).locator(".words")
+    expect(note).to_have_text("The weights hardly know: dinosaur · purple")
+    expect(note).to_have_attribute("aria-live", "polite")
+    described = page.get_by_label("Prompt of scene 1").get_attribute("aria-describedby")
+    assert described == note.get_attribute("id")
+    expect(card(page, 2).locator(".words")).to_be_empty()
+    page.get_by_label("Prompt of scene 1").fill("a purple circle")
+    expect(note).to_have_text("The weights hardly know: purple")
+    count = len(asked)
+    page.get_by_label("Prompt of scene 1").press("Alt+ArrowDown")
+    expect(card(page, 2).locator(".words")).to_have_text("The weights hardly know: purple")
+    assert len(asked) == count, "cards that move ask nothing"
+    page.get_by_role("button", name="中文").click()
+    expect(page.locator(".scene .words").nth(1)).to_have_text("模型几乎不认识：purple")
+    page.get_by_role("button", name="English").click()
+    page.get_by_label("Prompt of scene 2").fill("a dinosaur " * 10)
+    expect(card(page, 2).locator(".words")).to_contain_text("…")
+    page.set_viewport_size({"width": 320, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.get_by_role("button", name="Edit a video").click()
+    page.get_by_label("Prompt of the edit").fill("a dinosaur")
+    expect(page.locator("#edit .words")).to_have_text("The weights hardly know: dinosaur")
+
+
 def test_no_width_makes_the_page_scroll_sideways(page):
     tell(page, "a" * 300)
     for width in (320, 480, 900, 1280):

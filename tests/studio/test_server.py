@@ -16,14 +16,16 @@ from fastapi.testclient import TestClient
 from tokvid import weights
 from tokvid.cli.main import main
 from tokvid.errors import UserError
+from tokvid.input_pipeline.text import train_text_model
 from tokvid.io.media import write_image, write_video
 from tokvid.sampling.story import load_story
+from tokvid.shapes.drawing import captions_corpus
 from tokvid.studio import server as server_module
 from tokvid.studio import uploads
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.records import Records
 from tokvid.studio.server import Studio, application
-from tokvid.studio.worlds import offered
+from tokvid.studio.worlds import World, offered
 
 RNG = np.random.default_rng(0)
 PATIENCE = 120  # seconds
@@ -318,6 +320,50 @@ def test_wrong_wishes_are_refused_in_one_line(client, change, says):
 )
 def test_no_path_leads_out(client, path):
     assert client.get(path).status_code in (404, 422)
+
+
+def test_words_that_the_weights_hardly_know_are_named(client, studio, monkeypatch, tmp_path):
+    text = train_text_model(captions_corpus(4000, 0), tmp_path / weights.TEXT_MODEL, 512)
+    monkeypatch.setitem(studio.worlds, "worded", World("worded", tmp_path))
+
+    def words(prompt, of="worded"):
+        answer = client.post("/api/words", json={"weights": of, "prompt": prompt})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["words"]
+
+    assert words("a pink dog, 🎈") == text.spelled("a pink dog, 🎈") == ["pink", "dog", ",", "🎈"]
+    assert words("a red circle moves up") == words("") == words("a zebra", "tiny") == []
+    (tmp_path / weights.TEXT).mkdir()  # as if with a T5
+    assert words("a zebra") == []
+
+
+@pytest.mark.parametrize(
+    "asked, status, says",
+    [
+        ({"weights": "tinny"}, 400, "tiny"),
+        ({"weights": "../tiny"}, 400, "tiny"),
+        ({"prompt": "a" * 2001}, 422, "prompt"),
+        ({"prompt": "\ud800"}, 422, "prompt"),
+        ({"prompt": ["a"]}, 422, "prompt"),
+        ({"path": "/etc/passwd"}, 422, "path"),
+    ],
+)
+def test_wrong_questions_for_words_are_refused(client, asked, status, says):
+    content = json.dumps({"weights": "tiny", "prompt": "a", **asked})
+    answer = client.post("/api/words", content=content, headers={"content-type": "application/json"})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == status and says in message and "\n" not in message
+
+
+def test_words_are_for_the_page_alone(client, studio):
+    asked = {"weights": "tiny", "prompt": "a"}
+    for headers, status in (({"host": "evil.example"}, 421), ({"origin": "https://evil.example"}, 403)):
+        assert client.post("/api/words", json=asked, headers=headers).status_code == status
+    assert client.post("/api/words", content=bytes(1 << 19)).status_code == 413
+    guarded = TestClient(application(studio, None, "Secret-1"), base_url="http://studio.example")  # not started
+    assert guarded.post("/api/words", json=asked).status_code == 401
+    bearer = {"authorization": "Bearer Secret-1"}
+    assert guarded.post("/api/words", json=asked, headers=bearer).json() == {"words": []}
 
 
 def test_a_take_that_cannot_be_generated_says_why(client):

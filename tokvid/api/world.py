@@ -199,7 +199,7 @@ class World:
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
         plain = {name: value for name, value in settings.items() if name not in own}
-        story = self._checked(prompt, cast(Settings, plain))
+        story = self._checked(make_story([prompt], None, cast(Settings, plain)))
         total, parts, size = edited(self.models, story, task, video, own)
         return Stream(parts, total, story.fps, size, story)
 
@@ -220,8 +220,7 @@ class World:
         `like` is a clip whose object shows the path. Without either, the video has `seconds` and begins with the
         picture, whose tokens take the place of drawn ones: the weights need not be trained for that (zero-shot).
         """
-        story = make_story([Segment(prompt, seconds)], None, settings)
-        check_rows(self.models, story.sampling)
+        story = self._checked(make_story([Segment(prompt, seconds)], None, settings))
         if track is not None and like is not None:
             raise UserError("give a track or a clip whose object shows it, not both")
         points_TNC = None if track is None else load_track(Path(local(os.fspath(track))), story.fps)
@@ -243,7 +242,8 @@ class World:
 
         `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high.
         """
-        story = self._checked(prompt, {"fps": rate_of(video), **settings} if "fps" not in settings else settings)
+        rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
+        story = self._checked(make_story([prompt], None, rated))
         total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, self.size), factor)
         return Stream(parts, total, story.fps * factor, self.size, story)
 
@@ -251,7 +251,7 @@ class World:
     def loop(self, video: Clip, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning."""
-        story = self._checked(prompt, settings)
+        story = self._checked(make_story([prompt], None, settings))
         tokens_THWQ, before_THWC = encode_video(self.models, read_clip(video, story.fps, self.size))
         video_THWC, new = edits.loop(self.models, story, tokens_THWQ)
         about = {"known": len(video_THWC) - new, "left_out": 1 + len(before_THWC)}
@@ -270,10 +270,10 @@ class World:
         frames = np.stack(list(reconstruction.frames(read_clip(video, fps, size, fit))))
         return Video(frames, fps, figures=reconstruction.figures())
 
-    def _checked(self, prompt: str, settings: Settings) -> Story:
-        """A story of one prompt, whose settings these weights know."""
-        story = make_story([prompt], None, settings)
+    def _checked(self, story: Story) -> Story:
+        """The story, if these weights know its settings; a warning names the words that they hardly know."""
         check_rows(self.models, story.sampling)
+        warn_of_spelled(self.models.text, [segment.prompt for segment in story.segments])
         return story
 
     def _told(
@@ -284,8 +284,7 @@ class World:
         windows: Windows | None = None,
         on_progress: OnProgress | None = None,
     ) -> Stream:
-        models, known = self.models, 0
-        check_rows(models, story.sampling)
+        models, known, story = self.models, 0, self._checked(story)
         if video is None:
             rates_of(models, story.fps, story.scheme)
         opening = self._opening(story, image, video)
@@ -296,7 +295,6 @@ class World:
                 first, *others = story.segments
                 longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)
                 story = dataclasses.replace(story, segments=(longer, *others))
-        warn_of_spelled(models.text, [segment.prompt for segment in story.segments])
         return Stream(
             show(models, story, opening, windows=windows),
             frames_before(models, opening) + story.frames,

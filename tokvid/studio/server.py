@@ -86,6 +86,13 @@ class Edit(Body):
     strength: Finite | None = None
 
 
+class Words(Body):
+    """A prompt whose words are looked up."""
+
+    weights: str
+    prompt: Prompt
+
+
 class Studio:
     """The state of the server: its records, its weights, its queue."""
 
@@ -154,6 +161,12 @@ async def about(studio: Here) -> dict[str, Any]:
     """The weights that there are, and the limits."""
     limits = {"upload": MOST_UPLOAD, "seconds": MOST_SECONDS, "scenes": 100}
     return {"version": tokvid.__version__, "weights": studio.facts, "limits": limits}
+
+
+@router.post("/words")
+async def words(asked: Words, studio: Here) -> dict[str, list[str]]:
+    """The words of a prompt that the weights hardly know."""
+    return {"words": await asyncio.to_thread(studio.world(asked.weights).spelled, asked.prompt)}
 
 
 @router.get("/takes")

@@ -1,6 +1,7 @@
 """The weights that the studio offers, and facts about them for the page, read from their configs alone."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from tokvid import weights
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
+from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.story import Story, load_story
 from tokvid.tasks.tasks import TASKS, trained_tasks
 
@@ -60,6 +62,12 @@ class World:
     def _about(self) -> dict[str, Any]:
         return weights.describe(self.folder / "transformer", "transformer")
 
+    def spelled(self, prompt: str) -> list[str]:
+        """The words of a prompt that they hardly know, by their text model alone."""
+        if (self.folder / weights.TEXT).is_dir():
+            return []  # a T5, which learned its words elsewhere, and needn't be loaded
+        return _text_model(self.folder / weights.TEXT_MODEL).spelled(prompt)
+
     def example(self) -> Story | None:
         """The story that comes with them, if any."""
         path = self.folder / EXAMPLE
@@ -70,6 +78,11 @@ class World:
         """The picture that the example begins with, if any."""
         path = self.folder / EXAMPLE_PICTURE
         return path if path.is_file() else None
+
+
+@functools.lru_cache(maxsize=16)
+def _text_model(path: Path) -> TextModel:
+    return TextModel.load(path)
 
 
 def _scenes(story: Story) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import { h, iconButton, newSeed } from "./dom.js";
 import { uploadZone } from "./opening.js";
 import { state, worldOf } from "./state.js";
 import { has, t } from "./strings.js";
+import { wordsNote } from "./words.js";
 
 const CANVASES = ["2:1", "16:9", "4:3", "3:4", "9:16", "1:2"];
 let actions;
@@ -57,6 +58,7 @@ function form(edit, world, tasks) {
       .filter((name) => settings.includes(name))
       .map((name) => OWN[name](edit)),
     h("label.stacked", {}, h("span", {}, t("edit_prompt")), prompt),
+    wordsNote(prompt, "edit-words"),
     numbers(edit, world),
   );
 }

@@ -312,7 +312,7 @@ function openEditor(edit, weights = null) {
   state.edit = edit;
   if (state.facts.weights.some(({ name }) => name === weights)) state.draft.weights = weights;
   setMode("edit");
-  render();
+  renderAll();
   at("task")?.focus();
 }
 

@@ -5,6 +5,7 @@ import { drawStrip, framesOf } from "./frames.js";
 import { alike, duplicate, isOpen, isRunning, newScene, state, takeOfDraft, worldOf } from "./state.js";
 import { clock, t } from "./strings.js";
 import { renderVariants, updateVariants } from "./variants.js";
+import { wordsNote } from "./words.js";
 
 const STRIP = 6; // pictures on a card
 export const RANGES = { seconds: [0.1, 60], guidance: [0, 100], seed: [0, 2 ** 32 - 1] };
@@ -133,6 +134,7 @@ function card(scene, index) {
       ),
     ),
     parts.prompt,
+    wordsNote(parts.prompt, `words-${scene.key}`),
     h(
       "div.numbers",
       {},
