@@ -5,7 +5,7 @@
 
 Learning rates are constant, and the held-out loss is that of averaged weights. The law is Chinchilla's, L = E + A/N^a +
 B/D^b for N parameters and D windows (Hoffmann et al. 2022), fitted to all sizes but the largest, which it then
-predicts. Before, two sizes are trained for `--short` steps with each of several learning rates, to see whether the best
+predicts. Then two sizes are trained for `--short` steps with each of several learning rates, to see whether the best
 one stays. Runs that are there are resumed, or not repeated. Other options go to `tokvid train transformer`.
 """
 
@@ -124,7 +124,7 @@ def figure(runs: list[list[Point]], law: np.ndarray, swept: dict[str, dict[str, 
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise UserError("the figure needs matplotlib: pip install matplotlib") from error
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for number, points in enumerate(runs):
         compute = [point.compute for point in points]
         label = f"{points[0].parameters / 1e6:.1f} M parameters"
@@ -136,6 +136,7 @@ def figure(runs: list[list[Point]], law: np.ndarray, swept: dict[str, dict[str, 
     left.set(xscale="log", yscale="log", xlabel="FLOPs of training", ylabel="held-out loss, nats per token")
     left.yaxis.set_major_formatter("{x:.1f}")
     left.yaxis.set_minor_formatter("{x:.1f}")
+    left.xaxis.set_minor_formatter("")
     for name, losses in swept.items():
         right.plot([float(rate) for rate in losses], list(losses.values()), "o-", ms=4, label=f"width {name}")
     right.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, nats per token")
@@ -143,7 +144,7 @@ def figure(runs: list[list[Point]], law: np.ndarray, swept: dict[str, dict[str, 
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     fig.tight_layout()
-    fig.savefig(path, dpi=110)
+    fig.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -169,7 +170,7 @@ def main() -> None:
         for rate in RATES:
             how = {"steps": options.short, "learning_rate": rate, "schedule": "stable", "decay": 0.4, "ema": 0.9}
             run = train(options, size, f"width{size.width}_rate{rate:g}", **how)
-            losses[f"{rate:g}"] = run.metrics[-1]["val_loss"]
+            losses[f"{rate:g}"] = [row["val_loss"] for row in run.metrics if "val_loss" in row][-1]
     law = fit([point for points in runs[:-1] for point in points])
     errors = [[abs(predicted(law, point) / point.loss - 1) for point in points] for points in runs]
     result = {
