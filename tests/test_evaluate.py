@@ -181,7 +181,7 @@ def test_the_shipped_story_says_only_what_was_trained():
     """One object in the words of the captions; nothing that is held out, so that it shows what the weights can do."""
     story = load_story(SHIPPED / "demo" / "story.yaml")
     told = [SAID[segment.prompt] for segment in story.segments]
-    assert story.seconds == 12 and story.fps == 8 and len(told) == 4
+    assert story.seconds == 11 and story.fps == 8 and len(told) == 4
     assert len({(each.size, each.shape) for each in told}) == 1 and not any(map(is_held_out, told))
     colors = [each.color for each in told]
     assert sum(one != other for one, other in itertools.pairwise(colors)) <= 1
