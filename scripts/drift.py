@@ -11,6 +11,7 @@ deviations. "real" has the real clips after their given frames.
 
 import argparse
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def main() -> None:
     parser.add_argument("--figure", type=outputs.file(".png"))
     parser.add_argument("--sheet", type=outputs.file(".png"))
     options = parser.parse_args()
+    if options.figure and not importlib.util.find_spec("matplotlib"):
+        parser.error("--figure needs matplotlib: pip install matplotlib")
     real, captions = held_out(options)
     found: dict[str, list[dict[str, Any]]] = {}
     rows, labels, part = [], [], round(options.part * options.fps)

@@ -10,6 +10,7 @@ one stays. Runs that are there are resumed, or not repeated. Other options go to
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import math
@@ -22,7 +23,6 @@ import numpy as np
 from scipy.optimize import minimize
 
 from tokvid import weights
-from tokvid.errors import UserError
 from tokvid.io.files import Outputs, write_json
 
 
@@ -40,7 +40,7 @@ SIZES = (Size(64, 3, 2, 176, 64), Size(96, 4, 3, 256, 96), Size(160, 5, 5, 448, 
 SWEPT = SIZES[0], SIZES[2]
 RATES = (1e-3, 4e-3, 1.6e-2)
 POINTS = 12  # held-out losses of each run
-HUBER = 1e-3
+HUBER = 1e-3  # where the loss of log L turns from squared to absolute, as in the paper
 LEAST_STEP = 150  # the first steps, under warm-up, follow no law
 
 
@@ -120,10 +120,8 @@ def predicted(law: np.ndarray, point: Point) -> float:
 
 def figure(runs: list[list[Point]], law: np.ndarray, swept: dict[str, dict[str, float]], path: Path) -> None:
     """Losses against compute, with the law's; and against learning rates."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise UserError("the figure needs matplotlib: pip install matplotlib") from error
+    import matplotlib.pyplot as plt
+
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for number, points in enumerate(runs):
         compute = [point.compute for point in points]
@@ -159,6 +157,8 @@ def main() -> None:
     parser.add_argument("--json", type=outputs.file(".json"))
     parser.add_argument("--figure", type=outputs.file(".png"))
     options, options.more = parser.parse_known_args()
+    if options.figure and not importlib.util.find_spec("matplotlib"):
+        parser.error("--figure needs matplotlib: pip install matplotlib")
     how = {"schedule": "stable", "decay": 0.0, "ema": 0.98}
     runs = [
         train(options, size, f"width{size.width}", steps=steps, **how).points(options.batch)
