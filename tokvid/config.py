@@ -74,6 +74,9 @@ class TokenizerConfig:
     groups: int = 1  # sub-codes of a patch, each with its own channels
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels of a sub-code; their product is its vocabulary
     hysteresis: float = 0.0  # of FSQ: levels beyond its boundary up to which a channel keeps the last frame's level
+    # Sub-codes of a token that latent frames after the first keep, 0 for all. Where several numbers are given, training
+    # draws one for each clip, and encoding keeps the first.
+    later_codes: tuple[int, ...] = (0,)
     codes: int = 8192  # the vocabulary of VQ and LFQ, of a sub-code
     code_width: int = 32  # channels of VQ's codes
     commitment_weight: float = 0.25  # pulls latents to their codes (VQ, LFQ)
@@ -90,7 +93,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "size", "patch", "temporal_patch", "width", "heads", "mlp", "time_window", "code_width")
-        _at_least(self, 0, "tile", "hysteresis")
+        _at_least(self, 0, "tile", "hysteresis", "later_codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +135,14 @@ class TransformerConfig:
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
     # A recipe leaves these out; `train.recipe.fitted` takes them from its tokenizer, tasks and T5: rows and columns of
-    # a latent frame, frames in one, codes of a sub-code (0: all four are the tokenizer's), sub-codes of a token, and
-    # the conditions that have an embedding.
+    # a latent frame, frames in one, codes of a sub-code (0: all are the tokenizer's), sub-codes of a token, how many of
+    # these are generated (0: all; the others then have the code `silent`), and the conditions that have an embedding.
     grid: tuple[int, int] = (8, 8)
     temporal_patch: int = 2
     vocabulary: int = 0
     subcodes: int = 1
+    generated: int = 0
+    silent: int = 0
     conditions: tuple[str, ...] = ()
     text_width: int = 0  # of the hidden states of the T5 that reads the prompts (`tokens.t5`); 0: ids of a text model
 
@@ -147,7 +152,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
         _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
-        _at_least(self, 0, "text_length", "vocabulary", "text_width")
+        _at_least(self, 0, "text_length", "vocabulary", "text_width", "generated", "silent")
 
     @staticmethod
     def renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,7 +29,8 @@ def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, keys: int
     )
     frames = 1 + (latent_frames - 1) * c.temporal_patch
     pixels = frames * patches * 2 * c.width * 3 * c.patch**2
-    return pixels + latent_frames * patches * (sum(blocks) + 2 * c.width * channels)
+    by_token = c.fold**2 if any(c.later_codes) else 0
+    return pixels + latent_frames * patches * (sum(blocks) + 2 * c.width * channels * (1 + by_token))
 
 
 def transformer_flops(c: TransformerConfig, slots: int, keys: int, predicted: int) -> float:
@@ -44,7 +45,9 @@ def head_flops(c: TransformerConfig) -> float:
     if c.subcodes == 1:
         return 2 * c.width * c.vocabulary
     layer = 6 * c.head_width * (8 * c.head_width // 3 // 8 * 8)
-    return c.subcodes * (2 * c.width * c.head_width + c.head_layers * layer + 2 * c.head_width * c.vocabulary)
+    return (c.generated or c.subcodes) * (
+        2 * c.width * c.head_width + c.head_layers * layer + 2 * c.head_width * c.vocabulary
+    )
 
 
 @dataclasses.dataclass(frozen=True)

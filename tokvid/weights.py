@@ -330,13 +330,13 @@ def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """16 hex digits of everything that determines a video's codes."""
     without = ("size", "tile", "decoder", "dtype", "remat", "attention")
     # By later versions; these values keep older tokens valid.
-    added = {"fold": 1, "groups": 1, "first_frame": "own", "hysteresis": 0.0}
+    added = {"fold": 1, "groups": 1, "first_frame": "own", "hysteresis": 0.0, "later_codes": [0]}
     config = {
         name: value
         for name, value in config.items()
         if name not in without and not name.endswith("_weight") and added.get(name) != value
     }
-    parts = ("embed_", "encoder", "to_latent", "quantizer")
+    parts = ("embed_", "encoder", "to_latent", "to_token", "quantizer")
     encoder = {name: tensor for name, tensor in sorted(tensors.items()) if name.startswith(parts)}
     return _fingerprint(config, safetensors.numpy.save(encoder))
 

@@ -325,6 +325,85 @@ def test_a_long_stream_keeps_a_cache_of_constant_size(whole):
     np.testing.assert_allclose(np.concatenate(again[5:], 1), np.concatenate(outputs[295:], 1), atol=1e-4)
 
 
+# Few sub-codes after the first frame
+
+LEAN = dataclasses.replace(
+    SMALLEST, patch=4, fold=2, groups=2, first_frame="still", hysteresis=0.3, later_codes=(3, 0), levels=(5, 4)
+)
+NOTHING = 2 + 2 * 5  # the code of two channels that are 0
+
+
+@pytest.fixture(scope="module")
+def lean(random_model):
+    """With weights of both layers over tokens that aren't 0."""
+    return random_model(CViViT, LEAN)
+
+
+def test_later_latent_frames_keep_the_first_sub_codes(lean):
+    video = VIDEO[:, :9]
+    run = jax.jit(lambda video, kept=None: lean.reconstruct(video, kept))
+    pixels, out = run(video)
+    _, full = run(video, jnp.asarray([5 * [0], 5 * [8]]))
+    assert out.ids.shape == (2, 5, 2, 2, 8)
+    np.testing.assert_array_equal(out.ids[:, 0], full.ids[:, 0])
+    np.testing.assert_array_equal(out.ids[:, 1:, ..., :3], full.ids[:, 1:, ..., :3])
+    assert (out.ids[:, 1:, ..., 3:] == NOTHING).all() and (full.ids[:, 1:, ..., 3:] != NOTHING).any()
+    np.testing.assert_array_equal(lean.latents(out.ids), out.latents)
+    np.testing.assert_allclose(jax.jit(lean.decode)(out.ids), pixels, atol=1e-5)
+    wanted = np.array([[1, 5, 8, 3, 2], [8, 1, 2, 3, 4]])  # a number for each latent frame
+    _, each = run(video, jnp.asarray(wanted))
+    np.testing.assert_array_equal((each.ids != NOTHING).any(axis=(2, 3)), np.arange(8) < wanted[..., None])
+
+
+def test_few_sub_codes_stream_as_the_whole(lean):
+    video = VIDEO[:, :9]
+    whole = jax.jit(lean.encode)(video)
+    step = jax.jit(lean.encode_step, static_argnames="first")
+    cache, ids = lean.empty_cache("encoder", 2, 2, 2), []
+    for first, piece in zip((True, False, False), np.split(video, [3, 5], axis=1), strict=True):
+        out, cache = step(piece, cache, first=first)
+        ids.append(out.ids)
+    np.testing.assert_array_equal(np.concatenate(ids, axis=1), whole.ids)
+
+
+def test_a_token_s_kept_sub_codes_tell_of_all_its_patches(lean):
+    """Each pixel of a token moves them, and they move each pixel."""
+    video = jnp.asarray(VIDEO[:1, :3, :8, :8])
+
+    def first_code(video):
+        return lean.encode(video).latents[0, 1, 0, 0, 0]
+
+    assert (jnp.abs(jax.jit(jax.grad(first_code))(video)[0, 1:]).sum(axis=(0, 3)) > 0).all()
+    latents = jnp.zeros((1, 2, 2, 2, 4))
+    painted = jax.jit(lambda latents: lean.decode_step(latents)[0])
+    moved = painted(latents.at[0, 1, 0, 0, 0].set(1)) != painted(latents)
+    assert moved[0, 1:].any(axis=(0, 3)).all()
+
+
+def test_at_the_start_of_training_nothing_is_told_by_token():
+    """So that a tokenizer trained without few sub-codes goes on as it was."""
+    model, plain = (CViViT(dataclasses.replace(LEAN, later_codes=kept), rngs=nnx.Rngs(0)) for kept in ((0, 3), (0,)))
+    graph, params = nnx.split(model)
+    old = dict(nnx.to_flat_state(nnx.state(plain)))
+    video = jnp.asarray(VIDEO[:, :5])
+    params = nnx.from_flat_state({path: old.get(path, leaf) for path, leaf in nnx.to_flat_state(params)})
+    np.testing.assert_array_equal(nnx.merge(graph, params).encode(video).ids, plain.encode(video).ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"later_codes": (9,)}, r"later_codes \[9\]: should be 0 \(all\) to 8 sub-codes"),
+        ({"later_codes": (-1,)}, "later_codes"),
+        ({"later_codes": ()}, r"later_codes \[\]: should be"),
+        ({"quantizer": "lfq"}, "a code that says nothing, which lfq hasn't"),
+    ],
+)
+def test_impossible_numbers_of_later_codes_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        CViViT(dataclasses.replace(LEAN, **({"hysteresis": 0.0} | changes)), rngs=nnx.Rngs(0))
+
+
 # Gradients
 
 

@@ -1,5 +1,7 @@
 """Windows that the model sees otherwise than they are: stalls and scheduled sampling, and the loss under them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,21 @@ def test_what_is_to_be_predicted_stays_true(model, batch, setting, monkeypatch):
     np.testing.assert_array_equal(target_BLQ, true.target[:, clip])
     assert (seen.token != true.token).any() and (seen.block == true.block).all()
     assert (previous_BLQ != tokens_before(true.target[:, clip], true.previous[:, clip])).any()
+
+
+def test_sub_codes_that_are_not_generated_are_never_seen_otherwise(batch):
+    """A token that has stopped doesn't have those of a first frame, nor has one that is drawn."""
+    config = dataclasses.replace(CONFIG, generated=1, silent=7)
+    tokens = batch.tokens.copy()
+    tokens[:, 1:, ..., 1] = np.where(tokens[:, 1:, ..., 1] >= 0, 7, NOTHING)
+    batch = batch._replace(tokens=tokens)
+    training = TransformerTraining(Recipe(transformer=config, layouts=LayoutConfig(stalls=1.0, scheduled_sampling=0.5)))
+    model = training.make_model(nnx.Rngs(0))
+    seen = np.asarray(training._seen(model, batch, lay_out(config, batch), jax.random.key(0)))
+    np.testing.assert_array_equal(seen[..., 1], tokens[..., 1])
+    assert (seen[..., 0] != tokens[..., 0]).any()
+    own = np.asarray(drawn(model, batch, lay_out(config, batch), jax.random.key(1)))
+    np.testing.assert_array_equal(own[..., 1], tokens[..., 1])
 
 
 def test_scheduled_sampling_takes_another_forward_pass():

@@ -17,7 +17,7 @@ from tokvid.tasks.tasks import TASKS
 from tokvid.train import windows
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import cut_window, windows_in_a_row
-from tokvid.transformer.layout import slot_count
+from tokvid.transformer.layout import as_generated, slot_count
 from tokvid.types import Caption, captions_in_force
 
 CONFIG = TransformerConfig(vocabulary=1000, subcodes=2, text_length=8, latent_frames=4, grid=(2, 3), temporal_patch=2)
@@ -236,6 +236,21 @@ def test_batches_are_what_the_cache_says(cache, text_model):
     ):
         assert abs(seen[what] / (16 * 80) - share) < (0.12 if what == "interpolation" else 0.08), what
     assert abs(seen[2.0] / (16 * 80) - 0.5) < 0.1, "a rate isn't drawn less because its videos fit seldom"
+
+
+def test_a_frame_that_is_not_given_has_as_few_sub_codes_as_the_others(cache, text_model):
+    config = dataclasses.replace(CONFIG, generated=1, silent=99)
+    iterator = token_batches(cache, LayoutConfig(PLAIN), config, 16, 0, text_model=text_model, threads=0)
+    seen = collections.Counter()
+    for batch in (next(iterator) for _ in range(10)):
+        wanted = np.where(batch.known, batch.tokens[..., 0] + 5, 99)
+        np.testing.assert_array_equal(batch.tokens[..., 1], wanted)
+        seen.update(batch.known[..., 0, 0].ravel().tolist())
+    assert seen[False] and seen[True]
+    window = np.int32([[3, 4], [5, 6], [-1, -1]])
+    known = np.array([True, False, False])
+    np.testing.assert_array_equal(as_generated(config, window, known), [[3, 4], [5, 99], [-1, -1]])
+    np.testing.assert_array_equal(as_generated(CONFIG, window, known), window)
 
 
 def test_in_rounds_latent_frames_stand_in_part(cache, text_model):

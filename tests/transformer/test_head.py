@@ -13,14 +13,15 @@ from flax import nnx
 from tokvid.config import TransformerConfig
 from tokvid.transformer.head import Copy, FlatHead, SubcodeHead, make_head
 
-CONFIG = TransformerConfig(vocabulary=4, subcodes=3, width=16, head_width=24, head_layers=2, dtype="float32")
+CONFIG = TransformerConfig(vocabulary=4, subcodes=3, silent=1, width=16, head_width=24, head_layers=2, dtype="float32")
 NONE = jnp.full((2, 5, CONFIG.subcodes), -1)  # no token before
 KINDS = get_args(get_type_hints(TransformerConfig)["head"])
 
 
-@pytest.fixture(scope="module", params=itertools.product(KINDS, (False, True)), ids=str)
+@pytest.fixture(scope="module", params=[*itertools.product(KINDS, (False, True), (0,)), (KINDS[0], True, 2)], ids=str)
 def head(request, random_model):
-    return random_model(SubcodeHead, dataclasses.replace(CONFIG, head=request.param[0], copies=request.param[1]))
+    kind, copies, generated = request.param
+    return random_model(SubcodeHead, dataclasses.replace(CONFIG, head=kind, copies=copies, generated=generated))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def logits_by_hand(head, hidden_D, ids_Q, previous_Q):
         return x / np.sqrt(np.mean(x**2) + 1e-6) * np.asarray(norm.scale[...])
 
     made = []
-    for q in range(CONFIG.subcodes):
+    for q in range(head.generated):
         x = hidden_D.astype(np.float64) @ np.asarray(head.enter[...])[:, q]
         if head.autoregressive:
             x = x + sum(np.asarray(head.before[...])[p, ids_Q[p]] for p in range(q))
@@ -78,11 +79,12 @@ def test_scores_are_those_worked_out_by_hand(head, hidden_BLD, target_BLQ, previ
     found = jax.jit(head.scores)(hidden_BLD, target_BLQ, previous_BLQ)
     for b, slot in np.ndindex(2, 5):
         logits_QV = logits_by_hand(head, hidden_BLD[b, slot], target_BLQ[b, slot], previous_BLQ[b, slot])
-        chosen_Q = np.take_along_axis(log_softmax(logits_QV), target_BLQ[b, slot][:, None], axis=1)
+        target_G = target_BLQ[b, slot][: head.generated]
+        chosen_Q = np.take_along_axis(log_softmax(logits_QV), target_G[:, None], axis=1)
         assert float(found.log_likelihood[b, slot]) == pytest.approx(chosen_Q.sum(), rel=1e-4, abs=1e-4)
         sums_Q = np.log(np.exp(logits_QV).sum(axis=1))
         assert float(found.normaliser[b, slot]) == pytest.approx((sums_Q**2).sum(), rel=1e-4)
-        assert float(found.right[b, slot]) == pytest.approx((logits_QV.argmax(1) == target_BLQ[b, slot]).mean())
+        assert float(found.right[b, slot]) == pytest.approx((logits_QV.argmax(1) == target_G).mean())
     assert len(np.unique(np.round(found.right, 3))) > 1
 
 
@@ -100,13 +102,16 @@ def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ, previous_
         return head.draw(hidden_BLD, choose, previous_BLQ), sum(seen)
 
     ids_BLQ, likelihood_BL = forced(jnp.asarray(hidden_BLD))
-    np.testing.assert_array_equal(ids_BLQ, target_BLQ)
+    np.testing.assert_array_equal(ids_BLQ[..., : head.generated], target_BLQ[..., : head.generated])
+    assert (ids_BLQ[..., head.generated :] == CONFIG.silent).all()
     scored_BL = head.scores(jnp.asarray(hidden_BLD), target_BLQ, previous_BLQ).log_likelihood
     np.testing.assert_allclose(scored_BL, likelihood_BL, rtol=1e-5, atol=1e-5)
 
 
 def test_likelihoods_of_all_tokens_sum_to_1(head, hidden_BLD, previous_BLQ):
-    every_NQ = np.array(list(itertools.product(range(CONFIG.vocabulary), repeat=CONFIG.subcodes)), np.int32)
+    every_NQ = np.array(list(itertools.product(range(CONFIG.vocabulary), repeat=head.generated)), np.int32)
+    others = ((0, 0), (0, CONFIG.subcodes - head.generated))
+    every_NQ = np.pad(every_NQ, others, constant_values=CONFIG.silent)
     for hidden_D, previous_Q in zip(hidden_BLD[:, 2], previous_BLQ[:, 2], strict=True):
         hidden_1ND = np.broadcast_to(hidden_D, (1, len(every_NQ), CONFIG.width))
         previous_1NQ = np.broadcast_to(previous_Q, (1, *every_NQ.shape))
@@ -126,7 +131,9 @@ def test_a_sub_code_depends_on_those_before_it_unless_it_is_independent(head, hi
 
     wanted, others = seen(0, 1, 2), (seen(3, 1, 2), seen(0, 0, 2), seen(0, 1, 3))
     moved = [(found != wanted).any(axis=(1, 2, 3)).tolist() for found in others]
-    if head.autoregressive:
+    if head.generated < CONFIG.subcodes:
+        assert moved == [[False, True], [False, False], [False, False]]
+    elif head.autoregressive:
         assert moved == [[False, True, True], [False, False, True], [False] * 3]
         assert (seen(1, 0, 2)[2] != wanted[2]).any(), "which of the two is which"
     else:
@@ -136,7 +143,8 @@ def test_a_sub_code_depends_on_those_before_it_unless_it_is_independent(head, hi
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_reach_every_parameter(head, hidden_BLD, target_BLQ, previous_BLQ, dtype):
     params = nnx.state(head)
-    config = dataclasses.replace(CONFIG, dtype=dtype, head=KINDS[not head.autoregressive], copies=head.copy is not None)
+    kind, copies = KINDS[not head.autoregressive], head.copy is not None
+    config = dataclasses.replace(CONFIG, dtype=dtype, head=kind, copies=copies, generated=head.generated)
     graph = nnx.graphdef(nnx.eval_shape(lambda: SubcodeHead(config, rngs=nnx.Rngs(0))))
 
     def loss(params, hidden_BLD):
@@ -146,10 +154,10 @@ def test_gradients_reach_every_parameter(head, hidden_BLD, target_BLQ, previous_
     assert np.abs(to_hidden).max(axis=-1).min() > 0
     for path, leaf in nnx.to_flat_state(to_params):
         assert np.isfinite(leaf[...]).all() and np.abs(leaf[...]).max() > 0, path
-    for q in range(CONFIG.subcodes):
+    for q in range(head.generated):
         assert np.abs(to_params["enter"][...][:, q]).max() > 0 and np.abs(to_params["to_codes"][...][q]).max() > 0
     if head.autoregressive:  # an embedding of each sub-code that has one after it, and of those that were there
-        rows = {(q, code) for q in range(CONFIG.subcodes - 1) for code in target_BLQ[..., q].ravel().tolist()}
+        rows = {(q, code) for q in range(head.generated - 1) for code in target_BLQ[..., q].ravel().tolist()}
         reached = np.abs(to_params["before"][...]).max(axis=-1) > 0
         assert {tuple(place) for place in np.argwhere(reached).tolist()} == rows
 

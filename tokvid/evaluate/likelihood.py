@@ -11,7 +11,7 @@ from flax import nnx
 from tokvid.nn.visibility import NEVER
 from tokvid.sampling.stream import Models, window_ends
 from tokvid.train.transformer_step import scored
-from tokvid.transformer.layout import clip_slots, lay_out
+from tokvid.transformer.layout import as_generated, clip_slots, lay_out
 from tokvid.types import TokenBatch, token_batch
 
 CANDIDATES = 16  # captions ranked per video, the true one included
@@ -33,12 +33,13 @@ def log_likelihood(
         window = np.full((batch, config.latent[0], *tokens_BTHWQ.shape[2:]), -1, np.int32)
         window[:, : last - start] = tokens_BTHWQ[:, start:last]
         given_T = np.arange(config.latent[0]) < first - start
+        known_BTHW = np.broadcast_to(given_T[:, None, None], window.shape[:-1])
         request = token_batch(
-            window,
+            as_generated(config, window, known_BTHW),
             np.full(batch, start, np.int32),
             np.full(batch, fps, np.float32),
             text_BL,
-            np.broadcast_to(given_T, (batch, len(given_T))),
+            known_BTHW,
         )
         total_B += np.asarray(_window(models.transformer.graph, models.transformer.params, request), np.float64)
         first = last

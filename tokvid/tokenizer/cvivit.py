@@ -79,6 +79,12 @@ class CViViT(nnx.Module):
         self.encoder_norm = RMSNorm(width)
         self.to_latent = Linear(width, self.quantizer.width, ("embed", None), rngs=rngs)
         self.from_latent = Linear(self.quantizer.width, width, (None, "embed"), rngs=rngs)
+        if any(config.later_codes):
+            # A token's few codes tell of all its patches. Both start at 0, as if there were none.
+            patches = config.fold**2
+            inner, outer = patches * width, patches * self.quantizer.width
+            self.to_token = Linear(inner, outer, ("embed", None), rngs=rngs, gain=0.0)
+            self.from_token = Linear(outer, inner, (None, "embed"), rngs=rngs, gain=0.0)
         self.decoder = self._stack(config.decoder, rngs)
         self.decoder_norm = RMSNorm(width)
         self.paint_first = Linear(width, pixels, ("embed", None), rngs=rngs)
@@ -102,13 +108,23 @@ class CViViT(nnx.Module):
         """The decoder's input: a latent for each patch."""
         return self.quantizer.decode_ids(_unfolded(ids_BTHWQ, self.config.fold))
 
-    def reconstruct(self, video_BTHWC: Float[Array, "b t h w 3"]) -> tuple[Float[Array, "b t h w 3"], Quantized]:
-        """The video's reconstruction, differentiable, and the encoder's output."""
-        quantized = self.encode(video_BTHWC)
+    def reconstruct(
+        self, video_BTHWC: Float[Array, "b t h w 3"], kept_BT: Int[Array, "b tl"] | None = None
+    ) -> tuple[Float[Array, "b t h w 3"], Quantized]:
+        """The video's reconstruction, differentiable, and the encoder's output.
+
+        `kept_BT`: the number of sub-codes that each latent frame keeps, in place of the config's `later_codes`.
+        """
+        latent_shape(self.config, *video_BTHWC.shape[1:4])
+        quantized = self.encode_step(video_BTHWC, kept_BT=kept_BT)[0]
         return self.decode_step(quantized.latents)[0], quantized
 
     def encode_step(
-        self, video_BTHWC: Float[Array, "b t h w 3"], cache: Cache | None = None, first: bool = True
+        self,
+        video_BTHWC: Float[Array, "b t h w 3"],
+        cache: Cache | None = None,
+        first: bool = True,
+        kept_BT: Int[Array, "b tl"] | None = None,
     ) -> tuple[Quantized, Cache | None]:
         """Encodes the next frames of a stream; with `first`, these begin with the video's first frame.
 
@@ -126,18 +142,51 @@ class CViViT(nnx.Module):
         x_BTHWD = constrain(jnp.concatenate(parts, axis=1), "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.encoder, self.config.encoder, x_BTHWD, cache)
         before_BHWC = cache.latents if cache is not None and self.config.hysteresis and not first else None
-        quantized = self.quantizer.quantize(self.to_latent(self.encoder_norm(x_BTHWD)), before_BHWC)
+        x_BTHWD = self.encoder_norm(x_BTHWD)
+        latents_BTHWC = self.to_latent(x_BTHWD)
+        if any(self.config.later_codes):
+            latents_BTHWC += self._by_token(self.to_token, x_BTHWD)
+        quantized = self.quantizer.quantize(latents_BTHWC, before_BHWC)
         if cache is not None and self.config.hysteresis:
             cache = cache._replace(latents=quantized.latents[:, -1])
         ids, inputs = (_folded(x, self.config.fold) for x in (quantized.ids, quantized.inputs))
-        return quantized._replace(ids=ids, inputs=inputs), cache
+        quantized = quantized._replace(ids=ids, inputs=inputs)
+        if any(self.config.later_codes):
+            if kept_BT is None:
+                kept_BT = jnp.full(ids.shape[:2], self.config.later_codes[0])
+                kept_BT = kept_BT.at[:, 0].set(0) if first else kept_BT
+            quantized = self._with_codes(quantized, kept_BT)
+        return quantized, cache
+
+    def _by_token(self, linear: Linear, x_BTHWD: jax.Array) -> jax.Array:
+        """A layer that sees all patches of a token at once."""
+        return _unfolded(linear(_folded(x_BTHWD, self.config.fold)), self.config.fold)
+
+    def _with_codes(self, quantized: Quantized, kept_BT: jax.Array) -> Quantized:
+        """With only the first sub-codes of each token, 0 for all of them; the others say nothing.
+
+        That is what a code whose latents are all 0 says. So what the first frame has shown is told once, and only what
+        is new costs bits.
+        """
+        Q = quantized.ids.shape[-1]
+        kept_BTQ = (jnp.arange(Q) < kept_BT[..., None]) | (kept_BT[..., None] == 0)
+        kept_BTHWQ = jnp.broadcast_to(kept_BTQ[:, :, None, None], quantized.ids.shape)
+        kept_BTHWG = _unfolded(kept_BTHWQ, self.config.fold)
+        kept_BTHWC = jnp.repeat(kept_BTHWG, self.quantizer.width // self.config.groups, axis=-1)
+        return quantized._replace(
+            ids=jnp.where(kept_BTHWQ, quantized.ids, self.quantizer.quantizer.zero),
+            latents=jnp.where(kept_BTHWC, quantized.latents, 0),
+        )
 
     def decode_step(
         self, latents_BTHWC: Float[Array, "b tl rows columns c"], cache: Cache | None = None, first: bool = True
     ) -> tuple[Float[Array, "b t h w 3"], Cache | None]:
         """The next latent frames of a stream → their pixels and the next cache; arguments as for `encode_step`."""
         pt, p = self.config.temporal_patch, self.config.patch
-        x_BTHWD = constrain(self.from_latent(latents_BTHWC), "clips", *[None] * 4)
+        x_BTHWD = self.from_latent(latents_BTHWC)
+        if any(self.config.later_codes):
+            x_BTHWD += self._by_token(self.from_token, latents_BTHWC)
+        x_BTHWD = constrain(x_BTHWD, "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.decoder, self.config.decoder, x_BTHWD, cache)
         x_BTHWD = self.decoder_norm(x_BTHWD)
         split = int(first)

@@ -56,6 +56,7 @@ class FSQ:
         self.levels = np.asarray(levels, np.int32)
         self.basis = np.concatenate([[1], np.cumprod(self.levels[:-1])]).astype(np.int32)
         self.width, self.vocabulary = len(levels), math.prod(levels)
+        self.zero = int(np.sum(self.levels // 2 * self.basis))  # the code whose latents are all 0
         self.settings = (tuple(levels), hysteresis, stillness)
 
     def __eq__(self, other: object) -> bool:  # loading the same weights again must not compile anew
@@ -258,12 +259,25 @@ def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Grouped:
             f"tokenizer.hysteresis and stillness_weight are in levels, which {config.quantizer} has none of; set both "
             "to 0, or the quantizer to fsq"
         )
+    most, codes = max(config.later_codes, default=-1), config.groups * config.fold**2
+    if not 0 <= most <= codes:
+        raise UserError(f"tokenizer.later_codes {list(config.later_codes)}: should be 0 (all) to {codes} sub-codes")
+    if most and config.quantizer != "fsq":
+        raise UserError(
+            f"tokenizer.later_codes needs a code that says nothing, which {config.quantizer} hasn't; set it to 0, or "
+            "the quantizer to fsq"
+        )
     return Grouped(QUANTIZERS[config.quantizer](config, rngs), config.groups)
 
 
 def codes_of(config: TokenizerConfig) -> Codes:
     """The vocabulary and the number of sub-codes of a tokenizer's tokens."""
     return Codes(_sizes(config)[1], config.groups * config.fold**2)
+
+
+def silent_code(config: TokenizerConfig) -> int:
+    """The code that later latent frames have in place of sub-codes that they don't keep; 0 where they keep all."""
+    return FSQ(config.levels).zero if any(config.later_codes) else 0
 
 
 def channels(config: TokenizerConfig) -> int:

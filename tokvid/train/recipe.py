@@ -11,7 +11,7 @@ from tokvid.io.urls import local
 from tokvid.tasks.tasks import conditions_of
 from tokvid.text.t5 import t5_config
 from tokvid.tokenizer.cvivit import latent_shape
-from tokvid.tokenizer.quantizers import codes_of
+from tokvid.tokenizer.quantizers import codes_of, silent_code
 
 HOW = ("attention", "dtype", "remat", "scan_layers")  # settings of speed and memory, not of the model
 
@@ -36,6 +36,8 @@ def fitted(recipe: Recipe) -> Recipe:
             "temporal_patch": tokenizer.temporal_patch,
             "vocabulary": codes.vocabulary,
             "subcodes": codes.per_token,
+            "generated": tokenizer.later_codes[0],
+            "silent": silent_code(tokenizer),
         }
         for name, value in facts.items():
             if (current := getattr(transformer, name)) not in (value, getattr(TransformerConfig, name)):

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 PLAIN: dict[str, Any] = {"flip": 0.0, "zoom": 1.0, "light": 0.0, "conditions": 0.0}  # no augmentation, for validation
 VALIDATION_SEED = 1
+FEW_FROM_THE_FIRST = 0.15  # of the clips, where later frames have fewer codes
 
 
 class Players(nnx.Module):
@@ -98,7 +99,7 @@ class TokenizerTraining:
     ) -> tuple[jax.Array, Metrics]:
         """The loss of videos (B, T, H, W, 3) in [-1, 1], T 1 for images, and their captions (B, L)."""
         tokenizer, likeness = players.tokenizer, functools.partial(self._likeness, players.perceptual, truth)
-        rebuilt, quantized = tokenizer.reconstruct(truth)
+        rebuilt, quantized = tokenizer.reconstruct(truth, self._kept_codes(truth, key))
         losses = likeness(rebuilt) | quantized.losses
         metrics = {} if key is None else tokenizer.quantizer.learn(quantized.inputs, quantized.ids, key)
         if players.adversary is not None:
@@ -111,6 +112,19 @@ class TokenizerTraining:
         error_B = jnp.mean(jnp.square(rebuilt - truth), axis=(1, 2, 3, 4))
         metrics |= losses | {"psnr": jnp.mean(-10 * jnp.log10(error_B / 4 + 1e-10))}
         return total(losses), metrics | _usage(quantized.ids, tokenizer.quantizer.vocabulary)
+
+    def _kept_codes(self, truth: jax.Array, key: jax.Array | None) -> jax.Array | None:
+        """The number of sub-codes that each latent frame keeps, drawn in training, so that a few tell the most.
+
+        In some clips the first frame keeps as few as the others: a transformer draws no more without a given frame.
+        """
+        if key is None or not any(self.config.later_codes):
+            return None
+        later_key, first_key = jax.random.split(jax.random.fold_in(key, 2))
+        B, T = len(truth), latent_shape(self.config, *truth.shape[1:4]).frames
+        later_B1 = jax.random.choice(later_key, jnp.asarray(self.config.later_codes), (B, 1))
+        few_B1 = jax.random.bernoulli(first_key, FEW_FROM_THE_FIRST, (B, 1))
+        return jnp.where((jnp.arange(T) > 0) | few_B1, later_B1, 0)
 
     def _likeness(self, perceptual: Perceptual | None, truth: jax.Array, rebuilt: jax.Array) -> Metrics:
         """The named, weighted losses between a reconstruction and the truth."""

@@ -124,7 +124,10 @@ class TransformerTraining:
             share_B111 = jax.random.uniform(share_key, (len(drawn_BTHWQ), 1, 1, 1), maxval=layouts.scheduled_sampling)
             own_BTHW = jax.random.uniform(token_key, drawn_BTHWQ.shape[:4]) < share_B111
             seen_BTHWQ = jnp.where(own_BTHW[..., None], drawn_BTHWQ, seen_BTHWQ)
-        return seen_BTHWQ
+        if not (generated := self.config.generated):
+            return seen_BTHWQ
+        # The others are never wrong: a token that has stopped doesn't have those of a first frame.
+        return jnp.concatenate([seen_BTHWQ[..., :generated], batch.tokens[..., generated:]], axis=-1)
 
     def weight(self, batch: TokenBatch) -> jax.Array:
         """The number of generated tokens, over which `loss` averages."""

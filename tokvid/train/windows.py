@@ -14,7 +14,7 @@ from tokvid.input_pipeline.records import StoredVideo
 from tokvid.tasks.conditions import CONDITIONS, Condition
 from tokvid.tasks.tasks import TASKS
 from tokvid.train.token_cache import TokenCache
-from tokvid.transformer.layout import condition_number, condition_shape, slot_count
+from tokvid.transformer.layout import as_generated, condition_number, condition_shape, slot_count
 from tokvid.types import Clip, TokenBatch, captions_in_force, joined, stride_of
 
 LEAST_SHARE = 0.75  # of the generated latent frames that the text must be in force for
@@ -251,7 +251,7 @@ class WindowSampler:
             stride = W  # a latent frame with known parts isn't drawn in rounds
         in_rounds = stride == H * W
         return TokenBatch(
-            tokens=tokens_THWQ,
+            tokens=as_generated(config, tokens_THWQ, window.known),
             start=np.asarray(window.start, np.int32),
             fps=np.asarray(video.fps, np.float32),
             text=self._text(video, "" if dropped else window.text),

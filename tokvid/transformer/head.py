@@ -103,24 +103,27 @@ class SubcodeHead(nnx.Module):
     drawn without regard to the others.
 
     With `copies`, the token before is embedded as well, and for each sub-code drawn already, whether it has stayed.
+    Where only the first sub-codes are `generated`, the others have the code `silent`.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        D, W, Q, V = config.width, config.head_width, config.subcodes, config.vocabulary
-        self.enter = weight(rngs, (D, Q, W), D, ("embed", None, None))
+        D, W, V = config.width, config.head_width, config.vocabulary
+        G = config.generated or config.subcodes
+        self.enter = weight(rngs, (D, G, W), D, ("embed", None, None))
         shape = BlockShape(W, 1, 1, 8 * W // 3 // 8 * 8, config.head_layers, config.dtype)
         self.norms = nnx.List([RMSNorm(W) for _ in range(config.head_layers)])
         self.layers = nnx.List([SwiGLU(shape, rngs=rngs) for _ in range(config.head_layers)])
         self.last_norm = RMSNorm(W)
-        self.to_codes = weight(rngs, (Q, W, V), W, (None, "embed", "vocabulary"))
+        self.to_codes = weight(rngs, (G, W, V), W, (None, "embed", "vocabulary"))
         if config.head == "autoregressive":
-            self.before = weight(rngs, (Q - 1, V, W), 1, (None, None, "embed"), gain=0.5)
-        self.copy = Copy(Q, V, W, rngs=rngs) if config.copies else None
+            self.before = weight(rngs, (G - 1, V, W), 1, (None, None, "embed"), gain=0.5)
+        self.copy = Copy(G, V, W, rngs=rngs) if config.copies else None
         if config.copies:
-            self.previous = weight(rngs, (Q, V, W), 1, (None, None, "embed"), gain=0.5)
+            self.previous = weight(rngs, (config.subcodes, V, W), 1, (None, None, "embed"), gain=0.5)
             if config.head == "autoregressive":
-                self.stayed = weight(rngs, (Q - 1, W), 1, (None, "embed"), gain=0.5)
-        self.codes, self.autoregressive, self.dtype = (V, Q), config.head == "autoregressive", config.dtype
+                self.stayed = weight(rngs, (G - 1, W), 1, (None, "embed"), gain=0.5)
+        self.generated, self.subcodes, self.silent = G, config.subcodes, config.silent
+        self.autoregressive, self.dtype = config.head == "autoregressive", config.dtype
 
     def scores(
         self,
@@ -128,15 +131,15 @@ class SubcodeHead(nnx.Module):
         target_BLQ: Int[Array, "b l q"],
         previous_BLQ: Int[Array, "b l q"],
     ) -> Scores:
-        """The scores of all sub-codes at once, each conditioned on the true ones before it."""
+        """The scores of all generated sub-codes at once, each conditioned on the true ones before it."""
         x_BLQW = self._enter(hidden_BLD, previous_BLQ)
         if self.autoregressive:
-            first = slice(self.codes[1] - 1)
-            rows_BLQW = self._before(jnp.arange(self.codes[1] - 1), target_BLQ[..., first], previous_BLQ[..., first])
+            first = slice(self.generated - 1)
+            rows_BLQW = self._before(jnp.arange(self.generated - 1), target_BLQ[..., first], previous_BLQ[..., first])
             x_BLQW += jnp.pad(jnp.cumsum(rows_BLQW, axis=2), ((0, 0), (0, 0), (1, 0), (0, 0)))
         x_BLQW = self._deepen(x_BLQW)
-        logits = [self._logits(x_BLQW[:, :, q], q, previous_BLQ) for q in range(self.codes[1])]
-        return _scores(jnp.stack(logits, axis=2), target_BLQ)
+        logits = [self._logits(x_BLQW[:, :, q], q, previous_BLQ) for q in range(self.generated)]
+        return _scores(jnp.stack(logits, axis=2), target_BLQ[..., : self.generated])
 
     def draw(
         self, hidden_BLD: Float[Array, "b l d"], choose: Choose, previous_BLQ: Int[Array, "b l q"]
@@ -144,19 +147,20 @@ class SubcodeHead(nnx.Module):
         """The ids that `choose` draws from the logits, one sub-code after another."""
         x_BLQW, ids = self._enter(hidden_BLD, previous_BLQ), []
         before_BLW = jnp.zeros_like(x_BLQW[:, :, 0])
-        for q in range(self.codes[1]):
+        for q in range(self.generated):
             x_BLW = self._deepen(x_BLQW[:, :, q] + before_BLW)
             ids.append(choose(q, self._logits(x_BLW, q, previous_BLQ)))
-            if self.autoregressive and q + 1 < self.codes[1]:
+            if self.autoregressive and q + 1 < self.generated:
                 before_BLW += self._before(q, ids[-1], previous_BLQ[..., q])
-        return jnp.stack(ids, axis=-1)
+        others = ((0, 0), (0, 0), (0, self.subcodes - self.generated))
+        return jnp.pad(jnp.stack(ids, axis=-1), others, constant_values=self.silent)
 
-    def _enter(self, hidden_BLD: Float[Array, "b l d"], previous_BLQ: Int[Array, "b l q"]) -> Float[Array, "b l q w"]:
+    def _enter(self, hidden_BLD: Float[Array, "b l d"], previous_BLQ: Int[Array, "b l q"]) -> Float[Array, "b l g w"]:
         narrow_BLD = hidden_BLD.astype(compute_dtype(self.dtype))
         x_BLQW = constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
         if self.copy is None:
             return x_BLQW
-        rows_BLQW = self._rows(self.previous, jnp.arange(self.codes[1]), jnp.maximum(previous_BLQ, 0))
+        rows_BLQW = self._rows(self.previous, jnp.arange(self.subcodes), jnp.maximum(previous_BLQ, 0))
         return x_BLQW + jnp.where(previous_BLQ[..., None] >= 0, rows_BLQW, 0).sum(axis=2, keepdims=True)
 
     def _before(self, q: int | jax.Array, ids: jax.Array, previous: jax.Array) -> jax.Array:

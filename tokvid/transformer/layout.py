@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from tokvid.config import TransformerConfig
@@ -236,6 +237,19 @@ def build(segments: Several[Segment], vocabulary: Vocabulary) -> Sequence:
     wider = [((0, 0), (0, 0), (0, width - part.state.shape[2])) for part in parts]
     parts = [part._replace(state=jnp.pad(part.state, pads)) for part, pads in zip(parts, wider, strict=True)]
     return Sequence(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))
+
+
+def as_generated(
+    config: TransformerConfig, tokens_XQ: Int[np.ndarray, "*x q"], known_X: Bool[np.ndarray, "*x"]
+) -> Int[np.ndarray, "*x q"]:
+    """Tokens of real video, on the host; those that aren't known have only the sub-codes that are generated.
+
+    A real first frame has more of them. Absent tokens (-1) stay absent.
+    """
+    if not config.generated:
+        return tokens_XQ
+    silent_XQ = (np.arange(config.subcodes) >= config.generated) & ~known_X[..., None] & (tokens_XQ >= 0)
+    return np.where(silent_XQ, np.int32(config.silent), tokens_XQ)
 
 
 def tokens_before(target_BSQ: Int[AnyArray, "b s q"], previous_BL: Int[AnyArray, "b l"]) -> Int[Array, "b l q"]:
