@@ -158,7 +158,7 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
     from tokvid.input_pipeline.text import train_text_model
     from tokvid.shapes.drawing import captions_corpus
     from tokvid.tokenizer.cvivit import CViViT
-    from tokvid.tokenizer.quantizers import codes_of
+    from tokvid.tokenizer.quantizers import codes_of, silent_code
     from tokvid.transformer.model import Transformer
 
     size, fps, layers = (16, 16), (4.0, 8.0), ("space", "time")
@@ -184,9 +184,10 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
         text = train_text_model(captions_corpus(300, seed=0), folder / "text.model", 320)
         encoding = dataclasses.replace(tokenizer, patch=patch, fold=fold, groups=groups)
         if fold > 1:
-            encoding = dataclasses.replace(encoding, first_frame="still", hysteresis=0.25)
+            encoding = dataclasses.replace(encoding, first_frame="still", hysteresis=0.25, later_codes=(2, 0))
         subcodes = codes_of(encoding).per_token
-        trunk = dataclasses.replace(transformer, subcodes=subcodes, copies=subcodes > 1)
+        few = {"generated": encoding.later_codes[0], "silent": silent_code(encoding)}
+        trunk = dataclasses.replace(transformer, subcodes=subcodes, copies=subcodes > 1, **few)
 
         def save(kind, model, config, **about):
             params = nnx.split(random_model(model, config))[1]

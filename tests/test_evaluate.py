@@ -14,7 +14,7 @@ from tokvid.errors import UserError
 from tokvid.evaluate import interpolation, shapes
 from tokvid.evaluate.batches import through
 from tokvid.evaluate.interpolation import blend, evaluate_interpolation, jitter
-from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction
+from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction, with_later_codes
 from tokvid.evaluate.shapes import evaluate_shapes, read_segments
 from tokvid.metrics.features import load_features
 from tokvid.metrics.video import psnr
@@ -188,13 +188,34 @@ def test_the_shipped_story_says_only_what_was_trained():
     assert all((a.direction, a.speed) != (b.direction, b.speed) for a, b in itertools.pairwise(told))
 
 
+def test_reconstruction_with_other_numbers_of_later_codes(any_models):
+    data, tokenizer = DataConfig(size=(16, 16), fps=(4.0,), frames=5, videos=20), any_models.tokenizer
+    if not any_models.transformer.config.generated:
+        with pytest.raises(UserError, match="leave out --later-codes"):
+            with_later_codes(tokenizer, 0)
+        return
+    figures = {
+        number: evaluate_reconstruction(with_later_codes(tokenizer, number), data, 4, 0, FEATURES)
+        for number in (0, 1, 2)
+    }
+    assert [figures[number]["later_codes"] for number in (0, 1, 2)] == [0, 1, 2]
+    bits = {number: each["bits_per_pixel"] / figures[1]["bits_per_pixel"] for number, each in figures.items()}
+    codes = any_models.transformer.config.subcodes
+    assert bits == pytest.approx({0: 3 * codes / (codes + 2), 1: 1, 2: (codes + 4) / (codes + 2)})
+    assert figures[2]["psnr"] == evaluate_reconstruction(tokenizer, data, 4, 0, FEATURES)["psnr"]
+    assert len({each["psnr"] for each in figures.values()}) == 3
+    with pytest.raises(UserError, match="later_codes"):
+        with_later_codes(tokenizer, codes + 1)
+
+
 def test_reconstruction(any_models, by_two):
     data = DataConfig(size=(16, 16), fps=(4.0, 8.0), frames=5, videos=100)
     figures = evaluate_reconstruction(any_models.tokenizer, data, 40, 0, FEATURES)
-    subcodes = any_models.transformer.config.subcodes
+    config = any_models.transformer.config
     assert figures["samples"] == 40 and figures["split"] == "held_out" and 0 < figures["codes_used"] <= 1
     assert figures["psnr"] < 20 < figures["repeat_psnr"] <= 100  # random weights against a truth that hardly moves
-    assert abs(figures["bits_per_pixel"] - 3 * 4 * subcodes * np.log2(30) / (5 * 16 * 16)) < 1e-9
+    subcodes = config.subcodes + 2 * (config.generated or config.subcodes)  # of a place, in three latent frames
+    assert abs(figures["bits_per_pixel"] - 4 * subcodes * np.log2(30) / (5 * 16 * 16)) < 1e-9
     again = by_two(lambda: evaluate_reconstruction(any_models.tokenizer, data, 40, 0, FEATURES))
     assert again == [figures, figures]
     assert figures["frechet"] > figures["frechet_real_halves"] and figures["features"].startswith(FEATURES.name)

@@ -61,10 +61,12 @@ def _shapes(options: argparse.Namespace, settings: "Settings", show: Show) -> di
 def _reconstruction(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
     from tokvid import weights
     from tokvid.distributed import check_same
-    from tokvid.evaluate.reconstruction import evaluate_reconstruction
+    from tokvid.evaluate.reconstruction import evaluate_reconstruction, with_later_codes
 
     tokenizer, data = weights.load(options.weights / "tokenizer", "tokenizer"), _data(options)
     check_same(tokenizer.about["fingerprint"])
+    if options.later_codes is not None:
+        tokenizer = with_later_codes(tokenizer, options.later_codes)
     return evaluate_reconstruction(tokenizer, data, options.samples, options.seed, _features(options), show)
 
 
@@ -84,7 +86,17 @@ def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -
     return evaluate_generation(models, data, request, _features(options), settings, show)
 
 
-ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "features")  # in all processes of a job
+ALIKE = (
+    "what",
+    "samples",
+    "seed",
+    "task",
+    "fps",
+    "seconds",
+    "factor",
+    "features",
+    "later_codes",
+)  # in all processes of a job
 SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
@@ -95,7 +107,7 @@ EVALUATIONS = {
     ),
     "reconstruction": Evaluation(
         "the tokenizer alone: real clips encoded and decoded (PSNR, SSIM, …)",
-        frozenset({"data", "features", "sheet"}),
+        frozenset({"data", "features", "later_codes", "sheet"}),
         _reconstruction,
     ),
     "interpolation": Evaluation(
@@ -156,6 +168,12 @@ class Evaluate(Command):
             type=int,
             metavar="N",
             help="interpolation: keep every N-th frame and generate the others, N one of 2, 4, 8, … (default 2)",
+        )
+        parser.add_argument(
+            "--later-codes",
+            type=int,
+            metavar="N",
+            help="reconstruction: sub-codes that a token has after the first frame, 0 for all (default: the weights')",
         )
         parser.add_argument(
             "--features",

@@ -1,6 +1,7 @@
 """Measures tokenizer quality: `tokvid evaluate reconstruction`."""
 
 import collections
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +20,9 @@ from tokvid.metrics.features import Features
 from tokvid.metrics.video import METRICS, detail, frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.stream import StreamDecoder, StreamEncoder
 from tokvid.tokenizer.cvivit import latent_shape
-from tokvid.tokenizer.quantizers import codes_of
+from tokvid.tokenizer.quantizers import codes_of, kept_ids
 from tokvid.types import Caption
-from tokvid.weights import Loaded
+from tokvid.weights import Loaded, shapes
 
 LEAST_FOR_SSIM = 11  # pixels
 SHOWN = 6  # clips on a sheet
@@ -78,6 +79,7 @@ def evaluate_reconstruction(
         "seed": seed,
         "size": list(data.size),
         "frames": data.frames,
+        "later_codes": tokenizer.config.later_codes[0],
         "weights": tokenizer.about["fingerprint"],
     }
 
@@ -95,7 +97,7 @@ def _measure(
         for name, value in _compare(truth_THWC, rebuilt_THWC).items():
             lists[name].append(value)
         lists["shown"] += [truth_THWC, rebuilt_THWC]
-    used = ids[: len(truths)].ravel()
+    used = kept_ids(tokenizer.config, ids[: len(truths)])
     lists["counts"].append(np.bincount(used, minlength=codes_of(tokenizer.config).vocabulary))
     lists["shown"] = lists["shown"][: 2 * SHOWN]
     return lists
@@ -108,11 +110,11 @@ class Reconstruction:
         """`size`: (height, width) of its frames in pixels. UserError where tokens don't divide it."""
         _, rows, columns = latent_shape(tokenizer.config, 1, *size)
         self._encoder, self._decoder = StreamEncoder(tokenizer, 1, size), StreamDecoder(tokenizer, 1, rows, columns)
-        self._bits, self._size = codes_of(tokenizer.config).bits, size
+        self._config, self._size = tokenizer.config, size
         self._psnrs: list[float] = []
         self._ssims: list[float] = []
         self._waiting: list[np.ndarray] = []  # true frames that are not decoded yet
-        self._tokens = 0
+        self._tokens, self._codes = 0, 0
         self.complete = False  # whether all frames have been through
 
     def frames(self, truth: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -127,6 +129,7 @@ class Reconstruction:
     def _through(self, truth_HWC: np.ndarray) -> Iterator[np.ndarray]:
         """The frames that come out when this one goes in."""
         ids_BTHWQ = self._encoder.feed(truth_HWC[None, None])
+        self._codes += kept_ids(self._config, ids_BTHWQ, first=not self._tokens).size
         self._tokens += ids_BTHWQ[..., 0].size
         for made_HWC in self._decoder.feed(ids_BTHWQ)[0][: len(self._waiting)]:
             truth_1HWC, made_1HWC = self._waiting.pop(0)[None], made_HWC[None]
@@ -143,9 +146,21 @@ class Reconstruction:
             "ssim": round(float(np.mean(self._ssims)), 5) if self._ssims else None,
             "frames": len(self._psnrs),
             "tokens": self._tokens,
-            "bits_per_pixel": round(self._tokens * self._bits / pixels, 6),
+            "bits_per_pixel": round(self._codes * math.log2(codes_of(self._config).vocabulary) / pixels, 6),
             "size": list(self._size),
         }
+
+
+def with_later_codes(tokenizer: Loaded, later_codes: int) -> Loaded:
+    """The tokenizer with so many sub-codes in latent frames after the first, 0 for all.
+
+    UserError where it knows only one number.
+    """
+    config = tokenizer.config
+    if not any(config.later_codes):
+        raise UserError("these weights keep all sub-codes in every latent frame; leave out --later-codes")
+    config = dataclasses.replace(config, later_codes=(later_codes, *config.later_codes))
+    return tokenizer._replace(config=config, graph=shapes("tokenizer", config)[0])
 
 
 def split_of(data: DataConfig) -> str:

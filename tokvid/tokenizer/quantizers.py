@@ -280,6 +280,14 @@ def silent_code(config: TokenizerConfig) -> int:
     return FSQ(config.levels).zero if any(config.later_codes) else 0
 
 
+def kept_ids(
+    config: TokenizerConfig, ids_BTHWQ: Int[np.ndarray, "b tl hl wl q"], first: bool = True
+) -> Int[np.ndarray, " n"]:
+    """The codes that say something, in one row: without the silent ones. `first`: whether videos begin with these."""
+    later, ahead = config.later_codes[0] or codes_of(config).per_token, int(first)
+    return np.concatenate([ids_BTHWQ[:, :ahead].ravel(), ids_BTHWQ[:, ahead:, ..., :later].ravel()])
+
+
 def channels(config: TokenizerConfig) -> int:
     """The channels of a tokenizer's latents."""
     return config.groups * _sizes(config)[0]
