@@ -51,6 +51,9 @@ def able(trained_for):
 WAYS: dict[str, Callable[[World, Path], object]] = {
     "generate": lambda world, _: world.generate.stream("a zebra"),
     "generate from a picture": lambda world, _: world.generate.stream("a zebra", image=PICTURE),
+    "generate one after another": lambda world, _: [world.generate.stream("a zebra", seed=seed) for seed in (1, 2)],
+    "negative": lambda world, _: world.generate.stream("a star", negative="a zebra"),
+    "negative of a segment": lambda world, _: world.story.stream([{"prompt": "a star", "negative": "a zebra"}]),
     "story": lambda world, _: world.story.stream(["a zebra", "the zebra"]),
     "stream": lambda world, _: world.stream(["a zebra", "the zebra"]),
     "many": lambda world, _: world.many(["a zebra", "the zebra"]),

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -73,15 +73,26 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
     return from_dict(Story, _plain({**values, **changes}), "story")
 
 
-def warn_of_spelled(text: TextModel, prompts: Sequence[str]) -> None:
-    """Warns of words that mean nothing to the weights, once for all prompts: any prompt gives some video."""
-    words = list(dict.fromkeys(word for prompt in prompts for word in text.spelled(prompt)))
+def prompts_of(story: Story) -> list[str]:
+    """All texts that the weights read, negative prompts included."""
+    negatives = [segment.negative or "" for segment in story.segments]
+    return [segment.prompt for segment in story.segments] + [story.negative, *negatives]
+
+
+def warn_of_spelled(text: TextModel, prompts: Sequence[str], named: Container[str] = ()) -> list[str]:
+    """Warns of words that mean nothing to the weights, once for all prompts: any prompt gives some video.
+
+    Returns these words; those in `named` are left out.
+    """
+    each = dict.fromkeys(word for prompt in prompts for word in text.spelled(prompt))
+    words = [word for word in each if word not in named]
     if not words:
-        return
+        return []
     listed = ", ".join(map(repr, words[:MOST_WORDS])) + (", …" if len(words) > MOST_WORDS else "")
     lower = any(word != word.lower() and not text.spelled(word.lower()) for word in words)
     hint = "; try lower case" if lower else ""
     log.warning("these weights hardly know %s: rare in their captions, or not there%s", listed, hint)
+    return words
 
 
 def _segment(each: str | Segment | Mapping[str, Any], seconds: float) -> Any:

@@ -13,7 +13,7 @@ from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Frames, Picture, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, make_story, warn_of_spelled
+from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, warn_of_spelled
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS
@@ -66,6 +66,7 @@ class World:
     def __init__(self, folder: Path, *, loras: Sequence[weights.Scaled] = (), quiet: bool = False):
         """The weights in `folder`, with LoRAs added, which are read when they are first needed."""
         self.folder, self.loras, self.quiet = folder, loras, quiet
+        self._named: set[str] = set()  # unknown words, once warned of
 
     def __repr__(self) -> str:
         return f"World({str(self.folder)!r})"
@@ -159,7 +160,7 @@ class World:
         """
         clips = clips_of(prompts, count, seconds, settings)
         batches_of(self.models, clips, batch)  # errors come now, not later
-        warn_of_spelled(self.models.text, [clip.segments[0].prompt for clip in clips])
+        self._warn_of_words(clips)
         batches = tell_many(self.models, clips, batch)
         pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=False))
         return (Video(video_THWC, clips[number].fps, story=clips[number]) for number, video_THWC in pairs)
@@ -181,7 +182,7 @@ class World:
         one with more prompts, or a higher `count`, adds to the folder.
         """
         clips = clips_of(prompts, count, seconds, settings)
-        warn_of_spelled(self.models.text, [clip.segments[0].prompt for clip in clips])
+        self._warn_of_words(clips)
         return fill(self.models, Path(folder), clips, batch, scale)
 
     @verb
@@ -273,8 +274,13 @@ class World:
     def _checked(self, story: Story) -> Story:
         """The story, if these weights know its settings; a warning names the words that they hardly know."""
         check_rows(self.models, story.sampling)
-        warn_of_spelled(self.models.text, [segment.prompt for segment in story.segments])
+        self._warn_of_words([story])
         return story
+
+    def _warn_of_words(self, stories: Sequence[Story]) -> None:
+        """Names each word once, however many clips its prompt has."""
+        prompts = [prompt for story in stories for prompt in prompts_of(story)]
+        self._named.update(warn_of_spelled(self.models.text, prompts, self._named))
 
     def _told(
         self,
