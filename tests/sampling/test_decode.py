@@ -22,6 +22,11 @@ PROMPTS = ("up", "a small red circle moves slowly to the left", "")  # of very u
 GREEDY = Sampling(temperature=0)
 
 
+def drawn_codes(models):
+    """How many of a token's sub-codes are drawn; the others are silent."""
+    return models.transformer.config.generated or models.transformer.config.subcodes
+
+
 @pytest.fixture(scope="module")
 def batch(any_models):
     """Three windows whose first latent frame is known, one from mid-video."""
@@ -109,6 +114,7 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
     """Token by token or a row at once, whatever is known, without any cache, with guidance."""
     model, guidance_B = any_models.transformer.model, np.array([2.0, 3.0, 1.0], np.float32)
     known, subcodes = tuple(bool(known >> bit & 1) for bit in (3, 2, 1, 0)), model.config.subcodes
+    drawn, silent = drawn_codes(any_models), model.config.silent
     step, total = 2 * rows or 1, 4 * known.count(False)
     rng = np.random.default_rng(4)
     given = rng.integers(30, size=batch.tokens.shape)
@@ -120,13 +126,13 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
         start=batch.start * any(known),
     )
     logits = plain(model, guidance_B, total)
-    made_BLQ, asked, slot = np.zeros((3, total, subcodes), np.int32), ~np.array(known), 0
+    made_BLQ, asked, slot = np.full((3, total, subcodes), silent, np.int32), ~np.array(known), 0
     while slot < total:
         now = tokens.copy()
         now[:, asked] = made_BLQ.reshape(3, -1, 2, 2, subcodes)
         width = 1 if slot < 2 and not any(known) else step  # a video's first row is drawn token by token
         here = slice(slot, slot + width)
-        for q in range(subcodes):
+        for q in range(drawn):
             made_BLQ[:, here, q] = logits(batch._replace(tokens=now), made_BLQ)[:, here, q].argmax(-1)
         slot += width
     found = make(any_models, batch, sampling=dataclasses.replace(GREEDY, rows=rows), known=known)
@@ -147,9 +153,9 @@ def test_rounds_are_those_of_the_plain_forward_pass(any_models, batch):
     drawn[:, 0] = True
     for frame in (1, 2, 3):
         for stand in (1, 2, 4):
-            ids, now = np.zeros((3, 16, subcodes), np.int32), batch._replace(tokens=tokens, drawn=drawn)
+            ids, now = np.full((3, 16, subcodes), model.config.silent), batch._replace(tokens=tokens, drawn=drawn)
             likelihood = np.zeros((3, 16))
-            for q in range(subcodes):
+            for q in range(drawn_codes(any_models)):
                 every = np.asarray(jax.nn.log_softmax(logits(now, ids)[:, :, q]))
                 ids[..., q], likelihood = every.argmax(-1), likelihood + every.max(-1)
             for sample in range(3):
@@ -242,7 +248,7 @@ def test_what_is_known_stays_and_fewer_frames_begin_alike(any_models, batch, tog
 @pytest.mark.parametrize("rows", [0, 1])
 def test_any_tokens_may_be_given(any_models, batch, rows):
     """A hole in every latent frame is filled in as the plain forward pass says; around it nothing changes."""
-    model, subcodes = any_models.transformer.model, any_models.transformer.config.subcodes
+    model = any_models.transformer.model
     known_THW = np.ones((4, 2, 2), bool)
     known_THW[:, 1] = False  # the lower rows
     tokens = np.random.default_rng(6).integers(30, size=batch.tokens.shape).astype(np.int32)
@@ -254,8 +260,10 @@ def test_any_tokens_may_be_given(any_models, batch, rows):
     step = 2 * rows or 1
     now = batch._replace(tokens=filled, known=np.broadcast_to(known_THW, batch.known.shape), stride=np.full(3, step))
     hole_BLQ = filled[:, ~known_THW]
-    for q in range(subcodes):
+    drawn = drawn_codes(any_models)
+    for q in range(drawn):
         np.testing.assert_array_equal(hole_BLQ[..., q], logits(now, hole_BLQ)[:, :, q].argmax(-1))
+    assert (hole_BLQ[..., drawn:] == model.config.silent).all()
 
 
 def test_one_program_serves_any_number_of_known_tokens(any_models, batch, together):
