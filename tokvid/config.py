@@ -77,6 +77,7 @@ class TokenizerConfig:
     # Sub-codes of a token that latent frames after the first keep, 0 for all. Where several numbers are given, training
     # draws one for each clip, and encoding keeps the first.
     later_codes: tuple[int, ...] = (0,)
+    recall_first: bool = False  # whether the decoder sees the first frame's latents beside each later frame's, for ever
     codes: int = 8192  # the vocabulary of VQ and LFQ, of a sub-code
     code_width: int = 32  # channels of VQ's codes
     commitment_weight: float = 0.25  # pulls latents to their codes (VQ, LFQ)

@@ -30,6 +30,7 @@ def tokenizer_flops(c: TokenizerConfig, part: str, latent_frames: int, keys: int
     frames = 1 + (latent_frames - 1) * c.temporal_patch
     pixels = frames * patches * 2 * c.width * 3 * c.patch**2
     by_token = c.fold**2 if any(c.later_codes) else 0
+    by_token += part == "decoder" and c.recall_first
     return pixels + latent_frames * patches * (sum(blocks) + 2 * c.width * channels * (1 + by_token))
 
 

@@ -328,7 +328,7 @@ def same_codes(mark: str | None, tokenizer: dict[str, Any]) -> bool:
 
 def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """16 hex digits of everything that determines a video's codes."""
-    without = ("size", "tile", "decoder", "dtype", "remat", "attention")
+    without = ("size", "tile", "decoder", "recall_first", "dtype", "remat", "attention")
     # By later versions; these values keep older tokens valid.
     added = {"fold": 1, "groups": 1, "first_frame": "own", "hysteresis": 0.0, "later_codes": [0]}
     config = {

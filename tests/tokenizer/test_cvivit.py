@@ -404,6 +404,23 @@ def test_impossible_numbers_of_later_codes_are_refused(changes, message):
         CViViT(dataclasses.replace(LEAN, **({"hysteresis": 0.0} | changes)), rngs=nnx.Rngs(0))
 
 
+def test_the_first_frame_is_recalled_for_ever(random_model):
+    """Beyond the time layers' reach, and in a stream as in the whole."""
+    latents = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 12, 4, 4, 4)), jnp.float32)
+    changed = latents.at[:, 0].multiply(-1)
+    for recalls in (False, True):
+        model = random_model(CViViT, dataclasses.replace(LEAN, recall_first=recalls))
+        step = jax.jit(model.decode_step, static_argnames="first")
+        (whole, _), (other, _) = step(latents), step(changed)
+        differs = np.any(np.asarray(whole != other), axis=(0, 2, 3, 4))
+        assert differs[: 1 + 2 * 2].all() and differs[-8:].all() == differs[-8:].any() == recalls
+        cache, made = model.empty_cache("decoder", 2, 2, 2), []
+        for number, piece in enumerate(np.split(latents, [1, 4, 5], axis=1)):
+            pixels, cache = step(jnp.asarray(piece), cache, first=number == 0)
+            made.append(pixels)
+        np.testing.assert_allclose(np.concatenate(made, axis=1), whole, atol=1e-5)
+
+
 # Gradients
 
 

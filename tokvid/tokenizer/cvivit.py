@@ -29,7 +29,8 @@ from tokvid.types import LatentShape
 class Cache(NamedTuple):
     """A stream's state: keys and values of the last latent frames for each time layer, their times, the next time.
 
-    `latents`: the last frame's, in an encoder with hysteresis; otherwise without channels.
+    `latents`: the last frame's in an encoder with hysteresis, the first one's in a decoder that recalls it; otherwise
+    without channels.
     """
 
     layers: tuple[Float[Array, "patches s n e"], ...]
@@ -85,6 +86,8 @@ class CViViT(nnx.Module):
             inner, outer = patches * width, patches * self.quantizer.width
             self.to_token = Linear(inner, outer, ("embed", None), rngs=rngs, gain=0.0)
             self.from_token = Linear(outer, inner, (None, "embed"), rngs=rngs, gain=0.0)
+        if config.recall_first:
+            self.from_first = Linear(self.quantizer.width, width, (None, "embed"), rngs=rngs, gain=0.0)
         self.decoder = self._stack(config.decoder, rngs)
         self.decoder_norm = RMSNorm(width)
         self.paint_first = Linear(width, pixels, ("embed", None), rngs=rngs)
@@ -186,8 +189,16 @@ class CViViT(nnx.Module):
         x_BTHWD = self.from_latent(latents_BTHWC)
         if any(self.config.later_codes):
             x_BTHWD += self._by_token(self.from_token, latents_BTHWC)
+        first_BHWC = None
+        if self.config.recall_first:
+            first_BHWC = latents_BTHWC[:, 0] if first or cache is None else cache.latents
+            recalled_B1HWD = self.from_first(first_BHWC)[:, None]
+            later_T = jnp.arange(latents_BTHWC.shape[1]) >= int(first)
+            x_BTHWD += jnp.where(later_T[:, None, None, None], recalled_B1HWD, 0)
         x_BTHWD = constrain(x_BTHWD, "clips", *[None] * 4)
         x_BTHWD, cache = self._run(self.decoder, self.config.decoder, x_BTHWD, cache)
+        if cache is not None and first_BHWC is not None:
+            cache = cache._replace(latents=first_BHWC)
         x_BTHWD = self.decoder_norm(x_BTHWD)
         split = int(first)
         parts = [_pixels(self.paint_first(x_BTHWD[:, :1]), 1, p)] if split else []
@@ -205,7 +216,8 @@ class CViViT(nnx.Module):
         past = (batch * rows * columns * c.fold**2, c.time_window - 1, c.heads, c.width // c.heads)
         layers = [jnp.zeros(past, dtype) for kind in order if kind == "time" for _ in ("key", "value")]
         times = jnp.full((c.time_window - 1,), NEVER, jnp.int32)
-        channels = self.quantizer.width if part == "encoder" and c.hysteresis else 0
+        remembered = c.hysteresis if part == "encoder" else c.recall_first
+        channels = self.quantizer.width if remembered else 0
         latents = jnp.zeros((batch, rows * c.fold, columns * c.fold, channels))
         return Cache(tuple(layers), times, jnp.zeros((), jnp.int32), latents)
 
