@@ -136,13 +136,7 @@ class Evaluate(Command):
         parser.add_argument(
             "--samples", type=int, default=128, metavar="N", help="number of clips to measure (default 128)"
         )
-        parser.add_argument(
-            "--seed",
-            type=int,
-            default=0,
-            metavar="N",
-            help="random seed (default 0)",
-        )
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
         task = "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; all: those that the weights know"
         parser.add_argument("--task", metavar="NAME", help=task)
         parser.add_argument(
