@@ -219,7 +219,12 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
 
 
 def _warn_of_streams(config: TokenizerConfig, frames: int) -> None:
-    """Most latent frames of a long video don't see its first one; warns where clips hold none of these."""
+    """Most latent frames of a long video don't see its first one; warns where clips hold none of these.
+
+    With few codes after the first frame, they are meant to see it.
+    """
+    if any(config.later_codes):
+        return
     latent = latent_shape(config, frames, *config.size).frames
     for part, order in (("encoder", config.encoder), ("decoder", config.decoder)):
         reach = 1 + order.count("time") * (config.time_window - 1)
