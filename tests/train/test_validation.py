@@ -7,6 +7,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -27,7 +28,7 @@ from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train
 from tokvid.train.token_cache import HELD_OUT, open_token_cache
 from tokvid.train.tokenize import write_token_cache
-from tokvid.train.tokenizer_step import TokenizerTraining
+from tokvid.train.tokenizer_step import FEW_FROM_THE_FIRST, TokenizerTraining
 from tokvid.train.transformer_step import TransformerTraining
 
 SIZE = (16, 16)
@@ -139,3 +140,34 @@ def test_no_batches_are_no_validation(workdir, tmp_path):
 def test_without_held_out_videos_there_is_no_validation(tmp_path):
     data = dataclasses.replace(RECIPE.data, source="records", path=str(tmp_path), flip=0.0)
     assert TokenizerTraining(dataclasses.replace(RECIPE, data=data)).validation() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"),
+    [
+        ({}, False),
+        ({"time_window": 4}, True),
+        ({"time_window": 4, "later_codes": (1, 0)}, False),  # which are meant to see the first frame
+    ],
+)
+def test_a_tokenizer_that_always_sees_the_first_frame_is_warned_of(caplog, changes, warns):
+    data = dataclasses.replace(RECIPE.data, frames=9)
+    layers = {"encoder": ("space", "time"), "decoder": ("space", "time") * 2}
+    settings = layers | {"time_window": 2, "groups": 2, "quantizer": "fsq"} | changes
+    tokenizer = dataclasses.replace(RECIPE.tokenizer, **settings)
+    TokenizerTraining(dataclasses.replace(RECIPE, data=data, tokenizer=tokenizer))
+    assert ("the decoder looks back over" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("later", "wanted"), [((3, 0), {0, 3}), ((2, 4), {2, 4})])
+def test_training_draws_how_many_sub_codes_later_frames_keep(later, wanted):
+    """One number for a clip; its first frame keeps all, or in some clips as few."""
+    tokenizer = dataclasses.replace(RECIPE.tokenizer, quantizer="fsq", patch=4, fold=2, later_codes=later)
+    training = TokenizerTraining(dataclasses.replace(RECIPE, tokenizer=tokenizer))
+    truth = jnp.zeros((400, RECIPE.data.frames, *RECIPE.data.size, 3))
+    kept_BT = np.asarray(training._kept_codes(truth, jax.random.key(0)))
+    assert (kept_BT[:, 1:] == kept_BT[:, 1:2]).all() and {*np.unique(kept_BT[:, 1])} == wanted
+    few_B = (kept_BT[:, 0] == kept_BT[:, 1]) & (kept_BT[:, 1] > 0)
+    assert (kept_BT[~few_B, 0] == 0).all()
+    assert abs(few_B[kept_BT[:, 1] > 0].mean() - FEW_FROM_THE_FIRST) < 0.06
+    assert training._kept_codes(truth, None) is None
