@@ -10,6 +10,7 @@ from tokvid.config import (
     TokenizerConfig,
     TrainConfig,
     TransformerConfig,
+    computed,
     from_dict,
     to_dict,
 )
@@ -81,3 +82,26 @@ def test_a_retired_field_is_accepted_with_the_value_that_still_holds():
     assert from_dict(TransformerConfig, {"seconds": True, "rate_token": True}) == TransformerConfig()
     with pytest.raises(UserError, match=r"transformer\.seconds can only be True in this version, got False"):
         from_dict(TransformerConfig, {"seconds": False}, "transformer")
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            TokenizerConfig(),
+            "code_width codes commitment_weight decoder dtype encoder entropy_weight first_frame fold groups "
+            "heads hysteresis l1_weight l2_weight levels mlp patch perceptual_weight quantizer remat size "
+            "ssim_weight stillness_weight temporal_patch temporal_weight tile time_window width ",
+        ),
+        (
+            TransformerConfig(),
+            "conditions copies dtype grid head head_layers head_width heads kv_heads latent_frames layers mlp "
+            "remat scan_layers subcodes temporal_patch text_length text_vocabulary ticks_per_second vocabulary "
+            "width z_loss ",
+        ),
+    ],
+    ids=["tokenizer", "transformer"],
+)
+def test_a_setting_of_a_later_version_does_not_stop_earlier_checkpoints(config, names):
+    """Theirs lack it: with its default, which is in ADDED, it isn't among what has to agree."""
+    assert sorted(computed(config)) == names.split()

@@ -362,7 +362,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-ADDED = {"text_width": 0}  # settings of later versions, and values with which earlier checkpoints resume
+# Settings of later versions, and values with which earlier checkpoints resume.
+ADDED = {"text_width": 0, "later_codes": [0], "recall_first": False, "generated": 0, "silent": 0}
 
 
 def computed(config: Any) -> dict[str, Any]:
