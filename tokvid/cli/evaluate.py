@@ -86,17 +86,8 @@ def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -
     return evaluate_generation(models, data, request, _features(options), settings, show)
 
 
-ALIKE = (
-    "what",
-    "samples",
-    "seed",
-    "task",
-    "fps",
-    "seconds",
-    "factor",
-    "features",
-    "later_codes",
-)  # in all processes of a job
+# In all processes of a job.
+ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "features", "later_codes")
 SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
