@@ -82,6 +82,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("reconstruct in.mp4 --out a.mp4 --size 80000 80000", "at most 8192 are allowed"),
         ("reconstruct in.mp4 --out a.mp4 --fps 0", "0"),
         ("reconstruct in.mp4 --out a.mp4 --fps nan", "nan"),
+        ("reconstruct in.mp4 --out a.mp4 --later-codes 2", "these weights keep all sub-codes"),
         ("studio --port 70000", "--port should be 0 to 65535"),
         ("evaluate shapes --samples 3", "4 or more samples"),
         ("evaluate shapes --seed -1", "seed should be"),

@@ -46,6 +46,19 @@ def test_reconstruct_at_another_rate_and_size(tokvid, tiny_weights, movie, tmp_p
     assert (info.width, info.height, info.frames) == (24, 8, 3)
 
 
+def test_reconstruct_with_other_numbers_of_later_codes(tokvid, make_weights, movie):
+    """The weights keep 2 of 4 sub-codes after the first latent frame; --later-codes 0 keeps all."""
+    figures, words = {}, ("--out", "a.mp4", "--weights", make_weights(patch=4, fold=2, groups=1), "--json")
+    for number in (None, 2, 0):
+        code, text, err = tokvid(
+            "reconstruct", "in.mp4", *words, *([] if number is None else ["--later-codes", number])
+        )
+        assert (code, err) == (0, "")
+        figures[number] = json.loads(text)
+    assert figures[None] == figures[2] and figures[0]["psnr"] != figures[2]["psnr"]
+    assert figures[0]["bits_per_pixel"] / figures[2]["bits_per_pixel"] == pytest.approx(6 * 4 / (4 + 5 * 2), abs=1e-4)
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "transformer"])
 @pytest.mark.parametrize(
     "name, damage", [("config.json", "cut"), ("weights.safetensors", "cut"), ("weights.safetensors", "bit")]

@@ -12,6 +12,7 @@ from tokvid.cli.options import (
     Command,
     check_rounds,
     guidance_argument,
+    later_codes_argument,
     models_arguments,
     models_of,
     processes_arguments,
@@ -154,12 +155,7 @@ class Evaluate(Command):
             metavar="N",
             help="interpolation: keep every N-th frame and generate the others, N one of 2, 4, 8, … (default 2)",
         )
-        parser.add_argument(
-            "--later-codes",
-            type=int,
-            metavar="N",
-            help="reconstruction: sub-codes that a token has after the first frame, 0 for all (default: the weights')",
-        )
+        later_codes_argument(parser, "reconstruction: ")
         parser.add_argument(
             "--features",
             metavar="NAME",

@@ -181,6 +181,16 @@ def scheme_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def later_codes_argument(parser: argparse.ArgumentParser, only: str = "") -> None:
+    """--later-codes; `only`: begins its help with the evaluation that it is for."""
+    parser.add_argument(
+        "--later-codes",
+        type=int,
+        metavar="N",
+        help=f"{only}sub-codes that a token has after the first frame, 0 for all (default: the weights')",
+    )
+
+
 def seed_argument(parser: argparse.ArgumentParser) -> None:
     """--seed of a story; None: not given."""
     parser.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")

@@ -5,7 +5,15 @@ import itertools
 import json
 from pathlib import Path
 
-from tokvid.cli.options import Command, models_arguments, models_of, readable, refuse, weights_arguments
+from tokvid.cli.options import (
+    Command,
+    later_codes_argument,
+    models_arguments,
+    models_of,
+    readable,
+    refuse,
+    weights_arguments,
+)
 from tokvid.cli.printing import in_any_case, say, table
 from tokvid.errors import UserError
 from tokvid.io.files import VIDEO_SUFFIXES, Outputs
@@ -46,12 +54,13 @@ class Reconstruct(Command):
             default="crop",
             help="if IN has another aspect ratio: cut off its edges, or add black bars (default crop)",
         )
+        later_codes_argument(parser)
         parser.add_argument("--json", action="store_true", help="print the figures as JSON")
         weights_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid import weights
-        from tokvid.evaluate.reconstruction import Reconstruction
+        from tokvid.evaluate.reconstruction import Reconstruction, with_later_codes
         from tokvid.input_pipeline.clips import probe, stream_frames
         from tokvid.io.media import VideoWriter, write_image
 
@@ -61,6 +70,8 @@ class Reconstruct(Command):
                 raise UserError(f"{options.file} has {count} frames, {options.out} holds one; write .mp4 or .gif")
             refuse(options, ["fps"], "has no meaning for a picture; leave it out")
         tokenizer = weights.load(options.weights / "tokenizer", "tokenizer")
+        if options.later_codes is not None:
+            tokenizer = with_later_codes(tokenizer, options.later_codes)
         size = tuple(options.size or tokenizer.config.size)
         reconstruction = Reconstruction(tokenizer, size)
         fps = probe(options.file).rate or 1.0 if options.fps is None else options.fps  # an image has no rate
