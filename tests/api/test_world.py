@@ -17,6 +17,7 @@ import pytest
 import tokvid as package
 from tokvid.api.inputs import read_clip, read_picture
 from tokvid.api.stories import Settings
+from tokvid.api.inputs import read_clip
 from tokvid.api.video import Stream, Video
 from tokvid.api.world import World
 from tokvid.cli.main import main
@@ -211,10 +212,13 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     trained_for(["interpolation", "infilling"])
     world, clip = package.load(tmp_path / "w", quiet=True), Video(FRAMES[:5], 4)
     assert world.tasks == ("interpolation", "infilling")
-    smooth = world.interpolate(clip, guidance=1)
-    assert (len(smooth), smooth.fps) == (9, 8.0)
-    edited = world.edit(clip, "interpolation", guidance=1, fps=8)
+    smooth = world.interpolate(clip)
+    assert (len(smooth), smooth.fps) == (9, 8.0) and (smooth.frames[::2] == [*read_clip(clip, 4, (16, 16))]).all()
+    assert (smooth.story.guidance, smooth.story.sampling.temperature) == (1.0, 0.0)
+    edited = world.edit(clip, "interpolation", fps=8)
     assert (edited.frames == smooth.frames).all()
+    again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story
+    assert (again.guidance, again.sampling.temperature) == (1.0, 0.9)
     stream = world.loop.stream(clip, guidance=1, fps=4)
     assert (stream.total, stream.known, stream.left_out) == (8, 4, 1) and len(stream.video(quiet=True)) == 8
     rebuilt = world.reconstruct(clip, size=(16, 24), fit="letterbox")

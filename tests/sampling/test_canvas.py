@@ -69,7 +69,9 @@ def test_a_canvas_is_a_multiple_of_tokens_and_wider_or_higher_than_the_video(tin
 def test_a_wider_video_keeps_its_middle_token_for_token(tiny_models, asked):
     models = trained_for(tiny_models, "outpaint")
     count, parts = outpaint(models, STORY, iter(video(4)), ((16, 16), (16, 32)))
-    assert count == 4 and np.concatenate(list(parts)).shape == (4, 16, 32, 3)
+    made_THWC = np.concatenate(list(parts))
+    assert count == 4 and made_THWC.shape == (4, 16, 32, 3)
+    np.testing.assert_array_equal(made_THWC[:, :, 8:24], video(4))
     tokens_THWQ = encode_opening(models, iter(np.concatenate([video(4), video(4)[-1:]])))
     right, left = asked
     np.testing.assert_array_equal(right.tokens[0, :3, :, 0], tokens_THWQ[:, :, 1])

@@ -8,10 +8,10 @@ import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
-from tokvid.sampling import stream
+from tokvid.sampling import edits, stream
 from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, vary
-from tokvid.sampling.story import Segment, Story, encode_opening
-from tokvid.tasks.conditions import CONDITIONS, Condition
+from tokvid.sampling.story import Segment, Story, encode_opening, encode_video
+from tokvid.tasks.conditions import CONDITIONS, Condition, grey
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames
 
 STORY = Story((Segment("up"),), fps=4.0)
@@ -48,7 +48,9 @@ def video(frames):
 @pytest.mark.parametrize("factor", [2, 4])
 def test_so_many_frames_come_of_one(models, asked, frames, factor):
     count, made = interpolate(models, STORY, iter(video(frames)), factor)
-    assert len(np.concatenate(list(made))) == count == 1 + (frames - 1) * factor
+    made_THWC = np.concatenate(list(made))
+    assert len(made_THWC) == count == 1 + (frames - 1) * factor
+    np.testing.assert_array_equal(made_THWC[::factor], video(frames))
     rates = {float(batch.fps[0]): float(batch.conditions[0].fps[0]) for batch, *_ in asked}
     wanted = {8.0: 4.0, 16.0: 8.0} if factor == 4 else {8.0: 4.0}
     assert rates == ({} if frames == 1 else wanted)
@@ -98,31 +100,31 @@ def test_factors_that_were_not_trained_are_refused(models, tiny_models, factor):
 
 
 def test_a_loop_leads_from_the_end_to_the_beginning(models, asked):
-    tokens_THWQ = encode_opening(models, iter(video(9)))
-    made_THWC, new = loop(models, STORY, tokens_THWQ)
+    opening = encode_video(models, iter(video(9)))
+    made_THWC, new = loop(models, STORY, opening)
+    tokens_THWQ = opening.tokens_THWQ
     ((batch, known, count),) = asked
     assert known == [True, False, False, True] and count == 2 and new == 4
     np.testing.assert_array_equal(batch.tokens[0, 0], tokens_THWQ[-1])
     np.testing.assert_array_equal(batch.tokens[0, 3], tokens_THWQ[1])
     assert made_THWC.shape == (9 - 1 + 4, 16, 16, 3)
-    decoded = stream.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THWQ[None])[0]
-    np.testing.assert_array_equal(made_THWC[:8], decoded[1:])
+    np.testing.assert_array_equal(made_THWC[:8], video(9)[1:])
 
 
 def test_a_loop_is_really_generated(models):
-    tokens_THWQ = encode_opening(models, iter(video(9)))
-    one, other = (loop(models, Story((Segment(text),)), tokens_THWQ)[0] for text in ("up", "a red circle"))
+    opening = encode_video(models, iter(video(9)))
+    one, other = (loop(models, Story((Segment(text),)), opening)[0] for text in ("up", "a red circle"))
     np.testing.assert_array_equal(one[:8], other[:8])
     assert (one[8:] != other[8:]).any()
 
 
 def test_what_cannot_loop_is_refused(models, tiny_models):
     with pytest.raises(UserError, match=r"train with the task infilling in layouts\.tasks"):
-        loop(tiny_models, STORY, encode_opening(models, iter(video(9))))
+        loop(tiny_models, STORY, encode_video(models, iter(video(9))))
     with pytest.raises(UserError, match=r"a loop needs a video of 3 frames or more .* got 1 frames"):
-        loop(models, STORY, encode_opening(models, iter(video(2))))
+        loop(models, STORY, encode_video(models, iter(video(2))))
     with pytest.raises(UserError, match=r"divide a latent frame"):
-        loop(models, Story((Segment("a"),), sampling=Sampling(rows=9)), encode_opening(models, iter(video(5))))
+        loop(models, Story((Segment("a"),), sampling=Sampling(rows=9)), encode_video(models, iter(video(5))))
 
 
 def trained_for(models, task):
@@ -140,12 +142,16 @@ def whole(made):
     return video_THWC
 
 
-def test_what_no_mask_touches_is_kept_token_for_token(models, asked):
+def test_what_no_mask_touches_is_kept_token_for_token_and_pixel_for_pixel(models, asked):
     """Right half new in frames 3 and 4, which are latent frame 2, in a video of 6 that the last frame fills up."""
     tokens_THWQ = encode_opening(models, iter(np.concatenate([video(6), video(6)[-1:]])))
     masks = np.zeros((6, 16, 16, 3), np.uint8)
     masks[3, :, 9] = 255
-    whole(inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks)))
+    made_THWC = whole(inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks)))
+    changed_THW = (made_THWC != video(6)).any(axis=-1)
+    assert (
+        changed_THW[3:5, :, 8:].mean() > 0.9 and not changed_THW[:, :, :8].any() and not changed_THW[[0, 1, 2, 5]].any()
+    )
     (batch, known, _), *later = asked
     assert not later, "windows without new tokens are not generated" and known == [True, True, False, True]
     known_THW = np.ones((4, 2, 2), bool)
@@ -162,6 +168,13 @@ def test_what_no_mask_touches_is_kept_token_for_token(models, asked):
 def test_masks_that_do_not_fit_are_refused(models, masks, said):
     with pytest.raises(UserError, match=said):
         inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks.astype(np.uint8)))
+
+
+def test_colours_have_the_luma_of_the_grey_video(models, asked):
+    grey_THWC = grey(video(6))
+    made_THWC = whole(edit(trained_for(models, "colourise"), STORY, "colourise", iter(video(6))))
+    away = np.abs(grey(made_THWC).astype(int) - grey_THWC)
+    assert np.median(away) <= 1 and not (made_THWC[..., 0] == made_THWC[..., 1]).all()
 
 
 def test_a_variation_draws_a_share_of_all_tokens_again(models, asked):
@@ -186,8 +199,12 @@ def test_an_animation_sees_the_picture_beside_every_window_of_the_track(models, 
     assert [int(batch.conditions[0].start[0]) for batch, *_ in asked] == [0, 4, 6]
 
 
-def test_a_picture_is_forced_on_weights_that_never_saw_one(models):
+def test_a_picture_is_forced_on_weights_that_never_saw_one(models, monkeypatch):
     """Its tokens come first, at places that count as generated; the rest follows from them."""
+    picture_HWC = video(1)[0]
+    made_THWC = whole(animate_untrained(models, dataclasses.replace(STORY, fps=4.0), picture_HWC))
+    np.testing.assert_array_equal(made_THWC[0], picture_HWC)
+    monkeypatch.setattr(edits, "restored", lambda made, given, every: made)
     picture_HWC = video(1)[0]
     tokens_THWQ = encode_opening(models, iter([picture_HWC]))
     made_THWC = whole(animate_untrained(models, dataclasses.replace(STORY, fps=4.0), picture_HWC))

@@ -58,7 +58,8 @@ def test_scale(tiny_models, fake_tell, tmp_path, scale, pixels):
 def test_the_frames_on_the_sheet_are_of_their_segment(tiny_models, fake_tell, tmp_path, monkeypatch):
     found = {}
     monkeypatch.setattr(module, "contact_sheet", lambda path, rows, **other: found.update(rows=rows, **other))
-    opening = Opening(np.zeros((3, 2, 2, 1), np.int32), np.zeros((0, 16, 16, 3), np.uint8))
+    given_THWC = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 16, 16, 3))
+    opening = Opening(np.zeros((3, 2, 2, 1), np.int32), given_THWC)
     film(tiny_models, STORY, [tmp_path / "a.mp4"], sheet=tmp_path / "s.png", opening=opening)
     first, second = ([int(frame[0, 0, 0]) for frame in row] for row in found["rows"])
     assert first == [5, 6, 8, 9, 10, 11, 13, 14]  # behind the 5 frames of the opening

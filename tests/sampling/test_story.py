@@ -11,6 +11,7 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
+from tokvid.sampling.film import show
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.levels import rates_of, spans_of
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, joins, load_story, tell
@@ -150,13 +151,14 @@ def test_a_video_comes_before_the_story(tiny_models, fake_generate, tmp_path, co
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 21])
 def test_no_frame_of_a_video_to_go_on_from_is_lost(tiny_models, count):
     video = np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)
-    tokens_THW, before_THWC = encode_video(tiny_models, iter(video))
-    assert len(before_THWC) + frames_of(len(tokens_THW), 2) == count
-    np.testing.assert_array_equal(tokens_THW, encode_opening(tiny_models, iter(video[len(before_THWC) :])))
-    shown = stream.StreamDecoder(tiny_models.tokenizer, 1, 2, 2).feed(
-        encode_opening(tiny_models, iter(video[:1]))[None]
-    )
-    np.testing.assert_array_equal(before_THWC[:1], shown[0, : len(before_THWC)])
+    opening = encode_video(tiny_models, iter(video))
+    before = opening.before(2)
+    assert 0 <= before < 2 and before + frames_of(len(opening.tokens_THWQ), 2) == count
+    np.testing.assert_array_equal(opening.tokens_THWQ, encode_opening(tiny_models, iter(video[before:])))
+    np.testing.assert_array_equal(opening.frames_THWC, video)
+    story = dataclasses.replace(STORY, segments=STORY.segments[:1])
+    shown = np.concatenate(list(show(tiny_models, story, opening)))
+    np.testing.assert_array_equal(shown[:count], video)
 
 
 def generated(monkeypatch):

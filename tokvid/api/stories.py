@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tokvid.config import Sampling, Scheme, from_dict
+from tokvid.config import BETWEEN, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local
@@ -71,6 +71,12 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
     elif isinstance(sampling, Mapping) and isinstance(values.get("sampling", {}), Mapping):
         changes["sampling"] = {**values.get("sampling", {}), **sampling}
     return from_dict(Story, _plain({**values, **changes}), "story")
+
+
+def story_between(prompt: str) -> Story:
+    """A prompt for frames between given ones, with the defaults that are best there."""
+    sampling = Sampling(temperature=BETWEEN["temperature"])
+    return Story((Segment(prompt),), guidance=BETWEEN["guidance"], sampling=sampling)
 
 
 def prompts_of(story: Story) -> list[str]:

@@ -13,7 +13,7 @@ from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Frames, Picture, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, warn_of_spelled
+from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_between, warn_of_spelled
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS
@@ -28,7 +28,7 @@ from tokvid.sampling.film import film, frames_before, show
 from tokvid.sampling.levels import check_rows, rates_of
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
-from tokvid.sampling.stream import Models, Windows, frames_of, load_models
+from tokvid.sampling.stream import Models, Windows, load_models
 from tokvid.tasks.conditions import draw_points
 
 LoRALike = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
@@ -200,7 +200,8 @@ class World:
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
         plain = {name: value for name, value in settings.items() if name not in own}
-        story = self._checked(make_story([prompt], None, cast(Settings, plain)))
+        begun = story_between(prompt) if task == "interpolation" else [prompt]
+        story = self._checked(make_story(begun, None, cast(Settings, plain)))
         total, parts, size = edited(self.models, story, task, video, own)
         return Stream(parts, total, story.fps, size, story)
 
@@ -241,10 +242,11 @@ class World:
     def interpolate(self, video: Clip, factor: int = 2, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
         """The same video with `factor` times the frames: 2, 4, 8, …
 
-        `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high.
+        `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high. Its
+        own frames stay as they are. New ones are drawn greedily and without guidance, unless settings say otherwise.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
-        story = self._checked(make_story([prompt], None, rated))
+        story = self._checked(make_story(story_between(prompt), None, rated))
         total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, self.size), factor)
         return Stream(parts, total, story.fps * factor, self.size, story)
 
@@ -253,9 +255,10 @@ class World:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning."""
         story = self._checked(make_story([prompt], None, settings))
-        tokens_THWQ, before_THWC = encode_video(self.models, read_clip(video, story.fps, self.size))
-        video_THWC, new = edits.loop(self.models, story, tokens_THWQ)
-        about = {"known": len(video_THWC) - new, "left_out": 1 + len(before_THWC)}
+        opening = encode_video(self.models, read_clip(video, story.fps, self.size))
+        video_THWC, new = edits.loop(self.models, story, opening)
+        known = len(video_THWC) - new
+        about = {"known": known, "left_out": len(opening.frames_THWC) - known}
         return Stream(iter([video_THWC]), len(video_THWC), story.fps, self.size, story, **about)
 
     def reconstruct(
@@ -295,9 +298,8 @@ class World:
             rates_of(models, story.fps, story.scheme)
         opening = self._opening(story, image, video)
         if video is not None and opening is not None:
-            latent_frames = len(opening.tokens_THWQ)
-            known = len(opening.before_THWC) + frames_of(latent_frames, models.tokenizer.config.temporal_patch)
-            if latent_frames == 1:  # which is the story's first frame
+            known = len(opening.frames_THWC)
+            if len(opening.tokens_THWQ) == 1:  # which is the story's first frame
                 first, *others = story.segments
                 longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)
                 story = dataclasses.replace(story, segments=(longer, *others))

@@ -117,7 +117,10 @@ class Interpolate(Command):
 
     name = "interpolate"
     help = "generate frames between those of a video"
-    details = "The output is as long as IN and smoother. The weights must have been trained for the interpolation task."
+    details = (
+        "The output is as long as IN and smoother; IN's own frames stay as they are. New ones are drawn greedily and "
+        "without guidance, unless --temperature or --guidance is given. The weights must be trained for interpolation."
+    )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.add_argument("video", type=readable, metavar="IN", help="video to make smoother")

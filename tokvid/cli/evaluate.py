@@ -23,7 +23,7 @@ from tokvid.cli.options import (
     scheme_argument,
 )
 from tokvid.cli.printing import in_any_case, markdown, say, table
-from tokvid.config import GUIDANCE, check_guidance, check_seed
+from tokvid.config import BETWEEN, GUIDANCE, Sampling, check_guidance, check_seed
 from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, Outputs, write_json, write_text
 
@@ -103,7 +103,8 @@ EVALUATIONS = {
         _reconstruction,
     ),
     "interpolation": Evaluation(
-        "frames generated between those of real clips, against the true ones",
+        "frames generated between those of real clips, against the true ones; greedily and without guidance, unless "
+        "--temperature or --guidance is given",
         frozenset({"data", "factor", "sheet", *SAMPLED}),
         _interpolation,
     ),
@@ -186,10 +187,12 @@ class Evaluate(Command):
         evaluation = EVALUATIONS[options.what]
         unused = frozenset().union(*(other.uses for other in EVALUATIONS.values())) - evaluation.uses
         refuse(options, sorted(unused), f"is not for evaluate {options.what}; leave it out")
-        guidance = GUIDANCE if options.guidance is None else options.guidance
+        usual = BETWEEN if options.what == "interpolation" else {"guidance": GUIDANCE}
+        guidance = usual["guidance"] if options.guidance is None else options.guidance
         check_seed(options.seed)
         check_guidance(guidance)
-        settings = Settings(guidance, scheme=options.scheme, sampling=sampling_of(options))
+        sampling = Sampling(temperature=usual.get("temperature", Sampling.temperature))
+        settings = Settings(guidance, scheme=options.scheme, sampling=sampling_of(options, sampling))
         check_same([str(getattr(options, name)) for name in ALIKE] + [dataclasses.asdict(settings)])
         steps: list[Callable[[], object]] = []
 

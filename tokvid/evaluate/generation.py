@@ -17,6 +17,7 @@ from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, sp
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
+from tokvid.sampling.given import restored
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import Guidance, Models, encode_clips, frames_of, make_prompt
 
@@ -162,12 +163,13 @@ def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> It
 def _generate(
     models: Models, clips: Clips, opening: np.ndarray, fps: float, settings: Settings, seeds_B: np.ndarray
 ) -> np.ndarray:
-    """Videos of the clips' captions that begin with latent frames, or with none."""
+    """Videos of the clips' captions that begin with latent frames of theirs, or with none."""
     frames = clips.truth.shape[1]
     prompt = make_prompt(models, clips.captions, seeds_B, Guidance(settings.guidance))
     rates = rates_of(models, fps, settings.scheme) if opening.shape[1] < 2 else [fps]
     made = videos(models, [prompt], settings.levels(models, rates, frames), opening)
-    return np.concatenate(list(made), axis=1)[:, :frames]
+    given = np.moveaxis(clips.truth[:, : _given(models, opening.shape[1])], 1, 0)
+    return np.concatenate(list(restored(made, iter(given))), axis=1)[:, :frames]
 
 
 def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, meas
 from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr
+from tokvid.sampling.given import restored
 from tokvid.sampling.levels import Levels, rates_between, refinement, videos
 from tokvid.sampling.stream import Guidance, Models, Source, StreamEncoder, frames_of, make_prompt
 from tokvid.shapes.reading import read_attributes, wrap
@@ -62,8 +63,8 @@ def evaluate_interpolation(
     shown = lists["shown"][: 3 * SHOWN]
     titles = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
     show(shown, captions=titles, columns=frames)
-    about = {"factor": factor, "fps": fps, "frames": frames, "seed": seed, "weights": models.mark}
-    return _figures(lists) | {"samples": len(lists["psnr"])} | about
+    about = {"factor": factor, "fps": fps, "frames": frames, "seed": seed, "settings": dataclasses.asdict(settings)}
+    return _figures(lists) | {"samples": len(lists["psnr"])} | about | {"weights": models.mark}
 
 
 def _measure(
@@ -112,7 +113,11 @@ def _interpolated(
     source = Source(refinement(models)[0], slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1])))
     latent_frames = 1 + (tokens.shape[1] - 1) * factor
     levels = Levels(rates_between(models, slow, factor), latent_frames, settings.keep, settings.sampling)
-    return np.concatenate(list(videos(models, [prompt], levels, tokens[:, :1], sources=[source])), axis=1)
+    made, given = (
+        videos(models, [prompt], levels, tokens[:, :1], sources=[source]),
+        np.moveaxis(truth[:, ::factor], 1, 0),
+    )
+    return np.concatenate(list(restored(made, iter(given), factor)), axis=1)
 
 
 def _compare(

@@ -21,6 +21,7 @@ from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr, seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
+from tokvid.sampling.given import restored
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import (
     Around,
@@ -112,12 +113,16 @@ class Batch:
         parts = videos(self.models, self.prompts(wanted, silent), levels, none, sources=sources, around=around)
         return np.concatenate(list(parts), axis=1)[:, : self.frames]
 
-    def told(self, opening_BTHWQ: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
-        """Videos of the stories' prompts, which begin with latent frames, or with none."""
-        opening = self.models.no_tokens(len(self.stories)) if opening_BTHWQ is None else opening_BTHWQ
+    def told(self, given: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
+        """Videos of the stories' prompts, which begin with the frames of other videos, or with none."""
+        opening = self.models.no_tokens(len(self.stories))
+        if given is not None:
+            opening = encode_clips(self.models.tokenizer, given)
         rates = rates_of(self.models, self.fps, self.settings.scheme) if opening.shape[1] < 2 else [self.fps]
         levels = self.settings.levels(self.models, rates, frames or self.frames)
         parts = videos(self.models, self.prompts(self.stories), levels, opening)
+        if given is not None:
+            parts = restored(parts, iter(np.moveaxis(given, 1, 0)))
         return np.concatenate(list(parts), axis=1)[:, : frames or self.frames]
 
     def read(self, made: np.ndarray, wanted: Sequence[ShapesStory]) -> dict[str, Sequence[float]]:
@@ -148,26 +153,27 @@ def _text_to_video(batch: Batch) -> Outcome:
 def _via_image(batch: Batch) -> Outcome:
     """A picture of the prompt, then a video that begins with it; `direct_joint` is of videos without one."""
     pictures, direct = batch.told(frames=1), batch.told()
-    made = batch.told(encode_clips(batch.models.tokenizer, pictures))
+    made = batch.told(pictures)
     figures = _anywhere(batch.read(made, batch.stories))
     return Outcome(pictures, made, {**figures, "direct_joint": batch.read(direct, batch.stories)["joint"]})
 
 
 def _image_to_video(batch: Batch) -> Outcome:
-    made = batch.told(batch.tokens[:, :1])
+    made = batch.told(batch.truth[:, :1])
     return Outcome(batch.truth[:, :1], made, batch.read(made, batch.stories))
 
 
 def _zero_shot(batch: Batch) -> Outcome:
     """The first frame takes the place of drawn tokens, as if the weights knew no pictures."""
     made = batch.edited(batch.stories, around=beginning_with(batch.tokens[:, :1]))
+    made = np.concatenate(list(restored(iter([made]), iter([batch.truth[:, 0]]))), axis=1)
     return Outcome(batch.truth[:, :1], made, batch.read(made, batch.stories))
 
 
 def _continuation(batch: Batch) -> Outcome:
-    made = batch.told(batch.tokens[:, :GIVEN])
-    given = 1 + (GIVEN - 1) * batch.models.tokenizer.config.temporal_patch
-    return Outcome(batch.truth[:, :given], made, batch.read(made, batch.stories))
+    given = batch.truth[:, : 1 + (GIVEN - 1) * batch.models.tokenizer.config.temporal_patch]
+    made = batch.told(given)
+    return Outcome(given, made, batch.read(made, batch.stories))
 
 
 def _infilling(batch: Batch) -> Outcome:
@@ -198,16 +204,14 @@ def _colourise(batch: Batch) -> Outcome:
 
 
 def _inpaint(batch: Batch) -> Outcome:
-    """A box follows the object, all of it; another colour and shape are asked for. Outside, pixels are as after the
-    tokenizer alone, but for what the decoder sees of the box."""
+    """A box follows the object, all of it; another colour and shape are asked for."""
     batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds, "slow") for each in batch.stories])
     wanted, known_BTHW = _others(batch, "color", "shape"), ~_boxes(batch)
-    made = batch.edited(wanted, around=Around(batch.tokens, known_BTHW))
     outside = _pixels(batch, known_BTHW)
-    again, kept = decode_clips(batch.models.tokenizer, batch.tokens)[:, : batch.frames], {}
-    for name, video in (("psnr_outside", made), ("ceiling_psnr_outside", again)):
-        kept[name] = _psnrs(batch.truth, video, outside)
-    return Outcome(_where(outside, batch.truth), made, {**_anywhere(batch.read(made, wanted)), **kept})
+    made = batch.edited(wanted, around=Around(batch.tokens, known_BTHW))
+    made = np.where(outside[..., None], batch.truth, made)
+    figures = {**_anywhere(batch.read(made, wanted)), "psnr_outside": _psnrs(batch.truth, made, outside)}
+    return Outcome(_where(outside, batch.truth), made, figures)
 
 
 def _outpaint(batch: Batch) -> Outcome:
@@ -219,13 +223,15 @@ def _outpaint(batch: Batch) -> Outcome:
     batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds) for each in batch.stories])
     (_, inner), (_, outer) = canvas_sizes(models, CANVAS, *CLIP)
     left = (size - inner) // 2
-    given = encode_clips(models.tokenizer, np.ascontiguousarray(batch.truth[:, :, :, left : left + inner]))
+    middle = np.ascontiguousarray(batch.truth[:, :, :, left : left + inner])
+    given = encode_clips(models.tokenizer, middle)
     side = inner // given.shape[3]
     around, places = widened(given, (given.shape[2], outer // side), models.transformer.config.latent[1:])
     first = int(np.flatnonzero(around.known_BTHW[0, 0, 0])[0]) * side
     levels = batch.settings.levels(models, [batch.fps], batch.frames)
     painted = paint(models, batch.prompts(batch.stories), levels, around, places)
     made = decode_clips(models.tokenizer, painted)[:, : batch.frames]
+    made[:, :, :, first : first + inner] = middle
     column_W = (np.arange(outer) - first + left) % size  # of the world, which is a torus
     truth, inside_W = batch.truth[:, :, :, column_W], (np.arange(outer) >= first) & (np.arange(outer) < first + inner)
     units_W = column_W * WORLD / size
@@ -383,7 +389,9 @@ def _anywhere(figures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[floa
 def _from_condition(batch: Batch, name: str, wanted: Sequence[ShapesStory]) -> Outcome:
     """Videos of these stories from the condition `name` of the true ones."""
     made = batch.edited(wanted, [batch.source(name, batch.truth)])
-    seen = np.stack([CONDITIONS[name].apply(video_THWC) for video_THWC in batch.truth])  # for people
+    seen = np.stack([CONDITIONS[name].apply(video_THWC) for video_THWC in batch.truth])
+    if (agree := CONDITIONS[name].agree) is not None:
+        made = np.stack([agree(*each) for each in zip(made, seen, strict=True)])
     return Outcome(seen, made, batch.read(made, wanted))
 
 

@@ -10,8 +10,9 @@ from jaxtyping import Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.edits import check_trained
+from tokvid.sampling.given import pasted
 from tokvid.sampling.levels import Levels, tokens_of
-from tokvid.sampling.story import Story, encode_opening, first_frames, prompts_of
+from tokvid.sampling.story import Story, first_frames, prompts_of
 from tokvid.sampling.stream import (
     Around,
     Models,
@@ -22,6 +23,7 @@ from tokvid.sampling.stream import (
     encode_clips,
     latent_frames_for,
 )
+from tokvid.tasks.conditions import with_means
 from tokvid.tokenizer.cvivit import token_side
 
 WIDEST = 4.0  # of a canvas: the longer side over the shorter one
@@ -79,21 +81,16 @@ def outpaint(
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video in the middle of a canvas, with new sides; `sizes` are those of `canvas_sizes`."""
     check_trained(models, "outpaint")
-    side, count = token_side(models.tokenizer.config), 0
-
-    def counted() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        nonlocal count
-        for frame_HWC in frames:
-            count += 1
-            yield frame_HWC
-        for _ in range(-(count - 1) % _patch(models)):
-            yield frame_HWC
-
-    inner_THWQ = encode_opening(models, counted(), sizes[0])
+    side, inner_THWC = token_side(models.tokenizer.config), np.stack(list(frames))
+    inner_THWQ = encode_clips(models.tokenizer, inner_THWC[None])[0]
     shape = (sizes[1][0] // side, sizes[1][1] // side)
     canvas, places = widened(inner_THWQ[None], shape, models.transformer.config.latent[1:])
     painted_BTHWQ = paint(models, prompts_of(story, models), _levels(story, len(inner_THWQ)), canvas, places)
-    return count, _decoded(models, painted_BTHWQ[0], count)
+    inside_HW = canvas.known_BTHW[0, 0].repeat(side, axis=0).repeat(side, axis=1)
+    given_THWC = np.zeros((len(inner_THWC), *inside_HW.shape, 3), np.uint8)
+    given_THWC[:, inside_HW] = inner_THWC.reshape(len(inner_THWC), -1, 3)
+    inside_THW = np.broadcast_to(inside_HW, given_THWC.shape[:3])
+    return len(given_THWC), pasted(_decoded(models, painted_BTHWQ[0], len(given_THWC)), given_THWC, inside_THW)
 
 
 def widened(
@@ -170,7 +167,8 @@ def doubled(
     places = [(top, left) for top in tiled(shape[0], rows) for left in tiled(shape[1], columns)]
     canvas = Around(blank_BTHWQ, np.zeros(blank_BTHWQ.shape[:-1], bool))
     painted_BTHWQ = paint(models, prompts, levels, canvas, places, sources)
-    return decode_clips(models.tokenizer, painted_BTHWQ)[:, : video_BTHWC.shape[1]]
+    made_BTHWC = decode_clips(models.tokenizer, painted_BTHWQ)[:, : video_BTHWC.shape[1]]
+    return np.stack([with_means(made, small) for made, small in zip(made_BTHWC, video_BTHWC, strict=True)])
 
 
 def _levels(story: Story, latent_frames: int) -> Levels:

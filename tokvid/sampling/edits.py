@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from tokvid.errors import UserError
+from tokvid.sampling.given import compared, detailed, pasted, restored
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
-from tokvid.sampling.story import Story, encode_opening, first_frames, prompts_of
+from tokvid.sampling.story import Opening, Story, encode_opening, first_frames, prompts_of
 from tokvid.sampling.stream import (
     Around,
     Models,
@@ -36,7 +37,19 @@ def edit(
     if (slower := CONDITIONS[name].slower) > 1:
         return interpolate(models, dataclasses.replace(story, fps=story.fps / slower), frames, slower)
     source = Encoded(models, looked_at(frames, name), name)
-    return source.frames, _generated(models, story, source.frames, sources=[source.stream(story.fps)])
+    made = _generated(models, story, source.frames, sources=[source.stream(story.fps)])
+    return source.frames, made if CONDITIONS[name].agree is None else _agreeing(made, source)
+
+
+def _agreeing(
+    made: Iterator[UInt8[np.ndarray, "t h w 3"]], source: "Encoded"
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+    """New frames, put right so that their condition is the given one."""
+    agree, first = CONDITIONS[source.name].agree, 0
+    for made_THWC in made:
+        seen_THWC = source.frames_THWC[first : first + len(made_THWC)]
+        yield made_THWC if agree is None else agree(made_THWC, seen_THWC)
+        first += len(made_THWC)
 
 
 def looked_at(frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -63,7 +76,7 @@ def inpaint(
     frames: Iterator[UInt8[np.ndarray, "h w 3"]],
     masks: Iterator[UInt8[np.ndarray, "h w 3"]],
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
-    """A video with the tokens generated anew that `masks`, as many frames, show white in: the others are kept.
+    """A video with the tokens generated anew that `masks`, as many frames, show white in: the other pixels are kept.
 
     UserError for fewer masks than frames, for none that is white anywhere, and for weights not trained for it.
     """
@@ -76,7 +89,11 @@ def inpaint(
     if known_THW.all():
         raise UserError("the mask is black in every frame; make white what is to be new")
     around = Around(video.tokens_THWQ[None], known_THW[None])
-    return video.frames, _generated(models, story, video.frames, around=around)
+    made = _generated(models, story, video.frames, around=around)
+    latent_T = -(-np.arange(video.frames) // models.tokenizer.config.temporal_patch)
+    height, width = np.array(models.size) // known_THW.shape[1:]
+    inside_THW = known_THW[latent_T].repeat(height, axis=1).repeat(width, axis=2)
+    return video.frames, pasted(made, video.frames_THWC, inside_THW)
 
 
 def vary(
@@ -121,7 +138,16 @@ def animate_untrained(
     The picture's tokens are put in the place of those that are drawn.
     """
     tokens_BTHWQ = encode_opening(models, iter([picture_HWC]))[None]
-    return story.frames, _generated(models, story, story.frames, around=beginning_with(tokens_BTHWQ))
+    made = _generated(models, story, story.frames, around=beginning_with(tokens_BTHWQ))
+    return story.frames, _restored(made, picture_HWC[None])
+
+
+def _restored(
+    made: Iterator[UInt8[np.ndarray, "t h w 3"]], given_THWC: UInt8[np.ndarray, "given h w 3"], every: int = 1
+) -> Iterator[UInt8[np.ndarray, "frames h w 3"]]:
+    """`restored` of a single video."""
+    given = (frame_HWC[None] for frame_HWC in given_THWC)
+    return (part_BTHWC[0] for part_BTHWC in restored((part_THWC[None] for part_THWC in made), given, every))
 
 
 def beginning_with(tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> Around:
@@ -164,7 +190,7 @@ def interpolate(
     first, coarse = source.tokens_THWQ[None, :1], source.stream(story.fps)
     interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])
     total = 1 + (source.frames - 1) * factor
-    return total, first_frames(total, interpolated)
+    return total, _restored(first_frames(total, interpolated), source.frames_THWC, factor)
 
 
 class Encoded:
@@ -172,28 +198,30 @@ class Encoded:
 
     def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str = ""):
         """`frames` have the size of the models or of the condition, and look as that does."""
-        self.name, self.frames, (height, width) = name, 0, models.size
+        self.name, (height, width) = name, models.size
         patch, condition = models.tokenizer.config.temporal_patch, CONDITIONS.get(name)
         smaller = condition.smaller if condition else 1
 
+        given: list[np.ndarray] = []
+
         def padded() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame_HWC in frames:
-                self.frames += 1
+                given.append(frame_HWC)
                 yield frame_HWC
-            for _ in range(-(self.frames - 1) % patch):
-                yield frame_HWC
+            for _ in range(-(len(given) - 1) % patch):
+                yield given[-1]
 
         self.tokens_THWQ = encode_opening(models, padded(), (height // smaller, width // smaller))
+        self.frames_THWC = np.stack(given)
+        self.frames = len(given)
 
     def stream(self, fps: float) -> Source:
         """The condition, whose rate is `fps`."""
         return Source(self.name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
 
 
-def loop(
-    models: Models, story: Story, tokens_THWQ: Int[np.ndarray, "t h w q"]
-) -> tuple[UInt8[np.ndarray, "frames rows columns 3"], int]:
-    """A video's tokens → its frames and new ones back to its beginning, uint8 (T, H, W, 3); the number of new ones.
+def loop(models: Models, story: Story, opening: Opening) -> tuple[UInt8[np.ndarray, "frames rows columns 3"], int]:
+    """A video → its frames and new ones back to its beginning, uint8 (T, H, W, 3); the number of new ones.
 
     The window's known latent frames are the video's end and, after the generated ones, its beginning. The first frame
     is left out: its latent frame is a single image, which cannot stand in mid-video. UserError for too short a video.
@@ -204,6 +232,7 @@ def loop(
             "these weights cannot generate towards a fixed ending; train with the task infilling in layouts.tasks"
         )
     window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
+    tokens_THWQ, given_THWC = opening.tokens_THWQ, opening.frames_THWC[opening.before(patch) :]
     known = min(story.keep, (window - 1) // 2)
     if len(tokens_THWQ) < 1 + known or window - 2 * known < 1:
         raise UserError(
@@ -219,5 +248,7 @@ def loop(
     known_THW = np.broadcast_to((np.arange(len(around_THWQ)) >= count)[:, None, None], around_THWQ.shape[:-1])
     bridge_THWQ = rolling.extend(prompt, scale_T[None], Around(around_THWQ[None], known_THW[None]))[0]
     decoder = StreamDecoder(models.tokenizer, 1, *tokens_THWQ.shape[1:3])
-    video_THWC = decoder.feed(np.concatenate([tokens_THWQ, bridge_THWQ])[None])[0]
-    return video_THWC[1:], count * patch
+    made_BTHWC, new = decoder.feed(np.concatenate([tokens_THWQ, bridge_THWQ])[None]), count * patch
+    end, beginning = (compared(given_THWC[at][None], made_BTHWC[:, at]) for at in (len(given_THWC) - 1, 1))
+    bridge = [detailed(made_BTHWC[:, i - new], end, beginning, (1 + i) / (1 + new))[0] for i in range(new)]
+    return np.concatenate([given_THWC[1:], np.stack(bridge)]), new

@@ -13,6 +13,7 @@ from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, check_output
 from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
+from tokvid.sampling.given import restored
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import Opening, Story, opening_frames, tell
 from tokvid.sampling.stream import Models, Windows
@@ -71,17 +72,24 @@ def film(
 def show(
     models: Models, story: Story, opening: Opening | None, windows: Windows | None = None
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-    """The frames of an opening and of the story after it; see `tell`."""
-    if opening is not None and len(opening.before_THWC):
-        yield opening.before_THWC
-    yield from tell(models, story, windows, None if opening is None else opening.tokens_THWQ)
+    """The frames of an opening, as they were given, and of the story that begins with it or goes on; see `tell`."""
+    if opening is None:
+        yield from tell(models, story, windows, None)
+        return
+    before = opening.before(models.tokenizer.config.temporal_patch)
+    if before:
+        yield opening.frames_THWC[:before]
+    made = (part_THWC[None] for part_THWC in tell(models, story, windows, opening.tokens_THWQ))
+    for part_BTHWC in restored(made, (frame_HWC[None] for frame_HWC in opening.frames_THWC[before:])):
+        yield part_BTHWC[0]
 
 
 def frames_before(models: Models, opening: Opening | None) -> int:
     """The number of frames before a story: those of its opening, unless that is its first frame."""
     if opening is None:
         return 0
-    return len(opening.before_THWC) + opening_frames(len(opening.tokens_THWQ), models.tokenizer.config.temporal_patch)
+    patch = models.tokenizer.config.temporal_patch
+    return opening.before(patch) + opening_frames(len(opening.tokens_THWQ), patch)
 
 
 def with_bar(

@@ -18,7 +18,6 @@ from tokvid.sampling.stream import (
     Guidance,
     Models,
     Prompt,
-    StreamDecoder,
     StreamEncoder,
     Windows,
     frames_of,
@@ -244,35 +243,35 @@ def encode_opening(
 
 
 class Opening(NamedTuple):
-    """The tokens (T', H', W', Q) before a story, and the frames before those, uint8 (T, H, W, 3), maybe none."""
+    """What a story begins with or goes on from: tokens (T', H', W', Q), and the given frames, uint8 (T, H, W, 3).
+
+    The tokens are those of the last frames; a few frames may come before them.
+    """
 
     tokens_THWQ: Int[np.ndarray, "tl hl wl q"]
-    before_THWC: UInt8[np.ndarray, "t h w 3"]
+    frames_THWC: UInt8[np.ndarray, "t h w 3"]
+
+    def before(self, temporal_patch: int) -> int:
+        """The number of frames before those of the tokens."""
+        return len(self.frames_THWC) - frames_of(len(self.tokens_THWQ), temporal_patch)
 
 
 def encode_picture(models: Models, image_HWC: UInt8[np.ndarray, "h w 3"]) -> Opening:
     """An image, uint8 (H, W, 3) of the models' size, as the first frame of a story."""
-    return Opening(encode_opening(models, iter([image_HWC])), np.zeros((0, *image_HWC.shape), np.uint8))
+    return Opening(encode_opening(models, iter([image_HWC])), image_HWC[None])
 
 
 def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -> Opening:
     """A video, uint8 (H, W, 3) of the models' size, as the opening of a story.
 
-    Latent frames are aligned to the video's end. The first frames, too few to fill another latent frame, are
-    reconstructed by the tokenizer.
+    Latent frames are aligned to the video's end: its first frames, too few to fill another one, have no tokens.
     """
-    patch, count = models.tokenizer.config.temporal_patch, 0
+    patch = models.tokenizer.config.temporal_patch
     encoders = [StreamEncoder(models.tokenizer, 1, models.size) for _ in range(patch)]  # one for each first frame
     parts: list[list[np.ndarray]] = [[] for _ in encoders]
-    beginning: list[np.ndarray] = []
+    given: list[np.ndarray] = []
     for frame_HWC in frames:
-        count += 1
-        beginning += [frame_HWC] * (len(beginning) < patch)
-        for encoder, tokens in zip(encoders[:count], parts, strict=False):
+        given.append(frame_HWC)
+        for encoder, tokens in zip(encoders[: len(given)], parts, strict=False):
             tokens.append(encoder.feed(frame_HWC[None, None]))
-    before = (count - 1) % patch
-    video_THWC = np.stack(beginning)
-    padded_THWC = np.concatenate([video_THWC[:before], *[video_THWC[before - 1 : before]] * (1 + patch - before)])
-    ids_BTHWQ = StreamEncoder(models.tokenizer, 1, models.size).feed(padded_THWC[None])
-    first_BTHWC = StreamDecoder(models.tokenizer, 1, *ids_BTHWQ.shape[2:4]).feed(ids_BTHWQ)
-    return Opening(np.concatenate(parts[before], axis=1)[0], first_BTHWC[0, :before])
+    return Opening(np.concatenate(parts[(len(given) - 1) % patch], axis=1)[0], np.stack(given))

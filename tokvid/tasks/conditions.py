@@ -12,8 +12,10 @@ if TYPE_CHECKING:  # `tokvid --help` reads the tables, so functions import NumPy
     import numpy as np
 
 Look = Callable[["np.ndarray"], "np.ndarray"]  # uint8 (T, H, W, 3) → the same shape, frame by frame
+Agree = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]  # new frames and a given condition → frames that have it
 
 
+CORRECTIONS = 3  # of the means of an enlarged video; each leaves a fraction of the difference
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 FLAT = 20.0  # grey levels: smaller differences within a frame are noise
 POINT_COLORS = ((255, 255, 255), (255, 60, 60), (60, 160, 255), (255, 220, 0), (0, 220, 90), (220, 80, 255))
@@ -26,6 +28,30 @@ def _unchanged(video_THWC: "np.ndarray") -> "np.ndarray":
 def grey(video_THWC: "np.ndarray") -> "np.ndarray":
     """Luma in all three channels."""
     return (video_THWC @ LUMA).round().astype(video_THWC.dtype)[..., None].repeat(3, axis=-1)
+
+
+def with_luma(video_THWC: "np.ndarray", grey_THWC: "np.ndarray") -> "np.ndarray":
+    """The colours of a video with the luma of a grey one."""
+    import numpy as np
+
+    missing_THW1 = grey_THWC[..., :1] - (video_THWC @ LUMA)[..., None]
+    return np.rint(video_THWC + missing_THW1).clip(0, 255).astype(np.uint8)
+
+
+def with_means(video_THWC: "np.ndarray", small_THWC: "np.ndarray") -> "np.ndarray":
+    """A video whose blocks of pixels have the means of a smaller one's pixels (back-projection, Irani & Peleg 1991)."""
+    import numpy as np
+    import PIL.Image
+
+    (T, rows, columns, C), size = small_THWC.shape, video_THWC.shape[2:0:-1]
+    side, found_THWC = video_THWC.shape[1] // rows, video_THWC.astype(np.float32)
+    for _ in range(CORRECTIONS):
+        means_THWC = found_THWC.reshape(T, rows, side, columns, side, C).mean(axis=(2, 4))
+        for frame_HWC, missing_HWC in zip(found_THWC, small_THWC - means_THWC, strict=True):
+            for channel in range(C):
+                plane = PIL.Image.fromarray(np.ascontiguousarray(missing_HWC[..., channel]))
+                frame_HWC[..., channel] += np.asarray(plane.resize(size, PIL.Image.Resampling.BICUBIC))
+    return np.rint(found_THWC).clip(0, 255).astype(np.uint8)
 
 
 def edges(video_THWC: "np.ndarray") -> "np.ndarray":
@@ -106,6 +132,7 @@ class Condition:
     """Every `slower`-th frame of a clip, or a `still` one alone, at 1/`smaller` of its size, changed by `look`.
 
     Positions and rate identify a slower or a smaller video that looks the same; any other condition has an embedding.
+    Where pixels of the new video follow from the condition's, `agree` puts them right.
     """
 
     help: str  # the user's input
@@ -113,6 +140,7 @@ class Condition:
     slower: int = 1
     smaller: int = 1
     still: bool = False
+    agree: Agree | None = None
 
     @property
     def facts(self) -> dict[str, int]:
@@ -163,8 +191,8 @@ class Condition:
 
 CONDITIONS: dict[str, Condition] = {
     "coarse": Condition("the same video at half the frame rate", slower=2),
-    "low": Condition("the same video at half the size", smaller=2),
-    "grey": Condition("a video, whose colours are not looked at", grey),
+    "low": Condition("the same video at half the size", smaller=2, agree=with_means),
+    "grey": Condition("a video, whose colours are not looked at", grey, agree=with_luma),
     "edges": Condition("a video, of which only the outlines are looked at", edges),
     "rough": Condition("a video, of which only the places of things are looked at", rough, smaller=2),
     "picture": Condition("a picture of the object", still=True),

@@ -1,0 +1,63 @@
+"""Given frames in videos: where they are, and where new frames have their detail."""
+
+import numpy as np
+import pytest
+
+from tokvid.sampling.given import compared, detailed, restored
+
+RNG = np.random.default_rng(0)
+GIVEN = RNG.integers(100, 156, size=(2, 3, 16, 16, 3), dtype=np.uint8)  # two videos of three frames
+LOST = RNG.integers(-9, 10, size=GIVEN.shape)
+DECODED = (GIVEN - LOST).astype(np.uint8)  # the given frames, through a tokenizer
+
+
+def whole(made, given=GIVEN, every=1, cuts=()):
+    """The result of videos that come in parts."""
+    parts = restored(iter(np.split(made, cuts, axis=1)), iter(np.moveaxis(given, 1, 0)), every)
+    return np.concatenate(list(parts), axis=1)
+
+
+def test_what_stands_still_keeps_its_detail():
+    """Two frames after the given ones look as the last of them, but for the right half of the second."""
+    after = DECODED[:, [2, 2]].copy()
+    after[:, 1, :, 8:] = 255 - after[:, 1, :, 8:] // 4  # brighter by about 100
+    made = whole(np.concatenate([DECODED, after], axis=1))
+    np.testing.assert_array_equal(made[:, :3], GIVEN)
+    np.testing.assert_array_equal(made[:, 3], GIVEN[:, 2])
+    np.testing.assert_array_equal(made[:, 4, :, :6], GIVEN[:, 2, :, :6])  # two pixels away from the change
+    np.testing.assert_array_equal(made[:, 4, :, 10:], after[:, 1, :, 10:])
+
+
+def test_between_two_given_frames_detail_goes_over_from_one_to_the_other():
+    before, after = compared(GIVEN[:, 0], DECODED[:, 0]), compared(GIVEN[:, 0], DECODED[:, 0] - 4)
+    for at, lost in ((0, LOST[:, 0]), (0.25, LOST[:, 0] + 1), (1, LOST[:, 0] + 4)):
+        made = detailed(DECODED[:, 0], before, after, at).astype(int) - DECODED[:, 0]
+        assert np.abs(made - lost).max() <= 1, at
+    bright = 255 - DECODED[:, 0] // 4  # looks like nothing of it
+    far = compared((bright + LOST[:, 1]).astype(np.uint8), bright)
+    made = detailed(DECODED[:, 0], before, far, 0.9).astype(int)
+    assert np.abs(made - GIVEN[:, 0]).max() <= 1
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4, 5, 6), (2, 5)])
+@pytest.mark.parametrize("every, frames", [(1, 3), (1, 7), (2, 5), (2, 4), (2, 7), (3, 7), (5, 4)])
+def test_every_given_frame_is_in_its_place_however_parts_are_cut(every, frames, cuts):
+    made = RNG.integers(256, size=(2, frames, 16, 16, 3), dtype=np.uint8)
+    found = whole(made, every=every, cuts=[cut for cut in cuts if cut < frames])
+    assert found.shape == made.shape and found.dtype == np.uint8
+    np.testing.assert_array_equal(found, whole(made, every=every))
+    places = list(range(0, frames, every))[:3]
+    np.testing.assert_array_equal(found[:, places], GIVEN[:, : len(places)])
+    others = [place for place in range(frames) if place not in places]
+    assert not others or (found[:, others] != GIVEN[:, [0]]).any()
+
+
+def test_without_given_frames_nothing_changes():
+    made = RNG.integers(256, size=(2, 5, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(whole(made, GIVEN[:, :0]), made)
+
+
+def test_frames_come_as_soon_as_the_next_given_one_is_known():
+    made = (DECODED[:, [0]] for _ in range(5))
+    lengths = [part.shape[1] for part in restored(made, iter(np.moveaxis(GIVEN[:, :2], 1, 0)), 2)]
+    assert lengths == [1, 2, 1, 1]
