@@ -17,7 +17,6 @@ import pytest
 import tokvid as package
 from tokvid.api.inputs import read_clip, read_picture
 from tokvid.api.stories import Settings
-from tokvid.api.inputs import read_clip
 from tokvid.api.video import Stream, Video
 from tokvid.api.world import World
 from tokvid.cli.main import main
