@@ -310,9 +310,9 @@ COMMANDS = {
     ("story", "story.yaml"): {"--image": PATHS, **MAKING},
     ("generate", "--prompt", "a"): {"--seconds": NUMBERS, "--image": PATHS, "--video": PATHS, **MAKING},
     ("extend", "in.mp4"): {"--prompt": TEXTS, "--seconds": NUMBERS, **MAKING},
-    ("interpolate", "in.mp4"): {"--factor": WHOLE, "--prompt": TEXTS, **MAKING},
+    ("interpolate", "in.mp4"): {"--factor": WHOLE, "--larger": WHOLE, "--prompt": TEXTS, **MAKING},
     ("loop", "in.mp4"): {"--prompt": TEXTS, **MAKING},
-    ("loop", "in.png"): {"--prompt": TEXTS, **MAKING},
+    ("loop", "in.png"): {"--larger": WHOLE, "--prompt": TEXTS, **MAKING},
     ("reconstruct", "in.mp4", "--out", "o.mp4"): {
         "--out": OUTS,
         "--fps": NUMBERS,

@@ -228,6 +228,29 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
         world.edit(clip, "interpolate")
 
 
+def test_larger_videos_have_the_detail_of_what_is_given(trained_for, tmp_path, caplog):
+    """At any multiple of the weights' size; the tokens are those of the frames in that size."""
+    trained_for(["interpolation", "infilling", "image_to_video", "continuation"])
+    world, rng = package.load(tmp_path / "w", quiet=True), np.random.default_rng(1)
+    large = rng.integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
+    for made, given in (
+        (world.generate("up", image=large[0], larger=2, seconds=1), [0]),
+        (world.extend(large, "up", larger=2, seconds=1), [0, 1, 2, 3, 4]),
+        (world.interpolate(large, fps=4, larger=2), [0, 2, 4, 6, 8]),
+        (world.loop(large, fps=4, larger=2), [0, 1, 2, 3]),
+    ):
+        assert made.frames.shape[1:] == (32, 32, 3)
+        np.testing.assert_array_equal(made.frames[given], large[5 - len(given) :] if len(given) > 1 else large[:1])
+        assert (made.frames[len(given)] != large[-1]).any()
+    made.save(tmp_path / "a.mp4", scale=1)
+    assert probe(tmp_path / "a.mp4").width == 32
+    for larger in (0, 17):
+        with pytest.raises(UserError, match=f"larger should be 1 to 16 times the weights' size, got {larger}"):
+            world.interpolate(large, fps=4, larger=larger)
+    with pytest.raises(UserError, match="need a picture or a video"):
+        world.generate("up", larger=2)
+
+
 def test_frames_are_read_as_from_a_file(tmp_path):
     """At another rate, those that are shown then."""
     Video(FRAMES, 8).save(tmp_path / "a.mp4", scale=1)

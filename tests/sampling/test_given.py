@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokvid.sampling.given import compared, detailed, restored
+from tokvid.sampling.given import compared, detailed, reduced, resized, restored
 
 RNG = np.random.default_rng(0)
 GIVEN = RNG.integers(100, 156, size=(2, 3, 16, 16, 3), dtype=np.uint8)  # two videos of three frames
@@ -61,3 +61,17 @@ def test_frames_come_as_soon_as_the_next_given_one_is_known():
     made = (DECODED[:, [0]] for _ in range(5))
     lengths = [part.shape[1] for part in restored(made, iter(np.moveaxis(GIVEN[:, :2], 1, 0)), 2)]
     assert lengths == [1, 2, 1, 1]
+
+
+def test_larger_frames_keep_their_detail_as_well():
+    """Of twice the size: what stands still is given to the pixel, what has changed is enlarged."""
+    large = RNG.integers(90, 166, size=(2, 1, 32, 32, 3), dtype=np.uint8)
+    small = np.stack([reduced(frame, (16, 16)) for frame in large[:, 0]])[:, None]
+    assert np.abs(small.astype(int) - large.reshape(2, 1, 16, 2, 16, 2, 3).mean(axis=(3, 5))).max() <= 0.5
+    after = small.copy()
+    after[:, 0, :, 8:] = 255 - after[:, 0, :, 8:] // 4
+    made = whole(np.concatenate([small, small, after], axis=1), large)
+    assert made.shape == (2, 3, 32, 32, 3)
+    np.testing.assert_array_equal(made[:, :2], large[:, [0, 0]])
+    np.testing.assert_array_equal(made[:, 2, :, :10], large[:, 0, :, :10])
+    np.testing.assert_array_equal(made[:, 2, :, 22:], resized(after[:, 0], (32, 32))[:, :, 22:])

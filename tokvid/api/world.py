@@ -24,12 +24,14 @@ from tokvid.input_pipeline.tracks import load_track
 from tokvid.io.compiled import keep_programs
 from tokvid.io.urls import local
 from tokvid.sampling import edits
-from tokvid.sampling.film import film, frames_before, show
+from tokvid.sampling.film import film, frames_before, show, size_of
 from tokvid.sampling.levels import check_rows, rates_of
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, load_models
 from tokvid.tasks.conditions import draw_points
+
+MOST_LARGER = 16
 
 LoRALike = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
@@ -99,13 +101,15 @@ class World:
         seconds: float = 2.0,
         image: Picture | None = None,
         video: Clip | None = None,
+        larger: int = 1,
         **settings: Unpack[Settings],
     ) -> Stream:
         """One clip from one prompt; "" is no prompt.
 
         It begins with `image`, or continues `video`, whose frames come first; `seconds` is the length of the new part.
+        With either, it is `larger` times the world's size: what stands still keeps the detail of what was given.
         """
-        return self._told(make_story([Segment(prompt, seconds)], None, settings), image, video)
+        return self._told(make_story([Segment(prompt, seconds)], None, settings), image, video, larger)
 
     @verb
     def story(
@@ -115,15 +119,16 @@ class World:
         seconds: float | None = None,
         image: Picture | None = None,
         video: Clip | None = None,
+        larger: int = 1,
         **settings: Unpack[Settings],
     ) -> Stream:
         """One video from several prompts, without cuts.
 
         `story` is a list of prompts, each `seconds` long (4); a list of segments, as {"prompt": "…", "seconds": 2,
         "seed": 7, "guidance": 4}; a story file, a mapping with its fields, or a `Story`. The video begins with `image`,
-        or continues `video`, whose frames come first.
+        or continues `video`, whose frames come first; with either, it is `larger` times the world's size.
         """
-        return self._told(make_story(story, seconds, settings), image, video)
+        return self._told(make_story(story, seconds, settings), image, video, larger)
 
     def stream(
         self,
@@ -131,6 +136,7 @@ class World:
         *,
         image: Picture | None = None,
         video: Clip | None = None,
+        larger: int = 1,
         windows: Windows | None = None,
         on_progress: OnProgress | None = None,
         **settings: Unpack[Settings],
@@ -141,7 +147,7 @@ class World:
         a dict, or another store, of tokens: a window whose prompt, seed and past are the same as before isn't generated
         again. So a stopped story goes on, and one with a changed segment keeps those before it.
         """
-        return self._told(make_story(story, None, settings), image, video, windows, on_progress)
+        return self._told(make_story(story, None, settings), image, video, larger, windows, on_progress)
 
     def many(
         self,
@@ -186,9 +192,14 @@ class World:
         return fill(self.models, Path(folder), clips, batch, scale)
 
     @verb
-    def extend(self, video: Clip, prompt: str = "", *, seconds: float = 2.0, **settings: Unpack[Settings]) -> Stream:
-        """A video, and then `seconds` of new frames; `Video.known` is the number of its own."""
-        return self._told(make_story([Segment(prompt, seconds)], None, settings), None, video)
+    def extend(
+        self, video: Clip, prompt: str = "", *, seconds: float = 2.0, larger: int = 1, **settings: Unpack[Settings]
+    ) -> Stream:
+        """A video, and then `seconds` of new frames; `Video.known` is the number of its own.
+
+        It is `larger` times the world's size: what stands still keeps the detail of the video's last frame.
+        """
+        return self._told(make_story([Segment(prompt, seconds)], None, settings), None, video, larger)
 
     @verb
     def edit(self, video: Clip, task: str, prompt: str = "", **settings: Unpack[EditSettings]) -> Stream:
@@ -239,27 +250,31 @@ class World:
         return Stream(parts, total, story.fps, self.size, story)
 
     @verb
-    def interpolate(self, video: Clip, factor: int = 2, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
+    def interpolate(
+        self, video: Clip, factor: int = 2, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]
+    ) -> Stream:
         """The same video with `factor` times the frames: 2, 4, 8, …
 
         `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high. Its
         own frames stay as they are. New ones are drawn greedily and without guidance, unless settings say otherwise.
+        It is `larger` times the world's size: what stands still keeps the detail of the given frames beside it.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
         story = self._checked(make_story(story_between(prompt), None, rated))
-        total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, self.size), factor)
-        return Stream(parts, total, story.fps * factor, self.size, story)
+        size = self._times(larger)
+        total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, size), factor)
+        return Stream(parts, total, story.fps * factor, size, story)
 
     @verb
-    def loop(self, video: Clip, prompt: str = "", **settings: Unpack[Settings]) -> Stream:
+    def loop(self, video: Clip, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
-        ones from its end back to its beginning."""
-        story = self._checked(make_story([prompt], None, settings))
-        opening = encode_video(self.models, read_clip(video, story.fps, self.size))
+        ones from its end back to its beginning. It is `larger` times the world's size."""
+        story, size = self._checked(make_story([prompt], None, settings)), self._times(larger)
+        opening = encode_video(self.models, read_clip(video, story.fps, size))
         video_THWC, new = edits.loop(self.models, story, opening)
         known = len(video_THWC) - new
         about = {"known": known, "left_out": len(opening.frames_THWC) - known}
-        return Stream(iter([video_THWC]), len(video_THWC), story.fps, self.size, story, **about)
+        return Stream(iter([video_THWC]), len(video_THWC), story.fps, size, story, **about)
 
     def reconstruct(
         self, video: Clip, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
@@ -290,13 +305,14 @@ class World:
         story: Story,
         image: Picture | None,
         video: Clip | None,
+        larger: int,
         windows: Windows | None = None,
         on_progress: OnProgress | None = None,
     ) -> Stream:
         models, known, story = self.models, 0, self._checked(story)
         if video is None:
             rates_of(models, story.fps, story.scheme)
-        opening = self._opening(story, image, video)
+        opening = self._opening(story, image, video, larger)
         if video is not None and opening is not None:
             known = len(opening.frames_THWC)
             if len(opening.tokens_THWQ) == 1:  # which is the story's first frame
@@ -307,20 +323,29 @@ class World:
             show(models, story, opening, windows=windows),
             frames_before(models, opening) + story.frames,
             story.fps,
-            models.size,
+            size_of(models, opening),
             story,
             known=known,
             on_progress=on_progress,
             to_files=functools.partial(film, models, story, opening=opening),
         )
 
-    def _opening(self, story: Story, image: Picture | None, video: Clip | None) -> Opening | None:
+    def _times(self, larger: int) -> tuple[int, int]:
+        """Height and width of videos with the detail of what is given."""
+        if not 1 <= larger <= MOST_LARGER:
+            raise UserError(f"larger should be 1 to {MOST_LARGER} times the weights' size, got {larger}")
+        return self.size[0] * larger, self.size[1] * larger
+
+    def _opening(self, story: Story, image: Picture | None, video: Clip | None, larger: int) -> Opening | None:
+        size = self._times(larger)
         if image is not None and video is not None:
             raise UserError("give an image to begin with or a video to continue, not both")
         if image is not None:
-            return encode_picture(self.models, read_picture(image, self.size))
+            return encode_picture(self.models, read_picture(image, size))
         if video is not None:
             if story.scheme == "hierarchical":
                 raise UserError("what goes on from a video is told at one level; leave out scheme hierarchical")
-            return encode_video(self.models, read_clip(video, story.fps, self.size))
+            return encode_video(self.models, read_clip(video, story.fps, size))
+        if larger > 1:
+            raise UserError("larger videos need a picture or a video whose detail they keep; give one, or leave it out")
         return None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     Command,
+    larger_argument,
     readable,
     refuse,
     save,
@@ -138,12 +139,15 @@ class Interpolate(Command):
             metavar="X",
             help="frames per second read from IN; the output has N times as many (default: all frames of IN)",
         )
+        larger_argument(parser)
         seed_argument(parser)
         video_arguments(parser, outputs, "interpolated.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
         world = _world(options)
-        stream = world.interpolate.stream(options.video, options.factor, options.prompt, **settings_of(options))
+        stream = world.interpolate.stream(
+            options.video, options.factor, options.prompt, larger=options.larger, **settings_of(options)
+        )
         save(stream, options)
         print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
 
@@ -162,11 +166,12 @@ class Loop(Command):
             "--fps", type=float, metavar="X", help="frames per second of the output, at which IN is read (default 8)"
         )
         seed_argument(parser)
+        larger_argument(parser)
         video_arguments(parser, outputs, "loop.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
         world = _world(options)
-        stream = world.loop.stream(options.video, options.prompt, **settings_of(options))
+        stream = world.loop.stream(options.video, options.prompt, larger=options.larger, **settings_of(options))
         save(stream, options)
         first = f"{stream.left_out} frames" if stream.left_out > 1 else "frame"
         print(

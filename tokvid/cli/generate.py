@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import (
     Command,
+    larger_argument,
     models_arguments,
     models_of,
     processes_arguments,
@@ -64,7 +65,7 @@ class Demo(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.evaluate.shapes import read_segments
-        from tokvid.input_pipeline.clips import read_image
+        from tokvid.input_pipeline.clips import probe, read_image
         from tokvid.sampling.film import film
         from tokvid.sampling.story import encode_picture, load_story
 
@@ -77,7 +78,11 @@ class Demo(Command):
         began = time.monotonic()
         story, models = load_story(world / DEMO_STORY), models_of(options, weights)
         picture = world / DEMO_PICTURE
-        opening = encode_picture(models, read_image(picture, models.size)) if picture.is_file() else None
+        opening = None
+        if picture.is_file():
+            info, (height, width) = probe(picture), models.size
+            larger = max(1, min(info.height // height, info.width // width))
+            opening = encode_picture(models, read_image(picture, (larger * height, larger * width)))
         loaded = time.monotonic()
         frames: list[np.ndarray] = []
         seen: list[float] = []
@@ -166,7 +171,9 @@ class Tell(Command):
         else:
             raise UserError("--seconds is for --prompt and scripts; in a story file each segment has its own seconds")
         story = story_of(options, story)
-        stream = world_of(options, story).story.stream(story, image=options.image, video=options.video)
+        stream = world_of(options, story).story.stream(
+            story, image=options.image, video=options.video, larger=options.larger
+        )
         with contextlib.ExitStack() as stack:
             if headings is not None:
                 stack.enter_context(_story_file(options.out.with_suffix(".yaml"), story, headings))
@@ -259,6 +266,7 @@ class Generate(Command):
             _generate(options)
             return
         refuse(options, ["image", "video"], "doesn't go with --via-image, which draws the first frame")
+        _refuse_larger(options)
         _via_image(options)
 
 
@@ -267,7 +275,7 @@ class Extend(Command):
 
     name = "extend"
     help = "continue a video"
-    details = "The output has the frames of IN, resized to the size of the model, and then the new ones."
+    details = "The output has the frames of IN, resized to the size of the model or --larger, and then the new ones."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.set_defaults(image=None)
@@ -279,6 +287,7 @@ class Extend(Command):
         parser.add_argument(
             "--fps", type=float, metavar="X", help="frames per second of the output, at which IN is read (default 8)"
         )
+        larger_argument(parser)
         seed_argument(parser)
         scheme_argument(parser)
         video_arguments(parser, outputs, "extended.mp4")
@@ -294,6 +303,12 @@ def beginning_arguments(parser: argparse.ArgumentParser) -> None:
     beginning.add_argument(
         "--video", type=readable, metavar="FILE", help="video to continue; its frames come first in the output"
     )
+    larger_argument(parser)
+
+
+def _refuse_larger(options: argparse.Namespace) -> None:
+    if options.larger != 1:
+        raise UserError("--larger needs a picture or a video whose detail is kept; leave it out")
 
 
 def _are_many(options: argparse.Namespace) -> bool:
@@ -306,6 +321,7 @@ def _fill(options: argparse.Namespace) -> None:
     from tokvid.sampling.story import Segment, Story
 
     refuse(options, ("image", "video", "sheet", "audio"), "is for one clip; leave out --prompts and --count")
+    _refuse_larger(options)
     if options.out != Path(CLIP):
         raise UserError("--out is for one clip; name the --folder of many")
     world = world_of(options, story_of(options, Story((Segment("", options.seconds),))))
@@ -328,7 +344,9 @@ def _generate(options: argparse.Namespace) -> None:
     from tokvid.sampling.story import Segment, Story
 
     story = story_of(options, Story((Segment(options.prompt, options.seconds),)))
-    stream = world_of(options, story).story.stream(story, image=options.image, video=options.video)
+    stream = world_of(options, story).story.stream(
+        story, image=options.image, video=options.video, larger=options.larger
+    )
     save(stream, options)
     new = f"{stream.known} frames of {options.video}, then {stream.total - stream.known} new ones"
     print(f"{options.out}: {new if stream.known else f'{stream.total} frames'} at {story.fps:g} fps")

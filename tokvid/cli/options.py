@@ -181,6 +181,15 @@ def scheme_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def larger_argument(parser: argparse.ArgumentParser) -> None:
+    """--larger."""
+    larger = (
+        "N times as high and wide as the weights' videos: what stands still keeps the detail of the picture or video "
+        "that is given (default 1)"
+    )
+    parser.add_argument("--larger", type=int, default=1, metavar="N", help=larger)
+
+
 def later_codes_argument(parser: argparse.ArgumentParser, only: str = "") -> None:
     """--later-codes; `only`: begins its help with the evaluation that it is for."""
     parser.add_argument(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from tokvid.errors import UserError
-from tokvid.sampling.given import compared, detailed, pasted, restored
+from tokvid.sampling.given import compared, detailed, pasted, reduced, restored
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
 from tokvid.sampling.story import Opening, Story, encode_opening, first_frames, prompts_of
 from tokvid.sampling.stream import (
@@ -181,8 +181,9 @@ def interpolate(
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video at `story.fps` interpolated to `factor` times the rate: its number of frames, and the frames in parts.
 
-    `frames` are uint8 (H, W, 3) of the models' size; `story` has one segment, whose prompt describes them. Each level
-    multiplies the rate by the factor that the weights were trained for; UserError where `factor` is no power of it.
+    `frames` are uint8 (H, W, 3) of the models' size or a multiple, as is the result; `story` has one segment, whose
+    prompt describes them. Each level multiplies the rate by the factor that the weights were trained for; UserError
+    where `factor` is no power of it.
     """
     rates = rates_between(models, story.fps, factor)
     source = Encoded(models, frames, refinement(models)[0])
@@ -197,21 +198,22 @@ class Encoded:
     """A user's video, or the condition `name` of it, as tokens; its last frame fills up the last latent frame."""
 
     def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str = ""):
-        """`frames` have the size of the models or of the condition, and look as that does."""
+        """`frames` have the size of the models or of the condition, or a multiple, and look as that does."""
         self.name, (height, width) = name, models.size
         patch, condition = models.tokenizer.config.temporal_patch, CONDITIONS.get(name)
         smaller = condition.smaller if condition else 1
+        size = (height // smaller, width // smaller)
 
         given: list[np.ndarray] = []
 
         def padded() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             for frame_HWC in frames:
                 given.append(frame_HWC)
-                yield frame_HWC
+                yield reduced(frame_HWC, size)
             for _ in range(-(len(given) - 1) % patch):
-                yield given[-1]
+                yield reduced(given[-1], size)
 
-        self.tokens_THWQ = encode_opening(models, padded(), (height // smaller, width // smaller))
+        self.tokens_THWQ = encode_opening(models, padded(), size)
         self.frames_THWC = np.stack(given)
         self.frames = len(given)
 

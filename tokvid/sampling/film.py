@@ -59,7 +59,8 @@ def film(
                 yield video_THWC
 
     try:
-        write(with_bar(watched(), outs[0].name, total), outs, story.fps, total, models.size, scale=scale)
+        size = size_of(models, opening)
+        write(with_bar(watched(), outs[0].name, total), outs, story.fps, total, size, scale=scale)
     except KeyboardInterrupt as error:
         so_far = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
         raise type(error)(f"interrupted after {so_far}; run the same command again to resume") from None
@@ -82,6 +83,13 @@ def show(
     made = (part_THWC[None] for part_THWC in tell(models, story, windows, opening.tokens_THWQ))
     for part_BTHWC in restored(made, (frame_HWC[None] for frame_HWC in opening.frames_THWC[before:])):
         yield part_BTHWC[0]
+
+
+def size_of(models: Models, opening: Opening | None) -> tuple[int, int]:
+    """Height and width of a story: those of the given frames, if any."""
+    if opening is None:
+        return models.size
+    return opening.frames_THWC.shape[1], opening.frames_THWC.shape[2]
 
 
 def frames_before(models: Models, opening: Opening | None) -> int:

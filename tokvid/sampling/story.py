@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
+from tokvid.sampling.given import reduced
 from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
 from tokvid.sampling.stream import (
     Guidance,
@@ -245,7 +246,8 @@ def encode_opening(
 class Opening(NamedTuple):
     """What a story begins with or goes on from: tokens (T', H', W', Q), and the given frames, uint8 (T, H, W, 3).
 
-    The tokens are those of the last frames; a few frames may come before them.
+    The tokens are those of the last frames; a few frames may come before them. The frames may be a whole number of
+    times as large as the models', and then the story's are, too.
     """
 
     tokens_THWQ: Int[np.ndarray, "tl hl wl q"]
@@ -257,12 +259,12 @@ class Opening(NamedTuple):
 
 
 def encode_picture(models: Models, image_HWC: UInt8[np.ndarray, "h w 3"]) -> Opening:
-    """An image, uint8 (H, W, 3) of the models' size, as the first frame of a story."""
-    return Opening(encode_opening(models, iter([image_HWC])), image_HWC[None])
+    """An image, uint8 (H, W, 3) of the models' size or a multiple, as the first frame of a story."""
+    return Opening(encode_opening(models, iter([reduced(image_HWC, models.size)])), image_HWC[None])
 
 
 def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -> Opening:
-    """A video, uint8 (H, W, 3) of the models' size, as the opening of a story.
+    """A video, uint8 (H, W, 3) of the models' size or a multiple, as the opening of a story.
 
     Latent frames are aligned to the video's end: its first frames, too few to fill another one, have no tokens.
     """
@@ -273,5 +275,5 @@ def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -
     for frame_HWC in frames:
         given.append(frame_HWC)
         for encoder, tokens in zip(encoders[: len(given)], parts, strict=False):
-            tokens.append(encoder.feed(frame_HWC[None, None]))
+            tokens.append(encoder.feed(reduced(frame_HWC, models.size)[None, None]))
     return Opening(np.concatenate(parts[(len(given) - 1) % patch], axis=1)[0], np.stack(given))
