@@ -1,19 +1,23 @@
 """Given frames in the videos that are made of them: kept to the pixel, and their fine detail lent to new frames.
 
 Tokens lose fine detail. Of a given frame, what was lost is known: its difference from the same frame as the tokenizer
-decodes it. New frames get it back wherever they look as the given one does there, so that a still background stays as
-sharp as it was, and only what moves is as blurred as the tokenizer makes it.
+decodes it. New frames get it back wherever they look as the given one does there, or a few pixels away. So a still
+background stays as sharp as it was, and only what turns or is new is as blurred as the tokenizer makes it.
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import scipy.ndimage
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
-AROUND = 5  # pixels, in height and width, over which frames are compared
+REACH = 4  # pixels, up, down and sideways, that something may have moved to keep its detail
+MOVED = 200.0  # squared grey levels by which frames must fit better for each pixel of motion
+AROUND = 9  # pixels, in height and width, over which frames are compared
 ALIKE = 40.0  # grey levels: of frames that differ by as much, 1/e of the detail is lent
 
 
@@ -37,24 +41,45 @@ def detailed(
     made_BHWC: UInt8[np.ndarray, "b h w 3"], before: Given, after: Given | None = None, at: float = 0.0
 ) -> UInt8[np.ndarray, "b height width 3"]:
     """New frames with the detail of those given before and after them; `at`, from 0 to 1, is their place between."""
-    lost_BHWC, size = before.lost_BHWC, _size(before.lost_BHWC)
-    share_BHW1 = _alike(made_BHWC, before.made_BHWC, size)
+    size = _size(before.lost_BHWC)
+    share_BHW1, lost_BHWC = _lent(made_BHWC, before)
     if after is not None:
-        other_BHW1 = _alike(made_BHWC, after.made_BHWC, size)
+        other_BHW1, other_lost_BHWC = _lent(made_BHWC, after)
         weight_BHW1, other_weight_BHW1 = (1 - at) * share_BHW1, at * other_BHW1
         both_BHW1 = np.maximum(weight_BHW1 + other_weight_BHW1, 1e-6)
-        lost_BHWC = (weight_BHW1 * lost_BHWC + other_weight_BHW1 * after.lost_BHWC) / both_BHW1
+        lost_BHWC = (weight_BHW1 * lost_BHWC + other_weight_BHW1 * other_lost_BHWC) / both_BHW1
         share_BHW1 = np.maximum(share_BHW1, other_BHW1)
     return np.rint(resized(made_BHWC, size) + share_BHW1 * lost_BHWC).clip(0, 255).astype(np.uint8)
 
 
-def _alike(made_BHWC: np.ndarray, given_BHWC: Float[np.ndarray, "b h w 3"], size: tuple[int, int]) -> np.ndarray:
-    """How much two frames look alike around each pixel, from 0 to 1, at this size: (B, H, W, 1)."""
-    apart_BHW = np.square(made_BHWC - given_BHWC).mean(axis=-1)
-    alike_BHW = np.exp(-scipy.ndimage.uniform_filter(apart_BHW, (0, AROUND, AROUND)) / ALIKE**2)
-    if alike_BHW.shape[1:] != size:
-        alike_BHW = np.stack([_resampled(alike_HW, size, PIL.Image.Resampling.BILINEAR) for alike_HW in alike_BHW])
-    return alike_BHW[..., None]
+def _lent(made_BHWC: UInt8[np.ndarray, "b h w 3"], given: Given) -> tuple[np.ndarray, np.ndarray]:
+    """How much new frames look like a given one, from 0 to 1, (B, H, W, 1), and the detail of where they do."""
+    alike_BHW, moved_BHW2 = _matched(made_BHWC, given.made_BHWC)
+    (H, W), times = _size(given.lost_BHWC), len(given.lost_BHWC[0]) // len(made_BHWC[0])
+    if times > 1:
+        alike_BHW = np.stack([_resampled(alike_HW, (H, W), PIL.Image.Resampling.BILINEAR) for alike_HW in alike_BHW])
+        moved_BHW2 = times * moved_BHW2.repeat(times, axis=1).repeat(times, axis=2)
+    rows_BHW = (np.arange(H)[:, None] + moved_BHW2[..., 0]).clip(0, H - 1)
+    columns_BHW = (np.arange(W) + moved_BHW2[..., 1]).clip(0, W - 1)
+    return alike_BHW[..., None], given.lost_BHWC[np.arange(len(made_BHWC))[:, None, None], rows_BHW, columns_BHW]
+
+
+def _matched(
+    made_BHWC: UInt8[np.ndarray, "b h w 3"], given_BHWC: Float[np.ndarray, "b h w 3"]
+) -> tuple[Float[np.ndarray, "b h w"], Int[np.ndarray, "b h w 2"]]:
+    """How much frames look like given ones around each pixel, and how far down and to the right they do most."""
+    H, W = _size(made_BHWC)
+    offsets = sorted(itertools.product(range(-REACH, REACH + 1), repeat=2), key=lambda offset: math.hypot(*offset))
+    least_BHW, apart_BHW, best_BHW = (np.full(made_BHWC.shape[:3], fill) for fill in (np.inf, np.inf, 0))
+    for number, (down, right) in enumerate(offsets):
+        at = (np.arange(H)[:, None] + down).clip(0, H - 1), (np.arange(W) + right).clip(0, W - 1)
+        squares_BHW = np.square(made_BHWC - given_BHWC[:, *at]).mean(axis=-1)
+        squares_BHW = scipy.ndimage.uniform_filter(squares_BHW, (0, AROUND, AROUND))
+        cost_BHW = squares_BHW + MOVED * math.hypot(down, right)
+        better_BHW = cost_BHW < least_BHW
+        for kept_BHW, new in ((least_BHW, cost_BHW), (apart_BHW, squares_BHW), (best_BHW, number)):
+            np.copyto(kept_BHW, new, where=better_BHW)
+    return np.exp(-apart_BHW / ALIKE**2).astype(np.float32), np.array(offsets)[best_BHW]
 
 
 def resized(frames_BHWC: UInt8[np.ndarray, "b h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "b height width 3"]:
