@@ -8,11 +8,12 @@
     tokvid evaluate reconstruction --weights runs/robots --samples 96 --json runs/robots/reconstruction.json
     tokvid evaluate generation --weights runs/robots --samples 32 --seconds 3 --fps 4 --guidance 1.5
 
-On two CPU cores with AVX512-BF16: 75 minutes for the tokenizer, 10 for the tokens, an hour for the transformer. The
-shipped tokenizer had been trained for 3300 steps with a first frame of its own before (data/robots/README.md).
+On two CPU cores with AVX512-BF16: 85 minutes for the tokenizer, 10 for the tokens, 100 for the transformer. The shipped
+weights were trained in several goes: data/robots/README.md has the commands.
 
 `held_out` is the number that scripts/droid.py prints: the clips of whole recording days. A patch of 4×4 pixels and 2
-frames has 18 bits, and four patches share a token of 8 sub-codes, so a latent frame has 64 tokens.
+frames has 18 bits, and four patches share a token of 8 sub-codes, so a latent frame has 64 tokens. After the first
+frame, a token keeps 4 of them: docs/tokenizer.md, "Fewer codes after the first frame".
 """
 
 from tokvid.config import (
@@ -33,7 +34,7 @@ recipe = Recipe(
         path="runs/robots/data",
         held_out=96,
         size=size,
-        frames=9,
+        frames=13,
         fps=(2.0, 4.0, 8.0),
         flip=0.5,
         zoom=1.25,  # the stored frames have as many more pixels
@@ -48,7 +49,7 @@ recipe = Recipe(
         mlp=512,
         encoder=("space", "time"),
         decoder=("space", "time") * 2,
-        time_window=2,  # two layers then see 3 latent frames: fewer than a clip's 5, so that streams are nothing new
+        time_window=7,  # a clip's latent frames, so that all see the first one
         # Most of each frame stands still, and keeps its codes: docs/tokenizer.md, "Codes that stay".
         first_frame="still",
         hysteresis=0.25,
@@ -56,10 +57,12 @@ recipe = Recipe(
         quantizer="fsq",
         groups=2,
         levels=(8, 8, 8),
+        later_codes=(4, 2, 0),
+        recall_first=True,
     ),
     train_tokenizer=TrainConfig(
-        steps=4400,
-        batch=4,
+        steps=5000,
+        batch=3,
         optimizer="muon",
         learning_rate=3e-3,
         schedule="stable",
@@ -85,10 +88,12 @@ recipe = Recipe(
         copies=True,
     ),
     layouts=LayoutConfig(
-        tasks={"text_to_video": 0.12, "image_to_video": 0.43, "continuation": 0.3, "interpolation": 0.15}
+        tasks={"text_to_video": 0.12, "image_to_video": 0.43, "continuation": 0.3, "interpolation": 0.15},
+        stalls=0.3,
+        scheduled_sampling=0.6,
     ),
     train_transformer=TrainConfig(
-        steps=2200,
+        steps=4000,
         batch=8,
         optimizer="muon",
         learning_rate=3e-3,
