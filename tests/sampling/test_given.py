@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokvid.sampling.given import compared, detailed, reduced, resized, restored
+from tokvid.sampling.given import compared, detailed, pasted, reduced, resized, restored
 
 RNG = np.random.default_rng(0)
 GIVEN = RNG.integers(100, 156, size=(2, 3, 16, 16, 3), dtype=np.uint8)  # two videos of three frames
@@ -88,3 +88,15 @@ def test_larger_frames_keep_their_detail_as_well():
     np.testing.assert_array_equal(made[:, :2], large[:, [0, 0]])
     np.testing.assert_array_equal(made[:, 2, :, :6], large[:, 0, :, :6])
     np.testing.assert_array_equal(made[:, 2, :, 26:], resized(after[:, 0], (32, 32))[:, :, 26:])
+
+
+def test_pasted_pixels_fade_into_what_is_new():
+    """Inside as given; right beside it most of what the tokens lose is added, far from it nothing."""
+    made, inside = np.full((3, 16, 16, 3), 100, np.uint8), np.zeros((3, 16, 16), bool)
+    inside[:2, :, :4] = True
+    given = np.where(inside[..., None], np.uint8(150), np.uint8(0))
+    found = np.concatenate(list(pasted(iter([made[:1], made[1:]]), given, inside)))
+    np.testing.assert_array_equal(found[:2, :, :4], 150)
+    assert (found[:2, :, 4] == 130).all() and (found[:2, :, 12:] <= 101).all()
+    assert (np.diff(found[:2, :, 4:].astype(int), axis=2) <= 0).all()
+    np.testing.assert_array_equal(found[2], made[2])

@@ -21,7 +21,7 @@ from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr, seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
-from tokvid.sampling.given import restored
+from tokvid.sampling.given import pasted, restored
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import (
     Around,
@@ -209,7 +209,7 @@ def _inpaint(batch: Batch) -> Outcome:
     wanted, known_BTHW = _others(batch, "color", "shape"), ~_boxes(batch)
     outside = _pixels(batch, known_BTHW)
     made = batch.edited(wanted, around=Around(batch.tokens, known_BTHW))
-    made = np.where(outside[..., None], batch.truth, made)
+    made = _pasted(made, batch.truth, outside)
     figures = {**_anywhere(batch.read(made, wanted)), "psnr_outside": _psnrs(batch.truth, made, outside)}
     return Outcome(_where(outside, batch.truth), made, figures)
 
@@ -223,17 +223,16 @@ def _outpaint(batch: Batch) -> Outcome:
     batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds) for each in batch.stories])
     (_, inner), (_, outer) = canvas_sizes(models, CANVAS, *CLIP)
     left = (size - inner) // 2
-    middle = np.ascontiguousarray(batch.truth[:, :, :, left : left + inner])
-    given = encode_clips(models.tokenizer, middle)
+    given = encode_clips(models.tokenizer, np.ascontiguousarray(batch.truth[:, :, :, left : left + inner]))
     side = inner // given.shape[3]
     around, places = widened(given, (given.shape[2], outer // side), models.transformer.config.latent[1:])
     first = int(np.flatnonzero(around.known_BTHW[0, 0, 0])[0]) * side
     levels = batch.settings.levels(models, [batch.fps], batch.frames)
     painted = paint(models, batch.prompts(batch.stories), levels, around, places)
     made = decode_clips(models.tokenizer, painted)[:, : batch.frames]
-    made[:, :, :, first : first + inner] = middle
     column_W = (np.arange(outer) - first + left) % size  # of the world, which is a torus
     truth, inside_W = batch.truth[:, :, :, column_W], (np.arange(outer) >= first) & (np.arange(outer) < first + inner)
+    made = _pasted(made, truth, np.broadcast_to(inside_W, truth.shape[:-1]))
     units_W = column_W * WORLD / size
     edges = truth[:, :, :, np.clip(np.arange(outer), first, first + inner - 1)]
     ends = [
@@ -455,6 +454,11 @@ def _pixels(batch: Batch, tokens_BTHW: np.ndarray) -> np.ndarray:
     side = batch.models.size[0] // tokens_BTHW.shape[2]
     latent_T = [latent_frames_for(1 + t, batch.models.tokenizer.config.temporal_patch) - 1 for t in range(batch.frames)]
     return tokens_BTHW[:, latent_T].repeat(side, axis=2).repeat(side, axis=3)
+
+
+def _pasted(made: np.ndarray, given: np.ndarray, inside_BTHW: np.ndarray) -> np.ndarray:
+    """Videos with given pixels inside of masks."""
+    return np.stack([next(pasted(iter([each]), *about)) for each, *about in zip(made, given, inside_BTHW, strict=True)])
 
 
 def _where(mask_BTHW: np.ndarray, video_BTHWC: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 REACH = 4  # pixels, up, down and sideways, that something may have moved to keep its detail
 MOVED = 200.0  # squared grey levels by which frames must fit better for each pixel of motion
 AROUND = 9  # pixels, in height and width, over which frames are compared
+FADE = 2.0  # pixels from a mask's edge, over which 1/e of what is lost there remains
 ALIKE = 40.0  # grey levels: of frames that differ by as much, 1/e of the detail is lent
 
 
@@ -143,9 +144,23 @@ def pasted(
     given_THWC: UInt8[np.ndarray, "frames h w 3"],
     inside_THW: Bool[np.ndarray, "frames h w"],
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-    """Decoded frames of one video, a few at a time, with the given pixels inside of a mask."""
-    first = 0
+    """Decoded frames of one video, a few at a time, with the given pixels inside of a mask.
+
+    What the tokens lose of the nearest given pixel fades out over a few pixels outside, so that there is no seam.
+    """
+    number = 0
     for made_THWC in made:
-        at = slice(first, first + len(made_THWC))
-        yield np.where(inside_THW[at, ..., None], given_THWC[at], made_THWC)
-        first = at.stop
+        done = []
+        for made_HWC in made_THWC:
+            done.append(_pasted(made_HWC, given_THWC[number], inside_THW[number]))
+            number += 1
+        yield np.stack(done)
+
+
+def _pasted(made_HWC: np.ndarray, given_HWC: np.ndarray, inside_HW: np.ndarray) -> np.ndarray:
+    if not inside_HW.any():
+        return made_HWC
+    away_HW, nearest_2HW = scipy.ndimage.distance_transform_edt(~inside_HW, return_indices=True)
+    lost_HWC = given_HWC.astype(np.float32) - made_HWC
+    faded_HWC = np.exp(-away_HW / FADE)[..., None] * lost_HWC[*nearest_2HW]
+    return np.rint(made_HWC + faded_HWC).clip(0, 255).astype(np.uint8)
