@@ -20,7 +20,7 @@ from tokvid.api.stories import Settings
 from tokvid.api.video import Stream, Video
 from tokvid.api.world import World
 from tokvid.cli.main import main
-from tokvid.config import Sampling
+from tokvid.config import GUIDANCE, Sampling
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
 from tokvid.sampling.story import Segment, Story, load_story, story_text
@@ -218,6 +218,7 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert (edited.frames == smooth.frames).all()
     again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story
     assert (again.guidance, again.sampling.temperature) == (1.0, 0.9)
+    assert world.interpolate(clip, negative="blue").story.guidance == GUIDANCE  # without it, "blue" would not be read
     stream = world.loop.stream(clip, guidance=1, fps=4)
     assert (stream.total, stream.known, stream.left_out) == (8, 4, 1) and len(stream.video(quiet=True)) == 8
     rebuilt = world.reconstruct(clip, size=(16, 24), fit="letterbox")

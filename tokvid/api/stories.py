@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tokvid.config import BETWEEN, Sampling, Scheme, from_dict
+from tokvid.config import BETWEEN, GUIDANCE, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local
@@ -73,10 +73,11 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
     return from_dict(Story, _plain({**values, **changes}), "story")
 
 
-def story_between(prompt: str) -> Story:
-    """A prompt for frames between given ones, with the defaults that are best there."""
-    sampling = Sampling(temperature=BETWEEN["temperature"])
-    return Story((Segment(prompt),), guidance=BETWEEN["guidance"], sampling=sampling)
+def story_between(prompt: str, settings: Settings) -> Story:
+    """A prompt for frames between given ones: with these settings, and the defaults that are best there."""
+    guidance = GUIDANCE if settings.get("negative") else BETWEEN["guidance"]  # at 1, a negative prompt has no effect
+    begun = Story((Segment(prompt),), guidance=guidance, sampling=Sampling(temperature=BETWEEN["temperature"]))
+    return make_story(begun, None, settings)
 
 
 def prompts_of(story: Story) -> list[str]:

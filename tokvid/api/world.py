@@ -210,9 +210,9 @@ class World:
         """
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
-        plain = {name: value for name, value in settings.items() if name not in own}
-        begun = story_between(prompt) if task == "interpolation" else [prompt]
-        story = self._checked(make_story(begun, None, cast(Settings, plain)))
+        plain = cast(Settings, {name: value for name, value in settings.items() if name not in own})
+        between = task == "interpolation"
+        story = self._checked(story_between(prompt, plain) if between else make_story([prompt], None, plain))
         total, parts, size = edited(self.models, story, task, video, own)
         return Stream(parts, total, story.fps, size, story)
 
@@ -260,7 +260,7 @@ class World:
         It is `larger` times the world's size: what stands still keeps the detail of the given frames beside it.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
-        story = self._checked(make_story(story_between(prompt), None, rated))
+        story = self._checked(story_between(prompt, rated))
         size = self._times(larger)
         total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, size), factor)
         return Stream(parts, total, story.fps * factor, size, story)
