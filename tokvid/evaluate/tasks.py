@@ -458,7 +458,8 @@ def _pixels(batch: Batch, tokens_BTHW: np.ndarray) -> np.ndarray:
 
 def _pasted(made: np.ndarray, given: np.ndarray, inside_BTHW: np.ndarray) -> np.ndarray:
     """Videos with given pixels inside of masks."""
-    return np.stack([next(pasted(iter([each]), *about)) for each, *about in zip(made, given, inside_BTHW, strict=True)])
+    every = zip(made, given, inside_BTHW, strict=True)
+    return np.stack([np.concatenate(list(pasted(iter([each]), *about))) for each, *about in every])
 
 
 def _where(mask_BTHW: np.ndarray, video_BTHWC: np.ndarray) -> np.ndarray:

@@ -144,17 +144,15 @@ def pasted(
     given_THWC: UInt8[np.ndarray, "frames h w 3"],
     inside_THW: Bool[np.ndarray, "frames h w"],
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-    """Decoded frames of one video, a few at a time, with the given pixels inside of a mask.
+    """Decoded frames of one video, one at a time, with the given pixels inside of a mask.
 
     What the tokens lose of the nearest given pixel fades out over a few pixels outside, so that there is no seam.
     """
-    number = 0
+    first = 0
     for made_THWC in made:
-        done = []
-        for made_HWC in made_THWC:
-            done.append(_pasted(made_HWC, given_THWC[number], inside_THW[number]))
-            number += 1
-        yield np.stack(done)
+        for index, made_HWC in enumerate(made_THWC, first):
+            yield _pasted(made_HWC, given_THWC[index], inside_THW[index])[None]
+        first += len(made_THWC)
 
 
 def _pasted(made_HWC: np.ndarray, given_HWC: np.ndarray, inside_HW: np.ndarray) -> np.ndarray:
