@@ -31,4 +31,4 @@ def test_blocks_take_the_means_of_a_smaller_video():
 
 
 def test_only_conditions_that_fix_pixels_put_them_right():
-    assert {name for name, each in CONDITIONS.items() if each.agree is not None} == {"low", "grey"}
+    assert {name for name, each in CONDITIONS.items() if each.agree is not None} == {"grey"}

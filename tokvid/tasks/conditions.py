@@ -191,7 +191,7 @@ class Condition:
 
 CONDITIONS: dict[str, Condition] = {
     "coarse": Condition("the same video at half the frame rate", slower=2),
-    "low": Condition("the same video at half the size", smaller=2, agree=with_means),
+    "low": Condition("the same video at half the size", smaller=2),
     "grey": Condition("a video, whose colours are not looked at", grey, agree=with_luma),
     "edges": Condition("a video, of which only the outlines are looked at", edges),
     "rough": Condition("a video, of which only the places of things are looked at", rough, smaller=2),
