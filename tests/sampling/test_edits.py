@@ -204,7 +204,7 @@ def test_a_picture_is_forced_on_weights_that_never_saw_one(models, monkeypatch):
     picture_HWC = video(1)[0]
     made_THWC = whole(animate_untrained(models, dataclasses.replace(STORY, fps=4.0), picture_HWC))
     np.testing.assert_array_equal(made_THWC[0], picture_HWC)
-    monkeypatch.setattr(edits, "restored", lambda made, given, every: made)
+    monkeypatch.setattr(edits, "restored_alone", lambda made, given: made)
     picture_HWC = video(1)[0]
     tokens_THWQ = encode_opening(models, iter([picture_HWC]))
     made_THWC = whole(animate_untrained(models, dataclasses.replace(STORY, fps=4.0), picture_HWC))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from tokvid.errors import UserError
-from tokvid.sampling.given import compared, detailed, pasted, reduced, restored
+from tokvid.sampling.given import compared, detailed, pasted, reduced, restored_alone
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
 from tokvid.sampling.story import Opening, Story, encode_opening, first_frames, prompts_of
 from tokvid.sampling.stream import (
@@ -139,15 +139,7 @@ def animate_untrained(
     """
     tokens_BTHWQ = encode_opening(models, iter([picture_HWC]))[None]
     made = _generated(models, story, story.frames, around=beginning_with(tokens_BTHWQ))
-    return story.frames, _restored(made, picture_HWC[None])
-
-
-def _restored(
-    made: Iterator[UInt8[np.ndarray, "t h w 3"]], given_THWC: UInt8[np.ndarray, "given h w 3"], every: int = 1
-) -> Iterator[UInt8[np.ndarray, "frames h w 3"]]:
-    """`restored` of a single video."""
-    given = (frame_HWC[None] for frame_HWC in given_THWC)
-    return (part_BTHWC[0] for part_BTHWC in restored((part_THWC[None] for part_THWC in made), given, every))
+    return story.frames, restored_alone(made, picture_HWC[None])
 
 
 def beginning_with(tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> Around:
@@ -191,7 +183,7 @@ def interpolate(
     first, coarse = source.tokens_THWQ[None, :1], source.stream(story.fps)
     interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])
     total = 1 + (source.frames - 1) * factor
-    return total, _restored(first_frames(total, interpolated), source.frames_THWC, factor)
+    return total, restored_alone(first_frames(total, interpolated), source.frames_THWC, factor)
 
 
 class Encoded:

@@ -13,7 +13,7 @@ from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, check_output
 from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
-from tokvid.sampling.given import restored
+from tokvid.sampling.given import restored_alone
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import Opening, Story, opening_frames, tell
 from tokvid.sampling.stream import Models, Windows
@@ -80,9 +80,8 @@ def show(
     before = opening.before(models.tokenizer.config.temporal_patch)
     if before:
         yield opening.frames_THWC[:before]
-    made = (part_THWC[None] for part_THWC in tell(models, story, windows, opening.tokens_THWQ))
-    for part_BTHWC in restored(made, (frame_HWC[None] for frame_HWC in opening.frames_THWC[before:])):
-        yield part_BTHWC[0]
+    made = tell(models, story, windows, opening.tokens_THWQ)
+    yield from restored_alone(made, opening.frames_THWC[before:])
 
 
 def size_of(models: Models, opening: Opening | None) -> tuple[int, int]:

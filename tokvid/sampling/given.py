@@ -139,6 +139,14 @@ def restored(
         yield np.stack([detailed(each, before) for each in waiting], axis=1)
 
 
+def restored_alone(
+    made: Iterator[UInt8[np.ndarray, "t h w 3"]], given_THWC: UInt8[np.ndarray, "given height width 3"], every: int = 1
+) -> Iterator[UInt8[np.ndarray, "frames height width 3"]]:
+    """`restored` of a single video, which is no batch."""
+    given = (frame_HWC[None] for frame_HWC in given_THWC)
+    return (part_BTHWC[0] for part_BTHWC in restored((part_THWC[None] for part_THWC in made), given, every))
+
+
 def pasted(
     made: Iterator[UInt8[np.ndarray, "t h w 3"]],
     given_THWC: UInt8[np.ndarray, "frames h w 3"],
