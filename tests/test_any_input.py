@@ -312,6 +312,7 @@ COMMANDS = {
     ("extend", "in.mp4"): {"--prompt": TEXTS, "--seconds": NUMBERS, **MAKING},
     ("interpolate", "in.mp4"): {"--factor": WHOLE, "--larger": WHOLE, "--prompt": TEXTS, **MAKING},
     ("loop", "in.mp4"): {"--prompt": TEXTS, **MAKING},
+    ("edit", "in.mp4", "--task", "inpaint", "--box", "0", "0", "4", "4"): {"--larger": WHOLE, **MAKING},
     ("loop", "in.png"): {"--larger": WHOLE, "--prompt": TEXTS, **MAKING},
     ("reconstruct", "in.mp4", "--out", "o.mp4"): {
         "--out": OUTS,

@@ -80,6 +80,22 @@ def test_a_wider_video_keeps_its_middle_token_for_token(tiny_models, asked):
         assert (batch.known[0, :3] == known).all()
 
 
+def test_a_larger_canvas_keeps_the_pixels_of_its_middle(tiny_models, asked):
+    """The weights see the video at their size."""
+    models, small_THWC = trained_for(tiny_models, "outpaint"), video(4)
+    large_THWC = small_THWC.repeat(3, axis=1).repeat(3, axis=2)
+    large_THWC[:, ::3, ::3] ^= 1  # detail
+    _, parts = outpaint(models, STORY, iter(large_THWC), ((16, 16), (16, 32)))
+    made_THWC = np.concatenate(list(parts))
+    assert made_THWC.shape == (4, 48, 96, 3)
+    np.testing.assert_array_equal(made_THWC[:, :, 24:72], large_THWC)
+    large = [batch.tokens for batch in asked]
+    asked.clear()
+    _, parts = outpaint(models, STORY, iter(small_THWC), ((16, 16), (16, 32)))
+    list(parts)
+    assert all((found == batch.tokens).all() for found, batch in zip(large, asked, strict=True))
+
+
 def test_a_video_is_doubled_and_doubled_again_by_tiles(tiny_models, asked):
     """Each tile reads its part of the smaller video, and shares halves with those before it."""
     models = trained_for(tiny_models, "upscale")

@@ -3,13 +3,14 @@
 import dataclasses
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import edits, stream
-from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, vary
+from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, keeps_pixels, loop, vary
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_video
 from tokvid.tasks.conditions import CONDITIONS, Condition, grey
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames
@@ -144,7 +145,9 @@ def whole(made):
 
 def test_what_no_mask_touches_is_kept_token_for_token_and_pixel_for_pixel(models, asked):
     """Right half new in frames 3 and 4, which are latent frame 2, in a video of 6 that the last frame fills up."""
-    tokens_THWQ = encode_opening(models, iter(np.concatenate([video(6), video(6)[-1:]])))
+    seen_THWC = video(6)
+    seen_THWC[3:5, :, 8:] = seen_THWC[3:5, :, 7:8]  # the nearest pixels in place of those under the mask
+    tokens_THWQ = encode_opening(models, iter(np.concatenate([seen_THWC, seen_THWC[-1:]])))
     masks = np.zeros((6, 16, 16, 3), np.uint8)
     masks[3, :, 9] = 255
     made_THWC = whole(inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks)))
@@ -168,6 +171,38 @@ def test_what_no_mask_touches_is_kept_token_for_token_and_pixel_for_pixel(models
 def test_masks_that_do_not_fit_are_refused(models, masks, said):
     with pytest.raises(UserError, match=said):
         inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks.astype(np.uint8)))
+
+
+@pytest.mark.parametrize("task", ["colourise", "inpaint"])
+def test_larger_edits_keep_the_pixels_of_what_is_given(models, asked, task):
+    """The weights see the video at their size; the luma, or what no mask touches, has its own."""
+    small_THWC = np.random.default_rng(1).integers(100, 156, size=(6, 16, 16, 3), dtype=np.uint8)
+    given_THWC = small_THWC.repeat(2, axis=1).repeat(2, axis=2)
+    given_THWC[:, ::2, :14] += 20  # detail that their size doesn't show
+    given_THWC[:, 1::2, :14] -= 20
+    trained, made = trained_for(models, task), []
+    for frames_THWC in (given_THWC, small_THWC):
+        masks = np.zeros(frames_THWC.shape, np.uint8)
+        masks[:, :, masks.shape[2] // 2 :] = 255
+        if task == "inpaint":
+            made.append(whole(inpaint(trained, STORY, iter(frames_THWC), iter(masks))))
+        else:
+            made.append(whole(edit(trained, STORY, task, iter(grey(frames_THWC)))))
+    assert made[0].shape == given_THWC.shape and keeps_pixels(task)
+    if task == "inpaint":
+        np.testing.assert_array_equal(made[0][:, :, :16], given_THWC[:, :, :16])
+        assert (made[0][:, :, 16:] != given_THWC[:, :, 16:]).mean() > 0.9
+    else:
+        away_THW = grey(made[0])[..., 0].astype(int) - grey(given_THWC)[..., 0]
+        assert np.abs(away_THW).max() <= 1
+    large, small = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    for (batch, *_), (wanted, *_) in zip(large, small, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, batch, wanted)
+
+
+@pytest.mark.parametrize("task, kept", [("restyle", False), ("upscale", False), ("interpolation", True)])
+def test_some_edits_keep_no_pixels(task, kept):
+    assert keeps_pixels(task) == kept
 
 
 def test_colours_have_the_luma_of_the_grey_video(models, asked):

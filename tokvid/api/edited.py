@@ -53,36 +53,44 @@ def check_own(task: str, own: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is not for task {task}; leave it out")
 
 
-def edited(models: Models, story: Story, task: str, clip: Clip, own: Mapping[str, Any]) -> Edited:
-    """A clip edited by a task, with the task's `own` settings."""
+def edited(models: Models, story: Story, task: str, clip: Clip, own: Mapping[str, Any], larger: int = 1) -> Edited:
+    """A clip edited by a task, with the task's `own` settings, `larger` times the size that the weights make."""
     edits.check_trained(models, task)
+    if larger > 1 and not edits.keeps_pixels(task):
+        raise UserError(f"{task} keeps no pixels of its video that could make a larger one sharp; leave out larger")
     if task in _EDITS:
-        return _EDITS[task](models, story, clip, own)
+        return _EDITS[task](models, story, clip, own, larger)
     fps, size = edits.source_of(models, task, story.fps)
-    return Edited(*edits.edit(models, story, task, read_clip(clip, fps, size)), models.size)
+    frames = read_clip(clip, fps, _times(size, larger))
+    return Edited(*edits.edit(models, story, task, frames), _times(models.size, larger))
 
 
-def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+def _times(size: tuple[int, int], larger: int) -> tuple[int, int]:
+    return size[0] * larger, size[1] * larger
+
+
+def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     if len(own) != 1:
         raise UserError("inpaint needs either a box or a mask")
+    size = _times(models.size, larger)
     if "box" in own:
-        masks: Frames = itertools.repeat(_box(own["box"], size_of(clip), models.size))
+        masks: Frames = itertools.repeat(_box(own["box"], size_of(clip), size))
     else:
         (height, width), (rows, columns) = size_of(clip), size_of(own["mask"])
         if (height, width) != (rows, columns):
             raise UserError(f"the mask has {columns}x{rows} pixels, the video {width}x{height}; use one size")
-        masks = _held(read_clip(own["mask"], story.fps, models.size))
-    return Edited(*edits.inpaint(models, story, read_clip(clip, story.fps, models.size), masks), models.size)
+        masks = _held(read_clip(own["mask"], story.fps, size))
+    return Edited(*edits.inpaint(models, story, read_clip(clip, story.fps, size), masks), size)
 
 
-def _box(box: tuple[int, int, int, int], size: tuple[int, int], models_size: tuple[int, int]) -> np.ndarray:
-    """A mask of the models' size that is white in the box."""
-    (x, y, width, height), (rows, columns) = box, size
+def _box(box: tuple[int, int, int, int], clip_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """A mask of this size that is white in the box."""
+    (x, y, width, height), (rows, columns) = box, clip_size
     if not (0 <= x < x + width <= columns and 0 <= y < y + height <= rows):
         raise UserError(f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels")
     mask_HWC = np.zeros((rows, columns, 3), np.uint8)
     mask_HWC[y : y + height, x : x + width] = 255
-    return fitted(mask_HWC, models_size)
+    return fitted(mask_HWC, size)
 
 
 def _held(masks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -91,25 +99,26 @@ def _held(masks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     return itertools.repeat(some[0]) if len(some) == 1 else itertools.chain(some, masks)
 
 
-def _outpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+def _outpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", str(own.get("canvas", "")))
     if not match:
         raise UserError(f"outpaint needs a canvas, as 16:9, got {own.get('canvas', 'none')!r:.40}")
     sizes = canvas.canvas_sizes(models, int(match[1]) / int(match[2]), *size_of(clip))
-    return Edited(*canvas.outpaint(models, story, read_clip(clip, story.fps, sizes[0]), sizes), sizes[1])
+    frames = read_clip(clip, story.fps, _times(sizes[0], larger))
+    return Edited(*canvas.outpaint(models, story, frames, sizes), _times(sizes[1], larger))
 
 
-def _upscale(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+def _upscale(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     _, size = edits.source_of(models, "upscale", story.fps)
     video_THWC = np.stack(list(read_clip(clip, story.fps, size)))
     larger_THWC = canvas.upscale(models, story, video_THWC, own.get("times", 2))
     return Edited(len(larger_THWC), iter([larger_THWC]), (larger_THWC.shape[1], larger_THWC.shape[2]))
 
 
-def _vary(models: Models, story: Story, clip: Clip, own: Mapping[str, Any]) -> Edited:
+def _vary(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     frames = read_clip(clip, story.fps, models.size)
     return Edited(*edits.vary(models, story, frames, own.get("strength", 0.5)), models.size)
 
 
-Edit = Callable[[Models, Story, Clip, Mapping[str, Any]], Edited]
+Edit = Callable[[Models, Story, Clip, Mapping[str, Any], int], Edited]
 _EDITS: dict[str, Edit] = {"inpaint": _inpaint, "outpaint": _outpaint, "upscale": _upscale, "variation": _vary}

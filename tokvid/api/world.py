@@ -202,18 +202,23 @@ class World:
         return self._told(make_story([Segment(prompt, seconds)], None, settings), None, video, larger)
 
     @verb
-    def edit(self, video: Clip, task: str, prompt: str = "", **settings: Unpack[EditSettings]) -> Stream:
+    def edit(
+        self, video: Clip, task: str, prompt: str = "", *, larger: int = 1, **settings: Unpack[EditSettings]
+    ) -> Stream:
         """A video made from another one by a task that the weights were trained for; see `World.tasks`.
 
         Besides the settings of a story, inpaint takes `box`, (left, top, width, height) in pixels, or `mask`, a clip
         that is white in what becomes new; outpaint `canvas`, as "16:9"; upscale `times`, 2, 4, …; variation `strength`.
+        Colourise, inpaint, outpaint and interpolation keep pixels of the video, and can be `larger` times the world's
+        size.
         """
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
         plain = cast(Settings, {name: value for name, value in settings.items() if name not in own})
         between = task == "interpolation"
         story = self._checked(story_between(prompt, plain) if between else make_story([prompt], None, plain))
-        total, parts, size = edited(self.models, story, task, video, own)
+        self._times(larger)
+        total, parts, size = edited(self.models, story, task, video, own, larger)
         return Stream(parts, total, story.fps, size, story)
 
     @verb

@@ -56,6 +56,7 @@ class Edit(Command):
         own.add_argument("--times", type=int, metavar="N", help=times)
         strength = "variation: share of the tokens that are drawn again, above 0 and up to 1 (default 0.5)"
         own.add_argument("--strength", type=float, metavar="X", help=strength)
+        larger_argument(own, "colourise, inpaint, outpaint, interpolation: ")
         video_arguments(parser, outputs, "edited.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
@@ -64,7 +65,9 @@ class Edit(Command):
         refuse(options, others, f"is not for task {options.task}; leave it out")
         world = _world(options)
         own = {name: value for name in names if (value := getattr(options, name)) is not None}
-        stream = world.edit.stream(options.video, options.task, options.prompt, **settings_of(options), **own)
+        stream = world.edit.stream(
+            options.video, options.task, options.prompt, larger=options.larger, **settings_of(options), **own
+        )
         save(stream, options)
         print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
 

@@ -181,11 +181,11 @@ def scheme_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def larger_argument(parser: argparse.ArgumentParser) -> None:
-    """--larger."""
+def larger_argument(parser: argparse._ActionsContainer, only: str = "") -> None:
+    """--larger; `only`: begins its help with the tasks that it is for."""
     larger = (
-        "N times as high and wide as the weights' videos: what stands still keeps the detail of the picture or video "
-        "that is given (default 1)"
+        f"{only}N times as high and wide as the weights' videos: what stands still keeps the detail of the picture or "
+        "video that is given (default 1)"
     )
     parser.add_argument("--larger", type=int, default=1, metavar="N", help=larger)
 

@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.edits import check_trained
-from tokvid.sampling.given import pasted
+from tokvid.sampling.given import pasted, reduced
 from tokvid.sampling.levels import Levels, tokens_of
 from tokvid.sampling.story import Story, first_frames, prompts_of
 from tokvid.sampling.stream import (
@@ -79,14 +79,18 @@ def canvas_sizes(models: Models, ratio: float, height: int, width: int) -> tuple
 def outpaint(
     models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], sizes: tuple[Place, Place]
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
-    """A video in the middle of a canvas, with new sides; `sizes` are those of `canvas_sizes`."""
+    """A video in the middle of a canvas, with new sides; `sizes` are those of `canvas_sizes`.
+
+    The video's is the first of these, or a multiple, as is the canvas then.
+    """
     check_trained(models, "outpaint")
     side, inner_THWC = token_side(models.tokenizer.config), np.stack(list(frames))
-    inner_THWQ = encode_clips(models.tokenizer, inner_THWC[None])[0]
+    inner_THWQ = encode_clips(models.tokenizer, np.stack([reduced(each, sizes[0]) for each in inner_THWC])[None])[0]
     shape = (sizes[1][0] // side, sizes[1][1] // side)
     canvas, places = widened(inner_THWQ[None], shape, models.transformer.config.latent[1:])
     painted_BTHWQ = paint(models, prompts_of(story, models), _levels(story, len(inner_THWQ)), canvas, places)
-    inside_HW = canvas.known_BTHW[0, 0].repeat(side, axis=0).repeat(side, axis=1)
+    larger = side * (inner_THWC.shape[1] // sizes[0][0])
+    inside_HW = canvas.known_BTHW[0, 0].repeat(larger, axis=0).repeat(larger, axis=1)
     given_THWC = np.zeros((len(inner_THWC), *inside_HW.shape, 3), np.uint8)
     given_THWC[:, inside_HW] = inner_THWC.reshape(len(inner_THWC), -1, 3)
     inside_THW = np.broadcast_to(inside_HW, given_THWC.shape[:3])

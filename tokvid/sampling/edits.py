@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from tokvid.errors import UserError
-from tokvid.sampling.given import compared, detailed, pasted, reduced, restored_alone
+from tokvid.sampling.given import compared, detailed, hidden, pasted, reduced, resized, restored_alone
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
 from tokvid.sampling.story import Opening, Story, encode_opening, first_frames, prompts_of
 from tokvid.sampling.stream import (
@@ -29,8 +29,9 @@ def edit(
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video made from the condition of a task: its number of frames, and the frames, a few at a time.
 
-    `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`; `story` has one segment, whose
-    prompt describes the new video. UserError where the weights weren't trained for the task.
+    `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`, or where `keeps_pixels`, a
+    multiple of the size; `story` has one segment, whose prompt describes the new video. UserError where the weights
+    weren't trained for the task.
     """
     check_trained(models, task)
     (name,) = TASKS[task].conditions
@@ -48,8 +49,14 @@ def _agreeing(
     agree, first = CONDITIONS[source.name].agree, 0
     for made_THWC in made:
         seen_THWC = source.frames_THWC[first : first + len(made_THWC)]
-        yield made_THWC if agree is None else agree(made_THWC, seen_THWC)
+        yield made_THWC if agree is None else agree(resized(made_THWC, seen_THWC.shape[1:3]), seen_THWC)
         first += len(made_THWC)
+
+
+def keeps_pixels(task: str) -> bool:
+    """Whether a task's videos have pixels of what is given, so that they can be larger than those of the weights."""
+    kept = task in ("inpaint", "outpaint") or any(CONDITIONS[name].slower > 1 for name in TASKS[task].conditions)
+    return kept or any(CONDITIONS[name].agree is not None for name in TASKS[task].conditions)
 
 
 def looked_at(frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -78,22 +85,25 @@ def inpaint(
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video with the tokens generated anew that `masks`, as many frames, show white in: the other pixels are kept.
 
+    What is under a mask leaves no trace in the tokens beside it. Frames and masks have the models' size or a multiple.
     UserError for fewer masks than frames, for none that is white anywhere, and for weights not trained for it.
     """
     check_trained(models, "inpaint")
-    video = Encoded(models, frames)
-    new_THW = np.stack([mask_HWC.mean(axis=-1) >= 128 for mask_HWC in itertools.islice(masks, video.frames)])
-    if len(new_THW) < video.frames:
-        raise UserError(f"the mask has {len(new_THW)} frames, the video {video.frames}; give a mask for each frame")
-    known_THW = _kept(new_THW, video.tokens_THWQ.shape[:3], models.tokenizer.config.temporal_patch)
+    video_THWC, patch = np.stack(list(frames)), models.tokenizer.config.temporal_patch
+    count = len(video_THWC)
+    new_THW = np.stack([mask_HWC.mean(axis=-1) >= 128 for mask_HWC in itertools.islice(masks, count)])
+    if len(new_THW) < count:
+        raise UserError(f"the mask has {len(new_THW)} frames, the video {count}; give a mask for each frame")
+    _, rows, columns = models.transformer.config.latent
+    known_THW = _kept(new_THW, (latent_frames_for(count, patch), rows, columns), patch)
     if known_THW.all():
         raise UserError("the mask is black in every frame; make white what is to be new")
-    around = Around(video.tokens_THWQ[None], known_THW[None])
-    made = _generated(models, story, video.frames, around=around)
-    latent_T = -(-np.arange(video.frames) // models.tokenizer.config.temporal_patch)
-    height, width = np.array(models.size) // known_THW.shape[1:]
+    latent_T = -(-np.arange(count) // patch)
+    height, width = np.array(video_THWC.shape[1:3]) // (rows, columns)
     inside_THW = known_THW[latent_T].repeat(height, axis=1).repeat(width, axis=2)
-    return video.frames, pasted(made, video.frames_THWC, inside_THW)
+    beside = Encoded(models, iter(hidden(video_THWC, inside_THW)))
+    made = _generated(models, story, count, around=Around(beside.tokens_THWQ[None], known_THW[None]))
+    return count, pasted(made, video_THWC, inside_THW)
 
 
 def vary(

@@ -147,18 +147,35 @@ def restored_alone(
     return (part_BTHWC[0] for part_BTHWC in restored((part_THWC[None] for part_THWC in made), given, every))
 
 
+def hidden(
+    video_THWC: UInt8[np.ndarray, "frames h w 3"], inside_THW: Bool[np.ndarray, "frames h w"]
+) -> UInt8[np.ndarray, "frames h w 3"]:
+    """A video whose pixels outside of a mask are the nearest ones inside, in the same frame.
+
+    So they can be encoded without a trace of what was there, which the tokens beside it would show.
+    """
+    return np.stack([_hidden(*each) for each in zip(video_THWC, inside_THW, strict=True)])
+
+
+def _hidden(frame_HWC: np.ndarray, inside_HW: np.ndarray) -> np.ndarray:
+    if inside_HW.all() or not inside_HW.any():
+        return frame_HWC
+    _, nearest_2HW = scipy.ndimage.distance_transform_edt(~inside_HW, return_indices=True)
+    return frame_HWC[*nearest_2HW]
+
+
 def pasted(
     made: Iterator[UInt8[np.ndarray, "t h w 3"]],
-    given_THWC: UInt8[np.ndarray, "frames h w 3"],
-    inside_THW: Bool[np.ndarray, "frames h w"],
-) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-    """Decoded frames of one video, one at a time, with the given pixels inside of a mask.
+    given_THWC: UInt8[np.ndarray, "frames height width 3"],
+    inside_THW: Bool[np.ndarray, "frames height width"],
+) -> Iterator[UInt8[np.ndarray, "one height width 3"]]:
+    """Decoded frames of one video, one at a time, with the given pixels inside of a mask, and of their size.
 
     What the tokens lose of the nearest given pixel fades out over a few pixels outside, so that there is no seam.
     """
     first = 0
     for made_THWC in made:
-        for index, made_HWC in enumerate(made_THWC, first):
+        for index, made_HWC in enumerate(resized(made_THWC, _size(given_THWC)), first):
             yield _pasted(made_HWC, given_THWC[index], inside_THW[index])[None]
         first += len(made_THWC)
 

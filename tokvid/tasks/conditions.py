@@ -31,11 +31,14 @@ def grey(video_THWC: "np.ndarray") -> "np.ndarray":
 
 
 def with_luma(video_THWC: "np.ndarray", grey_THWC: "np.ndarray") -> "np.ndarray":
-    """The colours of a video with the luma of a grey one."""
+    """The colours of a video with the luma of a grey one, paler where a channel would be below 0 or above 255."""
     import numpy as np
 
-    missing_THW1 = grey_THWC[..., :1] - (video_THWC @ LUMA)[..., None]
-    return np.rint(video_THWC + missing_THW1).clip(0, 255).astype(np.uint8)
+    luma_THW1 = grey_THWC[..., :1].astype(np.float32)
+    color_THWC = video_THWC - (video_THWC @ LUMA)[..., None]
+    most_THW1, least_THW1 = (extreme(axis=-1, keepdims=True) for extreme in (color_THWC.max, color_THWC.min))
+    fits_THW1 = np.minimum((255 - luma_THW1) / np.maximum(most_THW1, 1), luma_THW1 / np.maximum(-least_THW1, 1))
+    return np.rint(luma_THW1 + np.minimum(fits_THW1, 1) * color_THWC).clip(0, 255).astype(np.uint8)
 
 
 def with_means(video_THWC: "np.ndarray", small_THWC: "np.ndarray") -> "np.ndarray":
