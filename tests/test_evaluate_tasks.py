@@ -10,7 +10,7 @@ import pytest
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.evaluate import tasks
+from tokvid.evaluate import clips, tasks
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import stories_of
 from tokvid.evaluate.tasks import MEASURES, Batch, evaluate_tasks
@@ -38,7 +38,8 @@ def unpacked(tokenizer, tokens_BTHWQ):
 @pytest.fixture
 def batch(monkeypatch):
     """Six clips of 32x32 pixels, and models that draw whatever is asked for."""
-    monkeypatch.setattr(tasks, "encode_clips", packed)
+    for module in (tasks, clips):
+        monkeypatch.setattr(module, "encode_clips", packed)
     monkeypatch.setattr(tasks, "decode_clips", unpacked)
     monkeypatch.setattr(tasks, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
     monkeypatch.setattr(tasks, "make_prompt", lambda *of: None)
@@ -49,7 +50,7 @@ def batch(monkeypatch):
     tokenizer = types.SimpleNamespace(config=TokenizerConfig(temporal_patch=PATCH, patch=SIDE, fold=1))
     transformer = types.SimpleNamespace(config=types.SimpleNamespace(latent=(4, 8, 8)), about={"fps": (8.0,)})
     models = types.SimpleNamespace(size=(32, 32), tokenizer=tokenizer, transformer=transformer)
-    return Batch(models, stories_of(6, 0, 3.0), 8.0, 17, np.arange(6), Settings())
+    return Batch(models, 8.0, 17, np.arange(6), Settings(), stories_of(6, 0, 3.0))
 
 
 @pytest.mark.parametrize("name", sorted({*MEASURES} - {"outpaint", "upscale"}))

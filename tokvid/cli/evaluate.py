@@ -53,9 +53,7 @@ def _shapes(options: argparse.Namespace, settings: "Settings", show: Show) -> di
         refuse(options, ["sheet"], "is not for evaluate shapes; leave it out, or give a --task")
         return evaluate_shapes(_models(options), options.samples, options.seed, settings, rates)
     check_task(options.task)
-    if len(rates) > 1:
-        raise UserError(f"--task is measured at one rate; give one --fps, not {len(rates)}")
-    fps = rates[0] if rates else None
+    fps = _one_rate(options) if rates else None
     return evaluate_tasks(_models(options), options.task, options.samples, options.seed, settings, fps, show)
 
 
@@ -78,11 +76,21 @@ def _interpolation(options: argparse.Namespace, settings: "Settings", show: Show
     return evaluate_interpolation(_models(options), data, options.samples, factor, options.seed, settings, show)
 
 
+def _edits(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+    from tokvid.evaluate.edits import ALL, Request, check_edit, evaluate_edits
+
+    check_edit(options.task or ALL)
+    data = _data(options)
+    models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
+    request = Request(options.task or ALL, options.samples, options.seconds or 2.0, fps, options.seed)
+    return evaluate_edits(models, data, request, settings, show)
+
+
 def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.generation import Request, evaluate_generation
 
     data = _data(options)
-    models, fps = _models(options), max(data.fps) if options.fps is None else options.fps[0]
+    models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
     request = Request(options.samples, options.seconds or 3.0, fps, options.seed)
     return evaluate_generation(models, data, request, _features(options), settings, show)
 
@@ -113,6 +121,11 @@ EVALUATIONS = {
         frozenset({"data", "features", "fps", "seconds", "sheet", "scheme", *SAMPLED}),
         _generation,
     ),
+    "edits": Evaluation(
+        "edits of real clips that should give the true ones: colours, a hidden box, the sides, twice the size",
+        frozenset({"data", "fps", "seconds", "sheet", "task", *SAMPLED}),
+        _edits,
+    ),
 }
 
 
@@ -130,25 +143,28 @@ class Evaluate(Command):
             "--samples", type=int, default=128, metavar="N", help="number of clips to measure (default 128)"
         )
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
-        task = "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; all: those that the weights know"
+        task = (
+            "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; edits: restyle, colourise, inpaint, "
+            "outpaint or upscale (default all); all: those that the weights know"
+        )
         parser.add_argument("--task", metavar="NAME", help=task)
         parser.add_argument(
             "--data",
             type=readable,
             metavar="FOLDER",
-            help="reconstruction, interpolation, generation: dataset to measure on (default: the held-out part of the "
-            "training data)",
+            help="reconstruction, interpolation, generation, edits: dataset to measure on (default: the held-out part "
+            "of the training data)",
         )
         parser.add_argument(
             "--fps",
             type=float,
             nargs="+",
             metavar="X",
-            help="frames per second; shapes: one or more rates (default: all those trained on), generation and --task: "
-            "one rate (default: the highest trained on)",
+            help="frames per second; shapes: one or more rates (default: all those trained on), generation, edits "
+            "and --task: one rate (default: the highest trained on)",
         )
         parser.add_argument(
-            "--seconds", type=float, metavar="X", help="generation: duration of each clip in seconds (default 3)"
+            "--seconds", type=float, metavar="X", help="generation, edits: duration of each clip in seconds (3, 2)"
         )
         parser.add_argument(
             "--factor",
@@ -207,6 +223,14 @@ class Evaluate(Command):
             steps.append(lambda: write_text(options.markdown, markdown(figures)))
         if first():
             in_any_case(lambda: say(table(figures)), *steps)
+
+
+def _one_rate(options: argparse.Namespace) -> float:
+    rates: list[float] = options.fps
+    if len(rates) > 1:
+        what = "--task" if options.what == "shapes" else f"evaluate {options.what}"
+        raise UserError(f"{what} is measured at one rate; give one --fps, not {len(rates)}")
+    return rates[0]
 
 
 def _models(options: argparse.Namespace) -> "Models":

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
 from tokvid.evaluate.batches import BATCH, Settings, mean, measured, through
+from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
 from tokvid.evaluate.shapes import ATTRIBUTES, Stories, batches, check, frames_at, stories_of, stream_of
 from tokvid.io.progress import progress
-from tokvid.metrics.video import psnr, seam_ratio
+from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
-from tokvid.sampling.given import pasted, restored
+from tokvid.sampling.given import restored
 from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import (
     Around,
@@ -31,20 +31,18 @@ from tokvid.sampling.stream import (
     Source,
     decode_clips,
     encode_clips,
-    latent_frames_for,
     make_prompt,
 )
 from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, render
 from tokvid.shapes.reading import ShapeReading, read_attributes, score, wrap
 from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out
-from tokvid.tasks.conditions import CONDITIONS, grey
+from tokvid.tasks.conditions import grey
 
 IDENTITY = ("size", "color", "shape")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of variation
 GIVEN = 3  # latent frames, of continuation
 CANVAS, CLIP = 16 / 9, (16, 9)  # of outpainting: width over height; height and width of what is given
 SHOWN, COLUMNS, ROWS = 2, 6, "rows"  # clips of a task on a sheet, frames of each, and where they are kept
-BEST = 100.0  # dB, also of equal videos
 EARLIER = 80  # a random stream of `stream_of`, after those of `evaluate_shapes`
 
 
@@ -60,25 +58,15 @@ class Outcome(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Clips of one rate and length, each a story of one prompt, and how videos are sampled."""
+class Batch(Clips):
+    """Clips that are each a story of one prompt."""
 
-    models: Models
     stories: Sequence[ShapesStory]
-    fps: float
-    frames: int
-    seeds_B: np.ndarray
-    settings: Settings
 
     @functools.cached_property
     def truth(self) -> np.ndarray:
         """The clips, uint8 (B, T, H, W, 3)."""
         return self.drawn(self.stories)
-
-    @functools.cached_property
-    def tokens(self) -> np.ndarray:
-        """Their tokens, (B, T', H', W', Q)."""
-        return encode_clips(self.models.tokenizer, self.truth)
 
     @property
     def seconds(self) -> float:
@@ -90,16 +78,9 @@ class Batch:
         size = size or self.models.size[0]
         return np.stack([render(story, fps=self.fps, frames=self.frames, size=size) for story in stories])
 
-    def prompts(self, wanted: Sequence[ShapesStory], silent: bool = False) -> list[Prompt]:
-        """Those of the stories, or empty ones."""
-        texts = ["" if silent else story.segments[0].caption for story in wanted]
-        return [make_prompt(self.models, texts, self.seeds_B, Guidance(self.settings.guidance))]
-
-    def source(self, name: str, video_BTHWC: np.ndarray) -> Source:
-        """The condition `name` of videos."""
-        condition = CONDITIONS[name]
-        seen = np.stack([condition.apply(video_THWC) for video_THWC in video_BTHWC])
-        return Source(name, self.fps / condition.slower, iter([encode_clips(self.models.tokenizer, seen)]))
+    def prompts(self) -> list[Prompt]:
+        """Those of the stories."""
+        return [make_prompt(self.models, _texts(self.stories), self.seeds_B, Guidance(self.settings.guidance))]
 
     def edited(
         self,
@@ -108,10 +89,8 @@ class Batch:
         around: Around | None = None,
         silent: bool = False,
     ) -> np.ndarray:
-        """Videos of these stories at one rate, made from conditions or from some of their tokens."""
-        levels, none = self.settings.levels(self.models, [self.fps], self.frames), self.models.no_tokens(len(wanted))
-        parts = videos(self.models, self.prompts(wanted, silent), levels, none, sources=sources, around=around)
-        return np.concatenate(list(parts), axis=1)[:, : self.frames]
+        """Videos of these stories at one rate, or of no prompts, made from conditions or from some of their tokens."""
+        return self.sampled([""] * len(wanted) if silent else _texts(wanted), sources, around)
 
     def told(self, given: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
         """Videos of the stories' prompts, which begin with the frames of other videos, or with none."""
@@ -120,7 +99,7 @@ class Batch:
             opening = encode_clips(self.models.tokenizer, given)
         rates = rates_of(self.models, self.fps, self.settings.scheme) if opening.shape[1] < 2 else [self.fps]
         levels = self.settings.levels(self.models, rates, frames or self.frames)
-        parts = videos(self.models, self.prompts(self.stories), levels, opening)
+        parts = videos(self.models, self.prompts(), levels, opening)
         if given is not None:
             parts = restored(parts, iter(np.moveaxis(given, 1, 0)))
         return np.concatenate(list(parts), axis=1)[:, : frames or self.frames]
@@ -181,7 +160,7 @@ def _infilling(batch: Batch) -> Outcome:
     tokens = batch.tokens
     known_BTHW = np.broadcast_to((np.arange(tokens.shape[1]) % 2 == 0)[:, None, None], tokens.shape[:-1])
     made = batch.edited(batch.stories, around=Around(tokens, known_BTHW))
-    return Outcome(_where(_pixels(batch, known_BTHW), batch.truth), made, batch.read(made, batch.stories))
+    return Outcome(blackened(batch.pixels(known_BTHW), batch.truth), made, batch.read(made, batch.stories))
 
 
 def _restyle(batch: Batch) -> Outcome:
@@ -199,7 +178,7 @@ def _colourise(batch: Batch) -> Outcome:
     outcome = _from_condition(batch, "grey", batch.stories)
     again, _ = through(batch.models.tokenizer, batch.truth)
     made, truth, again = (np.stack([grey(each) for each in each_B]) for each_B in (outcome.made, batch.truth, again))
-    lumas = {"psnr_of_luma": _psnrs(truth, made), "ceiling_psnr_of_luma": _psnrs(truth, again)}
+    lumas = {"psnr_of_luma": psnrs(truth, made), "ceiling_psnr_of_luma": psnrs(truth, again)}
     return outcome._replace(figures={**outcome.figures, **lumas})
 
 
@@ -207,11 +186,12 @@ def _inpaint(batch: Batch) -> Outcome:
     """A box follows the object, all of it; another colour and shape are asked for."""
     batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds, "slow") for each in batch.stories])
     wanted, known_BTHW = _others(batch, "color", "shape"), ~_boxes(batch)
-    outside = _pixels(batch, known_BTHW)
-    made = batch.edited(wanted, around=Around(batch.tokens, known_BTHW))
-    made = _pasted(made, batch.truth, outside)
-    figures = {**_anywhere(batch.read(made, wanted)), "psnr_outside": _psnrs(batch.truth, made, outside)}
-    return Outcome(_where(outside, batch.truth), made, figures)
+    outside = batch.pixels(known_BTHW)
+    tokens = encode_clips(batch.models.tokenizer, all_hidden(batch.truth, outside))
+    made = batch.edited(wanted, around=Around(tokens, known_BTHW))
+    made = all_pasted(made, batch.truth, outside)
+    figures = {**_anywhere(batch.read(made, wanted)), "psnr_outside": psnrs(batch.truth, made, outside)}
+    return Outcome(blackened(outside, batch.truth), made, figures)
 
 
 def _outpaint(batch: Batch) -> Outcome:
@@ -228,11 +208,11 @@ def _outpaint(batch: Batch) -> Outcome:
     around, places = widened(given, (given.shape[2], outer // side), models.transformer.config.latent[1:])
     first = int(np.flatnonzero(around.known_BTHW[0, 0, 0])[0]) * side
     levels = batch.settings.levels(models, [batch.fps], batch.frames)
-    painted = paint(models, batch.prompts(batch.stories), levels, around, places)
+    painted = paint(models, batch.prompts(), levels, around, places)
     made = decode_clips(models.tokenizer, painted)[:, : batch.frames]
     column_W = (np.arange(outer) - first + left) % size  # of the world, which is a torus
     truth, inside_W = batch.truth[:, :, :, column_W], (np.arange(outer) >= first) & (np.arange(outer) < first + inner)
-    made = _pasted(made, truth, np.broadcast_to(inside_W, truth.shape[:-1]))
+    made = all_pasted(made, truth, np.broadcast_to(inside_W, truth.shape[:-1]))
     units_W = column_W * WORLD / size
     edges = truth[:, :, :, np.clip(np.arange(outer), first, first + inner - 1)]
     ends = [
@@ -242,27 +222,26 @@ def _outpaint(batch: Batch) -> Outcome:
     sides, border = np.broadcast_to(~inside_W, truth.shape[:-1]), [first, first + inner]
     figures: dict[str, Sequence[float]] = {
         **{name: np.mean([each[name] for each in ends], axis=0).tolist() for name in ends[0]},
-        "psnr_of_sides": _psnrs(truth, made, sides),
-        "psnr_of_sides_repeated": _psnrs(truth, edges, sides),
+        "psnr_of_sides": psnrs(truth, made, sides),
+        "psnr_of_sides_repeated": psnrs(truth, edges, sides),
         "seams": [seam_ratio(each.transpose(2, 0, 1, 3), border) for each in made],
         "seams_of_truth": [seam_ratio(each.transpose(2, 0, 1, 3), border) for each in truth],
     }
-    return Outcome(_where(~sides, truth), made, figures)
+    return Outcome(blackened(~sides, truth), made, figures)
 
 
 def _upscale(batch: Batch) -> Outcome:
     """Half the size, doubled once and twice; PSNR, also of bicubic interpolation and after the tokenizer alone."""
     models, size = batch.models, batch.models.size[0]
-    low = np.stack([CONDITIONS["low"].apply(video_THWC) for video_THWC in batch.truth])
-    prompts = batch.prompts(batch.stories)
+    low, prompts = batch.seen("low"), batch.prompts()
     levels = batch.settings.levels(models, [batch.fps], batch.frames)
     made, figures = low, dict[str, Sequence[float]]()
     for times in (2, 4):
         made, truth = doubled(models, prompts, levels, made), batch.drawn(batch.stories, times * size // 2)
-        figures[f"psnr_{times}x"] = _psnrs(truth, made)
-        figures[f"bicubic_psnr_{times}x"] = _psnrs(truth, _bicubic(low, times))
+        figures[f"psnr_{times}x"] = psnrs(truth, made)
+        figures[f"bicubic_psnr_{times}x"] = psnrs(truth, bicubic(low, times))
         if times == 2:
-            figures["ceiling_psnr_2x"] = _psnrs(truth, through(models.tokenizer, truth)[0])
+            figures["ceiling_psnr_2x"] = psnrs(truth, through(models.tokenizer, truth)[0])
             figures |= batch.read(made, batch.stories)
     return Outcome(low, made, figures)
 
@@ -271,11 +250,11 @@ def _animate(batch: Batch) -> Outcome:
     """The object of a picture on the path of another clip's object; no prompt."""
     objects = [*batch.stories[1:], batch.stories[0]]
     wanted = [_dressed(story, other) for story, other in zip(batch.stories, objects, strict=True)]
-    pictures = batch.drawn(objects)
-    sources = [batch.source("picture", pictures), batch.source("track", batch.truth)]
+    pictures = dataclasses.replace(batch, stories=objects).seen("picture")
+    tracks = batch.seen("track")
+    sources = [batch.source("picture", pictures), batch.source("track", tracks)]
     made = batch.edited(wanted, sources, silent=True)
-    tracks = np.stack([CONDITIONS["track"].apply(video_THWC) for video_THWC in batch.truth])
-    seen = [pictures[:, batch.frames // 2][:, None], tracks.repeat(2, axis=2).repeat(2, axis=3)]
+    seen = [pictures, tracks.repeat(2, axis=2).repeat(2, axis=3)]
     return Outcome(np.concatenate(seen, axis=1), made, batch.read(made, wanted))
 
 
@@ -288,7 +267,7 @@ def _variation(batch: Batch) -> Outcome:
         made = batch.edited(batch.stories, around=Around(tokens, known_BTHW))
         shown = made if strength == 0.5 else shown
         figures[f"joint_at_{strength:g}"] = batch.read(made, batch.stories)["joint"]
-        figures[f"psnr_at_{strength:g}"] = _psnrs(batch.truth, made)
+        figures[f"psnr_at_{strength:g}"] = psnrs(batch.truth, made)
     return Outcome(batch.truth, shown, figures)
 
 
@@ -371,7 +350,7 @@ def _measure(
     models: Models, name: str, batch: Stories, fps: float, settings: Settings
 ) -> dict[tuple[str, str], list[Any]]:
     """The task's figures of a batch, and under ROWS some clips for a sheet."""
-    outcome = MEASURES[name].measure(Batch(models, batch.stories, fps, frames_at(models, fps), batch.seeds_B, settings))
+    outcome = MEASURES[name].measure(Batch(models, fps, frames_at(models, fps), batch.seeds_B, settings, batch.stories))
     lists: dict[tuple[str, str], list[Any]] = {(name, ROWS): []}
     for figure, values in outcome.figures.items():
         lists[name, figure] = [float(value) for value in values[: batch.size] if math.isfinite(value)]
@@ -387,11 +366,13 @@ def _anywhere(figures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[floa
 
 def _from_condition(batch: Batch, name: str, wanted: Sequence[ShapesStory]) -> Outcome:
     """Videos of these stories from the condition `name` of the true ones."""
-    made = batch.edited(wanted, [batch.source(name, batch.truth)])
-    seen = np.stack([CONDITIONS[name].apply(video_THWC) for video_THWC in batch.truth])
-    if (agree := CONDITIONS[name].agree) is not None:
-        made = np.stack([agree(*each) for each in zip(made, seen, strict=True)])
+    seen = batch.seen(name)
+    made = agreeing(name, batch.edited(wanted, [batch.source(name, seen)]), seen)
     return Outcome(seen, made, batch.read(made, wanted))
+
+
+def _texts(stories: Sequence[ShapesStory]) -> list[str]:
+    return [story.segments[0].caption for story in stories]
 
 
 def _others(batch: Batch, *fields: str) -> list[ShapesStory]:
@@ -447,45 +428,3 @@ def _boxes(batch: Batch) -> np.ndarray:
             inside.append((np.arange(size) >= start_T1) & (np.arange(size) < start_T1 + side))
         boxes.append(inside[0][:, :, None] & inside[1][:, None, :])
     return np.stack(boxes)
-
-
-def _pixels(batch: Batch, tokens_BTHW: np.ndarray) -> np.ndarray:
-    """A mask of tokens as one of pixels, (B, T, H, W)."""
-    side = batch.models.size[0] // tokens_BTHW.shape[2]
-    latent_T = [latent_frames_for(1 + t, batch.models.tokenizer.config.temporal_patch) - 1 for t in range(batch.frames)]
-    return tokens_BTHW[:, latent_T].repeat(side, axis=2).repeat(side, axis=3)
-
-
-def _pasted(made: np.ndarray, given: np.ndarray, inside_BTHW: np.ndarray) -> np.ndarray:
-    """Videos with given pixels inside of masks."""
-    every = zip(made, given, inside_BTHW, strict=True)
-    return np.stack([np.concatenate(list(pasted(iter([each]), *about))) for each, *about in every])
-
-
-def _where(mask_BTHW: np.ndarray, video_BTHWC: np.ndarray) -> np.ndarray:
-    """Videos that are black elsewhere."""
-    return np.where(mask_BTHW[..., None], video_BTHWC, np.uint8(0))
-
-
-def _psnrs(truth: np.ndarray, made: np.ndarray, where_BTHW: np.ndarray | None = None) -> list[float]:
-    """The PSNR of each video, of all its pixels or of some of them."""
-    pairs = zip(truth, made, strict=True)
-    if where_BTHW is not None:
-        pairs = (  # type: ignore[assignment]
-            (true[some][None, :, None], new[some][None, :, None])
-            for true, new, some in zip(truth, made, where_BTHW, strict=True)
-        )
-    return [min(BEST, psnr(true, new)) for true, new in pairs]
-
-
-def _bicubic(video_BTHWC: np.ndarray, times: int) -> np.ndarray:
-    """Videos `times` as large."""
-    B, T, H, W, _ = video_BTHWC.shape
-
-    def larger(image_HWC: np.ndarray) -> np.ndarray:
-        picture = PIL.Image.fromarray(image_HWC)
-        return np.asarray(picture.resize((times * W, times * H), PIL.Image.Resampling.BICUBIC))
-
-    return np.stack([larger(image_HWC) for image_HWC in video_BTHWC.reshape(B * T, H, W, 3)]).reshape(
-        B, T, times * H, times * W, 3
-    )

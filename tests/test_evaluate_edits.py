@@ -1,0 +1,131 @@
+"""Edits of clips whose truth is known: a perfect one reaches the ceiling, and nothing that is compared is given."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from tokvid.config import DataConfig
+from tokvid.errors import UserError
+from tokvid.evaluate import edits
+from tokvid.evaluate.batches import Settings
+from tokvid.evaluate.edits import MEASURES, RealClips, Request, evaluate_edits
+from tokvid.sampling import stream
+from tokvid.tasks.tasks import conditions_of
+
+DATA = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
+REQUEST = Request("all", 5, 1.0, 8.0, 0)
+
+
+@pytest.fixture
+def models(any_models):
+    """As if trained for all that is measured."""
+    shares = dict.fromkeys(MEASURES, 1.0)
+    config = dataclasses.replace(any_models.transformer.config, conditions=tuple(conditions_of(shares)))
+    about = any_models.transformer.about | {"layouts": {"tasks": shares, "rows": [0]}}
+    named = types.SimpleNamespace(**any_models.transformer._asdict() | {"about": about, "config": config})
+    return any_models._replace(transformer=named)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the model is asked for, and that it answers with ones."""
+    calls = []
+
+    def generate(graph, params, request, *, sampling, guided):
+        calls.append(request.batch)
+        return np.where(request.batch.known[..., None], request.batch.tokens, 1)
+
+    monkeypatch.setattr(stream, "generate", generate)
+    return calls
+
+
+def test_all_tasks_are_measured(models, asked, by_two, monkeypatch):
+    sheets = []
+    figures = evaluate_edits(models, DATA, REQUEST, show=lambda rows, **how: sheets.append((rows, how["captions"])))
+    assert {*MEASURES} < {*figures} and figures["samples"] == 5 and figures["fps"] == 8
+    for name in MEASURES:
+        row = figures[name]
+        assert 0 < row["psnr"] < 40 and row["psnr"] <= row["ceiling_psnr"] + 5 and 5 < row["simple_psnr"] <= 100, name
+    json.dumps(figures, allow_nan=False)
+    ((rows, captions),) = sheets
+    assert captions[:3] == ["restyle: given", "made", "truth"] and len(rows) == len(captions) == 6 * len(MEASURES)
+    assert all(row.dtype == np.uint8 and row.ndim == 4 for row in rows)
+    one = REQUEST._replace(task="colourise")
+    assert evaluate_edits(models, DATA, one)["colourise"] == figures["colourise"]
+    monkeypatch.setattr(edits, "BATCH", 3)
+    in_parts = evaluate_edits(models, DATA, one)
+    assert by_two(lambda: evaluate_edits(models, DATA, one)) == [in_parts, in_parts]
+
+
+def test_a_perfect_edit_reaches_the_ceiling(models, monkeypatch):
+    def through(tokenizer, video_BTHWC):
+        return video_BTHWC // 2 * 2, None  # loses something
+
+    truth = []
+
+    def sampled(clips, texts, *given, **how):
+        truth[:] = [clips.truth]
+        assert texts == clips.texts and all(texts)
+        return through(None, clips.truth)[0]
+
+    monkeypatch.setattr(edits, "through", through)
+    monkeypatch.setattr(RealClips, "sampled", sampled)
+    figures = evaluate_edits(models, DATA, REQUEST._replace(task="inpaint"))["inpaint"]
+    assert 45 < figures["psnr"] == figures["ceiling_psnr"] <= 100
+    for name in ("restyle", "colourise", "outpaint"):
+        figures = evaluate_edits(models, DATA, REQUEST._replace(task=name))[name]
+        assert 40 < figures["psnr"] == figures["ceiling_psnr"] > figures["simple_psnr"], name
+    monkeypatch.setattr(edits, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
+    monkeypatch.setattr(edits, "doubled", lambda *_: truth[0])
+    figures = evaluate_edits(models, DATA, REQUEST._replace(task="upscale"))["upscale"]
+    assert figures["psnr"] > 40 and figures["ceiling_psnr"] > 40 > figures["simple_psnr"] > 10
+
+
+@pytest.mark.parametrize("name", sorted(MEASURES))
+def test_nothing_that_is_compared_is_given(models, asked, name):
+    """Clips that differ in it alone are one and the same to the weights."""
+    rng = np.random.default_rng(0)
+    first = rng.integers(60, 200, size=(4, 9, 16, 16, 3), dtype=np.uint8)
+
+    def measured(video_BTHWC):
+        asked.clear()
+        clips = RealClips(models, 8.0, 9, np.arange(4), Settings(guidance=1.0), video_BTHWC, ["up"] * 4)
+        return MEASURES[name](clips), [*asked]
+
+    edit, wanted = measured(first)
+    second = first.copy()
+    if edit.where_BTHW is not None:
+        assert edit.where_BTHW.any() and not edit.where_BTHW.all()
+        second[edit.where_BTHW] = rng.integers(256, size=(int(edit.where_BTHW.sum()), 3))
+    elif name == "upscale":  # the same means
+        second[:, :, ::2] += 40
+        second[:, :, 1::2] -= 40
+    elif name == "colourise":  # red for blue, at the same luma
+        second = second + np.array([1140, 0, -2990]) / 100
+        second = np.clip(np.rint(second), 0, 255).astype(np.uint8)
+    else:
+        second = second + np.uint8(20)  # outlines are those of differences
+    _, found = measured(second)
+    for batches in zip(wanted, found, strict=True):
+        one, other = ((batch.tokens, *(clip.tokens for clip in batch.conditions)) for batch in batches)
+        alike = [np.mean(pair[0] == pair[1]) for pair in zip(one, other, strict=True)]
+        assert min(alike) > (0.9 if name == "colourise" else 0.999)  # a grey level of rounding
+
+
+def test_what_cannot_be_measured_is_refused(models):
+    for request, said in (
+        (REQUEST._replace(task="colorise"), "colourise"),
+        (REQUEST._replace(samples=3), "need 4 or more samples, got 3"),
+        (REQUEST._replace(seconds=1e6), "only 0 videos have 1e[+]06 s at 8 fps; need 4"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_edits(models, DATA, request)
+    del models.transformer.about["layouts"]["tasks"]["restyle"]
+    with pytest.raises(UserError, match="not trained for restyle"):
+        evaluate_edits(models, DATA, REQUEST._replace(task="restyle"))
+    models.transformer.about["layouts"]["tasks"] = {"text_to_video": 1.0}
+    with pytest.raises(UserError, match="trained for none of the tasks"):
+        evaluate_edits(models, DATA, REQUEST)

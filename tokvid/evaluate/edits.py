@@ -1,0 +1,212 @@
+"""Measures edits of real clips, whose truth is known: `tokvid evaluate edits`.
+
+To add a task: a function from `RealClips` to an `Edit`, and a row of `MEASURES`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tokvid.config import DataConfig
+from tokvid.distributed import first
+from tokvid.errors import UserError, did_you_mean
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through
+from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
+from tokvid.evaluate.reconstruction import some_clips, split_of
+from tokvid.io.progress import progress
+from tokvid.sampling.canvas import doubled, widened
+from tokvid.sampling.edits import check_trained
+from tokvid.sampling.stream import Around, Guidance, Models, encode_clips, frames_of, latent_frames_for, make_prompt
+from tokvid.tasks.conditions import with_means
+from tokvid.tasks.tasks import outside_a_box
+
+SHOWN, COLUMNS, ROWS = 2, 6, "rows"  # clips of a task on a sheet, frames of each, and where they are kept
+ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class RealClips(Clips):
+    """Clips of a dataset, uint8 (B, T, H, W, 3), and their captions."""
+
+    video_BTHWC: np.ndarray
+    texts: list[str]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The clips."""
+        return self.video_BTHWC
+
+
+class Edit(NamedTuple):
+    """What a task was given and made; and what is compared with it, all videos (B, T, H, W, 3).
+
+    `simple`: the simplest way to do the same; `ceiling`: the true clip through the tokenizer; `where_BTHW`: the pixels
+    that are compared, None for all.
+    """
+
+    seen: np.ndarray
+    made: np.ndarray
+    simple: np.ndarray
+    ceiling: np.ndarray
+    where_BTHW: np.ndarray | None = None
+
+
+def _from_condition(clips: RealClips, name: str, simple: np.ndarray) -> Edit:
+    seen = clips.seen(name)
+    made = clips.sampled(clips.texts, [clips.source(name, seen)])
+    again, _ = through(clips.models.tokenizer, clips.truth)
+    return Edit(seen, agreeing(name, made, seen), simple, agreeing(name, again, seen))
+
+
+def _restyle(clips: RealClips) -> Edit:
+    """From the outlines, with the true caption; the simplest picture is the clip's mean colour."""
+    return _from_condition(clips, "edges", np.broadcast_to(_mean_color(clips.truth), clips.truth.shape))
+
+
+def _colourise(clips: RealClips) -> Edit:
+    """From the luma; the simplest colours are none."""
+    return _from_condition(clips, "grey", clips.seen("grey"))
+
+
+def _mean_color(video_BTHWC: np.ndarray) -> np.ndarray:
+    return np.rint(video_BTHWC.mean(axis=(1, 2, 3), keepdims=True)).astype(np.uint8)
+
+
+def _inpaint(clips: RealClips) -> Edit:
+    """A box, a quarter to three quarters as high and wide as the picture, which may move; compared inside of it."""
+    known = [outside_a_box(clips.tokens.shape[1:4], np.random.default_rng(int(seed))) for seed in clips.seeds_B]
+    inside = clips.pixels(np.stack(known))
+    tokens = encode_clips(clips.models.tokenizer, all_hidden(clips.truth, inside))
+    return _of_known(clips, Around(tokens, np.stack(known)))
+
+
+def _outpaint(clips: RealClips) -> Edit:
+    """The sides of a clip of which the middle half is given; compared there."""
+    columns = clips.models.transformer.config.latent[2]
+    side, width = clips.models.size[1] // columns, max(1, columns // 2)
+    left = (columns - width) // 2
+    middle = np.ascontiguousarray(clips.truth[:, :, :, side * left : side * (left + width)])
+    around, _ = widened(encode_clips(clips.models.tokenizer, middle), clips.tokens.shape[2:4], clips.tokens.shape[2:4])
+    return _of_known(clips, around)
+
+
+def _of_known(clips: RealClips, around: Around) -> Edit:
+    """The tokens that aren't known, drawn; the simplest pixel is the nearest one that is known in the same frame."""
+    inside = clips.pixels(around.known_BTHW)
+    made = clips.sampled(clips.texts, around=around)
+    again, _ = through(clips.models.tokenizer, clips.truth)
+    return Edit(
+        blackened(inside, clips.truth),
+        all_pasted(made, clips.truth, inside),
+        all_hidden(clips.truth, inside),
+        all_pasted(again, clips.truth, inside),
+        ~inside,
+    )
+
+
+def _upscale(clips: RealClips) -> Edit:
+    """From half the size; the simplest way is bicubic interpolation."""
+    low, levels = clips.seen("low"), clips.settings.levels(clips.models, [clips.fps], clips.frames)
+    prompt = make_prompt(clips.models, clips.texts, clips.seeds_B, Guidance(clips.settings.guidance))
+    made = doubled(clips.models, [prompt], levels, low)
+    again, _ = through(clips.models.tokenizer, clips.truth)
+    return Edit(low, made, bicubic(low, 2), np.stack([with_means(*each) for each in zip(again, low, strict=True)]))
+
+
+MEASURES: dict[str, Callable[[RealClips], Edit]] = {
+    "restyle": _restyle,
+    "colourise": _colourise,
+    "inpaint": _inpaint,
+    "outpaint": _outpaint,
+    "upscale": _upscale,
+}
+
+
+class Request(NamedTuple):
+    """The task, a key of MEASURES or "all" that the weights know, and the clips: so many, of `seconds` at `fps`."""
+
+    task: str
+    samples: int
+    seconds: float
+    fps: float
+    seed: int
+
+
+def check_edit(task: str) -> None:
+    """UserError for what is no key of MEASURES, nor "all"."""
+    if task != ALL and task not in MEASURES:
+        raise UserError(did_you_mean(task, [*MEASURES, ALL], "task of evaluate edits"))
+
+
+def evaluate_edits(
+    models: Models,
+    data: DataConfig,
+    request: Request,
+    settings: Settings = Settings(),
+    show: Callable[..., object] = lambda rows, **how: None,
+) -> dict[str, Any]:
+    """Edits held-out clips so that the truth is what should come out, and compares the two.
+
+    Colourise gets a clip's luma, inpaint and outpaint what is outside of a box or of the sides, upscale half the size,
+    restyle the outlines; all get the caption. For each task PSNR (dB) of what is new, of the simplest way to do the
+    same (`simple_psnr`), and of the true clip through the tokenizer (`ceiling_psnr`), with what is given kept in all
+    three. `show` gets some clips, what was given, made and true, as arguments for `contact_sheet`. UserError where the
+    weights weren't trained for the task, and for fewer than 4 clips.
+    """
+    check_edit(request.task)
+    if request.task != ALL:
+        check_trained(models, request.task)
+    if not (names := [name for name in MEASURES if name in models.tasks and request.task in (name, ALL)]):
+        raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
+    if request.samples < 4:
+        raise UserError(f"need 4 or more samples, got {request.samples}")
+    each = (((name, clips, count), count) for name in names for clips, count in _drawn(models, data, request, settings))
+    with progress("evaluate edits", request.samples * len(names), "videos", quiet=not first()) as advance:
+        lists = measured(each, lambda given: _measure(*given), advance)
+    if (count := len(lists[names[0], "psnr"])) < 4:
+        raise UserError(f"only {count} videos have {request.seconds:g} s at {request.fps:g} fps; need 4")
+    shown = [row for name in names for row in lists[name, ROWS][: 3 * SHOWN]]
+    show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
+    figures: dict[str, Any] = {name: {} for name in names}
+    for (name, figure), values in lists.items():
+        if figure != ROWS:
+            figures[name][figure] = mean(values)
+    about = {"samples": count, "seconds": request.seconds, "fps": request.fps, "seed": request.seed}
+    return figures | about | {"settings": dataclasses.asdict(settings), "weights": models.mark}
+
+
+def _drawn(models: Models, data: DataConfig, request: Request, settings: Settings) -> Iterator[tuple[RealClips, int]]:
+    """Batches of held-out clips, and how many of each count: all batches have one size, for one program."""
+    patch, size = models.tokenizer.config.temporal_patch, min(BATCH, request.samples)
+    frames = frames_of(latent_frames_for(1 + round(request.seconds * request.fps), patch), patch)
+    rng = np.random.default_rng([EVALUATION_SEED, request.seed])
+    wanted = dataclasses.replace(data, frames=frames, fps=(request.fps,))
+    pairs = some_clips(wanted, split_of(data), request.samples, rng)
+    for number in itertools.count():
+        if not (some := list(itertools.islice(pairs, size))):
+            return
+        filled = some + some[-1:] * (size - len(some))
+        seeds_B = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(size)
+        texts = [captions[0].text if captions else "" for _, captions in filled]
+        video_BTHWC = np.stack([video_THWC for video_THWC, _ in filled])
+        yield RealClips(models, request.fps, frames, seeds_B, settings, video_BTHWC, texts), len(some)
+
+
+def _measure(name: str, clips: RealClips, count: int) -> dict[tuple[str, str], list[Any]]:
+    """The task's figures of some clips, the first `count` of them, and under ROWS some for a sheet."""
+    edit = MEASURES[name](clips)
+    compared = {"": edit.made, "simple_": edit.simple, "ceiling_": edit.ceiling}
+    lists: dict[tuple[str, str], list[Any]] = {
+        (name, f"{kind}psnr"): psnrs(clips.truth, video_BTHWC, edit.where_BTHW)[:count]
+        for kind, video_BTHWC in compared.items()
+    }
+    rows = zip(edit.seen, edit.made, clips.truth, strict=True)
+    lists[name, ROWS] = [
+        pair
+        for seen, made, truth in itertools.islice(rows, min(SHOWN, count))
+        for pair in ((seen, f"{name}: given"), (made, "made"), (truth, "truth"))
+    ]
+    return lists
