@@ -10,10 +10,10 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import edits, stream
-from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, keeps_pixels, loop, vary
+from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, vary
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_video
 from tokvid.tasks.conditions import CONDITIONS, Condition, grey
-from tokvid.tasks.tasks import TASKS, Task, any_last_frames
+from tokvid.tasks.tasks import TASKS, Task, any_last_frames, keeps_pixels
 
 STORY = Story((Segment("up"),), fps=4.0)
 

@@ -140,7 +140,8 @@ def test_weights_with_a_lora(client, lora, take, tiny_weights, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "task, own, size", [("inpaint", {"box": [60, 40, 120, 150]}, (16, 16)), ("upscale", {"times": 2}, (16, 16))]
+    "task, own, size",
+    [("inpaint", {"box": [60, 40, 120, 150], "larger": 2}, (32, 32)), ("upscale", {"times": 2}, (16, 16))],
 )
 def test_a_video_is_edited(client, take, editing_weights, tmp_path, monkeypatch, task, own, size):
     """One that was generated, after which the command line gives the same bytes."""
@@ -194,6 +195,8 @@ def test_a_video_is_edited(client, take, editing_weights, tmp_path, monkeypatch,
         ({"box": [0, 0, -5, 5]}, "box"),
         ({"fps": 0}, "fps"),
         ({"guidance": 101}, "guidance should be 0 to 100"),
+        ({"task": "upscale", "box": None, "larger": 2}, "upscale keeps no pixels of its video"),
+        ({"larger": 5}, "larger"),
         ({"path": "/etc/passwd"}, "path"),
     ],
 )
@@ -248,14 +251,17 @@ def test_a_story_begins_with_an_upload(client, files, tiny_weights, tmp_path, mo
     opening = upload(client, f"../My File{suffix}", files[suffix]).json()
     assert opening["name"] == f"My File{suffix}" and opening["suffix"] == suffix
     assert (opening["height"], opening["width"]) == (20, 30)
-    take = wait(client, ask(client, opening=opening["id"]), "done")
+    larger = 2 if first else 1
+    take = wait(client, ask(client, opening=opening["id"], larger=larger), "done")
     assert take["known"] == (10 if first else 0) and take["total"] == 16 + take["known"]
+    assert take["size"] == [16 * larger] * 2
     for path, name in (
         (f"uploads/{opening['id']}/file", f"own{suffix}"),
         (f"takes/{take['id']}/files/story", "s.yaml"),
     ):
         (tmp_path / name).write_bytes(client.get(f"/api/{path}").content)
-    main(["story", "s.yaml", option, f"own{suffix}", "--weights", str(tiny_weights), "--out", "o.mp4"])
+    words = ["story", "s.yaml", option, f"own{suffix}", "--weights", str(tiny_weights), "--out", "o.mp4"]
+    main([*words, "--larger", str(larger)])
     assert client.get(f"/api/takes/{take['id']}/files/mp4").content == (tmp_path / "o.mp4").read_bytes()
     assert client.get(f"/api/uploads/{opening['id']}/picture").content.startswith(b"\x89PNG")
 
@@ -304,6 +310,7 @@ def test_uploads_without_a_story_make_room(client, studio, files, monkeypatch):
         ({"opening": "../../etc/passwd"}, "opening"),
         ({"opening": "0" * 16}, "no such upload"),
         ({"until": 2}, "until should be below 2"),
+        ({"larger": 2}, "a larger story needs an opening"),
         ({"path": "/etc/passwd"}, "path"),
     ],
 )

@@ -15,7 +15,7 @@ from tokvid.input_pipeline.picture import fitted
 from tokvid.sampling import canvas, edits
 from tokvid.sampling.story import Story
 from tokvid.sampling.stream import Models
-from tokvid.tasks.tasks import TASKS
+from tokvid.tasks.tasks import TASKS, keeps_pixels
 
 
 class EditSettings(Settings, total=False):
@@ -53,11 +53,16 @@ def check_own(task: str, own: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is not for task {task}; leave it out")
 
 
+def check_larger(task: str, larger: int) -> None:
+    """UserError for a larger video of a task that keeps no pixels."""
+    if larger > 1 and not keeps_pixels(task):
+        raise UserError(f"{task} keeps no pixels of its video that could make a larger one sharp; leave out larger")
+
+
 def edited(models: Models, story: Story, task: str, clip: Clip, own: Mapping[str, Any], larger: int = 1) -> Edited:
     """A clip edited by a task, with the task's `own` settings, `larger` times the size that the weights make."""
     edits.check_trained(models, task)
-    if larger > 1 and not edits.keeps_pixels(task):
-        raise UserError(f"{task} keeps no pixels of its video that could make a larger one sharp; leave out larger")
+    check_larger(task, larger)
     if task in _EDITS:
         return _EDITS[task](models, story, clip, own, larger)
     fps, size = edits.source_of(models, task, story.fps)

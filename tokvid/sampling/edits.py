@@ -53,12 +53,6 @@ def _agreeing(
         first += len(made_THWC)
 
 
-def keeps_pixels(task: str) -> bool:
-    """Whether a task's videos have pixels of what is given, so that they can be larger than those of the weights."""
-    kept = task in ("inpaint", "outpaint") or any(CONDITIONS[name].slower > 1 for name in TASKS[task].conditions)
-    return kept or any(CONDITIONS[name].agree is not None for name in TASKS[task].conditions)
-
-
 def looked_at(frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Frames of a condition's size as the condition looks."""
     return (CONDITIONS[name].look(frame_HWC[None])[0] for frame_HWC in frames)

@@ -112,6 +112,7 @@ class Queue:
             "until": take.until,
             "task": take.task,
             "own": take.own,
+            "larger": take.larger,
         }
         await self._order(order)
         assert self._maker is not None and self._maker.stdout is not None

@@ -112,10 +112,10 @@ class Maker:
         assert self._world is not None
         opening = order["opening"] or {}
         if not order["task"]:
-            return self._world.stream(order["story"], windows=kept, **opening)
+            return self._world.stream(order["story"], windows=kept, larger=order["larger"], **opening)
         settings = {**order["story"], **order["own"]}
         (segment,), (source,) = settings.pop("segments"), opening.values()
-        return self._world.edit.stream(source, order["task"], segment["prompt"], **settings)
+        return self._world.edit.stream(source, order["task"], segment["prompt"], larger=order["larger"], **settings)
 
     def _save(self, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
         """Writes the video to all files that it fits into; returns their keys."""

@@ -47,6 +47,7 @@ class Take:
     opening: str | None = None  # the upload that it begins with, or that is edited
     task: str = ""  # "": it is a story
     own: dict[str, Any] = dataclasses.field(default_factory=dict)  # the task's own settings
+    larger: int = 1  # times the size of the weights' videos
     until: int | None = None
     created: float = 0.0
     status: Status = "waiting"

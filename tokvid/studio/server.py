@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 import tokvid
-from tokvid.api.edited import check_own
+from tokvid.api.edited import check_larger, check_own
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError, did_you_mean
 from tokvid.studio.guard import Guard, problem
@@ -46,6 +46,7 @@ class Body(pydantic.BaseModel):
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Pixels = Annotated[int, pydantic.Field(ge=0, lt=2**15)]
+Larger = Annotated[int, pydantic.Field(ge=1, le=4)]  # times the weights' size
 
 
 class Scene(Body):
@@ -67,6 +68,7 @@ class Wish(Body):
     scheme: Literal["one-level", "hierarchical"] | None = None
     sampling: dict[str, bool | Annotated[int, pydantic.Field(ge=0, lt=2**31)] | Finite | None] = {}
     opening: Id | None = None
+    larger: Larger = 1
     until: Annotated[int, pydantic.Field(ge=0, lt=100)] | None = None
 
 
@@ -84,6 +86,7 @@ class Edit(Body):
     canvas: Annotated[str, pydantic.StringConstraints(max_length=9)] | None = None
     times: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
     strength: Finite | None = None
+    larger: Larger = 1
 
 
 class Words(Body):
@@ -184,6 +187,8 @@ async def make(wish: Wish, studio: Here) -> dict[str, Any]:
     studio.world(wish.weights)
     if wish.opening is not None:
         studio.upload(wish.opening)
+    elif wish.larger > 1:
+        raise UserError("a larger story needs an opening whose detail it keeps; choose one, or a size of 1")
     if wish.until is not None and wish.until >= len(wish.scenes):
         raise UserError(f"until should be below {len(wish.scenes)}, the number of scenes")
     values: dict[str, Any] = {"fps": wish.fps, "sampling": wish.sampling}
@@ -195,8 +200,8 @@ async def make(wish: Wish, studio: Here) -> dict[str, Any]:
     story = tokvid.make_story(values)
     if story.seconds > MOST_SECONDS:
         raise UserError(f"a story here has at most {MOST_SECONDS:g} seconds, got {story.seconds:g}")
-    take = studio.enqueue(weights=wish.weights, story=values, opening=wish.opening, until=wish.until)
-    return studio.summary(take)
+    asked = {"weights": wish.weights, "story": values, "opening": wish.opening, "larger": wish.larger}
+    return studio.summary(studio.enqueue(**asked, until=wish.until))
 
 
 @router.post("/edits", status_code=201)
@@ -208,10 +213,11 @@ async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
     if wish.task not in known:
         others = f", only for {', '.join(known)}" if known else ""
         raise UserError(f"{wish.weights} was not trained for {wish.task}{others}; choose other weights")
+    check_larger(wish.task, wish.larger)
     values = {"fps": wish.fps, "guidance": wish.guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
     tokvid.make_story(values)  # refuses what is out of range
-    take = studio.enqueue(weights=wish.weights, story=values, opening=upload.id, task=wish.task, own=own)
-    return studio.summary(take)
+    asked = {"weights": wish.weights, "story": values, "opening": upload.id, "larger": wish.larger}
+    return studio.summary(studio.enqueue(**asked, task=wish.task, own=own))
 
 
 @router.get("/takes/{take_id}")

@@ -11,7 +11,7 @@ from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.story import Story, load_story
-from tokvid.tasks.tasks import TASKS, trained_tasks
+from tokvid.tasks.tasks import TASKS, keeps_pixels, trained_tasks
 
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
 
@@ -44,7 +44,10 @@ class World:
             "shipped": self.shipped,
             "base": self.base,
             "loras": [[path.name, scale] for path, scale in self.loras],
-            "tasks": {name: {"help": TASKS[name].help, "settings": TASKS[name].settings} for name in self.edits},
+            "tasks": {
+                name: {"help": TASKS[name].help, "settings": TASKS[name].settings, "larger": keeps_pixels(name)}
+                for name in self.edits
+            },
             "size": list(about.get("size") or (64, 64)),
             "rates": rates,
             "defaults": scene,

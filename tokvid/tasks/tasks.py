@@ -155,6 +155,12 @@ TASKS: dict[str, Task] = {
 }
 
 
+def keeps_pixels(task: str) -> bool:
+    """Whether a task's videos have pixels of what is given, so that they can be larger than those of the weights."""
+    conditions = [CONDITIONS[name] for name in TASKS[task].conditions]
+    return task in ("inpaint", "outpaint") or any(each.slower > 1 or each.agree is not None for each in conditions)
+
+
 def check_mixture(tasks: Mapping[str, float]) -> None:
     """UserError for an unknown task, a negative share, or no share above 0."""
     for name, share in tasks.items():

@@ -2,7 +2,7 @@
 
 import { drawBox, initBox } from "./box.js";
 import { h, iconButton, newSeed } from "./dom.js";
-import { uploadZone } from "./opening.js";
+import { sizes, uploadZone } from "./opening.js";
 import { state, worldOf } from "./state.js";
 import { has, t } from "./strings.js";
 import { wordsNote } from "./words.js";
@@ -80,6 +80,7 @@ function numbers(edit, world) {
     h("label", {}, h("span", {}, t("fps")), fps),
     h("label", {}, h("span", {}, t("guidance")), guidance),
     h("label", {}, h("span", {}, t("seed")), h("span.joined", {}, seed, dice)),
+    world.tasks[edit.task].larger ? sizes(world, edit, (larger) => ((edit.larger = larger), actions.changeEdit())) : "",
   );
 }
 

@@ -272,12 +272,17 @@ const actions = {
   },
   setOpening: (value) => {
     state.draft.opening = value;
+    state.draft.larger = store.fitting(store.worldOf(state.draft), value);
     renderOpening();
+    change();
+  },
+  setLarger: (larger) => {
+    state.draft.larger = larger;
     change();
   },
   setMode,
   makeEdit,
-  setSource: (value) => openEditor({ ...state.edit, source: value, box: null }),
+  setSource: (value) => openEditor({ ...state.edit, source: value, box: null, larger: store.fitting(store.worldOf(state.draft), value) }),
   changeEdit: (again) => {
     store.save();
     if (!again) return;
@@ -286,7 +291,8 @@ const actions = {
   },
   editVideo: async (take) => {
     const source = await attempt(() => post(`/api/takes/${take.id}/upload`));
-    if (source) openEditor({ ...state.edit, source, box: null });
+    const larger = Math.floor(take.size[0] / store.worldOf(state.draft).size[0]);
+    if (source) openEditor({ ...state.edit, source, box: null, larger: Math.min(4, Math.max(1, larger)) });
   },
 };
 

@@ -2,7 +2,7 @@
 
 import { upload } from "./api.js";
 import { h } from "./dom.js";
-import { state } from "./state.js";
+import { state, worldOf } from "./state.js";
 import { t } from "./strings.js";
 
 let actions;
@@ -15,7 +15,16 @@ export function renderOpening() {
   const { opening } = state.draft;
   const about = opening ? t(`opening_${opening.kind}`, { ...opening, seconds: opening.seconds.toFixed(1) }) : t("opening_none");
   const zone = uploadZone({ id: "file", title: t("opening_title"), upload: opening, about, set: actions.setOpening, problem: actions.problem });
+  if (opening) zone.querySelector(".opening-choose").append(sizes(worldOf(state.draft), state.draft, actions.setLarger));
   document.getElementById("opening").replaceChildren(zone);
+}
+
+// A choice of the video's size: that of the weights, or a multiple, which keeps the detail of what is given.
+export function sizes(world, { larger }, set) {
+  const [height, width] = world.size;
+  const each = (times) => h("option", { value: `${times}`, selected: times === larger }, `${times * width}×${times * height}`);
+  const select = h("select", { title: t("size_hint"), onchange: () => set(Number(select.value)) }, ...[1, 2, 3, 4].map(each));
+  return h("label.inline", {}, h("span", {}, t("size")), select);
 }
 
 // A panel to which a file is dropped, or chosen; `set` gets its upload, or null to remove it.

@@ -135,12 +135,14 @@ async function commands(take) {
 
 function storyCommands(take, { opening, file, story }) {
   const option = opening && (opening.kind === "picture" ? "image" : "video");
-  return [`story ${story}${file ? ` --${option} ${file}` : ""}`, `story("${story}"${file ? `, ${option}="${file}"` : ""})`];
+  const larger = take.larger > 1 ? take.larger : 0;
+  const words = `${file ? ` --${option} ${file}` : ""}${larger ? ` --larger ${larger}` : ""}`;
+  return [`story ${story}${words}`, `story("${story}"${file ? `, ${option}="${file}"` : ""}${larger ? `, larger=${larger}` : ""})`];
 }
 
 function editCommands(take, { file }) {
   const { fps, guidance, seed, segments } = take.story;
-  const values = Object.entries({ ...take.own, fps, guidance, seed });
+  const values = Object.entries({ ...take.own, fps, guidance, seed, ...(take.larger > 1 ? { larger: take.larger } : {}) });
   const options = values.map(([key, value]) => ` --${key} ${Array.isArray(value) ? value.join(" ") : value}`).join("");
   const settings = values.map(([key, value]) => `, ${key}=${JSON.stringify(value)}`).join("");
   const { prompt } = segments[0];

@@ -26,16 +26,19 @@ export function newScene(world, like) {
 
 export function newDraft(world) {
   const { fps, scheme, sampling } = world.defaults;
-  return { weights: world.name, fps, scheme, sampling, negative: "", opening: null, scenes: [newScene(world)], branch: null };
+  return { weights: world.name, fps, scheme, sampling, negative: "", opening: null, larger: 1, scenes: [newScene(world)], branch: null };
 }
 
 export function exampleDraft(world, opening) {
-  return { ...newDraft(world), scenes: world.example.map(duplicate), opening };
+  return { ...newDraft(world), scenes: world.example.map(duplicate), opening, larger: fitting(world, opening) };
 }
+
+// How many times the weights' size a video of what is given may well have: 2 where that is as large.
+export const fitting = ({ size }, given) => (given && given.height >= 2 * size[0] && given.width >= 2 * size[1] ? 2 : 1);
 
 export function draftOf(take, opening) {
   const { fps, segments, negative = "", scheme = null, sampling = {} } = take.story;
-  return { weights: take.weights, fps, scheme, sampling, negative, opening, scenes: segments.map(duplicate), branch: null };
+  return { weights: take.weights, fps, scheme, sampling, negative, opening, larger: take.larger, scenes: segments.map(duplicate), branch: null };
 }
 
 export const duplicate = (scene) => ({ ...scene, key: nextKey++ });
@@ -43,34 +46,36 @@ export const duplicate = (scene) => ({ ...scene, key: nextKey++ });
 // The body of a request for a take.
 export function wishOf(draft, until = null) {
   const { weights, fps, scheme, sampling, negative, opening } = draft;
+  const larger = opening ? draft.larger : 1;
   const scenes = draft.scenes.map(({ prompt, seconds, guidance, seed }) => ({ prompt, seconds, guidance, seed }));
-  return { weights, fps, scheme, sampling, negative, scenes, opening: opening?.id ?? null, until };
+  return { weights, fps, scheme, sampling, negative, scenes, opening: opening?.id ?? null, larger, until };
 }
 
 export function newEdit(world) {
   const { fps, guidance } = world.defaults;
-  return { task: Object.keys(world.tasks)[0] ?? "", source: null, prompt: "", fps, guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5 };
+  return { task: Object.keys(world.tasks)[0] ?? "", source: null, prompt: "", fps, guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5, larger: 1 };
 }
 
 // An edit as it was asked for.
 export function editOf(take, source) {
   const { fps, guidance, seed, segments } = take.story;
-  return { ...newEdit(state.facts.weights[0]), ...take.own, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
+  return { ...newEdit(state.facts.weights[0]), ...take.own, larger: take.larger, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
 }
 
 // The body of a request for an edit: of the settings of single tasks, those of its own.
 export function editWish(edit, world) {
   const { task, source, prompt, fps, guidance, seed } = edit;
   const own = world.tasks[task].settings.filter((name) => name in edit).map((name) => [name, edit[name]]);
-  return { weights: world.name, task, source: source.id, prompt, fps, guidance, seed, ...Object.fromEntries(own) };
+  const larger = world.tasks[task].larger ? edit.larger : 1;
+  return { weights: world.name, task, source: source.id, prompt, fps, guidance, seed, larger, ...Object.fromEntries(own) };
 }
 
 // The take that is just this edit, if any.
 export const takeOfEdit = (wish) =>
-  state.takes.find(({ weights, task, opening, story, own, status }) => {
+  state.takes.find(({ weights, task, opening, story, own, larger, status }) => {
     if (!task || ["failed", "stopped"].includes(status)) return false;
     const { fps, guidance, seed, segments } = story;
-    return sorted({ weights, task, source: opening, prompt: segments[0].prompt, fps, guidance, seed, ...own }) === sorted(wish);
+    return sorted({ weights, task, source: opening, prompt: segments[0].prompt, fps, guidance, seed, larger, ...own }) === sorted(wish);
   });
 
 const STORE = "tokvid.draft";
@@ -90,9 +95,9 @@ export function restore() {
   try {
     const { draft, shown, mode, edit } = JSON.parse(sessionStorage.getItem(STORE) ?? localStorage.getItem(STORE));
     if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
-    state.draft = { ...draft, scenes: draft.scenes.map(duplicate) };
+    state.draft = { larger: 1, ...draft, scenes: draft.scenes.map(duplicate) }; // an earlier version's has no size
     state.shown = shown;
-    if (edit) Object.assign(state, { mode, edit });
+    if (edit) Object.assign(state, { mode, edit: { larger: 1, ...edit } });
     return true;
   } catch {
     return false;
@@ -112,6 +117,7 @@ const text = (scene) => JSON.stringify([scene.prompt, scene.seconds, scene.guida
 export function alike(draft, take) {
   if (!take || take.weights !== draft.weights || take.opening !== (draft.opening?.id ?? null)) return 0;
   const { fps, segments, negative = "", scheme = null, sampling = {} } = take.story;
+  if (take.larger !== (draft.opening ? draft.larger : 1)) return 0;
   if (fps !== draft.fps || negative !== draft.negative || scheme !== draft.scheme) return 0;
   if (sorted(sampling) !== sorted(draft.sampling)) return 0;
   const differs = draft.scenes.findIndex((scene, i) => !segments[i] || text(segments[i]) !== text(scene));
