@@ -1,5 +1,6 @@
 """Datasets: `tokvid data shapes`, `mnist`, `folder`, `import`, and `curate`, which is in curate.py."""
 
+import abc
 import argparse
 import contextlib
 import math
@@ -18,15 +19,7 @@ SIZE, FPS = (64, 64), 8.0  # of stored frames unless said otherwise
 
 
 class _Dataset(Command):
-    """A kind of dataset: where its videos come from, and how they are stored."""
-
-    def common_arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        """What all kinds take."""
-        parser.add_argument(
-            "--out", type=outputs.folder, required=True, metavar="FOLDER", help="folder to write the dataset to"
-        )
-        self.frames_arguments(parser, "")
-        self.tfds_argument(parser)
+    """A kind of dataset, and how its videos are stored."""
 
     def frames_arguments(self, parser: argparse.ArgumentParser, otherwise: str) -> None:
         """How frames are stored; `otherwise` says what holds where none of it is said."""
@@ -44,18 +37,43 @@ class _Dataset(Command):
         )
         unreadable_argument(parser)
 
+    def store(self, options: argparse.Namespace, source: Any, name: str, mapped: "Map" = map) -> None:
+        """Writes videos as they are, or as frames where --size or --fps is given."""
+        from tokvid.input_pipeline.writing import Frames, write_records
+
+        about, frames = {"source": name}, None
+        if options.size is not None or options.fps is not None:
+            frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
+        elif options.fit is not None:
+            about["fit"] = options.fit  # for whoever reads the files
+        count = write_records(options.out, source, frames, about, options.max_unreadable, mapped)
+        stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
+        print(f"{options.out}: {count} videos{stored}")
+
+
+class _Prepared(_Dataset):
+    """A kind of dataset that TFDS prepares, too."""
+
+    def common_arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
+        """What all kinds take."""
+        parser.add_argument(
+            "--out", type=outputs.folder, required=True, metavar="FOLDER", help="folder to write the dataset to"
+        )
+        self.frames_arguments(parser, "")
+        self.tfds_argument(parser)
+
     def tfds_argument(self, parser: argparse.ArgumentParser) -> None:
         """--tfds."""
         tfds = "write a TensorFlow Dataset instead of tokvid's own format (needs pip install 'tokvid[tfds]')"
         parser.add_argument("--tfds", action="store_true", help=tfds)
 
+    @abc.abstractmethod
     def source(self, options: argparse.Namespace) -> Any:
         """The videos."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def builder(self, options: argparse.Namespace, **where: Any) -> Any:
         """The builder of the same as a TensorFlow Dataset."""
-        raise NotImplementedError
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.input_pipeline.records import check_replaceable
@@ -69,19 +87,6 @@ class _Dataset(Command):
         frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
         count = write_records(options.out, self.source(options), frames, {"source": self.name})
         print(f"{options.out}: {count} videos")
-
-    def store(self, options: argparse.Namespace, source: Any, name: str, mapped: "Map" = map) -> None:
-        """Writes videos as they are, or as frames where --size or --fps is given."""
-        from tokvid.input_pipeline.writing import Frames, write_records
-
-        about, frames = {"source": name}, None
-        if options.size is not None or options.fps is not None:
-            frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
-        elif options.fit is not None:
-            about["fit"] = options.fit  # for whoever reads the files
-        count = write_records(options.out, source, frames, about, options.max_unreadable, mapped)
-        stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
-        print(f"{options.out}: {count} videos{stored}")
 
     def prepare(self, options: argparse.Namespace) -> None:
         """Writes it as a TensorFlow Dataset."""
@@ -101,7 +106,7 @@ class _Dataset(Command):
         refuse(options, names, f"doesn't go with {self.name} --tfds, which stores the videos as they are; leave it out")
 
 
-class Shapes(_Dataset):
+class Shapes(_Prepared):
     """Moving Shapes, procedural."""
 
     name = "shapes"
@@ -128,7 +133,7 @@ class Shapes(_Dataset):
         return MovingShapes(videos=options.videos, held_out=held_out, seed=options.seed, size=size, fps=fps, **where)
 
 
-class Mnist(_Dataset):
+class Mnist(_Prepared):
     """Captioned Moving MNIST."""
 
     name = "mnist"
@@ -156,7 +161,7 @@ class Mnist(_Dataset):
         return CaptionedMovingMnist(digits=options.file, seed=options.seed, **where)
 
 
-class Folder(_Dataset):
+class Folder(_Prepared):
     """A folder of clips; without --out, it is only looked at."""
 
     name = "folder"

@@ -1,5 +1,6 @@
 """What commands share: their form, their common arguments, and how these are read. Imports nothing slow."""
 
+import abc
 import argparse
 import dataclasses
 import types
@@ -27,7 +28,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 FIELDS = "Any field of the recipe (see tokvid/config.py) can be set: --train_tokenizer.steps 100, --data.fps 2 4 8, …"
 
 
-class Command:
+class Command(abc.ABC):
     """A command: its name, help, arguments and work. To add one: a subclass, and its place in `main.COMMANDS`."""
 
     name: str
@@ -44,17 +45,17 @@ class Command:
         parser = commands.add_parser(self.name, help=self.help, description=description, epilog=epilog)
         self.arguments(parser, outputs)
 
+    @abc.abstractmethod
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         """Declares its arguments; what it writes has a type of `outputs`."""
-        raise NotImplementedError
 
     def joins(self, options: argparse.Namespace) -> bool:
         """Whether it shares its work with other processes, each of which computes for itself."""
         return False
 
+    @abc.abstractmethod
     def run(self, options: argparse.Namespace) -> None:
         """Does the work. Imports what it needs here, so that no other command waits for it."""
-        raise NotImplementedError
 
 
 # Arguments

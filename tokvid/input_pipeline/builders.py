@@ -8,6 +8,7 @@ and `text` of each), `seconds`, and either `video`, the bytes of a file, or `fra
 C), and `fps`. (`tfds.features.Video` would need TensorFlow and ffmpeg.)
 """
 
+import abc
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -59,9 +60,9 @@ class _VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
                 "use the same settings (builder_kwargs) or another data_dir"
             )
 
+    @abc.abstractmethod
     def source(self, split: str) -> VideoSource:
         """The videos of a split."""
-        raise NotImplementedError
 
     def _info(self) -> Any:
         features = {

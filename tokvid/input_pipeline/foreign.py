@@ -1,5 +1,6 @@
 """What the readers of other people's data share: files of many videos, what these leave open, and records of them."""
 
+import abc
 import bisect
 import itertools
 import logging
@@ -77,17 +78,17 @@ class Files(Sequence[StoredVideo]):
         if not len(self):
             raise UserError(f"{path} holds no videos")
 
+    @abc.abstractmethod
     def files(self, path: Path) -> list[Path]:
         """The files that are read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def look(self, file: Path) -> int:
         """The number of videos in a file."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def video(self, file: Path, number: int, key: str, where: str) -> StoredVideo:
         """A video of a file."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
