@@ -20,13 +20,13 @@ REQUEST = Request("all", 5, 1.0, 8.0, 0)
 
 
 @pytest.fixture
-def models(any_models):
+def models(tiny_models):
     """As if trained for all that is measured."""
     shares = dict.fromkeys(MEASURES, 1.0)
-    config = dataclasses.replace(any_models.transformer.config, conditions=tuple(conditions_of(shares)))
-    about = any_models.transformer.about | {"layouts": {"tasks": shares, "rows": [0]}}
-    named = types.SimpleNamespace(**any_models.transformer._asdict() | {"about": about, "config": config})
-    return any_models._replace(transformer=named)
+    config = dataclasses.replace(tiny_models.transformer.config, conditions=tuple(conditions_of(shares)))
+    about = tiny_models.transformer.about | {"layouts": {"tasks": shares, "rows": [0]}}
+    named = types.SimpleNamespace(**tiny_models.transformer._asdict() | {"about": about, "config": config})
+    return tiny_models._replace(transformer=named)
 
 
 @pytest.fixture
