@@ -11,8 +11,8 @@ from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import edits, stream
 from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, vary
-from tokvid.sampling.story import Segment, Story, encode_opening, encode_video
-from tokvid.tasks.conditions import CONDITIONS, Condition, grey
+from tokvid.sampling.story import Segment, Story, encode_opening, encode_picture, encode_video
+from tokvid.tasks.conditions import CONDITIONS, Condition, grey, with_luma
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames, keeps_pixels
 
 STORY = Story((Segment("up"),), fps=4.0)
@@ -198,6 +198,21 @@ def test_larger_edits_keep_the_pixels_of_what_is_given(models, asked, task):
     large, small = asked[: len(asked) // 2], asked[len(asked) // 2 :]
     for (batch, *_), (wanted, *_) in zip(large, small, strict=True):
         jax.tree.map(np.testing.assert_array_equal, batch, wanted)
+
+
+@pytest.mark.parametrize("task", ["colourise", "restyle"])
+def test_an_edit_goes_on_from_the_first_frame_that_is_given(models, asked, task):
+    """It is known to the weights and stays as it is, but for its luma where another is given."""
+    first_HWC, given = np.full((32, 32, 3), (200, 120, 40), np.uint8), video(6)
+    opening = encode_picture(models, first_HWC)
+    large = given.repeat(2, axis=1).repeat(2, axis=2) if task == "colourise" else given
+    made_THWC = whole(edit(trained_for(models, task), STORY, task, iter(large), opening))
+    assert made_THWC.shape == (6, 32, 32, 3)
+    (batch, known, _), *_ = asked
+    assert known == [True, False, False, False]
+    np.testing.assert_array_equal(batch.tokens[0, 0], opening.tokens_THWQ[0])
+    kept_HWC = first_HWC if task == "restyle" else with_luma(first_HWC[None], grey(large[:1]))[0]
+    np.testing.assert_array_equal(made_THWC[0], kept_HWC)
 
 
 @pytest.mark.parametrize("task, kept", [("restyle", False), ("upscale", False), ("interpolation", True)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokvid.sampling.given import compared, detailed, pasted, reduced, resized, restored
+from tokvid.sampling.given import compared, detailed, followed, pasted, reduced, resized, restored
 
 RNG = np.random.default_rng(0)
 GIVEN = RNG.integers(100, 156, size=(2, 3, 16, 16, 3), dtype=np.uint8)  # two videos of three frames
@@ -74,6 +74,25 @@ def test_frames_come_as_soon_as_the_next_given_one_is_known():
     made = (DECODED[:, [0]] for _ in range(5))
     lengths = [part.shape[1] for part in restored(made, iter(np.moveaxis(GIVEN[:, :2], 1, 0)), 2)]
     assert lengths == [1, 2, 1, 1]
+
+
+def test_what_still_looks_the_same_has_the_first_frames_pixels():
+    """Colours of a first frame, where the grey video is as it was, and a few pixels away from there."""
+    rng = np.random.default_rng(0)
+    grey_HWC = np.repeat(rng.integers(60, 200, size=(32, 32, 1)), 3, axis=2).astype(np.uint8)
+    first_HWC = (grey_HWC * np.array([1.2, 1.0, 0.6])).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    moved_HWC, changed_HWC = np.roll(grey_HWC, 3, axis=1), grey_HWC.copy()
+    changed_HWC[:, 16:] = 255 - changed_HWC[:, 16:] // 2
+    made = np.full((1, 3, 64, 64, 3), 7, np.uint8)
+    seen = (frame_HWC.repeat(2, axis=0).repeat(2, axis=1)[None] for frame_HWC in (grey_HWC, moved_HWC, changed_HWC))
+    (found,) = followed(iter([made]), seen, first_HWC[None], (32, 32))
+    same, moved, changed = found[0].astype(int)
+    np.testing.assert_array_equal(same, first_HWC)
+    wanted_HWC = np.roll(first_HWC, 6, axis=1).astype(int)
+    apart, before = np.abs(moved - wanted_HWC)[16:-16, 24:-24], np.abs(7 - wanted_HWC)[16:-16, 24:-24]
+    assert apart.mean() < 0.1 * before.mean()
+    np.testing.assert_array_equal(changed[:, :20], first_HWC[:, :20])
+    assert np.abs(changed - 7)[:, 48:].mean() < 0.3 * np.abs(first_HWC.astype(int) - 7)[:, 48:].mean()
 
 
 def test_larger_frames_keep_their_detail_as_well():

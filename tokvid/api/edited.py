@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tokvid.api.inputs import Clip, Frames, read_clip, size_of
+from tokvid.api.inputs import Clip, Frames, Picture, read_clip, read_picture, size_of
 from tokvid.api.stories import Settings
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.picture import fitted
 from tokvid.sampling import canvas, edits
-from tokvid.sampling.story import Story
+from tokvid.sampling.story import Story, encode_picture
 from tokvid.sampling.stream import Models
 from tokvid.tasks.tasks import TASKS, keeps_pixels
 
@@ -26,6 +26,7 @@ class EditSettings(Settings, total=False):
     canvas: outpaint; the form of the wider or higher video, as "16:9".
     times: upscale; 2, 4, … times half the size of the world's videos (2).
     strength: variation; the share of tokens that are drawn again, above 0 and up to 1 (0.5).
+    first: restyle, reshape, colourise; a picture, the first frame as it should look, as which the others follow.
     """
 
     mask: Clip
@@ -33,6 +34,7 @@ class EditSettings(Settings, total=False):
     canvas: str
     times: int
     strength: float
+    first: Picture
 
 
 class Edited(NamedTuple):
@@ -62,12 +64,14 @@ def check_larger(task: str, larger: int) -> None:
 def edited(models: Models, story: Story, task: str, clip: Clip, own: Mapping[str, Any], larger: int = 1) -> Edited:
     """A clip edited by a task, with the task's `own` settings, `larger` times the size that the weights make."""
     edits.check_trained(models, task)
-    check_larger(task, larger)
+    if "first" not in own:
+        check_larger(task, larger)
     if task in _EDITS:
         return _EDITS[task](models, story, clip, own, larger)
     fps, size = edits.source_of(models, task, story.fps)
-    frames = read_clip(clip, fps, _times(size, larger))
-    return Edited(*edits.edit(models, story, task, frames), _times(models.size, larger))
+    frames, whole = read_clip(clip, fps, _times(size, larger)), _times(models.size, larger)
+    first = encode_picture(models, read_picture(own["first"], whole)) if "first" in own else None
+    return Edited(*edits.edit(models, story, task, frames, first), whole)
 
 
 def _times(size: tuple[int, int], larger: int) -> tuple[int, int]:

@@ -209,8 +209,9 @@ class World:
 
         Besides the settings of a story, inpaint takes `box`, (left, top, width, height) in pixels, or `mask`, a clip
         that is white in what becomes new; outpaint `canvas`, as "16:9"; upscale `times`, 2, 4, …; variation `strength`.
-        Colourise, inpaint, outpaint and interpolation keep pixels of the video, and can be `larger` times the world's
-        size.
+        Restyle, reshape and colourise take `first`, a picture: the first frame as it should look, which the others
+        follow. With it, and where pixels of the video are kept (colourise, inpaint, outpaint, interpolation), the new
+        video can be `larger` times the world's size.
         """
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)

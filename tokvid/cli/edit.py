@@ -56,7 +56,9 @@ class Edit(Command):
         own.add_argument("--times", type=int, metavar="N", help=times)
         strength = "variation: share of the tokens that are drawn again, above 0 and up to 1 (default 0.5)"
         own.add_argument("--strength", type=float, metavar="X", help=strength)
-        larger_argument(own, "colourise, inpaint, outpaint, interpolation: ")
+        first = "restyle, reshape, colourise: picture, the first frame as it should look; the others follow it"
+        own.add_argument("--first", type=readable, metavar="PICTURE", help=first)
+        larger_argument(own, "with --first, and for colourise, inpaint, outpaint, interpolation: ")
         video_arguments(parser, outputs, "edited.mp4")
 
     def run(self, options: argparse.Namespace) -> None:

@@ -144,8 +144,8 @@ class Evaluate(Command):
         )
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
         task = (
-            "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; edits: restyle, colourise, inpaint, "
-            "outpaint or upscale (default all); all: those that the weights know"
+            "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; edits: restyle, colourise, "
+            "either with _from_first, inpaint, outpaint or upscale (default all); all: those that the weights know"
         )
         parser.add_argument("--task", metavar="NAME", help=task)
         parser.add_argument(

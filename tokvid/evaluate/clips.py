@@ -10,7 +10,7 @@ import PIL.Image
 
 from tokvid.evaluate.batches import Settings
 from tokvid.metrics.video import psnr
-from tokvid.sampling.given import hidden, pasted
+from tokvid.sampling.given import hidden, pasted, restored
 from tokvid.sampling.levels import videos
 from tokvid.sampling.stream import Around, Guidance, Models, Source, encode_clips, latent_frames_for, make_prompt
 from tokvid.tasks.conditions import CONDITIONS
@@ -46,11 +46,21 @@ class Clips(abc.ABC):
         """The condition `name`, which looks so."""
         return Source(name, self.fps / CONDITIONS[name].slower, iter([encode_clips(self.models.tokenizer, seen_BTHWC)]))
 
-    def sampled(self, texts: Sequence[str], sources: Sequence[Source] = (), around: Around | None = None) -> np.ndarray:
-        """Videos of these texts at one rate, made from conditions or from some of their tokens."""
-        levels, none = self.settings.levels(self.models, [self.fps], self.frames), self.models.no_tokens(len(texts))
+    def sampled(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[Source] = (),
+        around: Around | None = None,
+        first_BHWC: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Videos of these texts at one rate, made from conditions, some of their tokens, or their first frame."""
+        levels, opening = self.settings.levels(self.models, [self.fps], self.frames), self.models.no_tokens(len(texts))
+        if first_BHWC is not None:
+            opening = encode_clips(self.models.tokenizer, first_BHWC[:, None])
         prompts = [make_prompt(self.models, texts, self.seeds_B, Guidance(self.settings.guidance))]
-        parts = videos(self.models, prompts, levels, none, sources=sources, around=around)
+        parts = videos(self.models, prompts, levels, opening, sources=sources, around=around)
+        if first_BHWC is not None:
+            parts = restored(parts, iter([first_BHWC]))
         return np.concatenate(list(parts), axis=1)[:, : self.frames]
 
     def pixels(self, tokens_BTHW: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Measures edits of real clips, whose truth is known: `tokvid evaluate edits`.
 
-To add a task: a function from `RealClips` to an `Edit`, and a row of `MEASURES`.
+To add one: a function from `RealClips` to an `Edit`, and a row of `MEASURES`.
 """
 
 import dataclasses
@@ -19,11 +19,13 @@ from tokvid.evaluate.reconstruction import some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.sampling.canvas import doubled, widened
 from tokvid.sampling.edits import check_trained
+from tokvid.sampling.given import followed
 from tokvid.sampling.stream import Around, Guidance, Models, encode_clips, frames_of, latent_frames_for, make_prompt
-from tokvid.tasks.conditions import with_means
+from tokvid.tasks.conditions import CONDITIONS, with_means
 from tokvid.tasks.tasks import outside_a_box
 
 SHOWN, COLUMNS, ROWS = 2, 6, "rows"  # clips of a task on a sheet, frames of each, and where they are kept
+KINDS, MOTION = ("psnr", "simple_psnr", "ceiling_psnr"), "motion"  # figures of each clip
 ALL = "all"
 
 
@@ -54,9 +56,11 @@ class Edit(NamedTuple):
     where_BTHW: np.ndarray | None = None
 
 
-def _from_condition(clips: RealClips, name: str, simple: np.ndarray) -> Edit:
+def _from_condition(clips: RealClips, name: str, simple: np.ndarray, first_BHWC: np.ndarray | None = None) -> Edit:
     seen = clips.seen(name)
-    made = clips.sampled(clips.texts, [clips.source(name, seen)])
+    made = clips.sampled(clips.texts, [clips.source(name, seen)], first_BHWC=first_BHWC)
+    if first_BHWC is not None and CONDITIONS[name].agree is not None:
+        (made,) = followed(iter([made]), iter(np.moveaxis(seen, 1, 0)), first_BHWC, clips.models.size)
     again, _ = through(clips.models.tokenizer, clips.truth)
     return Edit(seen, agreeing(name, made, seen), simple, agreeing(name, again, seen))
 
@@ -69,6 +73,25 @@ def _restyle(clips: RealClips) -> Edit:
 def _colourise(clips: RealClips) -> Edit:
     """From the luma; the simplest colours are none."""
     return _from_condition(clips, "grey", clips.seen("grey"))
+
+
+def _restyle_from_first(clips: RealClips) -> Edit:
+    """From the outlines and the true first frame, which is simply repeated; compared after it."""
+    first = clips.truth[:, :1]
+    edit = _from_condition(clips, "edges", first.repeat(clips.frames, axis=1), first[:, 0])
+    return edit._replace(where_BTHW=_after_first(clips))
+
+
+def _colourise_from_first(clips: RealClips) -> Edit:
+    """From the luma and the true first frame, whose colours simply stay where they are; compared after it."""
+    first = clips.truth[:, :1]
+    simple = agreeing("grey", first.repeat(clips.frames, axis=1), clips.seen("grey"))
+    return _from_condition(clips, "grey", simple, first[:, 0])._replace(where_BTHW=_after_first(clips))
+
+
+def _after_first(clips: RealClips) -> np.ndarray:
+    after_T = np.arange(clips.frames) > 0
+    return np.broadcast_to(after_T[:, None, None], clips.truth.shape[:-1])
 
 
 def _mean_color(video_BTHWC: np.ndarray) -> np.ndarray:
@@ -116,29 +139,38 @@ def _upscale(clips: RealClips) -> Edit:
     return Edit(low, made, bicubic(low, 2), np.stack([with_means(*each) for each in zip(again, low, strict=True)]))
 
 
-MEASURES: dict[str, Callable[[RealClips], Edit]] = {
-    "restyle": _restyle,
-    "colourise": _colourise,
-    "inpaint": _inpaint,
-    "outpaint": _outpaint,
-    "upscale": _upscale,
+class Measure(NamedTuple):
+    """How an edit is measured, and the task that weights must be trained for."""
+
+    measure: Callable[[RealClips], Edit]
+    task: str
+
+
+MEASURES: dict[str, Measure] = {
+    "restyle": Measure(_restyle, "restyle"),
+    "restyle_from_first": Measure(_restyle_from_first, "restyle"),
+    "colourise": Measure(_colourise, "colourise"),
+    "colourise_from_first": Measure(_colourise_from_first, "colourise"),
+    "inpaint": Measure(_inpaint, "inpaint"),
+    "outpaint": Measure(_outpaint, "outpaint"),
+    "upscale": Measure(_upscale, "upscale"),
 }
 
 
 class Request(NamedTuple):
-    """The task, a key of MEASURES or "all" that the weights know, and the clips: so many, of `seconds` at `fps`."""
+    """The edit, a key of MEASURES or "all" that the weights know, and the clips: so many, of `seconds` at `fps`."""
 
-    task: str
+    edit: str
     samples: int
     seconds: float
     fps: float
     seed: int
 
 
-def check_edit(task: str) -> None:
+def check_edit(name: str) -> None:
     """UserError for what is no key of MEASURES, nor "all"."""
-    if task != ALL and task not in MEASURES:
-        raise UserError(did_you_mean(task, [*MEASURES, ALL], "task of evaluate edits"))
+    if name != ALL and name not in MEASURES:
+        raise UserError(did_you_mean(name, [*MEASURES, ALL], "task of evaluate edits"))
 
 
 def evaluate_edits(
@@ -151,15 +183,17 @@ def evaluate_edits(
     """Edits held-out clips so that the truth is what should come out, and compares the two.
 
     Colourise gets a clip's luma, inpaint and outpaint what is outside of a box or of the sides, upscale half the size,
-    restyle the outlines; all get the caption. For each task PSNR (dB) of what is new, of the simplest way to do the
-    same (`simple_psnr`), and of the true clip through the tokenizer (`ceiling_psnr`), with what is given kept in all
-    three. `show` gets some clips, what was given, made and true, as arguments for `contact_sheet`. UserError where the
-    weights weren't trained for the task, and for fewer than 4 clips.
+    restyle the outlines, some the first frame as well; all get the caption. For each, PSNR (dB) of what is new, of the
+    simplest way to do the same (`simple_psnr`), and of the true clip through the tokenizer (`ceiling_psnr`), with what
+    is given kept in all three; the same for the half of the clips that moves most. `show` gets some clips, what was
+    given, made and true, as arguments for `contact_sheet`. UserError where the weights weren't trained for the task,
+    and for fewer than 4 clips.
     """
-    check_edit(request.task)
-    if request.task != ALL:
-        check_trained(models, request.task)
-    if not (names := [name for name in MEASURES if name in models.tasks and request.task in (name, ALL)]):
+    check_edit(request.edit)
+    if request.edit != ALL:
+        check_trained(models, MEASURES[request.edit].task)
+    known = [name for name, row in MEASURES.items() if row.task in models.tasks]
+    if not (names := known if request.edit == ALL else [request.edit]):
         raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
     if request.samples < 4:
         raise UserError(f"need 4 or more samples, got {request.samples}")
@@ -170,12 +204,20 @@ def evaluate_edits(
         raise UserError(f"only {count} videos have {request.seconds:g} s at {request.fps:g} fps; need 4")
     shown = [row for name in names for row in lists[name, ROWS][: 3 * SHOWN]]
     show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
-    figures: dict[str, Any] = {name: {} for name in names}
-    for (name, figure), values in lists.items():
-        if figure != ROWS:
-            figures[name][figure] = mean(values)
+    figures: dict[str, Any] = {
+        name: _figures({kind: lists[name, kind] for kind in KINDS}, lists[name, MOTION]) for name in names
+    }
     about = {"samples": count, "seconds": request.seconds, "fps": request.fps, "seed": request.seed}
     return figures | about | {"settings": dataclasses.asdict(settings), "weights": models.mark}
+
+
+def _figures(lists: dict[str, list[float]], motion: list[float]) -> dict[str, Any]:
+    """Means over all clips, and over the half that moves most."""
+    moving = np.argsort(motion)[len(motion) - len(motion) // 2 :]
+    return {
+        **{kind: mean(values) for kind, values in lists.items()},
+        "moving": {kind: mean([values[index] for index in moving]) for kind, values in lists.items()},
+    }
 
 
 def _drawn(models: Models, data: DataConfig, request: Request, settings: Settings) -> Iterator[tuple[RealClips, int]]:
@@ -197,12 +239,13 @@ def _drawn(models: Models, data: DataConfig, request: Request, settings: Setting
 
 def _measure(name: str, clips: RealClips, count: int) -> dict[tuple[str, str], list[Any]]:
     """The task's figures of some clips, the first `count` of them, and under ROWS some for a sheet."""
-    edit = MEASURES[name](clips)
-    compared = {"": edit.made, "simple_": edit.simple, "ceiling_": edit.ceiling}
+    edit = MEASURES[name].measure(clips)
     lists: dict[tuple[str, str], list[Any]] = {
-        (name, f"{kind}psnr"): psnrs(clips.truth, video_BTHWC, edit.where_BTHW)[:count]
-        for kind, video_BTHWC in compared.items()
+        (name, kind): psnrs(clips.truth, video_BTHWC, edit.where_BTHW)[:count]
+        for kind, video_BTHWC in zip(KINDS, (edit.made, edit.simple, edit.ceiling), strict=True)
     }
+    change_BTHWC = np.abs(np.diff(clips.truth.astype(np.int16), axis=1))
+    lists[name, MOTION] = change_BTHWC.mean(axis=(1, 2, 3, 4)).tolist()[:count]
     rows = zip(edit.seen, edit.made, clips.truth, strict=True)
     lists[name, ROWS] = [
         pair

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from tokvid.errors import UserError
-from tokvid.sampling.given import compared, detailed, hidden, pasted, reduced, resized, restored_alone
+from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored_alone
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
 from tokvid.sampling.story import Opening, Story, encode_opening, first_frames, prompts_of
 from tokvid.sampling.stream import (
@@ -25,21 +25,31 @@ from tokvid.tasks.tasks import TASKS
 
 
 def edit(
-    models: Models, story: Story, task: str, frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+    models: Models,
+    story: Story,
+    task: str,
+    frames: Iterator[UInt8[np.ndarray, "h w 3"]],
+    first: Opening | None = None,
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video made from the condition of a task: its number of frames, and the frames, a few at a time.
 
     `frames`, uint8 (H, W, 3), are the condition's, at the rate and size of `source_of`, or where `keeps_pixels`, a
-    multiple of the size; `story` has one segment, whose prompt describes the new video. UserError where the weights
-    weren't trained for the task.
+    multiple of the size; `story` has one segment, whose prompt describes the new video. It begins with the frame
+    `first`, of the same multiple of the models' size, and goes on as that looks. UserError where the weights weren't
+    trained for the task.
     """
     check_trained(models, task)
     (name,) = TASKS[task].conditions
     if (slower := CONDITIONS[name].slower) > 1:
         return interpolate(models, dataclasses.replace(story, fps=story.fps / slower), frames, slower)
     source = Encoded(models, looked_at(frames, name), name)
-    made = _generated(models, story, source.frames, sources=[source.stream(story.fps)])
-    return source.frames, made if CONDITIONS[name].agree is None else _agreeing(made, source)
+    made = _generated(models, story, source.frames, sources=[source.stream(story.fps)], first=first)
+    if CONDITIONS[name].agree is None:
+        return source.frames, made
+    if first is not None:  # what looks the same has its colours
+        seen = (frame_HWC[None] for frame_HWC in source.frames_THWC)
+        made = (part[0] for part in followed((part[None] for part in made), seen, first.frames_THWC, models.size))
+    return source.frames, _agreeing(made, source)
 
 
 def _agreeing(
@@ -152,13 +162,20 @@ def beginning_with(tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> Around:
 
 
 def _generated(
-    models: Models, story: Story, frames: int, sources: Sequence[Source] = (), around: Around | None = None
+    models: Models,
+    story: Story,
+    frames: int,
+    sources: Sequence[Source] = (),
+    around: Around | None = None,
+    first: Opening | None = None,
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-    """The frames of one video at one rate, a few at a time."""
+    """The frames of one video at one rate, a few at a time; the first one may be given, and lends its detail."""
     latent_frames = latent_frames_for(frames, models.tokenizer.config.temporal_patch)
-    levels, opening = Levels([story.fps], latent_frames, story.keep, story.sampling), models.no_tokens(1)
-    made = videos(models, prompts_of(story, models), levels, opening, sources=sources, around=around)
-    return first_frames(frames, made)
+    levels = Levels([story.fps], latent_frames, story.keep, story.sampling)
+    opening_BTHWQ = models.no_tokens(1) if first is None else first.tokens_THWQ[None]
+    made = videos(models, prompts_of(story, models), levels, opening_BTHWQ, sources=sources, around=around)
+    shown = first_frames(frames, made)
+    return shown if first is None else restored_alone(shown, first.frames_THWC)
 
 
 def _kept(

@@ -147,6 +147,28 @@ def restored_alone(
     return (part_BTHWC[0] for part_BTHWC in restored((part_THWC[None] for part_THWC in made), given, every))
 
 
+def followed(
+    made: Iterator[UInt8[np.ndarray, "b t height width 3"]],
+    seen: Iterator[UInt8[np.ndarray, "b height width 3"]],
+    first_BHWC: UInt8[np.ndarray, "b height width 3"],
+    size: tuple[int, int],
+) -> Iterator[UInt8[np.ndarray, "b t height width 3"]]:
+    """New videos with the pixels of their given first frames wherever `seen`, what they are made from, looks as it did.
+
+    It is compared at `size`, there and a few pixels away.
+    """
+    first: Given | None = None
+    for part_BTHWC in made:
+        done = list[np.ndarray]()
+        for made_BHWC in np.moveaxis(part_BTHWC, 1, 0):
+            seen_BHWC = np.stack([reduced(frame_HWC, size) for frame_HWC in next(seen)])
+            first = first or Given(seen_BHWC.astype(np.float32), first_BHWC.astype(np.float32))
+            share_BHW1, pixels_BHWC = _lent(seen_BHWC, first)
+            followed_BHWC = made_BHWC + share_BHW1 * (pixels_BHWC - made_BHWC)
+            done.append(np.rint(followed_BHWC).clip(0, 255).astype(np.uint8))
+        yield np.stack(done, axis=1)
+
+
 def hidden(
     video_THWC: UInt8[np.ndarray, "frames h w 3"], inside_THW: Bool[np.ndarray, "frames h w"]
 ) -> UInt8[np.ndarray, "frames h w 3"]:

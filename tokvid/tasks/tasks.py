@@ -127,8 +127,8 @@ class Task:
     help: str
     given: Given = nothing
     conditions: tuple[str, ...] = ()
-    at_switch: float = 0.0
     settings: tuple[str, ...] = ()
+    at_switch: float = 0.0
 
     @property
     def edits(self) -> bool:
@@ -141,9 +141,9 @@ TASKS: dict[str, Task] = {
     "image_to_video": Task("a video that begins with a picture", first_frame),
     "continuation": Task("a video goes on", last_frames, at_switch=0.25),
     "infilling": Task("new frames between given ones", any_frames),
-    "restyle": Task("the same motion and outlines with another look", any_last_frames, conditions=("edges",)),
-    "reshape": Task("the same motion with other things", any_last_frames, conditions=("rough",)),
-    "colourise": Task("colours for a grey video", any_last_frames, conditions=("grey",)),
+    "restyle": Task("the same motion and outlines with another look", any_last_frames, ("edges",), ("first",)),
+    "reshape": Task("the same motion with other things", any_last_frames, ("rough",), ("first",)),
+    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",)),
     "inpaint": Task("a new part of a video", windows_of(outside_a_box), settings=("box", "mask")),
     "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",)),
     "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), settings=("times",)),
