@@ -49,7 +49,7 @@ def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
         ("edit in.mp4 --task variation --strength 2", "strength should be above 0 and at most 1, got 2"),
         ("edit in.mp4 --task restyle --first in.mp4", "in.mp4 is a video of 10 frames; give a picture"),
         ("edit in.mp4 --task upscale --first in.png", "--first is not for task upscale"),
-        ("edit in.mp4 --task restyle --larger 2", "restyle keeps no pixels of its video"),
+        ("edit in.mp4 --task restyle --larger 2", "blurred; give a first frame (first), or leave out"),
         ("edit in.mp4 --task colourise --larger 0", "larger should be 1 to 16"),
         ("edit in.mp4 --task variation --box 0 0 1 1", "--box is not for task variation"),
         ("animate in.png", "one of the arguments --track --like --zero-shot is required"),

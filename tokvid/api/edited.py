@@ -58,7 +58,8 @@ def check_own(task: str, own: Mapping[str, Any]) -> None:
 def check_larger(task: str, larger: int) -> None:
     """UserError for a larger video of a task that keeps no pixels."""
     if larger > 1 and not keeps_pixels(task):
-        raise UserError(f"{task} keeps no pixels of its video that could make a larger one sharp; leave out larger")
+        instead = "give a first frame (first), or leave" if "first" in TASKS[task].settings else "leave"
+        raise UserError(f"{task} keeps no pixels of its video, so a larger one would be blurred; {instead} out larger")
 
 
 def edited(models: Models, story: Story, task: str, clip: Clip, own: Mapping[str, Any], larger: int = 1) -> Edited:
