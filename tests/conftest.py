@@ -187,7 +187,9 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
             encoding = dataclasses.replace(encoding, first_frame="still", hysteresis=0.25, later_codes=(2, 0))
         subcodes = codes_of(encoding).per_token
         few = {"generated": encoding.later_codes[0], "silent": silent_code(encoding)}
-        trunk = dataclasses.replace(transformer, subcodes=subcodes, copies=subcodes > 1, **few)
+        trunk = dataclasses.replace(
+            transformer, subcodes=subcodes, copies=subcodes > 1, copies_slower=subcodes > 1, **few
+        )
 
         def save(kind, model, config, **about):
             params = nnx.split(random_model(model, config))[1]

@@ -13,6 +13,7 @@ from tokvid.flops import tokenizer_flops, transformer_flops
 from tokvid.plan.work import work
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.tokenizer.quantizers import QUANTIZERS, channels, codes_of
+from tokvid.transformer.head import Near
 from tokvid.transformer.layout import lay_out, slot_count, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import token_batch
@@ -59,7 +60,7 @@ def test_transformer(subcodes):
         sequence = lay_out(config, batch)
         target = sequence.target[:, -30:]
         previous = tokens_before(target, sequence.previous[:, -30:])
-        return model.head.scores(model(sequence)[:, -30:], target, previous)
+        return model.head.scores(model(sequence)[:, -30:], target, Near(previous, sequence.slower[:, -30:]))
 
     assert (slots := slot_count(config)) == 40  # as many as are computed: a multiple of 8
     found = compiled(Transformer(config, rngs=nnx.Rngs(0)), scores, batch)

@@ -132,6 +132,7 @@ class TransformerConfig:
     head_width: int = 192  # of the network over sub-codes; tokens of a single code need only a matrix
     head_layers: int = 2
     copies: bool = False  # whether the head sees the token before at the same place, and may keep its codes
+    copies_slower: bool = False  # with `copies`: also of the token in the slower video that is interpolated
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
@@ -154,6 +155,8 @@ class TransformerConfig:
         _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
         _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
         _at_least(self, 0, "text_length", "vocabulary", "text_width", "generated", "silent")
+        if self.copies_slower and not self.copies:
+            raise UserError("copies_slower needs copies, whose table of tokens it reads; set both")
 
     @staticmethod
     def renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -365,7 +368,14 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 # Settings of later versions, and values with which earlier checkpoints resume.
-ADDED = {"text_width": 0, "later_codes": [0], "recall_first": False, "generated": 0, "silent": 0}
+ADDED = {
+    "text_width": 0,
+    "later_codes": [0],
+    "recall_first": False,
+    "generated": 0,
+    "silent": 0,
+    "copies_slower": False,
+}
 
 
 def computed(config: Any) -> dict[str, Any]:

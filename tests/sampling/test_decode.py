@@ -14,9 +14,10 @@ from flax import nnx
 from tokvid.config import Sampling
 from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.methods import guide
+from tokvid.transformer.head import Near
 from tokvid.transformer.layout import clip_slots, lay_out, tokens_before
 from tokvid.transformer.model import Transformer
-from tokvid.types import token_batch
+from tokvid.types import Clip, token_batch
 
 PROMPTS = ("up", "a small red circle moves slowly to the left", "")  # of very unequal length
 GREEDY = Sampling(temperature=0)
@@ -100,7 +101,8 @@ def plain(model, guidance_B, count):
             sequence = lay_out(model.config, batch)
             hidden = model(sequence)[:, -count:]
             previous = tokens_before(sequence.target[:, clip_slots(batch)], sequence.previous[:, -count:])
-            model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q], previous)
+            near = Near(previous, sequence.slower[:, -count:])
+            model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q], near)
             return jnp.concatenate(every, axis=1)  # guidance is of (B, L, V)
 
         guided = guide(seen(batch), seen(batch._replace(text=empty)), jnp.asarray(guidance_B))
@@ -109,8 +111,10 @@ def plain(model, guidance_B, count):
     return lambda batch, ids_BLQ: np.asarray(logits(batch, ids_BLQ))
 
 
-@pytest.mark.parametrize("rows, known", [(0, 0b1000), (1, 0b1000), (1, 0b0000), (0, 0b1010)])
-def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, rows, known):
+@pytest.mark.parametrize(
+    "rows, known, slower", [(0, 0b1000, False), (1, 0b1000, False), (1, 0b0000, True), (0, 0b1010, True)]
+)
+def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, rows, known, slower):
     """Token by token or a row at once, whatever is known, without any cache, with guidance."""
     model, guidance_B = any_models.transformer.model, np.array([2.0, 3.0, 1.0], np.float32)
     known, subcodes = tuple(bool(known >> bit & 1) for bit in (3, 2, 1, 0)), model.config.subcodes
@@ -125,6 +129,9 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
         stride=np.full(3, step),
         start=batch.start * any(known),
     )
+    if slower:
+        ids = rng.integers(30, size=batch.tokens.shape).astype(np.int32)
+        batch = batch._replace(conditions=(Clip(ids, batch.start // 2, batch.fps / 2, np.zeros(3, np.int32)),))
     logits = plain(model, guidance_B, total)
     made_BLQ, asked, slot = np.full((3, total, subcodes), silent, np.int32), ~np.array(known), 0
     while slot < total:

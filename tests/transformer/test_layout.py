@@ -48,7 +48,7 @@ def rate(fps):
     return Rate(np.float32([fps]))
 
 
-def video(ids, known, fps, start=0, step=1, drawn=None):
+def video(ids, known, fps, start=0, step=1, drawn=None, slower=None):
     """Latent frames from number `start` on; `known` says which are, or how many at the beginning.
 
     Tokens are numbers, or lists of sub-codes.
@@ -59,7 +59,8 @@ def video(ids, known, fps, start=0, step=1, drawn=None):
     seconds = latent_seconds(start + np.arange(ids.shape[1], dtype=np.float32), fps, PT)
     drawn = np.zeros(ids.shape[:4], bool) if drawn is None else np.bool_([drawn])
     known = np.broadcast_to(known if known.ndim == 3 else known[:, None, None], drawn.shape[1:])[None]
-    return Video(ids, seconds[None], known, np.int32([step]), drawn)
+    slower = np.full_like(ids, NOTHING) if slower is None else np.int32([slower])[..., None]
+    return Video(ids, seconds[None], known, np.int32([step]), drawn, slower)
 
 
 def condition(ids, fps, kind=0, spread=1):
@@ -154,6 +155,34 @@ def test_the_token_before_is_known_or_generated_earlier():
     assert lay(text(5), rate(4), video(gone, known=0, fps=4)).previous == [-1] * 14
 
 
+def test_the_slower_videos_token_is_that_of_the_same_place():
+    """In the order of the slots; nothing else has one."""
+    slower = np.int32(CLIP) + 50
+    made = lay(text(5), rate(4), video(CLIP, known=[0, 1], fps=4, slower=slower))
+    assert [ids[0] for ids in made.slower] == [-1] * 2 + [70, 71, 72, 73, 74, 75, 60, 61, 62, 63, 64, 65]
+    assert {ids[0] for ids in lay(text(5), rate(4), video(CLIP, known=0, fps=4)).slower} == {-1}
+
+
+@pytest.mark.parametrize("start, wanted", [(0, [100, 101, 101, 102]), (4, [102, 103, 103, -1])])
+def test_the_slower_video_is_seen_where_it_ends_next(start, wanted):
+    """Latent frames 0, 1, 2, … of a window, from 0 or from mid-video on, of another at half the rate."""
+    config = TransformerConfig(vocabulary=200, text_length=3, latent_frames=4, grid=(1, 1), subcodes=2)
+    one = np.zeros((1, 4, 1, 1, 2), np.int32)
+    ids = np.stack([np.arange(100, 104), np.arange(110, 114)], axis=-1).reshape(1, 4, 1, 1, 2).astype(np.int32)
+    first = max(0, start // 2 - 1)  # of what the window sees, the rest is absent
+
+    def slower(kind=0, grid=1):
+        seen = np.concatenate([ids[:, first:], np.full((1, first, 1, 1, 2), -1, np.int32)], axis=1)
+        seen = seen.repeat(grid, axis=2).repeat(grid, axis=3)
+        clip = Clip(seen, np.int32([first]), np.float32([2]), np.int32([kind]))
+        batch = token_batch(one, np.int32([start]), np.float32([4]), np.full((1, 3), -1, np.int32), conditions=(clip,))
+        return np.asarray(lay_out(config, batch).slower)[0]
+
+    wanted = [[code, code + 10 if code >= 0 else -1] for code in wanted]
+    np.testing.assert_array_equal(slower()[-4:], wanted)
+    assert (slower()[:-4] == -1).all() and (slower(kind=1) == -1).all()
+
+
 def test_tokens_before_are_looked_up_by_slot():
     target = np.int32([[[10, 1], [20, 2], [30, 3]]])
     found = tokens_before(target, np.int32([[-1, 2, 0]]))
@@ -198,7 +227,8 @@ def test_samples_of_one_batch_may_differ_in_everything():
     clip = np.int32([[[[10, 11]], [[20, 21]], [[30, 31]]]] * 4)
     known = np.bool_([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 1]])[:, :, None, None].repeat(2, axis=3)
     seconds, step = np.float32([[0, 1, 2], [1, 2, 3], [0, 1, 2], [0, 0.5, 1]]), np.int32([1, 1, 2, 1])
-    made = build([Video(clip[..., None], seconds, known, step, np.zeros(clip.shape, bool))], VOCABULARY)
+    ids = clip[..., None]
+    made = build([Video(ids, seconds, known, step, np.zeros(clip.shape, bool), np.full_like(ids, NOTHING))], VOCABULARY)
     np.testing.assert_array_equal(
         made.token[..., 0],
         [[B, 10, 11, 20, 21, 30], [10, 11, B, 20, 21, 30], [20, 21, B, B, B, B], [10, 11, 20, 21, 30, 31]],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
 from tokvid.sampling.methods import draw, guide, surest
+from tokvid.transformer.head import Near
 from tokvid.transformer.layout import NOTHING, Sequence, in_order, lay_out, schedule, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch
@@ -175,17 +176,16 @@ class _Drawer:
     def _begin_Q(self) -> jax.Array:
         return self.model.vocabulary.alone(self.model.vocabulary.begin)
 
-    def _previous(self, rank: jax.Array, width: int, tokens_BLQ: jax.Array) -> jax.Array:
-        """The tokens one latent frame before those of `width` slots, known ones or generated ones; -1 for none."""
-        L = tokens_BLQ.shape[1]
-        own_BLQ, slot_BL = self.sequence.target[:, -L:], self.sequence.slots(self.first + rank, width).previous
+    def _near(self, rank: jax.Array, width: int, tokens_BLQ: jax.Array) -> Near:
+        """The tokens at the places of `width` slots: those before are known ones or generated ones."""
+        L, slots = tokens_BLQ.shape[1], self.sequence.slots(self.first + rank, width)
         if not self.model.config.copies:
-            return jnp.full((*slot_BL.shape, own_BLQ.shape[-1]), NOTHING)
+            return Near(jnp.full_like(slots.slower, NOTHING), slots.slower)
         if self.scale_BL is not None:
             tokens_BLQ = jnp.repeat(tokens_BLQ, 2, axis=0)
         known_L1 = (jnp.arange(L) < self.known)[:, None]
-        all_BLQ = jnp.where(known_L1, own_BLQ, jnp.roll(tokens_BLQ, self.known, axis=1))
-        return tokens_before(all_BLQ, slot_BL)
+        all_BLQ = jnp.where(known_L1, self.sequence.target[:, -L:], jnp.roll(tokens_BLQ, self.known, axis=1))
+        return Near(tokens_before(all_BLQ, slots.previous), slots.slower)
 
     def _keys(self, rank: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, self.first + rank)
@@ -203,7 +203,7 @@ class _Drawer:
         `tokens_BLQ` are those generated so far.
         """
         likelihoods, guided = [], self.scale_BL is not None
-        previous_BLQ = self._previous(rank, hidden_BLD.shape[1], tokens_BLQ)
+        near = self._near(rank, hidden_BLD.shape[1], tokens_BLQ)
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
             if self.scale_BL is not None:
@@ -214,5 +214,5 @@ class _Drawer:
             likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
             return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL
 
-        ids_BLQ = self.model.head.draw(hidden_BLD, choose, previous_BLQ)
+        ids_BLQ = self.model.head.draw(hidden_BLD, choose, near)
         return ids_BLQ[0::2] if guided else ids_BLQ, sum(likelihoods, jnp.zeros(()))

@@ -19,7 +19,7 @@ from tokvid.input_pipeline.sources import fingerprint
 from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import batch_kinds, token_batches
-from tokvid.transformer.head import Scores
+from tokvid.transformer.head import Near, Scores
 from tokvid.transformer.layout import Sequence, clip_slots, corrupted, in_order, lay_out, stalled, tokens_before
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
@@ -39,7 +39,8 @@ def scored(
     hidden, _ = model.run(sequence, None, 0)
     target_BLQ = sequence.target[:, clip]
     previous_BLQ = tokens_before(target_BLQ if seen_BLQ is None else seen_BLQ, sequence.previous[:, clip])
-    scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, previous_BLQ)
+    near = Near(previous_BLQ, sequence.slower[:, clip])
+    scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, near)
     return scores, sequence.generated[:, clip].astype(jnp.float32)
 
 
@@ -51,12 +52,12 @@ def drawn(model: Transformer, batch: TokenBatch, sequence: Sequence, key: jax.Ar
     graph, params = nnx.split(model)
     model, clip = nnx.merge(graph, jax.lax.stop_gradient(params)), clip_slots(batch)
     hidden, _ = model.run(sequence, None, 0)
-    previous_BLQ = tokens_before(sequence.target[:, clip], sequence.previous[:, clip])
+    near = Near(tokens_before(sequence.target[:, clip], sequence.previous[:, clip]), sequence.slower[:, clip])
 
     def choose(number: int, logits_BLV: Float[Array, "b l v"]) -> Int[Array, "b l"]:
         return jax.random.categorical(jax.random.fold_in(key, number), logits_BLV)
 
-    drawn_BLQ = model.head.draw(model.norm(hidden[:, clip]), choose, previous_BLQ)
+    drawn_BLQ = model.head.draw(model.norm(hidden[:, clip]), choose, near)
     own_BLQ = jnp.where(sequence.generated[:, clip, None], drawn_BLQ, sequence.target[:, clip])
     B, T, H, W, Q = batch.tokens.shape
     slot_of_place_BL = jnp.argsort(in_order(batch.known), axis=1)

@@ -1,8 +1,7 @@
 """Heads: from a slot's hidden state to its token. To add one: a class with this interface, chosen in `make_head`.
 
-Interface: `scores(hidden, target, previous)` for training and likelihoods; `draw(hidden, choose, previous)` for
-sampling, where `choose` turns the logits of one sub-code into ids. `previous` are the tokens at the same places one
-latent frame before, -1 for none; only a head with `copies` reads them.
+Interface: `scores(hidden, target, near)` for training and likelihoods; `draw(hidden, choose, near)` for sampling,
+where `choose` turns the logits of one sub-code into ids. Only a head with `copies` reads `near`.
 """
 
 import math
@@ -19,7 +18,19 @@ from tokvid.nn.blocks import BlockShape, RMSNorm, SwiGLU, weight
 from tokvid.nn.products import compute_dtype, project
 from tokvid.sharding import constrain
 
+NONE = -1  # no token
 Choose = Callable[[int, Float[Array, "b l v"]], Int[Array, "b l"]]  # (number of the sub-code, its logits) → ids
+
+
+class Near(NamedTuple):
+    """The tokens (B, L, Q) at the same places as those to draw, `NONE` for none.
+
+    `previous`: one latent frame before; `slower`: in a slower video that is given, in the latent frame that ends with
+    the one to draw or next after it.
+    """
+
+    previous: Int[Array, "b l q"]
+    slower: Int[Array, "b l q"]
 
 
 class Scores(NamedTuple):
@@ -40,23 +51,22 @@ def make_head(config: TransformerConfig, *, rngs: nnx.Rngs) -> "FlatHead | Subco
 
 
 class Copy(nnx.Module):
-    """A gate for each sub-code that adds to the logit of the code before.
+    """A gate for each sub-code that adds to the logit of the code that a token at the same place has.
 
     In real video most places stand still. With the gate, they need not be told apart by the hidden state: it is a
     pointer network's mixture (See et al. 2017, section 2.2) with a single place to point to.
     """
 
-    def __init__(self, subcodes: int, vocabulary: int, width: int, *, rngs: nnx.Rngs):
-        self.kernel = weight(rngs, (subcodes, width), width, (None, "embed"))
-        # At first, each code is as likely to stay as not.
-        self.bias = nnx.Param(jnp.full(subcodes, math.log(vocabulary), jnp.float32), logical=(None,))
+    def __init__(self, subcodes: int, width: int, bias: float, *, rngs: nnx.Rngs, gain: float = 1.0):
+        self.kernel = weight(rngs, (subcodes, width), width, (None, "embed"), gain)
+        self.bias = nnx.Param(jnp.full(subcodes, bias, jnp.float32), logical=(None,))
 
     def __call__(
-        self, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, previous_BL: Int[Array, "b l"]
+        self, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, ids_BL: Int[Array, "b l"]
     ) -> Float[Array, "b l v"]:
-        """The logits of the q-th sub-code, from the last hidden state; none is raised where `previous` is -1."""
+        """The logits of the q-th sub-code, from the last hidden state; none changes where the id is `NONE`."""
         gate_BL = x_BLW @ self.kernel[...][q] + self.bias[...][q]
-        same_BLV = previous_BL[..., None] == jnp.arange(logits_BLV.shape[-1])
+        same_BLV = ids_BL[..., None] == jnp.arange(logits_BLV.shape[-1])
         return logits_BLV + jnp.where(same_BLV, gate_BL[..., None], 0)
 
 
@@ -65,33 +75,22 @@ class FlatHead(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.kernel = weight(rngs, (config.width, config.vocabulary), config.width, ("embed", "vocabulary"))
-        self.copy = Copy(1, config.vocabulary, config.width, rngs=rngs) if config.copies else None
+        self.copy, self.copy_slower = _gates(config, 1, config.width, rngs)
         self.dtype = config.dtype
 
-    def logits(
-        self, hidden_BLD: Float[Array, "b l d"], previous_BLQ: Int[Array, "b l 1"] | None = None
-    ) -> Float[Array, "b l v"]:
+    def logits(self, hidden_BLD: Float[Array, "b l d"], near: Near | None = None) -> Float[Array, "b l v"]:
         """Logits (B, L, V), float32."""
         logits_BLV = project(hidden_BLD.astype(compute_dtype(self.dtype)), self.kernel[...], out=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "vocabulary")
-        if self.copy is None or previous_BLQ is None:
-            return logits_BLV
-        return self.copy(logits_BLV, hidden_BLD, 0, previous_BLQ[..., 0])
+        return logits_BLV if near is None else _raised(self, logits_BLV, hidden_BLD, 0, near)
 
-    def scores(
-        self,
-        hidden_BLD: Float[Array, "b l d"],
-        target_BLQ: Int[Array, "b l 1"],
-        previous_BLQ: Int[Array, "b l 1"],
-    ) -> Scores:
+    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l 1"], near: Near) -> Scores:
         """The scores of the targets' only sub-code."""
-        return _scores(self.logits(hidden_BLD, previous_BLQ)[:, :, None], target_BLQ)
+        return _scores(self.logits(hidden_BLD, near)[:, :, None], target_BLQ)
 
-    def draw(
-        self, hidden_BLD: Float[Array, "b l d"], choose: Choose, previous_BLQ: Int[Array, "b l 1"]
-    ) -> Int[Array, "b l 1"]:
+    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> Int[Array, "b l 1"]:
         """The ids that `choose` draws from the logits."""
-        return choose(0, self.logits(hidden_BLD, previous_BLQ))[..., None]
+        return choose(0, self.logits(hidden_BLD, near))[..., None]
 
 
 class SubcodeHead(nnx.Module):
@@ -102,8 +101,9 @@ class SubcodeHead(nnx.Module):
     embedding table of its own, so a sum tells them apart. "independent" leaves these embeddings out: each sub-code is
     drawn without regard to the others.
 
-    With `copies`, the token before is embedded as well, and for each sub-code drawn already, whether it has stayed.
-    Where only the first sub-codes are `generated`, the others have the code `silent`.
+    With `copies`, the token before is embedded as well, and for each sub-code drawn already, whether it has stayed;
+    with `copies_slower`, so is the slower video's, by the same table on another scale. Where only the first sub-codes
+    are `generated`, the others have the code `silent`.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -117,58 +117,64 @@ class SubcodeHead(nnx.Module):
         self.to_codes = weight(rngs, (G, W, V), W, (None, "embed", "vocabulary"))
         if config.head == "autoregressive":
             self.before = weight(rngs, (G - 1, V, W), 1, (None, None, "embed"), gain=0.5)
-        self.copy = Copy(G, V, W, rngs=rngs) if config.copies else None
+        self.copy, self.copy_slower = _gates(config, G, W, rngs)
         if config.copies:
             self.previous = weight(rngs, (config.subcodes, V, W), 1, (None, None, "embed"), gain=0.5)
             if config.head == "autoregressive":
                 self.stayed = weight(rngs, (G - 1, W), 1, (None, "embed"), gain=0.5)
+        if config.copies_slower:  # nothing at first, so that trained weights can go on with it
+            self.slower_scale = nnx.Param(jnp.zeros(W, jnp.float32), logical=("embed",))
+            if config.head == "autoregressive":
+                self.agreed = nnx.Param(jnp.zeros((G - 1, W), jnp.float32), logical=(None, "embed"))
         self.generated, self.subcodes, self.silent = G, config.subcodes, config.silent
         self.autoregressive, self.dtype = config.head == "autoregressive", config.dtype
 
-    def scores(
-        self,
-        hidden_BLD: Float[Array, "b l d"],
-        target_BLQ: Int[Array, "b l q"],
-        previous_BLQ: Int[Array, "b l q"],
-    ) -> Scores:
+    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l q"], near: Near) -> Scores:
         """The scores of all generated sub-codes at once, each conditioned on the true ones before it."""
-        x_BLQW = self._enter(hidden_BLD, previous_BLQ)
+        x_BLQW = self._enter(hidden_BLD, near)
         if self.autoregressive:
             first = slice(self.generated - 1)
-            rows_BLQW = self._before(jnp.arange(self.generated - 1), target_BLQ[..., first], previous_BLQ[..., first])
+            others = Near(*(ids_BLQ[..., first] for ids_BLQ in near))
+            rows_BLQW = self._before(jnp.arange(self.generated - 1), target_BLQ[..., first], others)
             x_BLQW += jnp.pad(jnp.cumsum(rows_BLQW, axis=2), ((0, 0), (0, 0), (1, 0), (0, 0)))
         x_BLQW = self._deepen(x_BLQW)
-        logits = [self._logits(x_BLQW[:, :, q], q, previous_BLQ) for q in range(self.generated)]
+        logits = [self._logits(x_BLQW[:, :, q], q, near) for q in range(self.generated)]
         return _scores(jnp.stack(logits, axis=2), target_BLQ[..., : self.generated])
 
-    def draw(
-        self, hidden_BLD: Float[Array, "b l d"], choose: Choose, previous_BLQ: Int[Array, "b l q"]
-    ) -> Int[Array, "b l q"]:
+    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> Int[Array, "b l q"]:
         """The ids that `choose` draws from the logits, one sub-code after another."""
-        x_BLQW, ids = self._enter(hidden_BLD, previous_BLQ), []
+        x_BLQW, ids = self._enter(hidden_BLD, near), []
         before_BLW = jnp.zeros_like(x_BLQW[:, :, 0])
         for q in range(self.generated):
             x_BLW = self._deepen(x_BLQW[:, :, q] + before_BLW)
-            ids.append(choose(q, self._logits(x_BLW, q, previous_BLQ)))
+            ids.append(choose(q, self._logits(x_BLW, q, near)))
             if self.autoregressive and q + 1 < self.generated:
-                before_BLW += self._before(q, ids[-1], previous_BLQ[..., q])
+                before_BLW += self._before(q, ids[-1], Near(*(ids_BLQ[..., q] for ids_BLQ in near)))
         others = ((0, 0), (0, 0), (0, self.subcodes - self.generated))
         return jnp.pad(jnp.stack(ids, axis=-1), others, constant_values=self.silent)
 
-    def _enter(self, hidden_BLD: Float[Array, "b l d"], previous_BLQ: Int[Array, "b l q"]) -> Float[Array, "b l g w"]:
+    def _enter(self, hidden_BLD: Float[Array, "b l d"], near: Near) -> Float[Array, "b l g w"]:
         narrow_BLD = hidden_BLD.astype(compute_dtype(self.dtype))
         x_BLQW = constrain(project(narrow_BLD, self.enter[...], out=jnp.float32), "batch", "length", None, None)
-        if self.copy is None:
-            return x_BLQW
-        rows_BLQW = self._rows(self.previous, jnp.arange(self.subcodes), jnp.maximum(previous_BLQ, 0))
-        return x_BLQW + jnp.where(previous_BLQ[..., None] >= 0, rows_BLQW, 0).sum(axis=2, keepdims=True)
+        if self.copy is not None:
+            x_BLQW += self._embedded(near.previous)
+        if self.copy_slower is not None:
+            x_BLQW += self.slower_scale[...] * self._embedded(near.slower)
+        return x_BLQW
 
-    def _before(self, q: int | jax.Array, ids: jax.Array, previous: jax.Array) -> jax.Array:
-        """What the sub-codes after the q-th ones learn of these: their embeddings, and whether they have stayed."""
+    def _embedded(self, ids_BLQ: Int[Array, "b l q"]) -> Float[Array, "b l 1 w"]:
+        """The sum over sub-codes of a nearby token's rows; 0 for none."""
+        rows_BLQW = self._rows(self.previous, jnp.arange(self.subcodes), jnp.maximum(ids_BLQ, 0))
+        return jnp.where(ids_BLQ[..., None] > NONE, rows_BLQW, 0).sum(axis=2, keepdims=True)
+
+    def _before(self, q: int | jax.Array, ids: jax.Array, near: Near) -> jax.Array:
+        """What later sub-codes learn of the q-th ones: their embeddings, and whether they are those of tokens near."""
         rows = self._rows(self.before, q, ids)
-        if self.copy is None:
-            return rows
-        return rows + jnp.where((ids == previous)[..., None], self.stayed[...][q], 0)
+        if self.copy is not None:
+            rows += jnp.where((ids == near.previous)[..., None], self.stayed[...][q], 0)
+        if self.copy_slower is not None:
+            rows += jnp.where((ids == near.slower)[..., None], self.agreed[...][q], 0)
+        return rows
 
     def _rows(self, table: nnx.Param, q: int | jax.Array, ids: jax.Array) -> jax.Array:
         """Rows of the q-th sub-codes, gathered whole: XLA would replicate the table for parts of rows."""
@@ -182,10 +188,26 @@ class SubcodeHead(nnx.Module):
             x_BLW += layer(norm(x_BLW).astype(compute_dtype(self.dtype)))
         return self.last_norm(x_BLW).reshape(shape)
 
-    def _logits(self, x_BLW: jax.Array, q: int, previous_BLQ: jax.Array) -> Float[Array, "b l v"]:
+    def _logits(self, x_BLW: jax.Array, q: int, near: Near) -> Float[Array, "b l v"]:
         logits_BLV = project(x_BLW.astype(compute_dtype(self.dtype)), self.to_codes[...][q], out=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "vocabulary")
-        return logits_BLV if self.copy is None else self.copy(logits_BLV, x_BLW, q, previous_BLQ[..., q])
+        return _raised(self, logits_BLV, x_BLW, q, near)
+
+
+def _gates(config: TransformerConfig, subcodes: int, width: int, rngs: nnx.Rngs) -> tuple[Copy | None, Copy | None]:
+    """The gates for the token before and for the slower video's, where the config has them."""
+    # At first, each code is as likely to stay as not, and the slower video changes nothing.
+    before = Copy(subcodes, width, math.log(config.vocabulary), rngs=rngs) if config.copies else None
+    return before, Copy(subcodes, width, 0.0, rngs=rngs, gain=0.0) if config.copies_slower else None
+
+
+def _raised(
+    head: FlatHead | SubcodeHead, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, near: Near
+) -> Float[Array, "b l v"]:
+    """Logits of the q-th sub-code after the gates."""
+    for gate, ids_BLQ in zip((head.copy, head.copy_slower), near, strict=True):
+        logits_BLV = logits_BLV if gate is None else gate(logits_BLV, x_BLW, q, ids_BLQ[..., q])
+    return logits_BLV
 
 
 def _scores(logits_BLQV: Float[Array, "b l q v"], target_BLQ: Int[Array, "b l q"]) -> Scores:

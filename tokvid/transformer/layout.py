@@ -31,7 +31,8 @@ from tokvid.nn.visibility import NEVER
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import AnyArray, Clip, Codes, TokenBatch, stride_of
 
-NOTHING = -1  # no row of the table: adds nothing to a slot's input
+NOTHING = -1  # no row of the table: adds nothing to a slot's input; no token
+AT_ONCE = 1e-3  # seconds: latent frames that end closer together end at once
 
 
 class Text(NamedTuple):
@@ -56,7 +57,7 @@ class Video(NamedTuple):
     """Latent frames at one rate: ids (B, T, H, W, Q), -1 for padding, shown at `seconds_BT`.
 
     Tokens in `known_BTHW` are known, the others generated, `stride_B` at once: 1, some rows, or a whole latent frame,
-    of which `drawn_BTHW` are fixed already.
+    of which `drawn_BTHW` are fixed already. `slower_BTHWQ` are the tokens of a slower video at the same places.
     """
 
     ids_BTHWQ: Int[AnyArray, "b t h w q"]
@@ -64,6 +65,7 @@ class Video(NamedTuple):
     known_BTHW: Bool[AnyArray, "b t h w"]
     stride_B: Int[AnyArray, " b"]
     drawn_BTHW: Bool[AnyArray, "b t h w"]
+    slower_BTHWQ: Int[AnyArray, "b t h w q"]
 
 
 class Condition(NamedTuple):
@@ -123,7 +125,8 @@ class Sequence(NamedTuple):
     `stride`: the number of tokens in this one's step, 0 for known tokens; `condition`: the number of a condition's
     embedding, else 0; `state` (B, L, E): a T5's hidden states, E 0 without one; `target`: the video code to predict
     where `generated`; `previous`: the slot, among its segment's, of the token at the same place one latent frame
-    before, else -1.
+    before, else -1; `slower` (B, L, Q): the token at the same place in a slower video that is given, in its latent
+    frame that ends with this one or next after it, else -1.
     """
 
     token: Int[Array, "b l q"]
@@ -137,6 +140,7 @@ class Sequence(NamedTuple):
     target: Int[Array, "b l q"]
     generated: Bool[Array, "b l"]
     previous: Int[Array, "b l"]
+    slower: Int[Array, "b l q"]
 
     def slots(self, start: int | Int[Array, ""], count: int) -> "Sequence":
         """`count` slots from `start` on."""
@@ -156,11 +160,16 @@ def lay_out(config: TransformerConfig, batch: TokenBatch) -> Sequence:
     if batch.text.shape[1] > config.text_length:  # XLA would clamp the places beyond to the last
         raise UserError(f"{batch.text.shape[1]} text tokens are too many: the model reads at most {config.text_length}")
     segments: list[Segment] = [States(batch.text) if batch.text.ndim == 3 else Text(batch.text)]
+    seconds_BT, slower_BTHWQ = _seconds(config, batch, batch), jnp.full(batch.tokens.shape, NOTHING)
     for clip in batch.conditions:
-        spread = batch.tokens.shape[2] // clip.tokens.shape[2]
-        segments += [Rate(clip.fps), Condition(clip.tokens, _seconds(config, batch, clip), clip.condition, spread)]
-    seconds_BT = _seconds(config, batch, batch)
-    segments += [Rate(batch.fps), Video(batch.tokens, seconds_BT, batch.known, batch.stride, batch.drawn)]
+        spread, its_seconds_BT = batch.tokens.shape[2] // clip.tokens.shape[2], _seconds(config, batch, clip)
+        segments += [Rate(clip.fps), Condition(clip.tokens, its_seconds_BT, clip.condition, spread)]
+        if spread == 1:
+            slower_BTHWQ = jnp.maximum(slower_BTHWQ, _at_once(clip, its_seconds_BT, seconds_BT))
+    segments += [
+        Rate(batch.fps),
+        Video(batch.tokens, seconds_BT, batch.known, batch.stride, batch.drawn, slower_BTHWQ),
+    ]
     return build(segments, vocabulary_of(config))
 
 
@@ -315,6 +324,20 @@ def _seconds(config: TransformerConfig, batch: TokenBatch, clip: Clip | TokenBat
     return latent_seconds(number_BT, clip.fps[:, None], config.temporal_patch) - before
 
 
+def _at_once(
+    clip: Clip, its_seconds_BS: Float[AnyArray, "b s"], seconds_BT: Float[AnyArray, "b t"]
+) -> Int[Array, "b t h w q"]:
+    """The tokens of a condition in the latent frames that end at these seconds or next after them; -1 for none.
+
+    A condition with an embedding looks otherwise than the window: it has none of its tokens.
+    """
+    ends_BTS = its_seconds_BS[:, None] >= seconds_BT[:, :, None] - AT_ONCE
+    frame_BT111 = jnp.argmax(ends_BTS, axis=2)[..., None, None, None]
+    ids_BTHWQ = jnp.take_along_axis(jnp.asarray(clip.tokens), frame_BT111, axis=1)
+    looks_alike_BT = ends_BTS.any(axis=2) & (clip.condition == 0)[:, None]
+    return jnp.where(looks_alike_BT[..., None, None, None], ids_BTHWQ, NOTHING)
+
+
 def _slots(token_BLQ: Int[Array, "b l q"], block_BL: int | Int[AnyArray, "b l"], **fields: AnyArray) -> Sequence:
     """Known slots with the defaults for all but `fields`."""
     zero = jnp.zeros(token_BLQ.shape[:2], jnp.int32)
@@ -328,6 +351,7 @@ def _slots(token_BLQ: Int[Array, "b l q"], block_BL: int | Int[AnyArray, "b l"],
         "target": jnp.zeros_like(token_BLQ),
         "generated": zero.astype(bool),
         "previous": zero - 1,
+        "slower": jnp.full(token_BLQ.shape, NOTHING),
     }
     return Sequence(token=token_BLQ.astype(jnp.int32), block=(zero + block_BL).astype(jnp.int32), **(defaults | fields))
 
@@ -404,6 +428,7 @@ def _video(video: Video, vocabulary: Vocabulary, block: int) -> tuple[Sequence, 
         target=jnp.maximum(ids, 0).astype(jnp.int32),
         generated=~known & ~drawn,
         previous=jnp.where(earlier, previous, -1).astype(jnp.int32),
+        slower=ordered(video.slower_BTHWQ.reshape(B, L, Q)),
     ), 1 + L
 
 
