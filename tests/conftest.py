@@ -248,3 +248,18 @@ def any_models(request, make_weights):
     if request.param == "one code":
         return request.getfixturevalue("tiny_models")
     return load_models(make_weights(patch=4, fold=2, groups=1))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the model is asked for, and that it answers with ones."""
+    from tokvid.sampling import stream
+
+    calls = []
+
+    def generate(graph, params, request, *, sampling, guided):
+        calls.append(request.batch)
+        return np.where(request.batch.known[..., None], request.batch.tokens, 1)
+
+    monkeypatch.setattr(stream, "generate", generate)
+    return calls

@@ -12,7 +12,6 @@ from tokvid.errors import UserError
 from tokvid.evaluate import edits
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.edits import MEASURES, RealClips, Request, evaluate_edits
-from tokvid.sampling import stream
 from tokvid.tasks.tasks import conditions_of
 
 DATA = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
@@ -27,19 +26,6 @@ def models(tiny_models):
     about = tiny_models.transformer.about | {"layouts": {"tasks": shares, "rows": [0]}}
     named = types.SimpleNamespace(**tiny_models.transformer._asdict() | {"about": about, "config": config})
     return tiny_models._replace(transformer=named)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What the model is asked for, and that it answers with ones."""
-    calls = []
-
-    def generate(graph, params, request, *, sampling, guided):
-        calls.append(request.batch)
-        return np.where(request.batch.known[..., None], request.batch.tokens, 1)
-
-    monkeypatch.setattr(stream, "generate", generate)
-    return calls
 
 
 def test_all_tasks_are_measured(models, asked, by_two, monkeypatch):

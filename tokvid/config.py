@@ -132,7 +132,7 @@ class TransformerConfig:
     head_width: int = 192  # of the network over sub-codes; tokens of a single code need only a matrix
     head_layers: int = 2
     copies: bool = False  # whether the head sees the token before at the same place, and may keep its codes
-    copies_slower: bool = False  # with `copies`: also of the token in the slower video that is interpolated
+    copies_slower: bool = False  # with `copies`: also of the token in the slower video that is refined
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS

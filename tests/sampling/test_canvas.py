@@ -7,25 +7,11 @@ import numpy as np
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.sampling import stream
 from tokvid.sampling.canvas import canvas_sizes, outpaint, outward, tiled, upscale
 from tokvid.sampling.story import Segment, Story, encode_opening
 from tokvid.tasks.tasks import TASKS
 
 STORY = Story((Segment("up"),), fps=4.0)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What the model is asked for, and that it answers with ones."""
-    calls = []
-
-    def generate(graph, params, request, *, sampling, guided):
-        calls.append(request.batch)
-        return np.where(request.batch.known[..., None], request.batch.tokens, 1)
-
-    monkeypatch.setattr(stream, "generate", generate)
-    return calls
 
 
 def trained_for(models, task):

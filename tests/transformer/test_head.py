@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 from tokvid.config import TransformerConfig
-from tokvid.transformer.head import NONE, FlatHead, Near, SubcodeHead, make_head
+from tokvid.transformer.head import FlatHead, Near, SubcodeHead, make_head
+from tokvid.transformer.layout import NOTHING
 
 CONFIG = TransformerConfig(vocabulary=4, subcodes=3, silent=1, width=16, head_width=24, head_layers=2, dtype="float32")
-ALONE = Near(*[jnp.full((2, 5, CONFIG.subcodes), NONE)] * 2)
+ALONE = Near(*[jnp.full((2, 5, CONFIG.subcodes), NOTHING)] * 2)
 KINDS = get_args(get_type_hints(TransformerConfig)["head"])
 
 
@@ -50,7 +51,7 @@ def near(target_BLQ):
         rng = np.random.default_rng(seed)
         other_BLQ = rng.integers(CONFIG.vocabulary, size=target_BLQ.shape)
         ids_BLQ = np.where(rng.random(target_BLQ.shape) < 0.5, target_BLQ, other_BLQ)
-        ids_BLQ[:, absent] = NONE
+        ids_BLQ[:, absent] = NOTHING
         return jnp.asarray(ids_BLQ, jnp.int32)
 
     return Near(partly(3, [0, 1]), partly(4, [1, 3]))
@@ -196,8 +197,8 @@ def test_one_code_a_token_takes_a_matrix(random_model, hidden_BLD):
 
 def test_one_code_a_token_may_stay(random_model, hidden_BLD):
     flat = random_model(FlatHead, dataclasses.replace(CONFIG, subcodes=1, copies=True, copies_slower=True))
-    hidden_BLD, previous_BLQ = jnp.asarray(hidden_BLD), jnp.full((2, 5, 1), 2).at[:, 0].set(NONE)
-    slower_BLQ = jnp.full((2, 5, 1), 3).at[:, 1].set(NONE)
+    hidden_BLD, previous_BLQ = jnp.asarray(hidden_BLD), jnp.full((2, 5, 1), 2).at[:, 0].set(NOTHING)
+    slower_BLQ = jnp.full((2, 5, 1), 3).at[:, 1].set(NOTHING)
     raised = np.asarray(flat.logits(hidden_BLD, Near(previous_BLQ, slower_BLQ)) - flat.logits(hidden_BLD))
     for copy, code, absent in ((flat.copy, 2, 0), (flat.copy_slower, 3, 1)):
         gate_BL = np.array(hidden_BLD @ copy.kernel[...][0] + copy.bias[...][0])
@@ -218,6 +219,6 @@ def test_at_first_the_slower_video_changes_nothing(hidden_BLD, target_BLQ, near,
     config = dataclasses.replace(CONFIG, subcodes=subcodes, copies=True, copies_slower=True)
     head, target_BLQ = make_head(config, rngs=nnx.Rngs(0)), target_BLQ[..., :subcodes]
     near = Near(*(ids_BLQ[..., :subcodes] for ids_BLQ in near))
-    without = near._replace(slower=jnp.full_like(near.slower, NONE))
+    without = near._replace(slower=jnp.full_like(near.slower, NOTHING))
     found, wanted = (head.scores(jnp.asarray(hidden_BLD), target_BLQ, each) for each in (near, without))
     np.testing.assert_array_equal(found.log_likelihood, wanted.log_likelihood)

@@ -17,13 +17,13 @@ from tokvid.config import TransformerConfig
 from tokvid.nn.blocks import BlockShape, RMSNorm, SwiGLU, weight
 from tokvid.nn.products import compute_dtype, project
 from tokvid.sharding import constrain
+from tokvid.transformer.layout import NOTHING
 
-NONE = -1  # no token
 Choose = Callable[[int, Float[Array, "b l v"]], Int[Array, "b l"]]  # (number of the sub-code, its logits) → ids
 
 
 class Near(NamedTuple):
-    """The tokens (B, L, Q) at the same places as those to draw, `NONE` for none.
+    """The tokens (B, L, Q) at the same places as those to draw, `NOTHING` for none.
 
     `previous`: one latent frame before; `slower`: in a slower video that is given, in the latent frame that ends with
     the one to draw or next after it.
@@ -64,7 +64,7 @@ class Copy(nnx.Module):
     def __call__(
         self, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, ids_BL: Int[Array, "b l"]
     ) -> Float[Array, "b l v"]:
-        """The logits of the q-th sub-code, from the last hidden state; none changes where the id is `NONE`."""
+        """The logits of the q-th sub-code, from the last hidden state; none changes where the id is `NOTHING`."""
         gate_BL = x_BLW @ self.kernel[...][q] + self.bias[...][q]
         same_BLV = ids_BL[..., None] == jnp.arange(logits_BLV.shape[-1])
         return logits_BLV + jnp.where(same_BLV, gate_BL[..., None], 0)
@@ -165,7 +165,7 @@ class SubcodeHead(nnx.Module):
     def _embedded(self, ids_BLQ: Int[Array, "b l q"]) -> Float[Array, "b l 1 w"]:
         """The sum over sub-codes of a nearby token's rows; 0 for none."""
         rows_BLQW = self._rows(self.previous, jnp.arange(self.subcodes), jnp.maximum(ids_BLQ, 0))
-        return jnp.where(ids_BLQ[..., None] > NONE, rows_BLQW, 0).sum(axis=2, keepdims=True)
+        return jnp.where(ids_BLQ[..., None] > NOTHING, rows_BLQW, 0).sum(axis=2, keepdims=True)
 
     def _before(self, q: int | jax.Array, ids: jax.Array, near: Near) -> jax.Array:
         """What later sub-codes learn of the q-th ones: their embeddings, and whether they are those of tokens near."""
