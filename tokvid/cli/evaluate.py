@@ -86,6 +86,15 @@ def _edits(options: argparse.Namespace, settings: "Settings", show: Show) -> dic
     return evaluate_edits(models, data, request, settings, show)
 
 
+def _mnist(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+    from tokvid.evaluate.mnist import evaluate_mnist
+
+    data = _trained_data(options)
+    if options.data is not None:
+        data = dataclasses.replace(data, path=str(options.data))
+    return evaluate_mnist(_models(options), data, options.samples, options.seed, settings, show)
+
+
 def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.generation import Request, evaluate_generation
 
@@ -121,6 +130,12 @@ EVALUATIONS = {
         frozenset({"data", "features", "fps", "seconds", "sheet", "scheme", *SAMPLED}),
         _generation,
     ),
+    "mnist": Evaluation(
+        "clips generated from captions of Moving MNIST, along the axis that a digit was trained on and the other one, "
+        "whose digit and motion are read back from the pixels",
+        frozenset({"data", "scheme", "sheet", *SAMPLED}),
+        _mnist,
+    ),
     "edits": Evaluation(
         "edits of real clips that should give the true ones: colours, a hidden box, the sides, twice the size",
         frozenset({"data", "fps", "seconds", "sheet", "task", *SAMPLED}),
@@ -151,9 +166,9 @@ class Evaluate(Command):
         parser.add_argument(
             "--data",
             type=readable,
-            metavar="FOLDER",
+            metavar="PATH",
             help="reconstruction, interpolation, generation, edits: dataset to measure on (default: the held-out part "
-            "of the training data)",
+            "of the training data); mnist: the file of digits (default: the training's)",
         )
         parser.add_argument(
             "--fps",
@@ -250,13 +265,17 @@ def _features(options: argparse.Namespace) -> "Features":
 
 def _data(options: argparse.Namespace) -> "DataConfig":
     """The data that the tokenizer was trained on, or the clips of --data at its size and rates."""
-    from tokvid import weights
-    from tokvid.config import DataConfig, from_dict
-
-    about = weights.describe(options.weights / "tokenizer", "tokenizer")
-    data = from_dict(DataConfig, about["data"], "the tokenizer's data")
+    data = _trained_data(options)
     if options.data is None:
         return data
     path: Path = options.data
     source = "records" if (path / "dataset.json").is_file() else "folder"
     return dataclasses.replace(data, source=source, path=str(path), held_out=0)
+
+
+def _trained_data(options: argparse.Namespace) -> "DataConfig":
+    from tokvid import weights
+    from tokvid.config import DataConfig, from_dict
+
+    about = weights.describe(options.weights / "tokenizer", "tokenizer")
+    return from_dict(DataConfig, about["data"], "the tokenizer's data")

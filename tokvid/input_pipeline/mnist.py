@@ -49,8 +49,14 @@ class MnistItem:
     @property
     def caption(self) -> str:
         """For example "the digit 3 is moving up then down ."."""
-        first, then = WORDS[self.axis][:: -1 if self.towards_end else 1]
+        first, then = self.directions
         return f"the digit {self.label} is moving {first} then {then} ."
+
+    @property
+    def directions(self) -> tuple[str, str]:
+        """Where the digit moves at first, and after it has turned."""
+        before, after = WORDS[self.axis]
+        return (after, before) if self.towards_end else (before, after)
 
     @property
     def captions(self) -> tuple[Caption, ...]:

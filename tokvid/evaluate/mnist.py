@@ -1,0 +1,128 @@
+"""Measures models on captioned Moving MNIST, by a reader of digits and motion: `tokvid evaluate mnist`."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokvid.config import DataConfig
+from tokvid.distributed import first
+from tokvid.errors import UserError
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured, through
+from tokvid.evaluate.shapes import stream_of
+from tokvid.input_pipeline.mnist import FPS, FRAMES, SIZE, MnistItem, MovingMnist, read_digits
+from tokvid.io.progress import progress
+from tokvid.metrics.digits import DigitReader
+from tokvid.sampling.stream import Models, frames_of
+
+AXES = {"trained_axis": "train", "held_out_axis": "test"}  # splits of the data; all videos are new ones
+VIDEOS = ("made", "ceiling_real", "ceiling_reconstruction")
+READ = ("digit", "digit_at_end", "motion", "joint")
+READER_DIGITS = 20_000  # that the reader is fitted to, at most
+SHOWN = 8  # videos of each axis on a sheet
+
+
+def evaluate_mnist(
+    models: Models,
+    data: DataConfig,
+    samples: int,
+    seed: int,
+    settings: Settings = Settings(),
+    show: Callable[..., object] = lambda rows, **how: None,
+) -> dict[str, Any]:
+    """Generates `samples` videos of digits along the axis that they were trained on, and of as many along the other.
+
+    The shares of videos in which the digit, the digit in the last quarter, the motion (where to first and after the
+    turn), and digit and motion are as the caption says. The same reader measures real videos and reconstructed ones; it
+    is fitted to digits that none of them has. `show` gets the first videos as arguments for `contact_sheet`. UserError
+    for data that isn't Moving MNIST, models of another size, and fewer than 4 samples.
+    """
+    if data.source != "mnist":
+        raise UserError(f"these weights were trained on {data.source}; evaluate mnist is for weights of Moving MNIST")
+    if samples < 4 or models.size != (SIZE, SIZE):
+        raise UserError(
+            f"evaluate mnist needs 4 or more samples of {SIZE}x{SIZE} pixels, got {samples} of "
+            f"{models.size[1]}x{models.size[0]}"
+        )
+    sets: dict[str, list[MnistItem]] = {}
+    for number, (axis, split) in enumerate(AXES.items()):
+        dataset = MovingMnist(data.path, split, stream_of(seed, number))
+        sets[axis] = [dataset[index] for index in range(min(samples, len(dataset)))]
+    reader = _reader(data.path, [item for items in sets.values() for item in items])
+    fps = float(max(models.transformer.about["fps"]))
+    figures: dict[str, Any] = {}
+    shown: list[np.ndarray] = []
+    captions: list[str] = []
+    with progress("evaluate mnist", 2 * samples, "videos", quiet=not first()) as advance:
+        for number, (axis, items) in enumerate(sets.items()):
+            drawn = _batches(items, min(BATCH, samples), seed, number)
+            lists = measured(drawn, lambda batch: _read(models, reader, fps, *batch, settings), advance)
+            shown += lists["shown"][:SHOWN]
+            captions += [item.caption for item in items[:SHOWN]]
+            figures[axis] = {kind: {name: mean(lists[f"{kind} {name}"]) for name in READ} for kind in VIDEOS}
+    show(shown, captions=captions)
+    return {
+        **figures,
+        "samples": samples,
+        "fps": fps,
+        "seed": seed,
+        "settings": dataclasses.asdict(settings),
+        "weights": models.mark,
+    }
+
+
+def _reader(path: str, items: Sequence[MnistItem]) -> DigitReader:
+    """A reader of the digits of a file without those of the items."""
+    images_NHW, labels_N = read_digits(path)
+    measured_ones = {item.image.tobytes() for item in items}
+    order_N = np.random.default_rng(EVALUATION_SEED).permutation(len(images_NHW))
+    others = (index for index in order_N if images_NHW[index].tobytes() not in measured_ones)
+    chosen = list(itertools.islice(others, READER_DIGITS))
+    if len(missing := set(range(10)) - {int(label) for label in labels_N[chosen]}) > 0:
+        raise UserError(f"{path} has too few digits to tell them apart: none is left of {sorted(missing)}; use MNIST's")
+    return DigitReader(images_NHW[chosen], labels_N[chosen])
+
+
+def _batches(
+    items: Sequence[MnistItem], batch: int, *stream: int
+) -> Iterator[tuple[tuple[Sequence[MnistItem], np.ndarray, int], int]]:
+    """Batches of items with a seed for each and the number of those measured; the others pad the last batch."""
+    for start in range(0, len(items), batch):
+        now = list(items[start : start + batch])
+        seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
+        yield (now + now[-1:] * (batch - len(now)), seeds_B, len(now)), len(now)
+
+
+def _read(
+    models: Models,
+    reader: DigitReader,
+    fps: float,
+    items: Sequence[MnistItem],
+    seeds_B: np.ndarray,
+    count: int,
+    settings: Settings,
+) -> dict[str, list[Any]]:
+    """What is read of videos made from the captions of `items`, of the real ones, and of reconstructions of these."""
+    patch = models.tokenizer.config.temporal_patch
+    most = int(FRAMES * fps / FPS)
+    frames = frames_of(1 + (most - 1) // patch, patch)  # whole latent frames
+    real = np.stack([item.read(0.0, fps, frames, models.size) for item in items])
+    made = generate_batch(models, fps, [(frames / fps, [item.caption for item in items])], seeds_B, settings)
+    lists = collections.defaultdict[str, list[Any]](list)
+    lists["shown"] = list(made[: min(count, SHOWN)])
+    for kind, videos in zip(VIDEOS, (made, real, through(models.tokenizer, real)[0]), strict=True):
+        for item, video_THWC in zip(items[:count], videos, strict=False):
+            for name, right in _score(reader, video_THWC, item).items():
+                lists[f"{kind} {name}"].append(right)
+    return lists
+
+
+def _score(reader: DigitReader, video_THWC: np.ndarray, item: MnistItem) -> Mapping[str, bool]:
+    if (reading := reader(video_THWC)) is None:
+        return dict.fromkeys(READ, False)
+    digit, motion = reading.digit == item.label, (reading.first, reading.then) == item.directions
+    at_end = reading.digit_at_end == item.label
+    return {"digit": digit, "digit_at_end": at_end, "motion": motion, "joint": digit and motion}
