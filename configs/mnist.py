@@ -5,9 +5,9 @@
     tokvid train transformer configs/mnist.py --workdir runs/mnist --data.path mnist_train.npz
     tokvid evaluate mnist --weights runs/mnist --samples 512 --json runs/mnist/evaluation.json
 
-`data.path`: MNIST's idx files, or an .npz of images and labels. Captions tell how the digit moves at first, so a window
-of the transformer is a whole video. Four patches of 8×8 pixels and 2 frames, of 18 bits each, share a token, so a latent
-frame has 16.
+`data.path`: MNIST's idx files, or an .npz of images and labels. Captions tell how the digit moves at first, so a
+window of the transformer is a whole video. Four patches of 8×8 pixels and 2 frames, of 18 bits each, share a token, so
+a latent frame has 16.
 """
 
 from tokvid.config import (
