@@ -1,6 +1,9 @@
 """Curation: planted faults are found, what is kept can be trained on, and it doesn't matter where the work is done."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -191,9 +194,10 @@ def test_threads_keep_the_order_and_end_with_an_error():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("direct_num_workers=2", "direct_running_mode=multi_processing")])
-def test_beam_gives_the_same(raw, shots, tmp_path, options):
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_beam_gives_the_same(raw, shots, tmp_path, workers):
     pytest.importorskip("apache_beam")
+    options = () if workers == 1 else _processes(workers)
     beam = Beam("direct", options, tmp_path)
     assert all_shots(raw[0], mapped=beam) == shots
     kept = [shot for shot in shots if not shot.faults]
@@ -220,6 +224,31 @@ def test_beam_refuses(raw, tmp_path):
     with pytest.raises(UserError, match="the Beam pipeline failed"):
         list(Beam("direct", (), tmp_path)(_raises, [1, 2]))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_nothing_and_another_run_is_whole(tmp_path):
+    pytest.importorskip("apache_beam")
+    (tmp_path / "beam").mkdir()
+    beam = Beam("direct", _processes(2), tmp_path / "beam")
+    items = [(index, tmp_path / "killed") for index in range(60)]
+    with pytest.raises(UserError, match="the Beam pipeline failed.*nothing was written"):
+        list(beam(_dies_once, items))
+    assert (tmp_path / "killed").exists() and not list((tmp_path / "beam").iterdir())
+    assert list(beam(_dies_once, items)) == [2 * index for index in range(60)]
+
+
+def _processes(workers):
+    return (f"direct_num_workers={workers}", "direct_running_mode=multi_processing")
+
+
+def _dies_once(item):
+    index, mark = item
+    time.sleep(0.05)  # the other worker is in the middle of its own
+    if index == 30 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * index
 
 
 def _raises(item):
