@@ -232,7 +232,7 @@ def test_a_killed_worker_leaves_nothing_and_another_run_is_whole(tmp_path):
     (tmp_path / "beam").mkdir()
     beam = Beam("direct", _processes(2), tmp_path / "beam")
     items = [(index, tmp_path / "killed") for index in range(60)]
-    with pytest.raises(UserError, match="the Beam pipeline failed.*nothing was written"):
+    with pytest.raises(UserError, match=r"the Beam pipeline failed.*nothing was written"):
         list(beam(_dies_once, items))
     assert (tmp_path / "killed").exists() and not list((tmp_path / "beam").iterdir())
     assert list(beam(_dies_once, items)) == [2 * index for index in range(60)]
