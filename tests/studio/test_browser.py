@@ -200,6 +200,32 @@ def test_uploads_good_and_hostile(page, tmp_path):
     expect(page.get_by_text("None: the first scene starts")).to_be_visible()
 
 
+def test_a_first_frame_for_an_edit(page, tmp_path):
+    write_image(tmp_path / "given.png", np.full((32, 32, 3), 90, np.uint8))
+    write_image(tmp_path / "wanted.png", np.full((32, 32, 3), (200, 90, 30), np.uint8))
+    page.get_by_role("button", name="Edit a video").click()
+    page.set_input_files("#source", tmp_path / "given.png")
+    expect(page.get_by_text("given.png, 32×32")).to_be_visible(timeout=PATIENCE)
+    page.get_by_label("Task").select_option("inpaint")
+    expect(page.locator("#first")).to_have_count(0)
+    page.get_by_label("Task").select_option("restyle")
+    expect(page.locator("#edit").get_by_label("Size")).to_have_count(0)
+    page.set_input_files("#first", tmp_path / "wanted.png")
+    expect(page.get_by_text("wanted.png, 32×32: the other frames follow it")).to_be_visible(timeout=PATIENCE)
+    page.locator("#edit").get_by_label("Size").select_option("48×48")
+    page.get_by_label("Prompt of the edit").fill("a blue star")
+    page.reload()
+    expect(page.get_by_text("wanted.png, 32×32: the other frames follow it")).to_be_visible()
+    generate(page)
+    finished(page)
+    expect(page.locator("#history .row").first).to_contain_text("Restyle · a blue star")
+    page.get_by_text("Generate it with the command line").click()
+    expect(page.locator("#stage pre").first).to_contain_text(re.compile("--first first.png .*--larger 3"))
+    expect(page.locator("#stage").get_by_role("link", name="First frame")).to_be_visible()
+    page.locator("#edit").get_by_role("group", name="First frame").get_by_role("button", name="Remove").click()
+    expect(page.get_by_text("With a picture of how the first frame should look")).to_be_visible()
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

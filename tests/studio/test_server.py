@@ -141,11 +141,16 @@ def test_weights_with_a_lora(client, lora, take, tiny_weights, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     "task, own, size",
-    [("inpaint", {"box": [60, 40, 120, 150], "larger": 2}, (32, 32)), ("upscale", {"times": 2}, (16, 16))],
+    [
+        ("inpaint", {"box": [60, 40, 120, 150], "larger": 2}, (32, 32)),
+        ("upscale", {"times": 2}, (16, 16)),
+        ("restyle", {"first": "a.png", "larger": 2}, (32, 32)),
+    ],
 )
-def test_a_video_is_edited(client, take, editing_weights, tmp_path, monkeypatch, task, own, size):
+def test_a_video_is_edited(client, take, files, editing_weights, tmp_path, monkeypatch, task, own, size):
     """One that was generated, after which the command line gives the same bytes."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(files[".png"])
     source = client.post(f"/api/takes/{take['id']}/upload").json()
     assert source["name"] == f"tokvid-{take['number']}.mp4" and source["kind"] == "clip"
     wish = {
@@ -156,7 +161,10 @@ def test_a_video_is_edited(client, take, editing_weights, tmp_path, monkeypatch,
         "fps": 4,
         "seed": 3,
     }
-    answer = client.post("/api/edits", json=wish | own)
+    wish |= own
+    if "first" in own:
+        wish["first"] = upload(client, "a.png", files[".png"]).json()["id"]
+    answer = client.post("/api/edits", json=wish)
     assert answer.status_code == 201, answer.text
     edited = wait(client, answer.json()["id"], "done")
     assert edited["done"] == edited["total"] == 8 and tuple(edited["size"]) == size
@@ -181,6 +189,22 @@ def test_a_video_is_edited(client, take, editing_weights, tmp_path, monkeypatch,
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     main([*words, "--weights", str(editing_weights), "--out", "own.mp4"])
     assert (tmp_path / "own.mp4").read_bytes() == client.get(f"/api/takes/{edited['id']}/files/mp4").content
+
+
+def test_a_first_frame_is_a_picture_and_is_kept(client, studio, files, monkeypatch):
+    source, picture = (upload(client, f"a{kind}", files[kind]).json()["id"] for kind in (".mp4", ".png"))
+    wish = {"weights": "editing", "task": "restyle", "source": source, "prompt": "a star"}
+    refused = client.post("/api/edits", json=wish | {"first": source})
+    assert refused.status_code == 400 and "should be a picture, a.mp4 is a clip" in refused.json()["error"]["message"]
+    assert "first is not for task" in client.post("/api/edits", json=wish | {"task": "inpaint", "first": picture}).text
+    edited = wait(client, client.post("/api/edits", json=wish | {"first": picture}).json()["id"], "done")
+    assert edited["own"] == {"first": picture}
+    monkeypatch.setattr(uploads, "MOST_UPLOADS", 0)
+    upload(client, "b.png", files[".png"])
+    assert {source, picture} <= studio.records.uploads.keys()
+    assert client.delete(f"/api/takes/{edited['id']}").status_code == 204
+    upload(client, "c.png", files[".png"])
+    assert not {source, picture} & studio.records.uploads.keys()
 
 
 @pytest.mark.parametrize(

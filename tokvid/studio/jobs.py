@@ -93,14 +93,17 @@ class Queue:
             with contextlib.suppress(Exception):  # of a full disk; what is in memory is shown
                 self.records.save(take)
 
+    def _file(self, upload_id: str) -> str:
+        return str(self.records.place(self.records.uploads[upload_id]) / "file")
+
     async def _make(self, take: Take) -> None:
         self._pace.clear()
         self._began, take.status, take.done, take.error = time.monotonic(), "loading", 0, ""
         opening = None
         if take.opening is not None:
-            upload = self.records.uploads[take.opening]
-            kind = "image" if upload.kind == "picture" else "video"
-            opening = {kind: str(self.records.place(upload) / "file")}
+            kind = "image" if self.records.uploads[take.opening].kind == "picture" else "video"
+            opening = {kind: self._file(take.opening)}
+        own = take.own | ({"first": self._file(take.own["first"])} if "first" in take.own else {})
         self._run += 1
         order = {
             "run": self._run,
@@ -111,7 +114,7 @@ class Queue:
             "opening": opening,
             "until": take.until,
             "task": take.task,
-            "own": take.own,
+            "own": own,
             "larger": take.larger,
         }
         await self._order(order)

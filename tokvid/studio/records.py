@@ -46,7 +46,7 @@ class Take:
     story: dict[str, Any]  # as a story file says it
     opening: str | None = None  # the upload that it begins with, or that is edited
     task: str = ""  # "": it is a story
-    own: dict[str, Any] = dataclasses.field(default_factory=dict)  # the task's own settings
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)  # the task's own settings; `first` is an upload
     larger: int = 1  # times the size of the weights' videos
     until: int | None = None
     created: float = 0.0
@@ -60,6 +60,11 @@ class Take:
     files: tuple[str, ...] = ()  # keys of FILES
     error: str = ""
     seconds: float = 0.0  # that it took
+
+    @property
+    def uploads(self) -> set[str]:
+        """The ids of the uploads that it needs."""
+        return {each for each in (self.opening, self.own.get("first")) if each is not None}
 
 
 @dataclasses.dataclass

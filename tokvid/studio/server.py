@@ -30,7 +30,7 @@ MOST_LISTED = 40
 MOST_SINGLE = 12  # takes of single scenes that are kept
 MOST_FRAME_BYTES = 1 << 22  # in one answer
 
-OWN = ("box", "canvas", "times", "strength")  # settings of single tasks
+OWN = ("box", "canvas", "times", "strength", "first")  # settings of single tasks
 
 Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -86,6 +86,7 @@ class Edit(Body):
     canvas: Annotated[str, pydantic.StringConstraints(max_length=9)] | None = None
     times: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
     strength: Finite | None = None
+    first: Id | None = None
     larger: Larger = 1
 
 
@@ -213,7 +214,10 @@ async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
     if wish.task not in known:
         others = f", only for {', '.join(known)}" if known else ""
         raise UserError(f"{wish.weights} was not trained for {wish.task}{others}; choose other weights")
-    check_larger(wish.task, wish.larger)
+    if wish.first is None:
+        check_larger(wish.task, wish.larger)
+    elif (first := studio.upload(wish.first)).kind != "picture":
+        raise UserError(f"the first frame should be a picture, {first.name} is a clip; choose a picture")
     values = {"fps": wish.fps, "guidance": wish.guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
     tokvid.make_story(values)  # refuses what is out of range
     asked = {"weights": wish.weights, "story": values, "opening": upload.id, "larger": wish.larger}

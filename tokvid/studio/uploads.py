@@ -15,7 +15,7 @@ from tokvid.studio.guard import TooLarge
 from tokvid.studio.records import Records, Upload, new_id
 
 MOST_UPLOAD = 64 << 20  # bytes
-MOST_UPLOADS = 1 << 30  # bytes of all; beyond, the oldest that begin no story are deleted
+MOST_UPLOADS = 1 << 30  # bytes of all; beyond, the oldest that no take needs are deleted
 MOST_CLIP_SECONDS = 60.0
 PICTURE = 512  # pixels of the longer side of the picture that stands for it
 
@@ -51,7 +51,7 @@ async def receive(records: Records, name: str, content: AsyncIterator[bytes]) ->
 
 
 def _make_room(records: Records, newest: Upload) -> None:
-    used = {newest.id, *(take.opening for take in records.takes.values())}
+    used = {newest.id}.union(*(take.uploads for take in records.takes.values()))
     total = sum(upload.bytes for upload in records.uploads.values())
     for upload in sorted(records.uploads.values(), key=lambda upload: upload.created):
         if total > MOST_UPLOADS and upload.id not in used:

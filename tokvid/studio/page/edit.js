@@ -3,7 +3,7 @@
 import { drawBox, initBox } from "./box.js";
 import { h, iconButton, newSeed } from "./dom.js";
 import { sizes, uploadZone } from "./opening.js";
-import { state, worldOf } from "./state.js";
+import { mayBeLarger, state, worldOf } from "./state.js";
 import { has, t } from "./strings.js";
 import { wordsNote } from "./words.js";
 
@@ -80,7 +80,7 @@ function numbers(edit, world) {
     h("label", {}, h("span", {}, t("fps")), fps),
     h("label", {}, h("span", {}, t("guidance")), guidance),
     h("label", {}, h("span", {}, t("seed")), h("span.joined", {}, seed, dice)),
-    world.tasks[edit.task].larger ? sizes(world, edit, (larger) => ((edit.larger = larger), actions.changeEdit())) : "",
+    mayBeLarger(edit, world) ? sizes(world, edit, (larger) => ((edit.larger = larger), actions.changeEdit())) : "",
   );
 }
 
@@ -95,7 +95,13 @@ function number(object, name, low, high, step, hint, onchange = actions.changeEd
 }
 
 // What single tasks ask for.
-const OWN = { box, canvas, times, strength };
+const OWN = { first, box, canvas, times, strength };
+
+// The first frame as it should look, where there is one.
+function first(edit) {
+  const about = edit.first ? t("first_about", edit.first) : t("first_none");
+  return uploadZone({ id: "first", title: t("first_title"), upload: edit.first, about, kinds: "image/*", set: actions.setFirst, problem: actions.problem });
+}
 
 // A box by pointer on the first frame, or by numbers.
 function box(edit) {

@@ -247,8 +247,8 @@ const actions = {
   goOn: (take) => attempt(() => post(`/api/takes/${take.id}/resume`)).then(refresh),
   edit: async (take) => {
     if (take.task) {
-      const source = await opening(take.opening);
-      if (source) openEditor(store.editOf(take, source), take.weights);
+      const [source, first] = await Promise.all([take.opening, take.own.first ?? null].map(opening));
+      if (source) openEditor(store.editOf(take, source, first), take.weights);
       return;
     }
     setMode("story");
@@ -283,6 +283,7 @@ const actions = {
   setMode,
   makeEdit,
   setSource: (value) => openEditor({ ...state.edit, source: value, box: null, larger: store.fitting(store.worldOf(state.draft), value) }),
+  setFirst: (value) => openEditor({ ...state.edit, first: value }),
   changeEdit: (again) => {
     store.save();
     if (!again) return;

@@ -28,8 +28,8 @@ export function sizes(world, { larger }, set) {
 }
 
 // A panel to which a file is dropped, or chosen; `set` gets its upload, or null to remove it.
-export function uploadZone({ id, title, upload: current, about, set, problem }) {
-  const input = h("input.hidden-text", { type: "file", id, accept: "image/*,video/*,.mkv,.flv,.ts", onchange: () => input.files[0] && send(input.files[0]) });
+export function uploadZone({ id, title, upload: current, about, kinds = "image/*,video/*,.mkv,.flv,.ts", set, problem }) {
+  const input = h("input.hidden-text", { type: "file", id, accept: kinds, onchange: () => input.files[0] && send(input.files[0]) });
   const status = h("span.status", { role: "status" });
   const zone = h(
     "div.opening.panel",

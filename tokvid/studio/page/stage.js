@@ -115,6 +115,7 @@ function downloads(take) {
   return [
     ...["mp4", "gif", "sheet", "story"].filter((kind) => take.files.includes(kind)).map((kind) => link(`/api/takes/${take.id}/files/${kind}`, t(`download_${kind}`))),
     ...(take.opening ? [link(`/api/uploads/${take.opening}/file`, t(take.task ? "download_source" : "download_opening"))] : []),
+    ...(take.own.first ? [link(`/api/uploads/${take.own.first}/file`, t("first_title"))] : []),
     Object.keys(worldOf(state.draft).tasks).length && take.files.includes("mp4") ? h("button", { type: "button", onclick: () => actions.editVideo(take) }, icon("pencil"), t("edit_video")) : "",
   ];
 }
@@ -126,6 +127,8 @@ async function commands(take) {
   const opening = take.opening && (await actions.opening(take.opening));
   const name = `tokvid-${take.number}`;
   const files = { opening, file: opening && `${take.task ? "source" : "opening"}${opening.suffix}`, story: `${name}.yaml` };
+  const first = take.own.first && (await actions.opening(take.own.first));
+  if (first) files.first = `first${first.suffix}`;
   const [words, code] = (take.task ? editCommands : storyCommands)(take, files);
   const added = loras.map(([file, scale]) => ` --lora ${quoted(scale === 1 ? file : `${file}:${scale}`)}`).join("");
   const loaded = loras.map(([file, scale]) => (scale === 1 ? JSON.stringify(file) : `(${JSON.stringify(file)}, ${scale})`));
@@ -140,9 +143,9 @@ function storyCommands(take, { opening, file, story }) {
   return [`story ${story}${words}`, `story("${story}"${file ? `, ${option}="${file}"` : ""}${larger ? `, larger=${larger}` : ""})`];
 }
 
-function editCommands(take, { file }) {
+function editCommands(take, { file, first }) {
   const { fps, guidance, seed, segments } = take.story;
-  const values = Object.entries({ ...take.own, fps, guidance, seed, ...(take.larger > 1 ? { larger: take.larger } : {}) });
+  const values = Object.entries({ ...take.own, ...(first ? { first } : {}), fps, guidance, seed, ...(take.larger > 1 ? { larger: take.larger } : {}) });
   const options = values.map(([key, value]) => ` --${key} ${Array.isArray(value) ? value.join(" ") : value}`).join("");
   const settings = values.map(([key, value]) => `, ${key}=${JSON.stringify(value)}`).join("");
   const { prompt } = segments[0];

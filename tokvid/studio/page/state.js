@@ -53,20 +53,24 @@ export function wishOf(draft, until = null) {
 
 export function newEdit(world) {
   const { fps, guidance } = world.defaults;
-  return { task: Object.keys(world.tasks)[0] ?? "", source: null, prompt: "", fps, guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5, larger: 1 };
+  return { task: Object.keys(world.tasks)[0] ?? "", source: null, prompt: "", fps, guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5, first: null, larger: 1 };
 }
 
-// An edit as it was asked for.
-export function editOf(take, source) {
+// An edit as it was asked for, with its uploads.
+export function editOf(take, source, first) {
   const { fps, guidance, seed, segments } = take.story;
-  return { ...newEdit(state.facts.weights[0]), ...take.own, larger: take.larger, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
+  return { ...newEdit(state.facts.weights[0]), ...take.own, first, larger: take.larger, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
 }
+
+// Whether an edit's video may be larger than the weights' own.
+export const mayBeLarger = ({ task, first }, world) => world.tasks[task].larger || (first && world.tasks[task].settings.includes("first"));
 
 // The body of a request for an edit: of the settings of single tasks, those of its own.
 export function editWish(edit, world) {
   const { task, source, prompt, fps, guidance, seed } = edit;
-  const own = world.tasks[task].settings.filter((name) => name in edit).map((name) => [name, edit[name]]);
-  const larger = world.tasks[task].larger ? edit.larger : 1;
+  const all = { ...edit, first: edit.first?.id };
+  const own = world.tasks[task].settings.filter((name) => all[name] !== undefined).map((name) => [name, all[name]]);
+  const larger = mayBeLarger(edit, world) ? edit.larger : 1;
   return { weights: world.name, task, source: source.id, prompt, fps, guidance, seed, larger, ...Object.fromEntries(own) };
 }
 
@@ -97,7 +101,7 @@ export function restore() {
     if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
     state.draft = { larger: 1, ...draft, scenes: draft.scenes.map(duplicate) }; // an earlier version's has no size
     state.shown = shown;
-    if (edit) Object.assign(state, { mode, edit: { larger: 1, ...edit } });
+    if (edit) Object.assign(state, { mode, edit: { larger: 1, first: null, ...edit } });
     return true;
   } catch {
     return false;
