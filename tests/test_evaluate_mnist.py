@@ -91,8 +91,8 @@ def test_a_perfect_model_gets_full_marks(models, data, by_two, monkeypatch):
         label, first = re.fullmatch(r"the digit (\d) is moving (\w+) .*", caption).groups()
         assert (first in WORDS[TRAINED_AXIS[int(label)]]) == (place < 8), "the other axis is held out"
     monkeypatch.setattr(mnist, "BATCH", 8)
-    in_parts = evaluate_mnist(models, data, 20, 0)
-    assert by_two(lambda: evaluate_mnist(models, data, 20, 0)) == [in_parts, in_parts]
+    in_parts = evaluate_mnist(models, data, 12, 0)
+    assert by_two(lambda: evaluate_mnist(models, data, 12, 0)) == [in_parts, in_parts]
 
 
 def test_a_model_that_does_not_listen_gets_no_marks(models, data, monkeypatch):
@@ -101,7 +101,7 @@ def test_a_model_that_does_not_listen_gets_no_marks(models, data, monkeypatch):
         return items(["the digit 3 is moving up then down ."] * len(prompts), fps, round(seconds * fps))
 
     monkeypatch.setattr(mnist, "generate_batch", deaf)
-    figures = evaluate_mnist(models, data, 60, 0)
+    figures = evaluate_mnist(models, data, 40, 0)
     for axis in AXES:
         assert figures[axis]["made"]["digit"] < 0.3 and figures[axis]["made"]["joint"] < 0.15
         assert figures[axis]["made"]["motion"] < 0.5 and figures[axis]["ceiling_real"]["joint"] >= 0.95

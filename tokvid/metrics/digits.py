@@ -41,7 +41,7 @@ class DigitReader:
 
     def __init__(self, images_NHW: UInt8[np.ndarray, "n 28 28"], labels_N: Integer[np.ndarray, " n"], seed: int = 0):
         self._filters = _patches(images_NHW, np.random.default_rng(seed))
-        features_NF = self._features(np.stack([_centred(image_HW) for image_HW in images_NHW]))
+        features_NF = self._features(images_NHW, _centres(images_NHW))
         wanted_NC = np.eye(10, dtype=np.float32)[labels_N]
         # Without their means, which would take most of float32's digits.
         self._mean_F, self._mean_C = features_NF.mean(0), wanted_NC.mean(0)
@@ -55,14 +55,18 @@ class DigitReader:
         frames_THW = video_THWC.max(axis=-1)
         if (frames_THW.sum(axis=(1, 2), dtype=np.int64) < LEAST_LIGHT).any():
             return None
-        features_TF = self._features(np.stack([_centred(frame_HW) for frame_HW in frames_THW]))
+        centres_TC = _centres(frames_THW)
+        features_TF = self._features(frames_THW, centres_TC)
         scores_TC = (features_TF - self._mean_F) @ self._readout_FC + self._mean_C
         last = max(1, len(scores_TC) // 4)
-        first, then = directions(np.stack([_centre(frame_HW) for frame_HW in frames_THW]))
+        first, then = directions(centres_TC)
         return DigitReading(int(scores_TC.mean(0).argmax()), int(scores_TC[-last:].mean(0).argmax()), first, then)
 
-    def _features(self, images_NHW: UInt8[np.ndarray, "n 28 28"]) -> Float32[np.ndarray, "n f"]:
-        parts = [images_NHW[start : start + BATCH] for start in range(0, len(images_NHW), BATCH)]
+    def _features(
+        self, frames_NHW: UInt8[np.ndarray, "n h w"], centres_NC: Float[np.ndarray, "n 2"]
+    ) -> Float32[np.ndarray, "n f"]:
+        digits_NHW = _around(frames_NHW, centres_NC)
+        parts = [digits_NHW[start : start + BATCH] for start in range(0, len(digits_NHW), BATCH)]
         return np.concatenate([_responses(part, self._filters) for part in parts])
 
 
@@ -111,16 +115,19 @@ def _patches(images_NHW: np.ndarray, rng: np.random.Generator) -> Float32[np.nda
     return np.stack(filters, axis=1)
 
 
-def _centre(frame_HW: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, " 2"]:
-    """The centre of mass (row, column) of what is light; of the whole frame if nothing is."""
-    light_HW = np.where(frame_HW >= BLACK, frame_HW, 0).astype(np.float64)
-    if not light_HW.any():
-        light_HW = np.ones(frame_HW.shape)
-    rows_H, columns_W = light_HW.sum(1), light_HW.sum(0)
-    return np.array([rows_H @ np.arange(len(rows_H)), columns_W @ np.arange(len(columns_W))]) / light_HW.sum()
+def _centres(frames_NHW: UInt8[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 2"]:
+    """The centre of mass (row, column) of what is light in each frame; of the whole frame where nothing is."""
+    light_NHW = np.where(frames_NHW >= BLACK, frames_NHW, 0).astype(np.float32) + 1e-6
+    rows_NH, columns_NW = light_NHW.sum(axis=2), light_NHW.sum(axis=1)
+    at_rows_N, at_columns_N = rows_NH @ np.arange(rows_NH.shape[1]), columns_NW @ np.arange(columns_NW.shape[1])
+    return np.stack([at_rows_N, at_columns_N], axis=1) / rows_NH.sum(axis=1, dtype=np.float64)[:, None]
 
 
-def _centred(frame_HW: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
-    """The frame's part of DIGIT pixels around the centre of what is light, black beyond the frame."""
-    row, column = np.round(_centre(frame_HW) - (DIGIT - 1) / 2).astype(int) + DIGIT
-    return np.pad(frame_HW, DIGIT)[row : row + DIGIT, column : column + DIGIT]
+def _around(
+    frames_NHW: UInt8[np.ndarray, "n h w"], centres_NC: Float[np.ndarray, "n 2"]
+) -> UInt8[np.ndarray, "n 28 28"]:
+    """The part of DIGIT pixels around a place in each frame, black beyond the frame."""
+    padded_NHW = np.pad(frames_NHW, ((0, 0), (DIGIT, DIGIT), (DIGIT, DIGIT)))
+    corners_NC = np.round(centres_NC - (DIGIT - 1) / 2).astype(int) + DIGIT
+    rows_NH, columns_NW = (corners_NC[:, axis, None] + np.arange(DIGIT) for axis in (0, 1))
+    return padded_NHW[np.arange(len(frames_NHW))[:, None, None], rows_NH[:, :, None], columns_NW[:, None]]
