@@ -179,3 +179,29 @@ def test_models_that_do_not_belong_together_are_refused(tiny_weights, tiny_model
     weights.save(tmp_path / "transformer", "transformer", transformer.config, transformer.params, **other)
     with pytest.raises(UserError, match="was trained on tokenizer ffffffffffffffff, but the tokenizer here is"):
         load_models(tmp_path)
+
+
+def test_weights_that_recall_see_the_first_latent_frame_beside_every_window_of_mid_video(tiny_models, asked):
+    about = tiny_models.transformer.about | {"layouts": {"tasks": {"continuation": 1.0, "recall": 1.0}, "rows": [0]}}
+    recalling = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+    opening = np.arange(8, dtype=np.int32).reshape(1, 2, 2, 2, 1)
+    for models, sources in ((tiny_models, []), (recalling, [coarse_source(opening)]), (recalling, [])):
+        asked.clear()
+        window = RollingWindow(models, 1, 8.0, keep=2, sources=sources)
+        window.append(opening)
+        for _ in range(3):
+            window.extend(no_prompt(models), np.ones((1, 2), np.float32))
+        seen = [[clip for clip in batch.conditions if clip.tokens.shape[1] == 1] for batch in asked]
+        assert [len(clips) for clips in seen] == ([0, 1, 1] if models is recalling and not sources else [0, 0, 0])
+    for (clip,), batch in zip(seen[1:], asked[1:], strict=True):
+        np.testing.assert_array_equal(clip.tokens, opening[:, :1])
+        assert clip.start == batch.start - 1 and clip.fps == 8 and clip.condition == 0
+
+
+def coarse_source(tokens):
+    return Source("coarse", 4.0, iter([np.repeat(tokens, 8, axis=1)]))
+
+
+def no_prompt(models):
+    no_text = np.full((1, models.transformer.config.text_length), -1, np.int32)
+    return Prompt(0.0, no_text, no_text, np.zeros(1, np.uint32), np.ones(1), np.ones(1))

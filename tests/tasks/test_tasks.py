@@ -38,8 +38,14 @@ def test_a_condition_is_made_frame_by_frame(name):
 
 
 def test_the_layout_tells_conditions_without_an_embedding_apart():
-    layouts = [(each.slower, each.smaller) for each in CONDITIONS.values() if not each.named]
+    layouts = [(each.slower, each.smaller) for each in CONDITIONS.values() if not each.named and not each.own]
     assert len(set(layouts)) == len(layouts) and (1, 1) not in layouts
+    # A video's own first frame, which alone stands at 0 seconds.
+    assert [name for name, each in CONDITIONS.items() if each.own] == ["opening"] and not CONDITIONS["opening"].named
+
+
+def test_what_a_video_recalls_of_itself_is_no_input():
+    assert not TASKS["recall"].edits and TASKS["interpolation"].edits and not conditions_of({"recall": 1})
 
 
 def test_a_smaller_condition_holds_the_means_of_its_pixels():

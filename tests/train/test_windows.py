@@ -13,7 +13,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.text import PADDING, train_text_model
 from tokvid.tasks.conditions import CONDITIONS, Condition
-from tokvid.tasks.tasks import TASKS
+from tokvid.tasks.tasks import TASKS, conditions_of
 from tokvid.train import windows
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import cut_window, windows_in_a_row
@@ -178,6 +178,18 @@ def test_text_holds_for_most_of_what_is_generated(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_videos_shorter_than_the_window(task):
     assert not any(cut(video(3), task))
+
+
+def test_a_window_of_mid_video_recalls_the_first_latent_frame():
+    """Right before it, however long ago it was; it comes from the video's own tokens, and needs no place in a cache."""
+    made = video(20)
+    assert conditions_of({"recall": 1.0}) == {}
+    windows = cut(dataclasses.replace(made, conditions={}), "recall", 2000)
+    assert {window.start for window in windows} == set(range(1, 17))
+    for window in windows:
+        (part,) = window.conditions
+        np.testing.assert_array_equal(part.tokens, made.tokens[:1])
+        assert part.start == window.start - 1 and 1 <= count_known(window) <= 3
 
 
 def test_an_image_is_no_continuation():

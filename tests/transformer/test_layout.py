@@ -183,6 +183,16 @@ def test_the_slower_video_is_seen_where_it_ends_next(start, wanted):
     assert (slower()[:-4] == -1).all() and (slower(kind=1) == -1).all()
 
 
+def test_a_recalled_frame_is_seen_all_the_time():
+    """It stands at 0 seconds, as a video's first frame, and the window begins one latent frame later."""
+    config = TransformerConfig(vocabulary=200, text_length=3, latent_frames=4, grid=(1, 1), subcodes=1)
+    clip = Clip(np.full((1, 1, 1, 1, 1), 77, np.int32), np.int32([29]), np.float32([4]), np.int32([0]))
+    one, no_text = np.zeros((1, 4, 1, 1, 1), np.int32), np.full((1, 3), -1, np.int32)
+    made = lay_out(config, token_batch(one, np.int32([30]), np.float32([4]), no_text, conditions=(clip,)))
+    assert made.slower[0, -4:, 0].tolist() == [77] * 4
+    assert made.position[0, [4, *range(-4, 0)], 0].tolist() == [0, 0.5, 1, 1.5, 2]
+
+
 def test_tokens_before_are_looked_up_by_slot():
     target = np.int32([[[10, 1], [20, 2], [30, 3]]])
     found = tokens_before(target, np.int32([[-1, 2, 0]]))

@@ -283,7 +283,8 @@ class RollingWindow:
     """Tokens of any length: the last `keep` latent frames are known, and the next ones are generated after them.
 
     Under a new prompt, the kept latent frames are prefilled again; no frame is decoded and encoded again. With
-    `sources`, the video is generated from these conditions; with `windows`, none of these is generated twice.
+    `sources`, the video is generated from these conditions; with `windows`, none of these is generated twice. Weights
+    that were trained to `recall` see the video's first latent frame beside every window of mid-video.
     """
 
     def __init__(
@@ -305,10 +306,12 @@ class RollingWindow:
         self.models, self.keep, self._sampling, self._sources = models, keep, sampling, sources
         self._windows = windows
         self._knows_serial = 0 in models.transformer.about.get("layouts", {}).get("rows", [0])
+        self._recalls = not sources and "recall" in models.tasks
         self.fps, self._batch = fps, batch
         self.latent_frames = 0  # so far
         self._first = 0  # the number of the first latent frame in `_last`
         self._last = models.no_tokens(batch)
+        self._opening: np.ndarray | None = None  # the first latent frame, for weights that recall it
 
     @property
     def room(self) -> int:
@@ -317,9 +320,18 @@ class RollingWindow:
 
     def append(self, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> None:
         """Adds latent frames: of an image, of a video, or of a story that is resumed."""
+        if self._recalls and not self.latent_frames and tokens_BTHWQ.shape[1]:
+            self._opening = tokens_BTHWQ[:, :1]
         self.latent_frames += tokens_BTHWQ.shape[1]
         self._last = np.concatenate([self._last, tokens_BTHWQ], axis=1)[:, -self.keep :]
         self._first = self.latent_frames - self._last.shape[1]
+
+    def _recalled(self, around: Around | None) -> list[Clip]:
+        """The video's first latent frame, right before a window of mid-video."""
+        if self._opening is None or not self._first or around is not None:
+            return []
+        start, fps = np.full(self._batch, self._first - 1, np.int32), np.full(self._batch, self.fps, np.float32)
+        return [Clip(self._opening, start, fps, np.zeros(self._batch, np.int32))]
 
     def extend(
         self,
@@ -365,7 +377,7 @@ class RollingWindow:
             np.full(self._batch, self.fps, np.float32),
             prompt.text_BL,
             known_BTHW,
-            [source.clip(self.latent_frames, self.models) for source in self._sources],
+            [source.clip(self.latent_frames, self.models) for source in self._sources] + self._recalled(around),
         )
         keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
         scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)

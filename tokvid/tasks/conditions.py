@@ -134,6 +134,8 @@ def _levels(value_THW: "np.ndarray") -> "np.ndarray":
 class Condition:
     """Every `slower`-th frame of a clip, or a `still` one alone, at 1/`smaller` of its size, changed by `look`.
 
+    An `own` one is the first latent frame of the video that is generated: it is never given by users, nor stored.
+
     Positions and rate identify a slower or a smaller video that looks the same; any other condition has an embedding.
     Where pixels of the new video follow from the condition's, `agree` puts them right.
     """
@@ -143,6 +145,7 @@ class Condition:
     slower: int = 1
     smaller: int = 1
     still: bool = False
+    own: bool = False
     agree: Agree | None = None
 
     @property
@@ -153,7 +156,7 @@ class Condition:
     @property
     def named(self) -> bool:
         """Whether it has an embedding, as its layout doesn't identify it."""
-        return self.look is not _unchanged or self.slower == self.smaller == 1
+        return not self.own and (self.look is not _unchanged or self.slower == self.smaller == 1)
 
     def apply(self, video_THWC: "np.ndarray") -> "np.ndarray":
         """The condition of a clip: uint8 (1 + (T - 1) // slower, H / smaller, W / smaller, 3); a still one's middle."""
@@ -199,5 +202,6 @@ CONDITIONS: dict[str, Condition] = {
     "edges": Condition("a video, of which only the outlines are looked at", edges),
     "rough": Condition("a video, of which only the places of things are looked at", rough, smaller=2),
     "picture": Condition("a picture of the object", still=True),
+    "opening": Condition("the video's first frame", still=True, own=True),
     "track": Condition("a video, of which only the object's path is looked at", track, smaller=2),
 }

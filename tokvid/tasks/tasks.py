@@ -26,7 +26,7 @@ class Given:
     `later` in one from mid-video (None: no such windows); and, with `mask`, the tokens that it draws: bool (T, H, W).
     """
 
-    first: tuple[int, int] = (0, 0)
+    first: tuple[int, int] | None = (0, 0)
     later: tuple[int, int] | None = None
     mask: "Callable[[Shape, np.random.Generator], np.ndarray] | None" = None
 
@@ -43,7 +43,8 @@ class Given:
     @property
     def always(self) -> int | None:
         """The number of known leading latent frames where it is the same in every window, else None."""
-        return self.first[0] if self.first[0] == self.first[1] and self.later is None and self.mask is None else None
+        same = self.first is not None and self.first[0] == self.first[1] and self.later is None and self.mask is None
+        return self.first[0] if same and self.first is not None else None
 
     def known(self, shape: Shape, leading: int, rng: "np.random.Generator") -> "np.ndarray":
         """One draw: bool (T, H, W), True where a token is known."""
@@ -108,6 +109,7 @@ nothing = Given()
 first_frame = Given(first=(1, 1))
 last_frames = Given(first=(2, MOST_KNOWN), later=(1, MOST_KNOWN))
 any_last_frames = Given(first=(0, MOST_KNOWN), later=(1, MOST_KNOWN))
+in_mid_video = Given(first=None, later=(1, MOST_KNOWN))
 any_frames = Given(first=(0, 0), later=(0, 0), mask=some_frames)
 
 
@@ -133,13 +135,15 @@ class Task:
     @property
     def edits(self) -> bool:
         """Whether it makes a video from another one, in `tokvid edit`."""
-        return len(self.conditions) == 1 or bool(self.settings)
+        given = [name for name in self.conditions if not CONDITIONS[name].own]
+        return len(given) == 1 or bool(self.settings)
 
 
 TASKS: dict[str, Task] = {
     "text_to_video": Task("a video of a text"),
     "image_to_video": Task("a video that begins with a picture", first_frame),
     "continuation": Task("a video goes on", last_frames, at_switch=0.25),
+    "recall": Task("a video goes on, and its first frame is remembered", in_mid_video, ("opening",), at_switch=0.25),
     "infilling": Task("new frames between given ones", any_frames),
     "restyle": Task("the same motion and outlines with another look", any_last_frames, ("edges",), ("first",)),
     "reshape": Task("the same motion with other things", any_last_frames, ("rough",), ("first",)),
@@ -173,9 +177,9 @@ def check_mixture(tasks: Mapping[str, float]) -> None:
 
 
 def conditions_of(tasks: Mapping[str, float]) -> dict[str, Condition]:
-    """The conditions that a mixture of tasks reads, by name, in the order of CONDITIONS."""
+    """The conditions that a mixture of tasks reads, by name, in the order of CONDITIONS, but for `own` ones."""
     names = {condition for name, share in tasks.items() if share for condition in TASKS[name].conditions}
-    return {name: condition for name, condition in CONDITIONS.items() if name in names}
+    return {name: condition for name, condition in CONDITIONS.items() if name in names and not condition.own}
 
 
 def trained_tasks(about: Mapping[str, Any]) -> dict[str, float]:

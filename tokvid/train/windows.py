@@ -81,7 +81,7 @@ def cut_window(
     covered_N = np.minimum(ends_T[first_N], start_N + frames) - first_N
     fits_N = covered_N >= least_share * (frames - leading_N)
     for name in spec.conditions:
-        if name not in video.conditions:
+        if not CONDITIONS[name].own and name not in video.conditions:
             raise UserError(f"{video.key} has no tokens of the condition {name}; tokenize again")
         if not CONDITIONS[name].still:
             fits_N &= -(-(start_N + frames - 1) // CONDITIONS[name].slower) < len(video.conditions[name])
@@ -94,7 +94,12 @@ def cut_window(
     chosen = rng.choice(np.flatnonzero(fits_N))
     start, first = int(start_N[chosen]), int(first_N[chosen])
     known_THW = spec.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
-    parts = tuple(_part(video.conditions[name], CONDITIONS[name], first, frames) for name in spec.conditions)
+    parts = tuple(
+        Part(tokens_THWQ[:1].astype(np.int32), start - 1)  # right before the window
+        if CONDITIONS[name].own
+        else _part(video.conditions[name], CONDITIONS[name], first, frames)
+        for name in spec.conditions
+    )
     window_THWQ, text = tokens_THWQ[start : start + frames], video.captions[caption_T[first]].text
     return Window(window_THWQ, start, known_THW, text, parts)
 

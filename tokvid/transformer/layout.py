@@ -332,6 +332,8 @@ def _at_once(
     A condition with an embedding looks otherwise than the window: it has none of its tokens.
     """
     ends_BTS = its_seconds_BS[:, None] >= seconds_BT[:, :, None] - AT_ONCE
+    if clip.tokens.shape[1] == 1:  # a picture is there all the time
+        ends_BTS = jnp.ones_like(ends_BTS)
     frame_BT111 = jnp.argmax(ends_BTS, axis=2)[..., None, None, None]
     ids_BTHWQ = jnp.take_along_axis(jnp.asarray(clip.tokens), frame_BT111, axis=1)
     looks_alike_BT = ends_BTS.any(axis=2) & (clip.condition == 0)[:, None]
