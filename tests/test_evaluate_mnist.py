@@ -136,6 +136,11 @@ def test_no_digit_that_is_measured_was_fitted(models, data, monkeypatch):
     assert len(fitted) >= 950 and not fitted & {image.tobytes() for image in shown}
 
 
+def test_no_more_videos_are_counted_than_there_are(models, data, monkeypatch):
+    monkeypatch.setattr(mnist, "SPLITS", {"train": 10, "test": 5})
+    assert evaluate_mnist(models, data, 7, 0)["samples"] == 5
+
+
 def test_a_file_of_few_digits_is_refused(models, digits, tmp_path):
     images, labels = read_digits(digits)
     np.savez(tmp_path / "few.npz", images=images[:30][labels[:30] < 5], labels=labels[:30][labels[:30] < 5])

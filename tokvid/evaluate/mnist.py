@@ -14,6 +14,7 @@ from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured, through
 from tokvid.evaluate.shapes import stream_of
 from tokvid.input_pipeline.mnist import FPS, FRAMES, SIZE, MnistItem, MovingMnist, read_digits
+from tokvid.input_pipeline.mnist import VIDEOS as SPLITS
 from tokvid.io.progress import progress
 from tokvid.metrics.digits import DigitReader
 from tokvid.sampling.stream import Models, frames_of
@@ -47,10 +48,11 @@ def evaluate_mnist(
             f"evaluate mnist needs 4 or more samples of {SIZE}x{SIZE} pixels, got {samples} of "
             f"{models.size[1]}x{models.size[0]}"
         )
+    samples = min(samples, *SPLITS.values())
     sets: dict[str, list[MnistItem]] = {}
     for number, (axis, split) in enumerate(AXES.items()):
         dataset = MovingMnist(data.path, split, stream_of(seed, number))
-        sets[axis] = [dataset[index] for index in range(min(samples, len(dataset)))]
+        sets[axis] = [dataset[index] for index in range(samples)]
     reader = _reader(data.path, [item for items in sets.values() for item in items])
     fps = float(max(models.transformer.about["fps"]))
     figures: dict[str, Any] = {}
