@@ -2,8 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from tokvid.weights import Loaded
 
 BATCH = 32
 EVALUATION_SEED = 1_000_003  # far from any training seed
+Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 Name = TypeVar("Name")
 
@@ -34,6 +35,24 @@ class Settings:
         return Levels(
             rates, latent_frames_for(frames, models.tokenizer.config.temporal_patch), self.keep, self.sampling
         )
+
+
+class Padded(NamedTuple, Generic[Item]):
+    """A batch of items, of which the first `size` are measured; the others pad it, so that the last batch isn't
+    compiled anew. `first` is the place of its first one among all items."""
+
+    items: list[Item]
+    size: int
+    first: int
+    seeds_B: np.ndarray
+
+
+def padded(items: Sequence[Item], batch: int, *stream: int) -> Iterator[Padded[Item]]:
+    """Batches of items, with a seed for each item from a random `stream`."""
+    for start in range(0, len(items), batch):
+        now = list(items[start : start + batch])
+        seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
+        yield Padded(now + now[-1:] * (batch - len(now)), len(now), start, seeds_B)
 
 
 def measured(

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,17 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured, through
+from tokvid.evaluate.batches import (
+    BATCH,
+    EVALUATION_SEED,
+    Padded,
+    Settings,
+    generate_batch,
+    mean,
+    measured,
+    padded,
+    through,
+)
 from tokvid.evaluate.shapes import stream_of
 from tokvid.input_pipeline.mnist import FPS, FRAMES, SIZE, MnistItem, MovingMnist, read_digits
 from tokvid.input_pipeline.mnist import VIDEOS as SPLITS
@@ -60,8 +70,8 @@ def evaluate_mnist(
     captions: list[str] = []
     with progress("evaluate mnist", 2 * samples, "videos", quiet=not first()) as advance:
         for number, (axis, items) in enumerate(sets.items()):
-            drawn = _batches(items, min(BATCH, samples), seed, number)
-            lists = measured(drawn, lambda batch: _read(models, reader, fps, *batch, settings), advance)
+            drawn = ((batch, batch.size) for batch in padded(items, min(BATCH, samples), seed, number))
+            lists = measured(drawn, lambda batch: _read(models, reader, fps, batch, settings), advance)
             shown += lists["shown"][:SHOWN]
             captions += [item.caption for item in items[:SHOWN]]
             figures[axis] = {kind: {name: mean(lists[f"{kind} {name}"]) for name in READ} for kind in VIDEOS}
@@ -88,35 +98,21 @@ def _reader(path: str, items: Sequence[MnistItem]) -> DigitReader:
     return DigitReader(images_NHW[chosen], labels_N[chosen])
 
 
-def _batches(
-    items: Sequence[MnistItem], batch: int, *stream: int
-) -> Iterator[tuple[tuple[Sequence[MnistItem], np.ndarray, int], int]]:
-    """Batches of items with a seed for each and the number of those measured; the others pad the last batch."""
-    for start in range(0, len(items), batch):
-        now = list(items[start : start + batch])
-        seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
-        yield (now + now[-1:] * (batch - len(now)), seeds_B, len(now)), len(now)
-
-
 def _read(
-    models: Models,
-    reader: DigitReader,
-    fps: float,
-    items: Sequence[MnistItem],
-    seeds_B: np.ndarray,
-    count: int,
-    settings: Settings,
+    models: Models, reader: DigitReader, fps: float, batch: Padded[MnistItem], settings: Settings
 ) -> dict[str, list[Any]]:
-    """What is read of videos made from the captions of `items`, of the real ones, and of reconstructions of these."""
+    """What is read of videos made from captions, of the real ones, and of reconstructions of these."""
     patch = models.tokenizer.config.temporal_patch
     most = int(FRAMES * fps / FPS)
     frames = frames_of(1 + (most - 1) // patch, patch)  # whole latent frames
-    real = np.stack([item.read(0.0, fps, frames, models.size) for item in items])
-    made = generate_batch(models, fps, [(frames / fps, [item.caption for item in items])], seeds_B, settings)
+    real = np.stack([item.read(0.0, fps, frames, models.size) for item in batch.items])
+    made = generate_batch(
+        models, fps, [(frames / fps, [item.caption for item in batch.items])], batch.seeds_B, settings
+    )
     lists = collections.defaultdict[str, list[Any]](list)
-    lists["shown"] = list(made[: min(count, SHOWN)])
+    lists["shown"] = list(made[: min(batch.size, SHOWN)])
     for kind, videos in zip(VIDEOS, (made, real, through(models.tokenizer, real)[0]), strict=True):
-        for item, video_THWC in zip(items[:count], videos, strict=False):
+        for item, video_THWC in zip(batch.items[: batch.size], videos, strict=False):
             for name, right in _score(reader, video_THWC, item).items():
                 lists[f"{kind} {name}"].append(right)
     return lists

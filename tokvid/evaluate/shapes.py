@@ -4,13 +4,23 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured, through
+from tokvid.evaluate.batches import (
+    BATCH,
+    EVALUATION_SEED,
+    Padded,
+    Settings,
+    generate_batch,
+    mean,
+    measured,
+    padded,
+    through,
+)
 from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.story import Segment, Story, joins
@@ -74,24 +84,6 @@ def frames_at(models: Models, fps: float) -> int:
     return frames_of(max(window, latent_frames_for(round(2 * fps) + 1, patch)), patch)
 
 
-class Stories(NamedTuple):
-    """A batch of stories, of which the first `size` are measured; the others pad it, so that the last batch isn't
-    compiled anew. `first` is the place of its first one among all stories."""
-
-    stories: list[ShapesStory]
-    size: int
-    first: int
-    seeds_B: np.ndarray
-
-
-def batches(stories: Sequence[ShapesStory], batch: int, *stream: int) -> Iterator[Stories]:
-    """Batches of stories, with a seed for each story from a random `stream`."""
-    for start in range(0, len(stories), batch):
-        now = list(stories[start : start + batch])
-        seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
-        yield Stories(now + now[-1:] * (batch - len(now)), len(now), start, seeds_B)
-
-
 def _clips(
     models: Models,
     samples: int,
@@ -103,13 +95,13 @@ def _clips(
 ) -> dict[str, Any]:
     """One-segment videos, divided among the rates, each at least two seconds and one window long."""
 
-    def drawn() -> Iterator[tuple[tuple[float, Stories, int], int]]:
+    def drawn() -> Iterator[tuple[tuple[float, Padded[ShapesStory], int], int]]:
         """Batches with their rates, and the number of plain stories at each rate, before those that are held out."""
         for number, fps in enumerate(rates):
             seconds, stream = frames_at(models, fps) / fps, stream_of(seed, number)
             plain = stories_of((samples + number) // len(rates), stream, seconds)
             unseen = stories_of((held_out_samples + number) // len(rates), stream, seconds, held_out=True)
-            for batch in batches(plain + unseen, min(BATCH, samples), seed, number):
+            for batch in padded(plain + unseen, min(BATCH, samples), seed, number):
                 yield (fps, batch, len(plain)), batch.size
 
     lists = measured(drawn(), lambda batch: _read_clips(models, *batch, settings), advance)
@@ -122,15 +114,17 @@ def _clips(
     return {**shares, "held_out": held_out_joint, "by_language": by_language, "speed_error_by_fps": errors}
 
 
-def _read_clips(models: Models, fps: float, batch: Stories, plain: int, settings: Settings) -> dict[str, list[Any]]:
+def _read_clips(
+    models: Models, fps: float, batch: Padded[ShapesStory], plain: int, settings: Settings
+) -> dict[str, list[Any]]:
     """What is read of a batch of videos, and of real ones, which of the first `plain` stories are measured, too."""
     frames, lists = frames_at(models, fps), collections.defaultdict[str, list[Any]](list)
-    prompts = [story.segments[0].caption for story in batch.stories]
+    prompts = [story.segments[0].caption for story in batch.items]
     generated = generate_batch(models, fps, [(frames / fps, prompts)], batch.seeds_B, settings)
-    real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in batch.stories])
+    real = np.stack([render(story, fps=fps, frames=frames, size=models.size[0]) for story in batch.items])
     again = through(models.tokenizer, real)[0] if batch.first < plain else real
     for index in range(batch.size):
-        wanted = batch.stories[index].segments[0].attributes
+        wanted = batch.items[index].segments[0].attributes
         reading = read_attributes(generated[index], fps)
         right = score(reading, wanted)
         if batch.first + index >= plain:
@@ -153,23 +147,23 @@ def _stories(
     same, and the seam ratio of windows, with that of real video through the tokenizer."""
     dataset = ShapesDataset(samples, stream_of(seed, 50), segments=(2, 2), segment_seconds=(3.0, 3.0))
     stories = [dataset[index].story for index in range(samples)]
-    drawn = ((batch, batch.size) for batch in batches(stories, min(BATCH, samples), seed, 50))
+    drawn = ((batch, batch.size) for batch in padded(stories, min(BATCH, samples), seed, 50))
     lists = measured(drawn, lambda batch: _read_stories(models, fps, batch, settings), advance)
     switch = {name: mean(lists[name]) for name in ("follows_within_a_second", "keeps_identity")}
     return {"prompt_switch": {**switch, "samples": samples}, **{name: mean(lists[name]) for name in SEAMS}}
 
 
-def _read_stories(models: Models, fps: float, batch: Stories, settings: Settings) -> dict[str, list[Any]]:
+def _read_stories(models: Models, fps: float, batch: Padded[ShapesStory], settings: Settings) -> dict[str, list[Any]]:
     plan = Story((Segment("", 3.0), Segment("", 3.0)), fps, keep=settings.keep)
     starts = joins(plan, models)
     before, after = round(3 * fps), round(4 * fps)  # frames until the switch; a second later
     lists = collections.defaultdict[str, list[Any]](list)
-    parts = [(3.0, [story.segments[part].caption for story in batch.stories]) for part in (0, 1)]
+    parts = [(3.0, [story.segments[part].caption for story in batch.items]) for part in (0, 1)]
     generated = generate_batch(models, fps, parts, batch.seeds_B, settings)
-    real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in batch.stories])
+    real = np.stack([render(story, fps=fps, frames=plan.frames, size=models.size[0]) for story in batch.items])
     again = through(models.tokenizer, real)[0]
     for index in range(batch.size):
-        was_wanted, wanted = (segment.attributes for segment in batch.stories[index].segments)
+        was_wanted, wanted = (segment.attributes for segment in batch.items[index].segments)
         was, became = (read_attributes(generated[index, part], fps) for part in (slice(before), slice(after, None)))
         right = score(became, wanted)
         lists["follows_within_a_second"].append(right["direction"] and right["speed"])

@@ -14,9 +14,9 @@ import numpy as np
 
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, Settings, mean, measured, through
+from tokvid.evaluate.batches import BATCH, Padded, Settings, mean, measured, padded, through
 from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
-from tokvid.evaluate.shapes import ATTRIBUTES, Stories, batches, check, frames_at, stories_of, stream_of
+from tokvid.evaluate.shapes import ATTRIBUTES, check, frames_at, stories_of, stream_of
 from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
@@ -330,7 +330,7 @@ def evaluate_tasks(
     frames = frames_at(models, fps)
     stories = stories_of(samples, stream_of(seed, EARLIER), frames / fps)
     drawn = (
-        ((each, batch), batch.size) for each in names for batch in batches(stories, min(BATCH, samples), seed, EARLIER)
+        ((each, batch), batch.size) for each in names for batch in padded(stories, min(BATCH, samples), seed, EARLIER)
     )
     with progress("evaluate shapes", samples * len(names), "videos", quiet=not first()) as advance:
         lists = measured(drawn, lambda batch: _measure(models, *batch, fps, settings), advance)
@@ -347,10 +347,10 @@ def evaluate_tasks(
 
 
 def _measure(
-    models: Models, name: str, batch: Stories, fps: float, settings: Settings
+    models: Models, name: str, batch: Padded[ShapesStory], fps: float, settings: Settings
 ) -> dict[tuple[str, str], list[Any]]:
     """The task's figures of a batch, and under ROWS some clips for a sheet."""
-    outcome = MEASURES[name].measure(Batch(models, fps, frames_at(models, fps), batch.seeds_B, settings, batch.stories))
+    outcome = MEASURES[name].measure(Batch(models, fps, frames_at(models, fps), batch.seeds_B, settings, batch.items))
     lists: dict[tuple[str, str], list[Any]] = {(name, ROWS): []}
     for figure, values in outcome.figures.items():
         lists[name, figure] = [float(value) for value in values[: batch.size] if math.isfinite(value)]

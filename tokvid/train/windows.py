@@ -11,7 +11,7 @@ from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.loader import batches, samples_of
 from tokvid.input_pipeline.records import StoredVideo
-from tokvid.tasks.conditions import CONDITIONS, Condition
+from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
 from tokvid.train.token_cache import TokenCache
 from tokvid.transformer.layout import as_generated, condition_number, condition_shape, slot_count
@@ -94,20 +94,19 @@ def cut_window(
     chosen = rng.choice(np.flatnonzero(fits_N))
     start, first = int(start_N[chosen]), int(first_N[chosen])
     known_THW = spec.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
-    parts = tuple(
-        Part(tokens_THWQ[:1].astype(np.int32), start - 1)  # right before the window
-        if CONDITIONS[name].own
-        else _part(video.conditions[name], CONDITIONS[name], first, frames)
-        for name in spec.conditions
-    )
+    parts = tuple(_part(video, name, start, first, frames) for name in spec.conditions)
     window_THWQ, text = tokens_THWQ[start : start + frames], video.captions[caption_T[first]].text
     return Window(window_THWQ, start, known_THW, text, parts)
 
 
-def _part(tokens_THWQ: np.ndarray, condition: Condition, first: int, frames: int) -> Part:
-    """What a window of `frames` sees of a condition whose first generated latent frame is `first`."""
-    start, count = condition.span(first, frames)
-    part_THWQ = tokens_THWQ[start : start + count].astype(np.int32)
+def _part(video: StoredVideo, name: str, start: int, first: int, frames: int) -> Part:
+    """What a window of `frames` from `start` on sees of a condition, where `first` is generated first."""
+    assert video.tokens is not None
+    condition = CONDITIONS[name]
+    if condition.own:
+        return Part(video.tokens[:1].astype(np.int32), start - 1)  # right before the window
+    begin, count = condition.span(first, frames)
+    part_THWQ = video.conditions[name][begin : begin + count].astype(np.int32)
     missing = ((0, count - len(part_THWQ)), (0, 0), (0, 0), (0, 0))
     return Part(np.pad(part_THWQ, missing, constant_values=-1), condition.number(first, frames))
 
