@@ -66,6 +66,34 @@ def test_an_encoder_has_one_thread(tmp_path):
         assert writer._stream.codec_context.thread_count == 1
 
 
+def test_a_gif_stores_what_stands_still_once(tmp_path):
+    """Noise of a level, as decoders leave it, is no change; what moves is, at every frame."""
+    video, rng = moving(24, 96, 96), np.random.default_rng(0)
+    noisy = (video + rng.integers(-1, 2, video.shape)).clip(0, 255).astype(np.uint8)
+    for name, each, most in (("clean.gif", video, 0.5), ("noisy.gif", noisy, 0.8)):
+        write_video(tmp_path / name, each, 8)
+        alone = 0
+        for image in each:
+            write_video(tmp_path / "one.gif", [image], 8)
+            alone += (tmp_path / "one.gif").stat().st_size
+        assert (tmp_path / name).stat().st_size < most * alone
+        back = np.stack(list(stream_frames(tmp_path / name)))
+        assert (
+            back.shape == video.shape
+            and min(psnr(*pair) for pair in zip(each[:, None], back[:, None], strict=True)) > 33
+        )
+
+
+def test_frames_of_many_colours_keep_their_own(tmp_path):
+    """Each has a hue that no other has, in more shades than their share of a common palette."""
+    shades = np.linspace(0, 255, 64 * 64).reshape(64, 64, 1)
+    hues = np.random.default_rng(1).random((60, 1, 1, 3))
+    video = (shades * hues).astype(np.uint8)
+    write_video(tmp_path / "v.gif", video, 8)
+    back = np.stack(list(stream_frames(tmp_path / "v.gif")))
+    assert min(psnr(*pair) for pair in zip(video[:, None], back[:, None], strict=True)) > 40
+
+
 def test_a_still_in_a_gif_may_last_longer_than_a_frame_can(tmp_path):
     video = moving(2)[:, :32, :32]
     write_video(tmp_path / "v.gif", [*video[:1].repeat(1400, 0), video[1]], 1)

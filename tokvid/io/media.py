@@ -28,6 +28,9 @@ from tokvid.errors import UserError
 from tokvid.io.files import IMAGE_SUFFIXES, SHEET_SUFFIXES, VIDEO_SUFFIXES, atomic, check_output, check_suffix
 
 LONGEST_DELAY = 65535  # of a GIF frame, in hundredths of a second
+SAMPLED_FRAMES = 64  # of a GIF, from which a palette of all of its frames is chosen
+MOST_SQUARED = 16.0  # mean squared difference, 36 dB, that this palette may make to a frame
+UNSEEN = 5  # levels of a channel by which a pixel of a GIF may differ from what is shown and stay
 # Frames a second: .mp4 rates are fractions with denominators up to 1001; viewers slow down GIFs with shorter delays.
 RATES = {".mp4": (1 / 1001, 1000), ".gif": (100 / LONGEST_DELAY, 50)}
 GAP = 4  # pixels between the parts of a contact sheet
@@ -118,7 +121,6 @@ class VideoWriter:
         if image_HWC.shape[:2] != self.size:
             raise ValueError(f"frame {self.frames} is {image_HWC.shape[:2]}, the ones before were {self.size} (H, W)")
         if self.suffix == ".gif":
-            # A palette for each frame: 256 colours chosen from one frame are better than from a whole video.
             image = PIL.Image.fromarray(image_HWC)
             self._gif.append(image.quantize(256, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE))
         else:
@@ -161,7 +163,7 @@ class VideoWriter:
         # Delays are whole hundredths of a second; rounding the ends keeps the total right (30 fps: 30, 40, 30 ms).
         ends = [round(100 * (i + 1) / self.fps) for i in range(self.frames)]
         delays = [10 * (end - begin) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-        images, delays = _lasting(self._gif, delays)
+        images, delays = _lasting(_held(self._gif), delays)
         images[0].save(self._temporary, "GIF", save_all=True, append_images=images[1:], duration=delays, loop=0)
 
     def __exit__(
@@ -171,6 +173,32 @@ class VideoWriter:
             if error is not None:
                 raise error
             self._finish()
+
+
+def _held(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """Frames of a GIF with the same palette, where pixels hardly change none at all: a third or less of the size.
+
+    Frames in colours of their own stay so where common colours would be too far from those of any frame.
+    """
+    shown = images[:: -(-len(images) // SAMPLED_FRAMES)]
+    sampled = np.concatenate([np.asarray(image.convert("RGB"))[::2, ::2].reshape(1, -1, 3) for image in shown], axis=1)
+    # 255, so that one is left to say that nothing changes; median cut would forget the colours of small objects.
+    palette = PIL.Image.fromarray(sampled).quantize(255, PIL.Image.Quantize.FASTOCTREE).getpalette("RGB") or []
+    common_KC = np.array(palette, np.float32).reshape(-1, 3)
+    held: list[PIL.Image.Image] = []
+    for image in images:
+        own_KC, codes_HW = np.array(image.getpalette("RGB"), np.float32).reshape(-1, 3), np.asarray(image)
+        squared_KK = ((own_KC[:, None] - common_KC) ** 2).sum(axis=-1)
+        if squared_KK.min(axis=1)[codes_HW].mean() > 3 * MOST_SQUARED:
+            return images
+        common_HW = squared_KK.argmin(axis=1).astype(np.uint8)[codes_HW]
+        if held:
+            before_HW = np.asarray(held[-1])
+            near_HW = np.abs(own_KC[codes_HW] - common_KC[before_HW]).max(axis=-1) <= UNSEEN
+            common_HW = np.where(near_HW, before_HW, common_HW)
+        held.append(PIL.Image.fromarray(common_HW, "P"))
+        held[-1].putpalette(palette)
+    return held
 
 
 def _lasting(images: list[PIL.Image.Image], delays: list[int]) -> tuple[list[PIL.Image.Image], list[int]]:
