@@ -18,7 +18,7 @@ from tokvid.errors import UserError
 from tokvid.sharding import AXES, LOGICAL, constrain, make_mesh, partition, platform
 
 MESH = AbstractMesh((2, 2, 2, 1), AXES)
-SHAPES = ((8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
+SHAPES = ((2, 2, 2, 1), (1, 2, 2, 2))  # each axis is in one or both
 pytestmark = pytest.mark.timeout(900)  # `report` compiles for a minute and a half of CPU time, and machines are shared
 
 
@@ -129,8 +129,8 @@ def test_parameters_lie_where_the_table_says(eight_devices):
 @pytest.mark.parametrize(
     "kind, shape",
     [("transformer", shape) for shape in SHAPES]
-    + [("tokenizer", shape) for shape in SHAPES[1:]]
-    + [("subcodes", SHAPES[1])],
+    + [("tokenizer", shape) for shape in SHAPES]
+    + [("subcodes", SHAPES[0])],
 )
 def test_training_on_eight_devices_is_training_on_one(eight_devices, kind, shape):
     """Context parallelism included, and a sequence of 17 slots that it doesn't divide."""
@@ -247,9 +247,7 @@ def report():
     for training, batch, steps in tasks:
         runs = {}
         for name, mesh in meshes.items():
-            if training.name == "tokenizer" and name == str(SHAPES[0]):
-                continue  # the data axis alone is in all the others
-            if training.name == "subcodes" and name not in ("one", str(SHAPES[1])):
+            if training.name == "subcodes" and name not in ("one", str(SHAPES[0])):
                 continue  # they differ in the head alone
             likes[name], graph = abstract_state(training, config, mesh)
             state = init_state(training, config, likes[name])

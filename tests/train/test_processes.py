@@ -200,10 +200,13 @@ def test_two_processes_train_by_a_reward_as_one_does(tmp_path, random_model, mon
         assert [line[name] for line in two] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
 
 
-def test_whatever_happens_to_one_process_the_other_ends_too(said_by_script):
-    """The long form is `python scripts/fault_test.py`."""
-    said = said_by_script("fault_test.py", "raises", "killed", "sleeps", "stopped", **environment(1))
-    assert said.count("both gone after") == 4, said
+@pytest.mark.parametrize(
+    "faults, count", [(("killed", "stopped"), 2), pytest.param((), 8, marks=pytest.mark.slow)], ids=("two", "all")
+)
+def test_whatever_happens_to_one_process_the_other_ends_too(said_by_script, faults, count):
+    """Without names, `scripts/fault_test.py` injects all faults."""
+    said = said_by_script("fault_test.py", *faults, **environment(1))
+    assert said.count("both gone after") == count, said
 
 
 class Devices:
