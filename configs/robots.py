@@ -10,7 +10,7 @@
 
 On two CPU cores with AVX512-BF16: 75 minutes for the tokenizer, 10 for the tokens, an hour for the transformer. The
 shipped tokenizer had been trained for 3300 steps with a first frame of its own before, and the shipped transformer went
-on with its own tokens and with edits of videos (data/robots/README.md).
+on with its own tokens, with edits of videos, and with `recall` (data/robots/README.md).
 
 `held_out` is the number that scripts/droid.py prints: the clips of whole recording days. A patch of 4×4 pixels and 2
 frames has 18 bits, and four patches share a token of 8 sub-codes, so a latent frame has 64 tokens.

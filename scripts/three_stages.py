@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True, help="folder of the clips, with captions.jsonl")
     parser.add_argument("--held-out", type=int, required=True, help="clips at the end that stay out, as data.held_out")
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--keep", default="faults == 0 and motion > 10", help="the best clips, a filter of data curate")
+    parser.add_argument("--keep", default="faults == 0", help="the best clips, a filter of data curate")
     parser.add_argument("--steps", type=int, nargs=3, default=(600, 600, 300), help="of each stage")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3)
