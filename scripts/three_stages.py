@@ -23,6 +23,7 @@ from tokvid.config import Recipe, load_recipe
 from tokvid.io.files import Outputs, write_json
 from tokvid.tasks.tasks import TASKS
 
+TRAINING, BEST = "training_clips", "best_clips"
 FIGURES = ("frechet", "distance", "motion", "psnr_1s")
 
 
@@ -56,11 +57,16 @@ def link(source: Path, target: Path) -> None:
     target.symlink_to(source.resolve())
 
 
+def count(folder: Path) -> int:
+    """The clips of a folder."""
+    return len((folder / "captions.jsonl").read_text(encoding="utf-8").splitlines())
+
+
 def best_clips(options: argparse.Namespace, recipe: Recipe) -> Path:
     """The dataset of the best training clips, in the size of the recipe's stored frames."""
     lines = (options.clips / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     lines = lines[: len(lines) - options.held_out]
-    training, best, dataset = (options.workdir / name for name in ("training_clips", "best_clips", "best_data"))
+    training, best, dataset = (options.workdir / name for name in (TRAINING, BEST, "best_data"))
     if dataset.exists():
         return dataset
     for line in lines:
@@ -87,13 +93,15 @@ def train(options: argparse.Namespace, recipe: Recipe, stage: Stage, dataset: Pa
     if stage.start:
         flags += [f"--train_transformer.start={options.workdir / stage.start}"]
     if stage.best:
+        training, best = (count(options.workdir / name) for name in (TRAINING, BEST))
         flags += [f"--data.path={dataset}", "--data.held_out=0", "--train_transformer.val_every=0"]
+        flags += [f"--tokens.videos={recipe.tokens.videos * best // training}"]
         if not (folder / "tokens").exists():
-            run("tokenize", options.config, "--workdir", folder, *flags, *options.more)
+            run("tokenize", options.config, "--workdir", folder, *options.more, *flags)
     if stage.pictures:
         videos = [task for task in recipe.layouts.tasks if TASKS[task].conditions]
         flags += ["--layouts.lengths=1", *(f"--layouts.tasks.{task}=0" for task in videos)]
-    run("train", "transformer", options.config, "--workdir", folder, *flags, *options.more)
+    run("train", "transformer", options.config, "--workdir", folder, *options.more, *flags)
     return folder
 
 

@@ -84,6 +84,15 @@ def test_a_gif_stores_what_stands_still_once(tmp_path):
         )
 
 
+def test_a_frame_that_hardly_changes_is_still_a_frame(tmp_path):
+    fade = np.broadcast_to(np.arange(17, dtype=np.uint8)[:, None, None, None], (17, 32, 32, 3))
+    write_video(tmp_path / "v.gif", fade, 8)
+    info = probe(tmp_path / "v.gif", full=True)
+    assert info.frames == 17 and info.fps == pytest.approx(8, abs=0.1)
+    shown = [int(frame[0, 0, 0]) for frame in stream_frames(tmp_path / "v.gif")]
+    assert np.abs(np.array(shown) - np.arange(17)).max() <= 6 and shown == sorted(shown)
+
+
 def test_frames_of_many_colours_keep_their_own(tmp_path):
     """Each has a hue that no other has, in more shades than their share of a common palette."""
     shades = np.linspace(0, 255, 64 * 64).reshape(64, 64, 1)

@@ -163,7 +163,7 @@ class VideoWriter:
         # Delays are whole hundredths of a second; rounding the ends keeps the total right (30 fps: 30, 40, 30 ms).
         ends = [round(100 * (i + 1) / self.fps) for i in range(self.frames)]
         delays = [10 * (end - begin) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-        images, delays = _lasting(_held(self._gif), delays)
+        images, delays = _lasting(self._gif, _held(self._gif), delays)
         images[0].save(self._temporary, "GIF", save_all=True, append_images=images[1:], duration=delays, loop=0)
 
     def __exit__(
@@ -186,7 +186,10 @@ def _held(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
     palette = PIL.Image.fromarray(sampled).quantize(255, PIL.Image.Quantize.FASTOCTREE).getpalette("RGB") or []
     common_KC = np.array(palette, np.float32).reshape(-1, 3)
     held: list[PIL.Image.Image] = []
-    for image in images:
+    for before, image in zip([None, *images], images, strict=False):
+        if before is not None and _same(before, image):
+            held.append(held[-1])
+            continue
         own_KC, codes_HW = np.array(image.getpalette("RGB"), np.float32).reshape(-1, 3), np.asarray(image)
         squared_KK = ((own_KC[:, None] - common_KC) ** 2).sum(axis=-1)
         if squared_KK.min(axis=1)[codes_HW].mean() > 3 * MOST_SQUARED:
@@ -201,23 +204,29 @@ def _held(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
     return held
 
 
-def _lasting(images: list[PIL.Image.Image], delays: list[int]) -> tuple[list[PIL.Image.Image], list[int]]:
-    """Joins equal frames of a GIF, as Pillow does, but only up to LONGEST_DELAY; then a frame without changes follows.
+def _same(image: PIL.Image.Image, other: PIL.Image.Image) -> bool:
+    return image is other or image.convert("RGB").tobytes() == other.convert("RGB").tobytes()
 
-    Delays are milliseconds.
+
+def _lasting(
+    images: list[PIL.Image.Image], held: list[PIL.Image.Image], delays: list[int]
+) -> tuple[list[PIL.Image.Image], list[int]]:
+    """The held frames of a GIF, of which equal images are joined, as Pillow does, but only up to LONGEST_DELAY.
+
+    Otherwise a frame without changes follows, as it does an image that is not equal, but held. Delays are milliseconds.
     """
-    shown, lasting = [images[0]], [delays[0]]
-    for before, image, delay in zip(images, images[1:], delays[1:], strict=False):
-        if before.convert("RGB").tobytes() != image.convert("RGB").tobytes():
-            shown.append(image)
-            lasting.append(delay)
-        elif lasting[-1] + delay <= 10 * LONGEST_DELAY:
+    clear = [PIL.Image.new("P", images[0].size, code) for code in (0, 1)]  # alternately, or Pillow would join them
+    for code, image in enumerate(clear):
+        image.putpalette([0, 0, 0, 255, 255, 255])
+        image.info["transparency"] = code
+    shown, lasting = [held[0]], [delays[0]]
+    for number, delay in enumerate(delays[1:], start=1):
+        equal = _same(images[number - 1], images[number])
+        if equal and lasting[-1] + delay <= 10 * LONGEST_DELAY:
             lasting[-1] += delay
-        else:
-            clear = PIL.Image.new("P", image.size)
-            clear.info["transparency"] = 0
-            shown.append(image if "transparency" in shown[-1].info else clear)
-            lasting.append(delay)
+            continue
+        shown.append(clear[len(shown) % 2] if _same(held[number - 1], held[number]) else held[number])
+        lasting.append(delay)
     return shown, lasting
 
 
