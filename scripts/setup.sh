@@ -59,7 +59,8 @@ set_up() {
     echo "Installing into $venv: the first time this takes a minute or two ..." >&2
     began=$SECONDS
     rm -f "$venv/tokvid-run" "$venv/tokvid-dev"
-    local pip=("$bin/python" -m pip install -qq --disable-pip-version-check)
+    # Python compiles a module when it is first imported; pip would compile all of them, for half of its time.
+    local pip=("$bin/python" -m pip install -qq --disable-pip-version-check --no-compile)
     if [[ "$mode" == dev ]]; then
         "${pip[@]}" "pip>=25.1" # the first that knows --group
         "${pip[@]}" --editable "$root[import,tensorboard,tfds,studio${extras:+,$extras}]" --group "$root/pyproject.toml:dev"

@@ -172,6 +172,7 @@ def test_hidden_states_of_captions_are_cached_with_the_tokens(workdir):
     assert source.metadata["text_model"] == source.metadata["tokens"]["t5"] == text.fingerprint
 
 
+@pytest.mark.slow
 def test_a_transformer_is_trained_on_them_and_samples(recipe, workdir):
     assert train_transformer(recipe, workdir)
     losses = [json.loads(line) for line in (workdir / "transformer" / "metrics.jsonl").read_text().splitlines()]

@@ -37,7 +37,7 @@ from tokvid.train.tokenizer_step import TokenizerTraining
 from tokvid.transformer.model import Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, HALF = 50, 25
+STEPS, HALF = 30, 15
 PART = 64  # videos of a part of the token cache
 SIZE = (16, 16)
 RECIPE = Recipe(
@@ -111,7 +111,7 @@ def losses(folder):
 
 
 def drop_the_second_half(folder):
-    """As if it had been killed right after the checkpoint of step 25."""
+    """As if it had been killed right after the checkpoint of step HALF."""
     shutil.rmtree(folder / "checkpoints" / str(STEPS))
     (folder / "weights.safetensors").unlink()
 
@@ -149,9 +149,9 @@ def test_two_processes_train_as_one_does_and_go_on_from_each_others_checkpoints(
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environ = environment(2) | cache  # the second training compiles nothing
     said = both(command, environ)
-    assert "trained to step 50" in said[0] and "resumes from step 25" in said[0]
+    assert f"trained to step {STEPS}" in said[0] and f"resumes from step {HALF}" in said[0]
     assert "trained" not in said[1] and "resumes" not in said[1], "only the first process speaks"
-    assert [path.name for path in (two / "samples").iterdir()] == ["0000050.png"]
+    assert [path.name for path in (two / "samples").iterdir()] == [f"{STEPS:07}.png"]
     shutil.copytree(two, back)
     drop_the_second_half(back)
     run(back)

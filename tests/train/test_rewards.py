@@ -111,6 +111,7 @@ def test_rewards_rise_and_the_first_step_is_that_of_the_start(workdir, judge, tm
     assert about["layouts"] == {"tasks": {"infilling": 1}} and about["fps"] == [2.0]  # still known from the start
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_to_a_reward_that_raises(workdir, judge, tmp_path):
     asked = 0
 

@@ -73,7 +73,7 @@ def some(batches, count):
         return list(itertools.islice(batches, count))
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+@pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), "transformer"])
 def test_lines_of_their_own_say_the_mean_over_held_out_batches(kind, workdir, tmp_path):
     training = training_of(kind, workdir)
     train(training, TRAIN, tmp_path)
