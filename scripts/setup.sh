@@ -59,7 +59,6 @@ set_up() {
     echo "Installing into $venv: the first time this takes a minute or two ..." >&2
     began=$SECONDS
     rm -f "$venv/tokvid-run" "$venv/tokvid-dev"
-    # Python compiles a module when it is first imported; pip would compile all of them, for half of its time.
     local pip=("$bin/python" -m pip install -qq --disable-pip-version-check --no-compile)
     if [[ "$mode" == dev ]]; then
         "${pip[@]}" "pip>=25.1" # the first that knows --group
@@ -67,6 +66,8 @@ set_up() {
     else
         "${pip[@]}" --editable "$root${extras:+[$extras]}"
     fi
+    # pip would compile on one core; templates of packages that are no modules can't be compiled.
+    "$bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
     echo "$wanted" >"$venv/tokvid-$mode"
     echo "Installed in $((SECONDS - began)) s." >&2
 }
