@@ -46,6 +46,7 @@ def test_reconstruct_at_another_rate_and_size(tokvid, tiny_weights, movie, tmp_p
     assert (info.width, info.height, info.frames) == (24, 8, 3)
 
 
+@pytest.mark.slow
 def test_reconstruct_with_other_numbers_of_later_codes(tokvid, make_weights, movie):
     """The weights keep 2 of 4 sub-codes after the first latent frame; --later-codes 0 keeps all."""
     figures, words = {}, ("--out", "a.mp4", "--weights", make_weights(patch=4, fold=2, groups=1), "--json")

@@ -79,6 +79,7 @@ def seeks_alike(path: Path, fps: float = 8) -> None:
         assert numbers(read_clip(path, start=i / fps, fps=fps, frames=1, size=(32, 96))) == [shown[i]], i
 
 
+@pytest.mark.slow
 def test_containers_and_codecs():
     """All of `scripts/containers.py`, at one rate here: what isn't read right is refused by name."""
     command = [sys.executable, str(ROOT / "scripts" / "containers.py"), "--rates", "24"]

@@ -310,6 +310,7 @@ def test_images_beside_clips_of_shards(tmp_path):
     assert fingerprint(config) != fingerprint(dataclasses.replace(config, images=0))
 
 
+@pytest.mark.slow
 def test_training_from_shards_and_resuming(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.py").write_text(RECIPE)

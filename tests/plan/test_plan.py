@@ -84,6 +84,7 @@ def test_without_libtpu_one_line_says_how_to_get_it():
     assert code == 2 and "pip install 'tokvid[tpu]'" in errors and len(errors.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_gpus_need_nothing_to_be_planned_for(tmp_path):
     gpus = ("configs/tiny.py", "--topology", "h100:2", "--mesh", "1", "2", "1", "1", "--only", "training")
     code, said, errors = planned(*gpus, "--json", str(tmp_path / "plan.json"))

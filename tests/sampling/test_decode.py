@@ -210,6 +210,7 @@ def test_bfloat16_samples_nearly_the_same(any_models, batch, rows):
     assert (found == wanted).mean() > 0.6  # one token that differs changes all after it
 
 
+@pytest.mark.slow
 def test_rounds_with_chance(any_models, batch):
     sampling = Sampling(rows=2, rounds=4)
     found = make(any_models, batch, sampling=sampling)

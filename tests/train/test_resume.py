@@ -202,7 +202,7 @@ def test_a_collapsed_codebook_raises_the_alarm():
     assert not alarm((8, 8, 8, 5, 5, 5), 24, batch=2)  # all that 2 clips of 12 tokens can show of 64,000
 
 
-@pytest.mark.parametrize("change", [{}, VQ])
+@pytest.mark.parametrize("change", [pytest.param({}, marks=pytest.mark.slow), VQ])
 def test_an_encoder_that_is_constant_raises_the_alarm_at_the_first_line_after_warm_up(change, tmp_path, caplog):
     class Constant(TokenizerTraining):
         def make_model(self, rngs):

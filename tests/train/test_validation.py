@@ -88,7 +88,7 @@ def test_lines_of_their_own_say_the_mean_over_held_out_batches(kind, workdir, tm
     assert validated[-1]["val_loss"] == pytest.approx(np.mean(losses), rel=2e-3)  # weights are kept in 16 bits
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+@pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), "transformer"])
 def test_nothing_is_drawn(kind, workdir):
     """Neither augmented nor corrupted; the same batches each time."""
     training = training_of(kind, workdir)
