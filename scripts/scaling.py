@@ -69,15 +69,20 @@ class Run(NamedTuple):
         ]
 
 
-def train(options: argparse.Namespace, size: Size, name: str, **fields: Any) -> Run:
-    """Trains a transformer of this size on the tokens there are; `fields` are those of `TrainConfig`."""
-    folder = options.workdir / name
+def link_inputs(workdir: Path, folder: Path, tokens: bool = True) -> None:
+    """Links what a transformer is trained on into another workdir: the tokenizer, the text model and, maybe, tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in options.tokens.iterdir():
-        if path.name in ("tokenizer", "text.model") or path.name.startswith("tokens"):
+    for path in workdir.iterdir():
+        if path.name in ("tokenizer", "text.model") or (tokens and path.name.startswith("tokens")):
             link = folder / path.name
             link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
+
+
+def train(options: argparse.Namespace, size: Size, name: str, **fields: Any) -> Run:
+    """Trains a transformer of this size on the tokens there are; `fields` are those of `TrainConfig`."""
+    folder = options.workdir / name
+    link_inputs(options.tokens, folder)
     steps = fields["steps"]
     fields |= {"val_every": max(1, steps // POINTS), "sample_every": 10 * steps, "batch": options.batch}
     flags = {f"transformer.{field}": value for field, value in size._asdict().items()}

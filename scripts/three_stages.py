@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from scaling import link_inputs
+
 from tokvid.config import Recipe, load_recipe
 from tokvid.io.files import Outputs, write_json
 from tokvid.tasks.tasks import TASKS
@@ -51,12 +53,6 @@ def run(*command: object) -> None:
     subprocess.run([sys.executable, "-m", "tokvid", *map(str, command)], check=True)
 
 
-def link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    target.symlink_to(source.resolve())
-
-
 def count(folder: Path) -> int:
     """The clips of a folder."""
     return len((folder / "captions.jsonl").read_text(encoding="utf-8").splitlines())
@@ -84,10 +80,7 @@ def best_clips(options: argparse.Namespace, recipe: Recipe) -> Path:
 def train(options: argparse.Namespace, recipe: Recipe, stage: Stage, dataset: Path) -> Path:
     """The workdir of the trained stage."""
     folder: Path = options.workdir / stage.name
-    for path in options.tokens.iterdir():
-        tokens = path.name.startswith("tokens")
-        if path.name in ("tokenizer", "text.model") or (tokens and not stage.best):
-            link(path, folder / path.name)
+    link_inputs(options.tokens, folder, tokens=not stage.best)
     steps = options.steps[stage.stage] + (0 if stage.start or stage.pictures else options.steps[0])
     flags = [f"--train_transformer.steps={steps}"]
     if stage.start:

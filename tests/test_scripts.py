@@ -199,3 +199,38 @@ def test_a_law_of_scaling_is_found_again_and_predicts_a_larger_size():
     found = scaling.fit(known)
     for point in sizes[-1]:
         assert scaling.predicted(found, point) == pytest.approx(scaling.predicted(law, point), rel=0.01)
+
+
+def test_each_of_three_stages_starts_from_the_one_before(tmp_path, monkeypatch):
+    """And has its own clips; the controls differ from the stages in one thing each, and train as long."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    stages, ran = script("three_stages"), []
+    monkeypatch.setattr(stages, "run", lambda *command: ran.append([str(word) for word in command]))
+    clips, tokens, workdir = (tmp_path / name for name in ("clips", "made", "out"))
+    for folder in (clips, tokens / "tokenizer", tokens / "tokens", workdir / "best_clips"):
+        folder.mkdir(parents=True)
+    (tokens / "text.model").touch()
+    lines = [json.dumps({"file": f"{number}.mp4", "caption": "a robot"}) + "\n" for number in range(10)]
+    (clips / "captions.jsonl").write_text("".join(lines))
+    (workdir / "best_clips" / "captions.jsonl").write_text("".join(lines[:4]))
+    for number in range(10):
+        (clips / f"{number}.mp4").touch()
+    options = SimpleNamespace(
+        config="recipe.py", clips=clips, tokens=tokens, workdir=workdir, held_out=2, keep="", steps=(7, 5, 3), more=[]
+    )
+    recipe = stages.load_recipe(ROOT / "configs" / "robots.py", [])
+    dataset = stages.best_clips(options, recipe)
+    assert sorted(path.name for path in (workdir / "training_clips").glob("*.mp4")) == [f"{i}.mp4" for i in range(8)]
+    assert ran.pop()[-5:] == ["--size", "80", "80", "--fps", "8.0"]
+    said = {}
+    for stage in stages.STAGES:
+        folder = stages.train(options, recipe, stage, dataset)
+        said[stage.name] = ran.pop()[5:]
+        assert (folder / "tokens").exists() != stage.best and (folder / "tokenizer").is_dir()
+    tokenized = ran.pop()
+    assert not ran and tokenized[0] == "tokenize" and f"--tokens.videos={recipe.tokens.videos // 2}" in tokenized
+    start, steps = (f"--train_transformer.start={workdir}/", "--train_transformer.steps=")
+    assert said["pictures"] == [f"{steps}7", "--layouts.lengths=1", "--layouts.tasks.interpolation=0"]
+    assert said["clips"] == [f"{steps}5", f"{start}pictures"] and said["no_pictures"] == [f"{steps}12"]
+    assert said["clips_to_the_end"] == [f"{steps}3", f"{start}clips"] == said["best"][:2]
+    assert f"--data.path={dataset}" in said["best"]
