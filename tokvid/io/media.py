@@ -122,7 +122,9 @@ class VideoWriter:
             raise ValueError(f"frame {self.frames} is {image_HWC.shape[:2]}, the ones before were {self.size} (H, W)")
         if self.suffix == ".gif":
             image = PIL.Image.fromarray(image_HWC)
-            self._gif.append(image.quantize(256, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE))
+            image = image.quantize(256, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
+            equal = bool(self._gif) and _same(self._gif[-1], image)
+            self._gif.append(self._gif[-1] if equal else image)
         else:
             self._encode(image_HWC)
         self.frames += 1
@@ -187,7 +189,7 @@ def _held(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
     common_KC = np.array(palette, np.float32).reshape(-1, 3)
     held: list[PIL.Image.Image] = []
     for before, image in zip([None, *images], images, strict=False):
-        if before is not None and _same(before, image):
+        if before is image:
             held.append(held[-1])
             continue
         own_KC, codes_HW = np.array(image.getpalette("RGB"), np.float32).reshape(-1, 3), np.asarray(image)
@@ -205,7 +207,7 @@ def _held(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
 
 
 def _same(image: PIL.Image.Image, other: PIL.Image.Image) -> bool:
-    return image is other or image.convert("RGB").tobytes() == other.convert("RGB").tobytes()
+    return image.convert("RGB").tobytes() == other.convert("RGB").tobytes()
 
 
 def _lasting(
@@ -221,11 +223,12 @@ def _lasting(
         image.info["transparency"] = code
     shown, lasting = [held[0]], [delays[0]]
     for number, delay in enumerate(delays[1:], start=1):
-        equal = _same(images[number - 1], images[number])
+        equal = images[number - 1] is images[number]
         if equal and lasting[-1] + delay <= 10 * LONGEST_DELAY:
             lasting[-1] += delay
             continue
-        shown.append(clear[len(shown) % 2] if _same(held[number - 1], held[number]) else held[number])
+        unchanged = equal or _same(held[number - 1], held[number])
+        shown.append(clear[len(shown) % 2] if unchanged else held[number])
         lasting.append(delay)
     return shown, lasting
 
