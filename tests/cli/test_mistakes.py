@@ -73,6 +73,13 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --last-guidance -1", "guidance should be 0 to 100"),
         ("generate --prompt a --nonsense", "unrecognized arguments: --nonsense"),
         ("story --promt a", "unrecognized arguments: --promt (did you mean '--prompt'?); see tokvid story --help"),
+        (
+            "generate --promt a",
+            "--prompts is required; '--promt' is unknown (did you mean '--prompt'?); see tokvid generate",
+        ),
+        ("edit in.mp4 --task=x --tusk grey", "invalid choice: 'x'"),
+        ("edit in.mp4 --tusk=grey", "required: --task; '--tusk' is unknown (did you mean '--task'?)"),
+        ("generate --xyz a", "--prompts is required; see tokvid generate"),
         ("generate --prompt a --larger 2", "need a picture or a video whose detail they keep"),
         ("generate --prompt a --count 2 --larger 2", "--larger needs a picture or a video"),
         ("generate --prompt a --via-image --larger 2", "--larger needs a picture or a video"),

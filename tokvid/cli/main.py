@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from tokvid import __version__
 from tokvid.cli.data import Data
@@ -59,10 +59,22 @@ COMMANDS: tuple[Command, ...] = (
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, too."""
 
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         if wrong := re.search(r"invalid choice: '(.*?)'(?= \(choose from (.+)\))", message):
             hint = suggestion(wrong[1], re.findall(r"[\w-]+", wrong[2]))
             message = message[: wrong.end()] + hint + message[wrong.end() :]
+        elif "required" in message:  # perhaps what is missing is there, misspelt
+            for option in (word.partition("=")[0] for word in self.given if word.startswith("--")):
+                if option not in self._option_string_actions and (
+                    hint := suggestion(option, self._option_string_actions)
+                ):
+                    message += f"; {option!r} is unknown{hint}"
         _fail(f"{message}; see {self.prog} --help", 2)
 
 
