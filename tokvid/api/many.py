@@ -115,7 +115,7 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
                 name = f"{_words(story.segments[0].prompt)}-{mark[:12]}.mp4"
                 index.add({"file": name, **_figures(video), "seconds_to_make": round(seconds, 3), "mark": mark})
                 video.save(folder / name, scale=scale)
-                advance()
+            advance(len(numbers))
             began = time.monotonic()
     rows = index.merged()
     return [rows[mark] for mark in marks if mark in rows]
