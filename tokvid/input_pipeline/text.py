@@ -159,7 +159,7 @@ class TextModel:
             ids_L, cut = self._encode(text, length)
             if cut and not warned:
                 warned = True
-                log.warning("%s; so are others: transformer.text_length sets how many are kept", cut)
+                log.warning("%s; transformer.text_length, set in training, limits all texts", cut)
             ids_L.flags.writeable = False
             return ids_L
 
