@@ -76,6 +76,11 @@ export function toast(text, { action, error } = {}) {
   setTimeout(close, error ? 15000 : 8000);
 }
 
+// What went wrong with the draft before it was changed.
+export function closeErrors() {
+  for (const box of document.querySelectorAll("#toasts .error")) box.remove();
+}
+
 export function newSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 }

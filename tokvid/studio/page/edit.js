@@ -100,7 +100,7 @@ const OWN = { first, box, canvas, times, strength };
 // The first frame as it should look, where there is one.
 function first(edit) {
   const about = edit.first ? t("first_about", edit.first) : t("first_none");
-  return uploadZone({ id: "first", title: t("first_title"), upload: edit.first, about, kinds: "image/*", set: actions.setFirst, problem: actions.problem });
+  return uploadZone({ id: "first", title: t("first_title"), upload: edit.first, about, picture: true, set: actions.setFirst, problem: actions.problem });
 }
 
 // A box by pointer on the first frame, or by numbers.

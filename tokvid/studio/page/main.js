@@ -1,7 +1,7 @@
 // The page: starts its parts, asks the server for news, and does what they want done.
 
 import { get, post, remove } from "./api.js";
-import { announce, h, icon, newSeed, toast } from "./dom.js";
+import { announce, closeErrors, h, icon, newSeed, toast } from "./dom.js";
 import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames } from "./frames.js";
 import { initHistory, renderHistory, updateHistory } from "./history.js";
@@ -92,6 +92,7 @@ function problem(error) {
 function change(focus) {
   if (state.draft.branch && !branchFits()) closeBranch();
   store.save();
+  closeErrors();
   at("welcome").hidden = !isBlank();
   if (focus) renderScenes(focus);
   else updateScenes();

@@ -27,9 +27,9 @@ export function sizes(world, { larger }, set) {
   return h("label.inline", {}, h("span", {}, t("size")), select);
 }
 
-// A panel to which a file is dropped, or chosen; `set` gets its upload, or null to remove it.
-export function uploadZone({ id, title, upload: current, about, kinds = "image/*,video/*,.mkv,.flv,.ts", set, problem }) {
-  const input = h("input.hidden-text", { type: "file", id, accept: kinds, onchange: () => input.files[0] && send(input.files[0]) });
+// A panel to which a file is dropped, or chosen, a `picture` or also a clip; `set` gets its upload, or null to remove it.
+export function uploadZone({ id, title, upload: current, about, picture = false, set, problem }) {
+  const input = h("input.hidden-text", { type: "file", id, accept: picture ? "image/*" : "image/*,video/*,.mkv,.flv,.ts", onchange: () => input.files[0] && send(input.files[0]) });
   const status = h("span.status", { role: "status" });
   const zone = h(
     "div.opening.panel",
@@ -44,11 +44,11 @@ export function uploadZone({ id, title, upload: current, about, kinds = "image/*
         "p.opening-choose",
         {},
         input,
-        h("label.button", { for: id }, t("opening_choose")),
+        h("label.button", { for: id }, t(picture ? "choose_picture" : "opening_choose")),
         current && h("button", { type: "button", onclick: () => set(null) }, t("remove")),
         status,
       ),
-      !current && h("p.hint", {}, t("opening_drop", { mib: state.facts.limits.upload / 2 ** 20 })),
+      !current && h("p.hint", {}, t(picture ? "drop_picture" : "opening_drop", { mib: state.facts.limits.upload / 2 ** 20 })),
     ),
   );
   zone.addEventListener("dragover", (event) => {
