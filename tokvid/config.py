@@ -321,12 +321,13 @@ class Sampling:
     """Settings of sampling. Each field is a key of a story file's `sampling:` and a flag of the command line.
 
     The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 samples from the model's own
-    distribution. A small top_p also removes events that are unlikely at each place but must happen at one, like the
-    first appearance of an object. All rows at once are decoded in rounds (MaskGIT), each of which keeps its likeliest
-    tokens.
+    distribution. A top_p below 1, or a low temperature, also removes events that are unlikely at each place but must
+    happen at one, like the first appearance of an object: "a small red circle moves slowly to the left" has none in 22
+    of 64 videos with top_p 0.9, and in 4 with temperature 0.8. All rows at once are decoded in rounds (MaskGIT), each
+    of which keeps its likeliest tokens.
     """
 
-    temperature: float = _setting(0.8, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
+    temperature: float = _setting(0.9, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
     top_k: int = _setting(0, "sample from the N most likely tokens; 0: from all", 0)
     top_p: float = _setting(
         1.0, "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: all", 1e-9, 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tokvid
+from tokvid.shapes.reading import read_attributes
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,16 @@ def test_the_readme_works_as_printed(tiny_weights, tmp_path, monkeypatch):
     names: dict = {}
     exec(code, names)
     assert names["video"].frames.shape == (48, 16, 16, 3) and (tmp_path / "story.mp4").is_file()
+
+
+@pytest.mark.slow
+def test_the_readme_s_first_story_has_its_object():
+    """By the weights and settings that a newcomer has. A low top_p would leave some videos of this prompt empty."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    prompt = re.findall(r'tokvid story --prompt "(.+?)"', readme)[0]
+    for seed in range(8):
+        reading = read_attributes(tokvid.load("shapes", quiet=True).generate(prompt, seconds=1, seed=seed).frames, 8)
+        assert reading is not None and f"{reading.size} {reading.color} {reading.shape}" in prompt
 
 
 @pytest.mark.slow
