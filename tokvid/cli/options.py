@@ -122,7 +122,7 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
         type=outputs.file(*VIDEO_SUFFIXES),
         default=out,
         metavar="FILE",
-        help=f"video to write, .mp4 or .gif (default {out})",
+        help=f"video to write, .mp4 or .gif; an older one is replaced (default {out})",
     )
     group.add_argument(
         "--sheet",
