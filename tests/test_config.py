@@ -6,6 +6,7 @@ import pytest
 
 from tokvid.config import (
     DataConfig,
+    LayoutConfig,
     Recipe,
     TokenizerConfig,
     TrainConfig,
@@ -99,8 +100,9 @@ def test_a_retired_field_is_accepted_with_the_value_that_still_holds():
             "remat scan_layers subcodes temporal_patch text_length text_vocabulary ticks_per_second vocabulary "
             "width z_loss ",
         ),
+        (LayoutConfig(), "corruption lengths rows scheduled_sampling stalls tasks text_dropout "),
     ],
-    ids=["tokenizer", "transformer"],
+    ids=["tokenizer", "transformer", "layouts"],
 )
 def test_a_setting_of_a_later_version_does_not_stop_earlier_checkpoints(config, names):
     """Theirs lack it: with its default, which is in ADDED, it isn't among what has to agree."""

@@ -200,6 +200,7 @@ class LayoutConfig:
         default_factory=lambda: {"text_to_video": 0.4, "image_to_video": 0.1, "continuation": 0.5}
     )
     text_dropout: float = 0.1  # share of samples without their text, for guidance
+    word_dropout: float = 0.0  # share of a caption's words that a sample lacks, at most
     rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these for each sample; 0: token by token, all: in rounds
     corruption: float = 0.0  # share of a window's input tokens replaced by another video's, at most, at its end
     stalls: float = 0.0  # share of what a window's samples see that has stopped: codes of the frame before, at most
@@ -208,7 +209,7 @@ class LayoutConfig:
 
     def __post_init__(self) -> None:
         check_mixture(self.tasks)
-        for name in ("text_dropout", "corruption", "stalls", "scheduled_sampling"):
+        for name in ("text_dropout", "word_dropout", "corruption", "stalls", "scheduled_sampling"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} should be 0 to 1, got {share}")
         if not self.rows:
@@ -376,6 +377,7 @@ ADDED = {
     "generated": 0,
     "silent": 0,
     "copies_slower": False,
+    "word_dropout": 0.0,
 }
 
 

@@ -4,6 +4,7 @@ mixture.
 
 import collections
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -354,6 +355,29 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
         next(token_batches(cache, LayoutConfig(), config, 8, 0, text_model=text_model, threads=0))
 
 
+def test_words_are_left_out_each_for_itself(cache, text_model):
+    """Of captions of two words, all four parts are seen, in half of the windows or so the whole; without, only it."""
+
+    def seen(**layouts):
+        layouts = LayoutConfig(text_dropout=0.0, **layouts)
+        batch = next(iter(token_batches(cache, layouts, CONFIG, 400, 0, text_model=text_model)))
+        return collections.Counter(text_model.decode(text_L) for text_L in batch.text)
+
+    assert seen().keys() == {"red left", "blue right"}
+    fewer = seen(word_dropout=1.0)
+    assert fewer.keys() == {"red left", "red", "left", "blue right", "blue", "right", ""}
+    # Each word stays with a chance that is drawn from 0 to 1, so both with 1/3 and none as well.
+    assert 90 < fewer["red left"] + fewer["blue right"] < 180 and 90 < fewer[""] < 180
+    assert 0.35 < fewer["red"] / (fewer["red"] + fewer["left"]) < 0.65
+
+
+def test_hidden_states_of_whole_captions_lack_no_word(cache, text_model):
+    config, layouts = dataclasses.replace(CONFIG, text_width=8), LayoutConfig(word_dropout=0.5)
+    of_t5 = types.SimpleNamespace(source=RecordSource(cache), text=text_model, config=config, layouts=layouts)
+    with pytest.raises(UserError, match="word_dropout is for text models"):
+        windows.WindowSampler(of_t5)
+
+
 @pytest.mark.parametrize(
     ("layouts", "said"),
     [
@@ -362,6 +386,7 @@ def test_what_does_not_belong_together(cache, text_model, change, said):
         ({"tasks": {"text_to_video": float("nan")}}, "text_to_video should be 0 or more"),
         ({"tasks": {"text2video": 1}}, "unknown task 'text2video' .did you mean 'text_to_video'"),
         ({"text_dropout": 1.5}, "text_dropout should be 0 to 1"),
+        ({"word_dropout": -0.1}, "word_dropout should be 0 to 1"),
         ({"corruption": -0.5}, "corruption should be 0 to 1"),
         ({"rows": ()}, "rows is empty"),
         ({"rows": (0, 3)}, "rows should be 0"),

@@ -178,7 +178,7 @@ class TransformerTraining:
         return {
             "transformer": computed(self.config),
             **({"lora of": self._base} if self.recipe.train_transformer.lora else {}),
-            "layouts": to_dict(self.recipe.layouts),
+            "layouts": computed(self.recipe.layouts),
             "tokenizer": about["tokenizer"],
             "text_model": about["text_model"],
             "data": about["data"],

@@ -187,6 +187,10 @@ class WindowSampler:
         self.source, self.layouts, self.config = cache.source, cache.layouts, cache.config
         self.kinds = {each.kind: each for each in batch_kinds(self.layouts, self.config)}
         self.strides = [stride_of(rows, self.config.latent) for rows in self.layouts.rows]
+        if self.layouts.word_dropout and self.config.text_width:
+            raise UserError(
+                "layouts.word_dropout is for text models; a T5 has read whole captions; leave one of them out"
+            )
         self.encode = cache.text.encoder(self.config.text_length)  # once a caption, not once a step
 
     def kind(self, rng: np.random.Generator) -> Kind:
@@ -258,7 +262,7 @@ class WindowSampler:
             tokens=as_generated(config, tokens_THWQ, window.known),
             start=np.asarray(window.start, np.int32),
             fps=np.asarray(video.fps, np.float32),
-            text=self._text(video, "" if dropped else window.text),
+            text=self._text(video, "" if dropped else fewer_words(window.text, self.layouts.word_dropout, rng)),
             known=window.known,
             stride=np.asarray(stride, np.int32),
             drawn=_drawn(window.known, rng) if in_rounds else np.zeros((T, H, W), bool),
@@ -278,6 +282,19 @@ class WindowSampler:
             own_LE = video.states[number][: config.text_length]
             states_LE[: len(own_LE)] = own_LE
         return states_LE
+
+
+def fewer_words(text: str, most: float, rng: np.random.Generator) -> str:
+    """A caption without some of its words, a share of them that is drawn from 0 to `most`.
+
+    So each word's meaning is learned without the others. Where two words always come together in training, a model may
+    read only one of them, and is then wrong about any other pair.
+    """
+    if not most:
+        return text
+    words = text.split()
+    stays = rng.random(len(words)) >= rng.uniform(0, most)
+    return " ".join(word for word, stay in zip(words, stays, strict=True) if stay)
 
 
 def _draw(rng: np.random.Generator, shares: Sequence[float]) -> int:
