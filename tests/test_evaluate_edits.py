@@ -12,7 +12,7 @@ from tokvid.errors import UserError
 from tokvid.evaluate import edits
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.edits import MEASURES, RealClips, Request, evaluate_edits
-from tokvid.tasks.tasks import conditions_of
+from tokvid.tasks.tasks import TASKS, conditions_of
 
 DATA = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
 REQUEST = Request("all", 5, 1.0, 8.0, 0)
@@ -36,6 +36,9 @@ def test_all_tasks_are_measured(models, asked, by_two, monkeypatch):
         row = figures[name]
         assert 0 < row["psnr"] <= 100 and 0 < row["ceiling_psnr"] <= 100 and 5 < row["simple_psnr"] <= 100, name
         assert 0 < row["moving"]["psnr"] <= 100 and row["moving"]["psnr"] != row["psnr"], name
+        chosen, certain = figures["settings"][name], TASKS[MEASURES[name].task].certain
+        assert certain == (MEASURES[name].task in ("colourise", "upscale"))
+        assert (chosen["guidance"], chosen["sampling"]["temperature"]) == ((1.0, 0.0) if certain else (3.0, 0.9)), name
     json.dumps(figures, allow_nan=False)
     ((rows, captions),) = sheets
     assert captions[:3] == ["restyle: given", "made", "truth"] and len(rows) == len(captions) == 6 * len(MEASURES)

@@ -218,6 +218,7 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert (edited.frames == smooth.frames).all()
     again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story
     assert (again.guidance, again.sampling.temperature) == (1.0, 0.9)
+    assert world.edit(clip, "interpolation", fps=8, guidance=2).story.guidance == 2.0
     assert world.interpolate(clip, negative="blue").story.guidance == GUIDANCE  # without it, "blue" would not be read
     stream = world.loop.stream(clip, guidance=1, fps=4)
     assert (stream.total, stream.known, stream.left_out) == (8, 4, 1) and len(stream.video(quiet=True)) == 8

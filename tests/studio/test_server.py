@@ -14,6 +14,7 @@ pytest.importorskip("httpx", reason="needs httpx, of the group dev")
 from fastapi.testclient import TestClient
 
 from tokvid import weights
+from tokvid.api.worlds import WORLDS
 from tokvid.cli.main import main
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import train_text_model
@@ -119,6 +120,14 @@ def test_the_command_line_and_python_generate_the_same_bytes(client, take, tiny_
     tokvid.load(tiny_weights, quiet=True).story("story.yaml").save("python.mp4")
     for name in ("own.mp4", "python.mp4"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "page.mp4").read_bytes()
+
+
+def test_each_task_has_its_own_guidance():
+    """Colours and sizes leave little to chance, a new look leaves a lot."""
+    tasks = World("shapes", WORLDS["shapes"]).facts()["tasks"]
+    assert {name: tasks[name]["guidance"] for name in ("colourise", "upscale", "restyle", "inpaint")} == {
+        "colourise": 1.0, "upscale": 1.0, "restyle": 3.0, "inpaint": 3.0
+    }  # fmt: skip
 
 
 def test_weights_with_a_lora(client, lora, take, tiny_weights, tmp_path, monkeypatch):

@@ -7,11 +7,12 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tokvid.config import BETWEEN, GUIDANCE, Sampling, Scheme, from_dict
+from tokvid.config import CERTAIN, GUIDANCE, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local
 from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
+from tokvid.tasks.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,12 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
     return from_dict(Story, _plain({**values, **changes}), "story")
 
 
-def story_between(prompt: str, settings: Settings) -> Story:
-    """A prompt for frames between given ones: with these settings, and the defaults that are best there."""
-    guidance = GUIDANCE if settings.get("negative") else BETWEEN["guidance"]  # at 1, a negative prompt has no effect
-    begun = Story((Segment(prompt),), guidance=guidance, sampling=Sampling(temperature=BETWEEN["temperature"]))
+def story_for(task: str, prompt: str, settings: Settings) -> Story:
+    """A prompt for a task: with these settings, and the task's defaults."""
+    if not TASKS[task].certain:
+        return make_story([prompt], None, settings)
+    guidance = GUIDANCE if settings.get("negative") else CERTAIN["guidance"]  # at 1, a negative prompt has no effect
+    begun = Story((Segment(prompt),), guidance=guidance, sampling=Sampling(temperature=CERTAIN["temperature"]))
     return make_story(begun, None, settings)
 
 

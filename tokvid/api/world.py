@@ -13,7 +13,7 @@ from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Frames, Picture, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_between, warn_of_spelled
+from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_for, warn_of_spelled
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS
@@ -211,13 +211,13 @@ class World:
         that is white in what becomes new; outpaint `canvas`, as "16:9"; upscale `times`, 2, 4, …; variation `strength`.
         Restyle, reshape and colourise take `first`, a picture: the first frame as it should look, which the others
         follow. With it, and where pixels of the video are kept (colourise, inpaint, outpaint, interpolation), the new
-        video can be `larger` times the world's size.
+        video can be `larger` times the world's size. Colourise, upscale and interpolation draw the likeliest tokens,
+        without guidance, unless settings say otherwise.
         """
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
         plain = cast(Settings, {name: value for name, value in settings.items() if name not in own})
-        between = task == "interpolation"
-        story = self._checked(story_between(prompt, plain) if between else make_story([prompt], None, plain))
+        story = self._checked(story_for(task, prompt, plain))
         self._times(larger)
         total, parts, size = edited(self.models, story, task, video, own, larger)
         return Stream(parts, total, story.fps, size, story)
@@ -266,7 +266,7 @@ class World:
         It is `larger` times the world's size: what stands still keeps the detail of the given frames beside it.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
-        story = self._checked(story_between(prompt, rated))
+        story = self._checked(story_for("interpolation", prompt, rated))
         size = self._times(larger)
         total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, size), factor)
         return Stream(parts, total, story.fps * factor, size, story)

@@ -23,7 +23,7 @@ from tokvid.cli.options import (
     scheme_argument,
 )
 from tokvid.cli.printing import in_any_case, markdown, say, table
-from tokvid.config import BETWEEN, GUIDANCE, Sampling, check_guidance, check_seed
+from tokvid.config import check_guidance, check_seed
 from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, Outputs, write_json, write_text
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tokvid.sampling.stream import Models
 
 Show = Callable[..., object]
+TEXT = "text_to_video"
+SettingsOf = Callable[[str], "Settings"]  # of a task
 
 
 class Evaluation(NamedTuple):
@@ -41,23 +43,23 @@ class Evaluation(NamedTuple):
 
     help: str
     uses: frozenset[str]
-    measure: Callable[[argparse.Namespace, "Settings", Show], dict[str, Any]]
+    measure: Callable[[argparse.Namespace, "SettingsOf", Show], dict[str, Any]]
 
 
-def _shapes(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+def _shapes(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.shapes import evaluate_shapes
     from tokvid.evaluate.tasks import check_task, evaluate_tasks
 
     rates = options.fps or ()
     if options.task is None:
         refuse(options, ["sheet"], "is not for evaluate shapes; leave it out, or give a --task")
-        return evaluate_shapes(_models(options), options.samples, options.seed, settings, rates)
+        return evaluate_shapes(_models(options), options.samples, options.seed, settings(TEXT), rates)
     check_task(options.task)
     fps = _one_rate(options) if rates else None
     return evaluate_tasks(_models(options), options.task, options.samples, options.seed, settings, fps, show)
 
 
-def _reconstruction(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+def _reconstruction(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
     from tokvid import weights
     from tokvid.distributed import check_same
     from tokvid.evaluate.reconstruction import evaluate_reconstruction, with_later_codes
@@ -69,14 +71,16 @@ def _reconstruction(options: argparse.Namespace, settings: "Settings", show: Sho
     return evaluate_reconstruction(tokenizer, data, options.samples, options.seed, _features(options), show)
 
 
-def _interpolation(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+def _interpolation(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.interpolation import evaluate_interpolation
 
     data, factor = _data(options), 2 if options.factor is None else options.factor
-    return evaluate_interpolation(_models(options), data, options.samples, factor, options.seed, settings, show)
+    return evaluate_interpolation(
+        _models(options), data, options.samples, factor, options.seed, settings("interpolation"), show
+    )
 
 
-def _edits(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+def _edits(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.edits import ALL, Request, check_edit, evaluate_edits
 
     check_edit(options.task or ALL)
@@ -86,22 +90,22 @@ def _edits(options: argparse.Namespace, settings: "Settings", show: Show) -> dic
     return evaluate_edits(models, data, request, settings, show)
 
 
-def _mnist(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+def _mnist(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.mnist import evaluate_mnist
 
     data = _trained_data(options)
     if options.data is not None:
         data = dataclasses.replace(data, path=str(options.data))
-    return evaluate_mnist(_models(options), data, options.samples, options.seed, settings, show)
+    return evaluate_mnist(_models(options), data, options.samples, options.seed, settings(TEXT), show)
 
 
-def _generation(options: argparse.Namespace, settings: "Settings", show: Show) -> dict[str, Any]:
+def _generation(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
     from tokvid.evaluate.generation import Request, evaluate_generation
 
     data = _data(options)
     models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
     request = Request(options.samples, options.seconds or 3.0, fps, options.seed)
-    return evaluate_generation(models, data, request, _features(options), settings, show)
+    return evaluate_generation(models, data, request, _features(options), settings(TEXT), show)
 
 
 # In all processes of a job.
@@ -212,19 +216,23 @@ class Evaluate(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.distributed import check_same, first
-        from tokvid.evaluate.batches import Settings
+        from tokvid.evaluate.batches import Settings, usual
         from tokvid.io.media import contact_sheet
 
         evaluation = EVALUATIONS[options.what]
         unused = frozenset().union(*(other.uses for other in EVALUATIONS.values())) - evaluation.uses
         refuse(options, sorted(unused), f"is not for evaluate {options.what}; leave it out")
-        usual = BETWEEN if options.what == "interpolation" else {"guidance": GUIDANCE}
-        guidance = usual["guidance"] if options.guidance is None else options.guidance
         check_seed(options.seed)
-        check_guidance(guidance)
-        sampling = Sampling(temperature=usual.get("temperature", Sampling.temperature))
-        settings = Settings(guidance, scheme=options.scheme, sampling=sampling_of(options, sampling))
-        check_same([str(getattr(options, name)) for name in ALIKE] + [dataclasses.asdict(settings)])
+        if options.guidance is not None:
+            check_guidance(options.guidance)
+
+        def settings(task: str) -> Settings:
+            """The options, and the task's defaults."""
+            begun = usual(task)
+            guidance = begun.guidance if options.guidance is None else options.guidance
+            return Settings(guidance, scheme=options.scheme, sampling=sampling_of(options, begun.sampling))
+
+        check_same([str(getattr(options, name)) for name in ALIKE] + [dataclasses.asdict(settings("text_to_video"))])
         steps: list[Callable[[], object]] = []
 
         def show(rows: list[Any], **how: Any) -> None:

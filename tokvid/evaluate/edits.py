@@ -13,7 +13,7 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through, usual
 from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
 from tokvid.evaluate.reconstruction import some_clips, split_of
 from tokvid.io.progress import progress
@@ -177,7 +177,7 @@ def evaluate_edits(
     models: Models,
     data: DataConfig,
     request: Request,
-    settings: Settings = Settings(),
+    settings: Callable[[str], Settings] = usual,
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
     """Edits held-out clips so that the truth is what should come out, and compares the two.
@@ -185,7 +185,8 @@ def evaluate_edits(
     Colourise gets a clip's luma, inpaint and outpaint what is outside of a box or of the sides, upscale half the size,
     restyle the outlines, some the first frame as well; all get the caption. For each, PSNR (dB) of what is new, of the
     simplest way to do the same (`simple_psnr`), and of the true clip through the tokenizer (`ceiling_psnr`), with what
-    is given kept in all three; the same for the half of the clips that moves most. `show` gets some clips, what was
+    is given kept in all three; the same for the half of the clips that moves most. `settings` gives those of a task.
+    `show` gets some clips, what was
     given, made and true, as arguments for `contact_sheet`. UserError where the weights weren't trained for the task,
     and for fewer than 4 clips.
     """
@@ -197,7 +198,10 @@ def evaluate_edits(
         raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
     if request.samples < 4:
         raise UserError(f"need 4 or more samples, got {request.samples}")
-    each = (((name, clips, count), count) for name in names for clips, count in _drawn(models, data, request, settings))
+    chosen = {name: settings(MEASURES[name].task) for name in names}
+    each = (
+        ((name, clips, count), count) for name in names for clips, count in _drawn(models, data, request, chosen[name])
+    )
     with progress("evaluate edits", request.samples * len(names), "videos", quiet=not first()) as advance:
         lists = measured(each, lambda given: _measure(*given), advance)
     if (count := len(lists[names[0], "psnr"])) < 4:
@@ -208,7 +212,8 @@ def evaluate_edits(
         name: _figures({kind: lists[name, kind] for kind in KINDS}, lists[name, MOTION]) for name in names
     }
     about = {"samples": count, "seconds": request.seconds, "fps": request.fps, "seed": request.seed}
-    return figures | about | {"settings": dataclasses.asdict(settings), "weights": models.mark}
+    asked = {name: dataclasses.asdict(each) for name, each in chosen.items()}
+    return figures | about | {"settings": asked, "weights": models.mark}
 
 
 def _figures(lists: dict[str, list[float]], motion: list[float]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, Padded, Settings, mean, measured, padded, through
+from tokvid.evaluate.batches import BATCH, Padded, Settings, mean, measured, padded, through, usual
 from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
 from tokvid.evaluate.shapes import ATTRIBUTES, check, frames_at, stories_of, stream_of
 from tokvid.io.progress import progress
@@ -309,13 +309,14 @@ def evaluate_tasks(
     name: str,
     samples: int,
     seed: int,
-    settings: Settings = Settings(),
+    settings: Callable[[str], Settings] = usual,
     fps: float | None = None,
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
     """Measures one of MEASURES, or "all" that the weights were trained for, on `samples` clips of two seconds.
 
-    Figures are means over the clips: attributes that are read right, distances in pixels, PSNR in dB. `show` gets some
+    Figures are means over the clips: attributes that are read right, distances in pixels, PSNR in dB. `settings` gives
+    those of a task. `show` gets some
     clips, what was given above what was made, as arguments for `contact_sheet`. UserError where the weights weren't
     trained for the task.
     """
@@ -327,13 +328,14 @@ def evaluate_tasks(
         raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
     for task in MEASURES[name].needs if name != ALL else ():
         check_trained(models, task)
+    chosen = {each: settings(MEASURES[each].needs[0]) for each in names}
     frames = frames_at(models, fps)
     stories = stories_of(samples, stream_of(seed, EARLIER), frames / fps)
     drawn = (
         ((each, batch), batch.size) for each in names for batch in padded(stories, min(BATCH, samples), seed, EARLIER)
     )
     with progress("evaluate shapes", samples * len(names), "videos", quiet=not first()) as advance:
-        lists = measured(drawn, lambda batch: _measure(models, *batch, fps, settings), advance)
+        lists = measured(drawn, lambda batch: _measure(models, *batch, fps, chosen[batch[0]]), advance)
     figures: dict[str, Any] = {each: {} for each in names}
     shown: list[tuple[np.ndarray, str]] = []
     for (each, figure), values in lists.items():
@@ -343,7 +345,8 @@ def evaluate_tasks(
             figures[each][figure] = mean(values)
     show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
     about = {"samples": samples, "seed": seed, "fps": fps, "frames": frames}
-    return {**figures, **about, "settings": dataclasses.asdict(settings), "weights": models.mark}
+    asked = {each: dataclasses.asdict(values) for each, values in chosen.items()}
+    return {**figures, **about, "settings": asked, "weights": models.mark}
 
 
 def _measure(

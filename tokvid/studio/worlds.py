@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import GUIDANCE
+from tokvid.config import CERTAIN, GUIDANCE
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.story import Story, load_story
@@ -45,7 +45,12 @@ class World:
             "base": self.base,
             "loras": [[path.name, scale] for path, scale in self.loras],
             "tasks": {
-                name: {"help": TASKS[name].help, "settings": TASKS[name].settings, "larger": keeps_pixels(name)}
+                name: {
+                    "help": TASKS[name].help,
+                    "settings": TASKS[name].settings,
+                    "larger": keeps_pixels(name),
+                    "guidance": CERTAIN["guidance"] if TASKS[name].certain else scene["guidance"],
+                }
                 for name in self.edits
             },
             "size": list(about.get("size") or (64, 64)),

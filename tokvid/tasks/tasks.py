@@ -123,7 +123,8 @@ class Task:
     """The inputs beside the text: known tokens, and conditions (keys of CONDITIONS).
 
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
-    `settings`: what users choose for it beside the prompt; flags of `tokvid edit`.
+    `settings`: what users choose for it beside the prompt; flags of `tokvid edit`. `certain`: what is given leaves
+    little to chance, so by default the likeliest tokens are drawn, without guidance (config.CERTAIN).
     """
 
     help: str
@@ -131,6 +132,7 @@ class Task:
     conditions: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     at_switch: float = 0.0
+    certain: bool = False
 
     @property
     def edits(self) -> bool:
@@ -147,15 +149,15 @@ TASKS: dict[str, Task] = {
     "infilling": Task("new frames between given ones", any_frames),
     "restyle": Task("the same motion and outlines with another look", any_last_frames, ("edges",), ("first",)),
     "reshape": Task("the same motion with other things", any_last_frames, ("rough",), ("first",)),
-    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",)),
+    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",), certain=True),
     "inpaint": Task("a new part of a video", windows_of(outside_a_box), settings=("box", "mask")),
     "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",)),
-    "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), settings=("times",)),
+    "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), ("times",), certain=True),
     "animate": Task("what a picture shows moves along a track", any_last_frames, conditions=("picture", "track")),
     "variation": Task(
         "a video with a share of its tokens drawn again", windows_of(some_tokens), settings=("strength",)
     ),
-    "interpolation": Task("twice as many frames", any_last_frames, conditions=("coarse",)),
+    "interpolation": Task("twice as many frames", any_last_frames, ("coarse",), certain=True),
 }
 
 

@@ -35,9 +35,11 @@ export function renderEdit() {
     return;
   }
   const { edit } = state;
-  if (!tasks.includes(edit.task)) edit.task = tasks[0];
+  if (!tasks.includes(edit.task)) chooseTask(edit, world, tasks[0]);
   place.replaceChildren(source(edit), form(edit, world, tasks), bar());
 }
+
+const chooseTask = (edit, world, task) => Object.assign(edit, { task, guidance: world.tasks[task].guidance });
 
 function source(edit) {
   const about = edit.source ? t("source_about", { ...edit.source, seconds: edit.source.seconds.toFixed(1) }) : t("source_none");
@@ -45,7 +47,7 @@ function source(edit) {
 }
 
 function form(edit, world, tasks) {
-  const task = h("select", { id: "task", onchange: () => ((edit.task = task.value), actions.changeEdit(true)) }, ...tasks.map((name) => h("option", { value: name, selected: name === edit.task }, nameOfTask(name))));
+  const task = h("select", { id: "task", onchange: () => (chooseTask(edit, world, task.value), actions.changeEdit(true)) }, ...tasks.map((name) => h("option", { value: name, selected: name === edit.task }, nameOfTask(name))));
   const prompt = h("textarea", { id: "edit-prompt", rows: "2", maxlength: "2000", placeholder: t("edit_prompt_hint"), value: edit.prompt, oninput: () => ((edit.prompt = prompt.value), actions.changeEdit()) });
   const { help, settings } = world.tasks[edit.task];
   const hint = has(`taskhint_${edit.task}`) ? t(`taskhint_${edit.task}`) : help;

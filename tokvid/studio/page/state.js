@@ -52,8 +52,8 @@ export function wishOf(draft, until = null) {
 }
 
 export function newEdit(world) {
-  const { fps, guidance } = world.defaults;
-  return { task: Object.keys(world.tasks)[0] ?? "", source: null, prompt: "", fps, guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5, first: null, larger: 1 };
+  const [task, about] = Object.entries(world.tasks)[0] ?? ["", world.defaults];
+  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5, first: null, larger: 1 };
 }
 
 // An edit as it was asked for, with its uploads.
