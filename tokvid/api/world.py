@@ -211,8 +211,8 @@ class World:
         that is white in what becomes new; outpaint `canvas`, as "16:9"; upscale `times`, 2, 4, …; variation `strength`.
         Restyle, reshape and colourise take `first`, a picture: the first frame as it should look, which the others
         follow. With it, and where pixels of the video are kept (colourise, inpaint, outpaint, interpolation), the new
-        video can be `larger` times the world's size. Colourise, upscale and interpolation draw the likeliest tokens,
-        without guidance, unless settings say otherwise.
+        video can be `larger` times the world's size. Upscale and interpolation draw the likeliest tokens, without
+        guidance, unless settings say otherwise.
         """
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)

@@ -124,7 +124,8 @@ class Task:
 
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
     `settings`: what users choose for it beside the prompt; flags of `tokvid edit`. `certain`: what is given leaves
-    little to chance, so by default the likeliest tokens are drawn, without guidance (config.CERTAIN).
+    little to chance, so by default the likeliest tokens are drawn, without guidance (config.CERTAIN). The likeliest
+    colour of most things is grey, so colours aren't.
     """
 
     help: str
@@ -149,7 +150,7 @@ TASKS: dict[str, Task] = {
     "infilling": Task("new frames between given ones", any_frames),
     "restyle": Task("the same motion and outlines with another look", any_last_frames, ("edges",), ("first",)),
     "reshape": Task("the same motion with other things", any_last_frames, ("rough",), ("first",)),
-    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",), certain=True),
+    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",)),
     "inpaint": Task("a new part of a video", windows_of(outside_a_box), settings=("box", "mask")),
     "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",)),
     "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), ("times",), certain=True),
