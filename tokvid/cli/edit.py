@@ -28,7 +28,11 @@ class Edit(Command):
 
     name = "edit"
     help = "make a video from another one, by a task that the weights were trained for"
-    details = "The new video follows the prompt and what the task takes from IN."
+    details = (
+        "The new video follows the prompt and what the task takes from IN. "
+        f"{' and '.join(name for name, task in TASKS.items() if task.certain)} draw the likeliest tokens, without "
+        "guidance, unless --temperature or --guidance is given."
+    )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         tasks = {name: task for name, task in TASKS.items() if task.edits}

@@ -43,10 +43,10 @@ class Evaluation(NamedTuple):
 
     help: str
     uses: frozenset[str]
-    measure: Callable[[argparse.Namespace, "SettingsOf", Show], dict[str, Any]]
+    measure: Callable[[argparse.Namespace, SettingsOf, Show], dict[str, Any]]
 
 
-def _shapes(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
+def _shapes(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.shapes import evaluate_shapes
     from tokvid.evaluate.tasks import check_task, evaluate_tasks
 
@@ -59,7 +59,7 @@ def _shapes(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> 
     return evaluate_tasks(_models(options), options.task, options.samples, options.seed, settings, fps, show)
 
 
-def _reconstruction(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
+def _reconstruction(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid import weights
     from tokvid.distributed import check_same
     from tokvid.evaluate.reconstruction import evaluate_reconstruction, with_later_codes
@@ -71,7 +71,7 @@ def _reconstruction(options: argparse.Namespace, settings: "SettingsOf", show: S
     return evaluate_reconstruction(tokenizer, data, options.samples, options.seed, _features(options), show)
 
 
-def _interpolation(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
+def _interpolation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.interpolation import evaluate_interpolation
 
     data, factor = _data(options), 2 if options.factor is None else options.factor
@@ -80,7 +80,7 @@ def _interpolation(options: argparse.Namespace, settings: "SettingsOf", show: Sh
     )
 
 
-def _edits(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
+def _edits(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.edits import ALL, Request, check_edit, evaluate_edits
 
     check_edit(options.task or ALL)
@@ -90,7 +90,7 @@ def _edits(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> d
     return evaluate_edits(models, data, request, settings, show)
 
 
-def _mnist(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
+def _mnist(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.mnist import evaluate_mnist
 
     data = _trained_data(options)
@@ -99,7 +99,7 @@ def _mnist(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> d
     return evaluate_mnist(_models(options), data, options.samples, options.seed, settings(TEXT), show)
 
 
-def _generation(options: argparse.Namespace, settings: "SettingsOf", show: Show) -> dict[str, Any]:
+def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.generation import Request, evaluate_generation
 
     data = _data(options)
@@ -232,7 +232,7 @@ class Evaluate(Command):
             guidance = begun.guidance if options.guidance is None else options.guidance
             return Settings(guidance, scheme=options.scheme, sampling=sampling_of(options, begun.sampling))
 
-        check_same([str(getattr(options, name)) for name in ALIKE] + [dataclasses.asdict(settings("text_to_video"))])
+        check_same([str(getattr(options, name)) for name in ALIKE] + [dataclasses.asdict(settings(TEXT))])
         steps: list[Callable[[], object]] = []
 
         def show(rows: list[Any], **how: Any) -> None:

@@ -186,9 +186,8 @@ def evaluate_edits(
     restyle the outlines, some the first frame as well; all get the caption. For each, PSNR (dB) of what is new, of the
     simplest way to do the same (`simple_psnr`), and of the true clip through the tokenizer (`ceiling_psnr`), with what
     is given kept in all three; the same for the half of the clips that moves most. `settings` gives those of a task.
-    `show` gets some clips, what was
-    given, made and true, as arguments for `contact_sheet`. UserError where the weights weren't trained for the task,
-    and for fewer than 4 clips.
+    `show` gets some clips, what was given, made and true, as arguments for `contact_sheet`. UserError where the weights
+    weren't trained for the task, and for fewer than 4 clips.
     """
     check_edit(request.edit)
     if request.edit != ALL:

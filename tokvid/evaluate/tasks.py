@@ -316,9 +316,8 @@ def evaluate_tasks(
     """Measures one of MEASURES, or "all" that the weights were trained for, on `samples` clips of two seconds.
 
     Figures are means over the clips: attributes that are read right, distances in pixels, PSNR in dB. `settings` gives
-    those of a task. `show` gets some
-    clips, what was given above what was made, as arguments for `contact_sheet`. UserError where the weights weren't
-    trained for the task.
+    those of a task. `show` gets some clips, what was given above what was made, as arguments for `contact_sheet`.
+    UserError where the weights weren't trained for the task.
     """
     check_task(name)
     fps = float(fps or max(models.transformer.about["fps"]))
