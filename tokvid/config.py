@@ -304,8 +304,6 @@ class Recipe:
 
 
 GUIDANCE = 3.0  # default guidance scale
-# The defaults of tasks in which what is given leaves little to chance: as near to the truth as possible, so greedy.
-CERTAIN: dict[str, float] = {"guidance": 1.0, "temperature": 0.0}
 LOWEST_TEMPERATURE = 0.001  # lower ones are greedy too, but logits would overflow
 # The order of generation. hierarchical: keyframes, then the frames between them, level by level; one-level: all frames
 # in order, at the final rate.

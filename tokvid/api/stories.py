@@ -7,12 +7,11 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tokvid.config import CERTAIN, GUIDANCE, Sampling, Scheme, from_dict
+from tokvid.config import GUIDANCE, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local
-from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
-from tokvid.tasks.tasks import TASKS
+from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, defaults_of, load_story
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +75,10 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
 
 def story_for(task: str, prompt: str, settings: Settings) -> Story:
     """A prompt for a task: with these settings, and the task's defaults."""
-    if not TASKS[task].certain:
-        return make_story([prompt], None, settings)
-    guidance = GUIDANCE if settings.get("negative") else CERTAIN["guidance"]  # at 1, a negative prompt has no effect
-    begun = Story((Segment(prompt),), guidance=guidance, sampling=Sampling(temperature=CERTAIN["temperature"]))
-    return make_story(begun, None, settings)
+    guidance, sampling = defaults_of(task)
+    if settings.get("negative"):
+        guidance = GUIDANCE  # at 1, a negative prompt has no effect
+    return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)
 
 
 def prompts_of(story: Story) -> list[str]:

@@ -8,11 +8,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from tokvid.config import CERTAIN, GUIDANCE, Sampling, Scheme
+from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.distributed import from_all
 from tokvid.sampling.levels import Levels, rates_of, videos
+from tokvid.sampling.story import defaults_of
 from tokvid.sampling.stream import Guidance, Models, decode_clips, encode_clips, latent_frames_for, make_prompt
-from tokvid.tasks.tasks import TASKS
 from tokvid.weights import Loaded
 
 BATCH = 32
@@ -40,9 +40,8 @@ class Settings:
 
 def usual(task: str = "text_to_video") -> Settings:
     """The default settings of a task."""
-    if not TASKS[task].certain:
-        return Settings()
-    return Settings(CERTAIN["guidance"], sampling=Sampling(temperature=CERTAIN["temperature"]))
+    guidance, sampling = defaults_of(task)
+    return Settings(guidance, sampling=sampling)
 
 
 class Padded(NamedTuple, Generic[Item]):

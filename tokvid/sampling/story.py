@@ -25,6 +25,7 @@ from tokvid.sampling.stream import (
     latent_frames_for,
     make_prompt,
 )
+from tokvid.tasks.tasks import TASKS
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
@@ -122,6 +123,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"{name!r:.40} is there twice", problem_mark=mark)
             names.add(name)
         return super().construct_mapping(node, deep)
+
+
+def defaults_of(task: str) -> tuple[float, Sampling]:
+    """The default guidance scale and sampling of a task: greedy where the truth leaves little to chance."""
+    return (1.0, Sampling(temperature=0.0)) if TASKS[task].certain else (GUIDANCE, Sampling())
 
 
 def load_story(path: str | Path) -> Story:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import CERTAIN, GUIDANCE
+from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
-from tokvid.sampling.story import Story, load_story
+from tokvid.sampling.story import Story, defaults_of, load_story
 from tokvid.tasks.tasks import TASKS, keeps_pixels, trained_tasks
 
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
@@ -49,7 +49,7 @@ class World:
                     "help": TASKS[name].help,
                     "settings": TASKS[name].settings,
                     "larger": keeps_pixels(name),
-                    "guidance": CERTAIN["guidance"] if TASKS[name].certain else scene["guidance"],
+                    "guidance": defaults_of(name)[0] if TASKS[name].certain else scene["guidance"],
                 }
                 for name in self.edits
             },

@@ -124,8 +124,8 @@ class Task:
 
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
     `settings`: what users choose for it beside the prompt; flags of `tokvid edit`. `certain`: what is given leaves
-    little to chance, so by default the likeliest tokens are drawn, without guidance (config.CERTAIN). The likeliest
-    colour of most things is grey, so colours aren't.
+    little to chance, so by default the likeliest tokens are drawn, without guidance. The likeliest colour of most
+    things is grey, so colours aren't.
     """
 
     help: str

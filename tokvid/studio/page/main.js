@@ -287,6 +287,7 @@ const actions = {
   setFirst: (value) => openEditor({ ...state.edit, first: value }),
   changeEdit: (again) => {
     store.save();
+    closeErrors();
     if (!again) return;
     renderEdit();
     at("task").focus();
