@@ -2,12 +2,17 @@
 
 import argparse
 import dataclasses
+import gc
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tokvid.cli import main as cli
@@ -107,3 +112,55 @@ def test_weights_that_come_with_tokvid_have_names(tmp_path, monkeypatch):
     (tmp_path / "robots").mkdir()
     assert options.weights("robots") == Path("robots")
     assert options.weights("hf://me/mine") == "hf://me/mine"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_during_garbage_collection_is_not_lost(tokvid, monkeypatch, number, code):
+    """JAX has a callback there, and Python drops what is raised in it."""
+
+    def interrupted(phase, about):
+        gc.callbacks.remove(interrupted)
+        signal.raise_signal(number)
+
+    def run(self, options):
+        gc.callbacks.append(interrupted)
+        gc.collect()
+        assert interrupted not in gc.callbacks
+        time.sleep(20)
+
+    monkeypatch.setattr(cli.Doctor, "run", run)
+    hook = sys.unraisablehook
+    assert tokvid("doctor") == (code, "", "tokvid: interrupted\n")
+    assert sys.unraisablehook is hook
+
+
+def test_what_else_is_dropped_is_shown_as_ever(tokvid, monkeypatch):
+    class Failing:
+        def __del__(self):
+            raise ValueError("on leaving")
+
+    monkeypatch.setattr(cli.Doctor, "run", lambda *_: Failing() and None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: print(what.exc_value, file=sys.stderr))
+    assert tokvid("doctor") == (0, "", "on leaving\n")
+
+
+@pytest.mark.parametrize("command, advice", [("doctor", "smaller videos"), ("train tokenizer", "a smaller batch")])
+def test_too_little_memory_on_the_device_is_one_line(tokvid, monkeypatch, command, advice):
+    def run(self, options):
+        jax.block_until_ready(jnp.zeros(1 << 46, jnp.uint8))
+
+    monkeypatch.setattr(type(next(each for each in cli.COMMANDS if each.name == command.split()[0])), "run", run)
+    words = (*command.split(), "configs/tiny.py", "--workdir", "w") if command != "doctor" else ("doctor",)
+    code, out, err = tokvid(*words)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("tokvid: the device has not enough memory for an array of 70368744177664 bytes; use ")
+    assert advice in err
+
+
+def test_other_errors_of_the_device_are_shown_whole(tokvid, monkeypatch):
+    def run(self, options):
+        raise RuntimeError("INTERNAL: a part of the machine is on fire")
+
+    monkeypatch.setattr(cli.Doctor, "run", run)
+    with pytest.raises(RuntimeError, match="on fire"):
+        tokvid("doctor")

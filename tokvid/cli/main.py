@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ from tokvid.io.urls import URL, local
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LONGEST_LINE = 2000  # characters of an error
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's errors
 COMMANDS: tuple[Command, ...] = (
     Demo(),
     Tell(),
@@ -114,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        with _terminable():
+        with _interruptible():
             _run(command, options)
             sys.stdout.flush()
     except UserError as error:
@@ -127,7 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     except MemoryError:
-        _fail("there is not enough memory for this; use smaller videos, or fewer at a time", 2)
+        _fail(f"there is not enough memory for this; {command.less_memory}", 2)
+    except RuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        needed = re.search(r"[\d.]+ ?[KMGT]i?B|\d+ bytes", str(error))
+        size = f" of {needed[0]}" if needed else ""
+        _fail(f"the device has not enough memory for an array{size}; {command.less_memory}", 2)
 
 
 def _use_huge_pages() -> None:
@@ -164,20 +172,37 @@ def _run(command: Command, options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile. (Training handles it in its own way.)"""
+def _interruptible() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile, and neither it nor Ctrl-C is lost. (Training handles them in its own way.)
+
+    Python drops what is raised in a callback, as those of garbage collection, so such a signal is sent again.
+    """
+    again: list[threading.Timer] = []
+    hook = sys.unraisablehook
 
     def terminate(number: int, frame: object) -> NoReturn:
         raise Terminated
+
+    def dropped(what: Any) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            hook(what)
+            return
+        number = signal.SIGTERM if issubclass(what.exc_type, Terminated) else signal.SIGINT
+        again.append(threading.Timer(0.05, os.kill, (os.getpid(), number)))
+        again[-1].start()
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)
     except ValueError:  # not in the main thread
         yield
         return
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        for timer in again:
+            timer.cancel()
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 

@@ -37,6 +37,7 @@ class Command(abc.ABC):
     epilog: str = ""
     sets_fields = False  # whether it takes a recipe's fields, too: they are in `options.fields`
     large_arrays = False  # whether it allocates and frees large arrays again and again, as training does
+    less_memory = "use smaller videos, or fewer at a time"  # what to do where memory is short
 
     def add_to(self, commands: "argparse._SubParsersAction[Any]", outputs: Outputs) -> None:
         """Makes its parser among those of the other commands."""

@@ -19,6 +19,9 @@ class Train(Command):
     epilog = "A model is trained in three steps: train tokenizer, tokenize, train transformer."
     sets_fields = True
     large_arrays = True
+    less_memory = (
+        "use a smaller batch, a larger train_….accumulate, remat or a smaller model; tokvid plan says what fits"
+    )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         model = "tokenizer: video to tokens and back; transformer: text to tokens, after tokenizer and tokenize"
