@@ -1,6 +1,8 @@
 """The studio's server: stories by way of HTTP, from a generating process that is shared by the tests of this file."""
 
 import json
+import os
+import signal
 import time
 
 import numpy as np
@@ -268,6 +270,19 @@ def test_stopping_waiting_going_on_and_deleting(client, studio):
     assert client.get(f"/api/takes/{long}").status_code == 404
     assert not (studio.records.folder / "takes" / long).exists()
     assert client.post(f"/api/takes/{long}/resume").json()["error"]["code"] == "missing"
+
+
+def test_a_take_that_is_resumed_as_soon_as_it_was_stopped_is_made(client, take):
+    long = ask(client, [scene("a circle", 8, 4.0)])
+    wait(client, long, "loading", "making")
+    client.post(f"/api/takes/{long}/stop")
+    assert client.post(f"/api/takes/{long}/resume").json()["status"] == "waiting"
+    assert wait(client, long, "done")["done"] == 32
+
+
+def test_a_generating_process_that_ended_between_two_takes_is_started_again(client, studio, take):
+    os.kill(studio.queue._maker.pid, signal.SIGKILL)
+    assert wait(client, ask(client, [scene("a circle", 9)]), "done")["done"] == 8
 
 
 def test_history_is_given_in_parts(client, take, monkeypatch):

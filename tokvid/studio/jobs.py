@@ -117,18 +117,20 @@ class Queue:
             "own": own,
             "larger": take.larger,
         }
-        await self._order(order)
+        started = await self._order(order)
         assert self._maker is not None and self._maker.stdout is not None
         while True:
-            patience = PATIENCE if take.status in ENDED else None
+            patience = None if take.status in RUNNING else PATIENCE  # it was stopped, and perhaps resumed
             try:
                 line = await asyncio.wait_for(self._maker.stdout.readline(), patience)
             except TimeoutError:
                 return await self.close()
             if not line:
-                if take.status not in ENDED:
-                    self._end(take, "failed", "the generating process ended; is there enough memory?")
                 await self._maker.wait()  # else the next order would still go to it
+                if take.status == "loading" and not started:  # it may have ended before this order
+                    return await self._make(take)
+                if take.status in RUNNING:
+                    self._end(take, "failed", "the generating process ended; is there enough memory?")
                 return None
             event = json.loads(line)
             if event["run"] == self._run:
@@ -158,13 +160,15 @@ class Queue:
         world = self.worlds[name]
         return {"weights": str(world.folder), "loras": [(str(path), scale) for path, scale in world.loras]}
 
-    async def _order(self, order: dict[str, Any]) -> None:
-        if self._maker is None or self._maker.returncode is not None:
+    async def _order(self, order: dict[str, Any]) -> bool:
+        """Tells the maker; whether it had to be started."""
+        if start := self._maker is None or self._maker.returncode is not None:
             self._maker = await self._start()
         assert self._maker.stdin is not None
         with contextlib.suppress(ConnectionError):  # it has just ended, which its output says
             self._maker.stdin.write(json.dumps(order).encode() + b"\n")
             await self._maker.stdin.drain()
+        return start
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE

@@ -62,6 +62,8 @@ class Maker:
                     self._make(order)
             except Stopped:
                 self._tell({"run": order["run"], "status": "stopped"})
+            except BrokenPipeError:  # the server is gone
+                return
             except (UserError, OSError, MemoryError) as error:
                 text = "there is not enough memory for this" if isinstance(error, MemoryError) else str(error)
                 self._tell({"run": order.get("run"), "status": "failed", "error": text})

@@ -242,7 +242,7 @@ async def stop(take_id: Id, studio: Here) -> dict[str, Any]:
 async def resume(take_id: Id, studio: Here) -> dict[str, Any]:
     """Adds a stopped or failed take to the queue again; its windows are not generated again."""
     take = studio.take(take_id)
-    if take.status in ("stopped", "failed") and take is not studio.queue.current:
+    if take.status in ("stopped", "failed"):
         take.status = "waiting"
         studio.records.save(take)
         studio.queue.wake()
