@@ -10,7 +10,11 @@ once undisturbed; their results are the truth. Then each seed draws a fault and 
     kill, term, stop        a signal at a random moment, half of them during a save; then the job is run again
     flip, cut, swap, lose   a file that the job reads has a flipped bit, loses its end, is another one, or is gone
     garbled                 bytes and values of a file are changed at random
-    disk                    the disk is full after a random number of bytes; with room, the job is run again
+    disk                    the disk is full after a random number of bytes or files; with room, the job is run again
+    read-only               nothing can be written; once it can, the job is run again
+    slow                    each change of a file takes some milliseconds more
+    memory                  there is a random amount of memory; with all of it, the job is run again
+    clock                   the wall clock jumps; where that ends the job, it is run again
     nan                     batches of a training are not finite
     twice                   the job is started twice in one folder, and then once more
 
@@ -19,7 +23,8 @@ older checkpoint, with a warning), `refused` (exit code 2, and a line that names
 after a garbled file of the user or after `nan`).
 Failures: `wrong` (another result), `crashed` (a traceback or another exit code), `unnamed` (refused without naming
 the file), `lost` (a file that was there before is changed or gone), `hung`. The folder of a failure is kept. The exit
-code is 1 if there was one. `disk` mounts a tmpfs: where that isn't allowed, such seeds are passed over.
+code is 1 if there was one. `disk` and `read-only` mount a tmpfs, `slow` attaches strace: where that isn't possible,
+such seeds are passed over. The studio has a soak of its own, `scripts/soak_studio.py`.
 """
 
 import argparse
@@ -38,14 +43,16 @@ from collections import Counter
 from pathlib import Path
 
 from kill_test import checkpoints
-from soak_world import JOBS, SLOWEST, Ended, Run, World, below, contents, digest
+from soak_world import JOBS, SLOWEST, Ended, Run, Trouble, World, below, contents, digest
 
 from tokvid.io.progress import progress
 
 TRAININGS = ("tokenizer", "transformer")
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 DAMAGES = ("flip", "cut", "swap", "lose")
-FAULTS = (*SIGNALS, *DAMAGES, "garbled", "disk", "nan", "twice")
+DISKS = ("disk", "read-only")
+FAULTS = (*SIGNALS, *DAMAGES, "garbled", *DISKS, "slow", "memory", "clock", "nan", "twice")
+CHANGES = "write,pwrite64,rename,fsync,fdatasync,ftruncate,mkdir,unlink,unlinkat"  # the system calls that `slow` delays
 FINE = ("same", "resumed", "older", "refused", "other")
 VERDICTS = {**dict.fromkeys(FINE, "survived"), "lost": "lost", "hung": "hung"}  # all others are "wrong"
 CODES = (0, 2)
@@ -74,14 +81,16 @@ class Case:
 
     def happen(self, world: World, folder: Path) -> str:
         """Injects the fault into the job, whose files are in `folder`; returns the outcome."""
-        self.truth, self.times = world.truth[self.name], world.seconds
-        self.size = size_of(world.folder / self.job.makes)
+        self.truth, self.times, self.truth_folder = world.truth[self.name], world.seconds, world.folder
         self.before = contents(folder)
         if self.fault in SIGNALS:
             return self._signalled(folder)
         if self.fault in (*DAMAGES, "garbled"):
             return self._damaged(folder)
-        return {"disk": self._without_room, "nan": self._poisoned, "twice": self._twice}[self.fault](folder)
+        if self.fault in DISKS:
+            return self._on_a_disk(folder)
+        own = {"slow": self._slowly, "memory": self._without_memory, "clock": self._unsteadily}
+        return (own | {"nan": self._poisoned, "twice": self._twice})[self.fault](folder)
 
     def _run(self, folder: Path) -> Ended:
         return self._end(Run(folder, self.job.command))
@@ -186,29 +195,57 @@ class Case:
         )[self.draw.randrange(3)]
         return data[:at] + part + data[at + length :]
 
-    def _without_room(self, folder: Path) -> str:
-        """Runs the job on a small tmpfs, and again on a larger one."""
+    def _on_a_disk(self, folder: Path) -> str:
+        """Runs the job on a tmpfs that is small or read-only, and again once it isn't."""
         disk = folder.with_name(f"{folder.name}.disk")
         disk.mkdir()
-        room = size_of(folder) + int(self.draw.uniform(4096, 1.2 * self.size))
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "soak", str(disk)], check=True)
+        made = self.truth_folder / self.job.makes
+        room = size_of(folder) + int(self.draw.uniform(4096, 1.2 * size_of(made)))
+        files = count_of(folder) + self.draw.randint(1, 2 + int(1.2 * count_of(made)))
+        full = self.draw.choice((f"size={room}", f"nr_inodes={files}")) if self.fault == "disk" else "size=1g"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", full, "soak", str(disk)], check=True)
+        self.log += f"{self.fault}: {full}\n"
         try:
             shutil.copytree(folder, disk, dirs_exist_ok=True)
-            ended = self._run(disk)
-            if (outcome := self._judge(disk, ended)) != "refused":
+            if self.fault == "read-only":
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            if (outcome := self._judge(disk, self._run(disk))) != "refused":
                 return outcome
-            subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+            subprocess.run(["mount", "-o", "remount,rw,size=1g,nr_inodes=100000", str(disk)], check=True)
             return self._again(disk)
         finally:
             subprocess.run(["umount", "-l", str(disk)], check=True)
             disk.rmdir()
+
+    def _slowly(self, folder: Path) -> str:
+        """As if files lay on a slow disk of a network."""
+        delay = int(10 ** self.draw.uniform(2, 4))  # microseconds
+        run = Run(folder, self.job.command)
+        slow = ["strace", "-f", "-q", "-o", os.devnull, "-e", f"inject={CHANGES}:delay_enter={delay}"]
+        with subprocess.Popen([*slow, "-p", str(run.process.pid)], stderr=subprocess.DEVNULL):
+            self.log += f"slow: {delay} µs\n"
+            return self._judge(folder, self._end(run))
+
+    def _without_memory(self, folder: Path) -> str:
+        return self._troubled(folder, Trouble(memory=int(2 ** self.draw.uniform(20, 32))))
+
+    def _unsteadily(self, folder: Path) -> str:
+        return self._troubled(folder, Trouble(clock=self.draw.randrange(1, 10**6)))
+
+    def _troubled(self, folder: Path, trouble: Trouble) -> str:
+        """However the job ends, nothing is lost."""
+        self.log += f"{trouble}\n"
+        ended = self._end(Run(folder, self.job.command, trouble))
+        if ended.code is None:
+            return "hung"
+        return self._judge(folder, ended) if ended.code == 0 else self._again(folder)
 
     def _poisoned(self, folder: Path) -> str:
         """Some steps change nothing and are counted; ten in a row end the training, which then goes on."""
         row, first = self.draw.random() < 0.3, self.draw.randrange(1, 12)
         steps = range(first, first + 10) if row else self.draw.sample(range(1, 25), self.draw.randrange(1, 6))
         self.log += f"not finite: {sorted(steps)}\n"
-        ended = self._end(Run(folder, self.job.command, frozenset(steps)))
+        ended = self._end(Run(folder, self.job.command, Trouble(frozenset(steps))))
         if row:
             if ended.code != 2 or "was not finite for 10 steps" not in ended.said:
                 return "wrong"
@@ -232,6 +269,11 @@ class Case:
 def size_of(place: Path) -> int:
     """The bytes that a folder's files take on a tmpfs, which has pages of 4 KiB."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in below(place))
+
+
+def count_of(place: Path) -> int:
+    """The files and folders that a folder has, itself included."""
+    return 1 + sum(1 for _ in place.rglob("*"))
 
 
 def can_mount() -> bool:
@@ -266,7 +308,8 @@ def main() -> None:
     world = World(folder / "truth")
     world.prepare(options.jobs)
     seeds = [options.only] if options.only is not None else range(options.seed, options.seed + 10**9)
-    faults = set(options.faults) - (set() if can_mount() else {"disk"})
+    faults = set(options.faults) - (set() if can_mount() else {*DISKS})
+    faults -= set() if shutil.which("strace") else {"slow"}
     report = Report(options.report)
     seconds, began = round(3600 * options.hours), time.monotonic()
     with progress("soak", seconds, "s") as advance:

@@ -1,9 +1,12 @@
 """The small world of `scripts/soak.py`: its jobs, what opens its files, and the results of all when undisturbed."""
 
 import contextlib
+import faulthandler
 import hashlib
+import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import sys
@@ -240,28 +243,56 @@ def poison(steps: frozenset[int]) -> None:
     TransformerTraining.prepare = prepare_poisoned  # type: ignore[method-assign]
 
 
-def work(rank: int, address: str, folder: Path, log: Path, command: str, steps: frozenset[int]) -> None:
+class Trouble(NamedTuple):
+    """What goes wrong inside a process: batches of these steps, counted from its start, are not finite; its memory may
+    grow by so many bytes only; the wall clock jumps, by a seed."""
+
+    steps: frozenset[int] = frozenset()
+    memory: int = 0
+    clock: int = 0
+
+    def begin(self) -> None:
+        if self.steps:
+            poison(self.steps)
+        if self.memory:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + self.memory,) * 2)
+        if self.clock:
+            time.time = unsteady(self.clock)
+
+
+UNTROUBLED = Trouble()
+
+
+def unsteady(seed: int) -> Callable[[], float]:
+    """A wall clock that jumps by up to four months, once, after up to 300 times that it is read."""
+    draw, now = random.Random(seed), time.time
+    shifts = itertools.chain([0.0] * draw.randrange(300), itertools.repeat(draw.uniform(-1e7, 1e7)))
+    return lambda: now() + next(shifts)
+
+
+def work(rank: int, address: str, folder: Path, log: Path, command: str, trouble: Trouble) -> None:
     """A command, in a process of its own."""
     begin(log)
     os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.dump_traceback_later(SLOWEST / 2)  # the report tells where a job that hangs is
     words = command.split()
     if words[0] == "open":
         read(*words[1:])
         return
     from tokvid.cli.main import main as tokvid
 
-    if steps:
-        poison(steps)
+    trouble.begin()
     tokvid(words)
 
 
 class Run:
     """A command that was started; what it says is in a file beside the folder that it works in."""
 
-    def __init__(self, folder: Path, command: str, steps: frozenset[int] = frozenset()):
+    def __init__(self, folder: Path, command: str, trouble: Trouble = UNTROUBLED):
         self.log = Path(tempfile.mkstemp(prefix="soak.", suffix=".log")[1])
-        self.process: BaseProcess = start(1, work, folder, self.log, command, steps)[0]
+        self.process: BaseProcess = start(1, work, folder, self.log, command, trouble)[0]
         self.began = time.monotonic()
 
     def end(self, limit: float) -> "Ended":
