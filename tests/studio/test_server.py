@@ -280,6 +280,25 @@ def test_a_take_that_is_resumed_as_soon_as_it_was_stopped_is_made(client, take):
     assert wait(client, long, "done")["done"] == 32
 
 
+def test_a_deleted_take_leaves_nothing_even_if_it_was_being_saved(client, studio, monkeypatch):
+    long = ask(client, [scene("a circle", 10, 60.0)] * 9)
+    wait(client, long, "making")
+    place, heard = studio.records.folder / "takes" / long, []
+
+    def saved_meanwhile(take, event):
+        heard.append(event.get("status"))
+        place.mkdir(exist_ok=True)
+        (place / "video.mp4").write_bytes(b"")
+
+    monkeypatch.setattr(studio.queue, "_note", saved_meanwhile)
+    assert client.delete(f"/api/takes/{long}").status_code == 204
+    until = time.monotonic() + PATIENCE
+    while studio.queue.current is not None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert heard[-1] == "stopped" and not place.exists()
+
+
 def test_a_generating_process_that_ended_between_two_takes_is_started_again(client, studio, take):
     os.kill(studio.queue._maker.pid, signal.SIGKILL)
     assert wait(client, ask(client, [scene("a circle", 9)]), "done")["done"] == 8

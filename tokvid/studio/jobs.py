@@ -62,6 +62,8 @@ class Queue:
             except Exception as error:
                 log.exception("take %s", take.id)
                 self._end(take, "failed", f"{type(error).__name__}: {error}")
+            if take.id not in self.records.takes:  # deleted, perhaps while the maker saved it
+                self.records.erase(take)
             self.current = None
 
     def wake(self) -> None:

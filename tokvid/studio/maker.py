@@ -96,7 +96,7 @@ class Maker:
         files = []
         if order["until"] is None:
             self._tell({"run": run, "status": "saving"})
-            files = self._save(place, stream, total)
+            files = self._save(run, place, stream, total)
             if not order["task"]:
                 # The stream's own story may be longer, by the last frame of a clip; a second run would add it again.
                 write_text(place / FILES["story"][0], story_text(tokvid.make_story(order["story"])))
@@ -105,10 +105,13 @@ class Maker:
 
     def _until_stopped(self, run: int, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for video_THWC in itertools.chain([np.zeros((0, 1, 1, 3), np.uint8)], stream):
-            if self._stopped in (run, -1):
-                raise Stopped
+            self._heed(run)
             if len(video_THWC):
                 yield video_THWC
+
+    def _heed(self, run: int) -> None:
+        if self._stopped in (run, -1):
+            raise Stopped
 
     def _stream(self, order: dict[str, Any], kept: KeptWindows) -> "tokvid.Stream":
         assert self._world is not None
@@ -119,13 +122,14 @@ class Maker:
         (segment,), (source,) = settings.pop("segments"), opening.values()
         return self._world.edit.stream(source, order["task"], segment["prompt"], larger=order["larger"], **settings)
 
-    def _save(self, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
+    def _save(self, run: int, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
         """Writes the video to all files that it fits into; returns their keys."""
         frames = np.memmap(place / FRAMES, np.uint8, "r", shape=(total, *stream.size, 3))
         video, files = tokvid.Video(frames, stream.fps, story=stream.story, known=stream.known), []
         for key, (name, _) in FILES.items():
             if key == "story":
                 continue
+            self._heed(run)
             try:
                 video.save(place / name)
                 files.append(key)

@@ -7,6 +7,7 @@
 Ids are made here. Those in requests are looked up; no path is ever built from a part of a request.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -139,9 +140,14 @@ class Records:
     def remove(self, record: Take | Upload) -> None:
         """Deletes it and its files."""
         (self.takes if isinstance(record, Take) else self.uploads).pop(record.id)
+        self.erase(record)
+
+    def erase(self, record: Take | Upload) -> None:
+        """Deletes its files, if there are any."""
         place = self.place(record)
         gone = place.with_name(f".{place.name}")
-        place.rename(gone)
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 
