@@ -13,7 +13,7 @@ once undisturbed; their results are the truth. Then each seed draws a fault and 
     disk                    the disk is full after a random number of bytes or files; with room, the job is run again
     read-only               nothing can be written; once it can, the job is run again
     slow                    each change of a file takes some milliseconds more
-    memory                  there is a random amount of memory; with all of it, the job is run again
+    memory                  there is a random amount of memory, and the kernel kills; with more, the job is run again
     clock                   the wall clock jumps; where that ends the job, it is run again
     nan                     batches of a training are not finite
     twice                   the job is started twice in one folder, and then once more
@@ -23,8 +23,8 @@ older checkpoint, with a warning), `refused` (exit code 2, and a line that names
 after a garbled file of the user or after `nan`).
 Failures: `wrong` (another result), `crashed` (a traceback or another exit code), `unnamed` (refused without naming
 the file), `lost` (a file that was there before is changed or gone), `hung`. The folder of a failure is kept. The exit
-code is 1 if there was one. `disk` and `read-only` mount a tmpfs, `slow` attaches strace: where that isn't possible,
-such seeds are passed over. The studio has a soak of its own, `scripts/soak_studio.py`.
+code is 1 if there was one. `disk` and `read-only` mount a tmpfs, `slow` attaches strace, `memory` makes a control group
+(version 1): where that isn't possible, such seeds are passed over. The studio has its own `scripts/soak_studio.py`.
 """
 
 import argparse
@@ -52,6 +52,7 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTO
 DAMAGES = ("flip", "cut", "swap", "lose")
 DISKS = ("disk", "read-only")
 FAULTS = (*SIGNALS, *DAMAGES, "garbled", *DISKS, "slow", "memory", "clock", "nan", "twice")
+MEMORY = Path("/sys/fs/cgroup/memory")  # control groups of version 1
 CHANGES = "write,pwrite64,rename,fsync,fdatasync,ftruncate,mkdir,unlink,unlinkat"  # the system calls that `slow` delays
 FINE = ("same", "resumed", "older", "refused", "other")
 VERDICTS = {**dict.fromkeys(FINE, "survived"), "lost": "lost", "hung": "hung"}  # all others are "wrong"
@@ -227,15 +228,26 @@ class Case:
             return self._judge(folder, self._end(run))
 
     def _without_memory(self, folder: Path) -> str:
-        return self._troubled(folder, Trouble(memory=int(2 ** self.draw.uniform(20, 32))))
+        """The kernel kills a process that needs more, as in a container."""
+        limit = int(2 ** self.draw.uniform(22, 29))
+        self.log += f"memory: {limit} bytes\n"
+        group = Path(tempfile.mkdtemp(prefix="soak.", dir=MEMORY))
+        try:
+            (group / "memory.limit_in_bytes").write_text(str(limit))
+            run = Run(folder, self.job.command)
+            with contextlib.suppress(ProcessLookupError):
+                (group / "cgroup.procs").write_text(str(run.process.pid))
+            return self._whatever(folder, self._end(run))
+        finally:
+            group.rmdir()
 
     def _unsteadily(self, folder: Path) -> str:
-        return self._troubled(folder, Trouble(clock=self.draw.randrange(1, 10**6)))
-
-    def _troubled(self, folder: Path, trouble: Trouble) -> str:
-        """However the job ends, nothing is lost."""
+        trouble = Trouble(clock=self.draw.randrange(1, 10**6))
         self.log += f"{trouble}\n"
-        ended = self._end(Run(folder, self.job.command, trouble))
+        return self._whatever(folder, self._end(Run(folder, self.job.command, trouble)))
+
+    def _whatever(self, folder: Path, ended: Ended) -> str:
+        """However the job has ended, nothing is lost."""
         if ended.code is None:
             return "hung"
         return self._judge(folder, ended) if ended.code == 0 else self._again(folder)
@@ -310,6 +322,7 @@ def main() -> None:
     seeds = [options.only] if options.only is not None else range(options.seed, options.seed + 10**9)
     faults = set(options.faults) - (set() if can_mount() else {*DISKS})
     faults -= set() if shutil.which("strace") else {"slow"}
+    faults -= set() if os.access(MEMORY, os.W_OK) else {"memory"}
     report = Report(options.report)
     seconds, began = round(3600 * options.hours), time.monotonic()
     with progress("soak", seconds, "s") as advance:

@@ -244,19 +244,15 @@ def poison(steps: frozenset[int]) -> None:
 
 
 class Trouble(NamedTuple):
-    """What goes wrong inside a process: batches of these steps, counted from its start, are not finite; its memory may
-    grow by so many bytes only; the wall clock jumps, by a seed."""
+    """What goes wrong inside a process: batches of these steps, counted from its start, are not finite; the wall clock
+    jumps, by a seed."""
 
     steps: frozenset[int] = frozenset()
-    memory: int = 0
     clock: int = 0
 
     def begin(self) -> None:
         if self.steps:
             poison(self.steps)
-        if self.memory:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + self.memory,) * 2)
         if self.clock:
             time.time = unsteady(self.clock)
 
