@@ -118,7 +118,7 @@ class Case:
             named = not self.file or any(part and part in ended.said for part in (path.name, path.parent.name))
             return "refused" if named and re.search(r"^tokvid: .", ended.said, re.MULTILINE) else "unnamed"
         result = digest(folder, self.job)
-        if result in self.truth[1:] and "set aside" in ended.said:
+        if result in self.truth[1:] and re.search("set aside|was never finished", ended.said):  # without its record
             return "older"
         may_differ = self.fault == "garbled" and self.file.startswith(self.job.users or ("/",))
         return "same" if result == self.truth[0] else "other" if may_differ else "wrong"

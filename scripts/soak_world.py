@@ -280,7 +280,9 @@ def work(rank: int, address: str, folder: Path, log: Path, command: str, trouble
     from tokvid.cli.main import main as tokvid
 
     trouble.begin()
-    tokvid(words)
+    os.environ["GLIBC_TUNABLES"] = ""  # it would start itself again
+    sys.argv = ["tokvid", *words]
+    tokvid()
 
 
 class Run:

@@ -144,6 +144,24 @@ def test_what_else_is_dropped_is_shown_as_ever(tokvid, monkeypatch):
     assert tokvid("doctor") == (0, "", "on leaving\n")
 
 
+def test_an_error_does_not_wait_for_threads_that_go_on(tmp_path):
+    """orbax's do, for five minutes, after a save that failed."""
+    code = """
+import threading, time
+from tokvid.cli import main as cli
+from tokvid.errors import UserError
+
+def run(self, options):
+    threading.Thread(target=time.sleep, args=(100,)).start()
+    raise UserError("the disk is full; free some space")
+
+cli.Doctor.run = run
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "tokvid: the disk is full; free some space\n")
+
+
 @pytest.mark.parametrize("command, advice", [("doctor", "smaller videos"), ("train tokenizer", "a smaller batch")])
 def test_too_little_memory_on_the_device_is_one_line(tokvid, monkeypatch, command, advice):
     def run(self, options):

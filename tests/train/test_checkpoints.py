@@ -1,5 +1,6 @@
 """Checkpoints count only when they are whole: damage, full disks, second jobs and donated memory."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -385,6 +387,20 @@ def test_a_full_disk(folder, most, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not caplog.records  # of all that orbax has to say
     assert newest(folder) == 3 and committed(folder) == [1, 2, 3]
+
+
+def test_threads_of_a_failed_save_are_not_heard(folder, monkeypatch):
+    """They find their event loop closed; all else that is dropped is shown as before."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    for _ in range(2):
+        open_at(folder).__exit__(None, None, None)
+    (loop := asyncio.new_event_loop()).close()
+    with pytest.raises(RuntimeError) as closed:
+        loop.call_soon_threadsafe(print)
+    for error in (closed.value, RuntimeError("another")):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [str(what.exc_value) for what in shown] == ["another"]
 
 
 def test_the_first_error_comes_first(folder, monkeypatch, caplog):

@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
             _run(command, options)
             sys.stdout.flush()
     except UserError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 2, at_once=arguments is None)
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
@@ -206,7 +206,12 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, at_once: bool = False) -> NoReturn:
+    """Prints a line and exits; `at_once`: even if threads go on, as orbax's do for five minutes after a failed save."""
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
     print(f"tokvid: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + '…'}", file=sys.stderr)
+    if at_once and any(not each.daemon for each in threading.enumerate() if each is not threading.main_thread()):
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -15,9 +15,10 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -56,6 +57,8 @@ class Checkpoints:
         if first():
             self._held.enter_context(_locked(self.folder))
         logging.getLogger("absl").addFilter(_without_traceback)
+        if not isinstance(sys.unraisablehook, _WithoutClosedLoop):
+            sys.unraisablehook = _WithoutClosedLoop(sys.unraisablehook)
         try:
             for step in self._steps() if first() else ():
                 if not self._record(step).exists():
@@ -316,6 +319,17 @@ def _read_back(step: Path, leaves: Mapping[str, Any], data: Any, values: bool) -
         some = jax.tree.unflatten(tree, chosen)
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), some)
         arrays.restore(step / "state", args=ocp.args.PyTreeRestore(item=some, restore_args=as_numpy))
+
+
+class _WithoutClosedLoop:
+    """Drops what TensorStore's threads print after a failed save, even once the checkpoints are closed."""
+
+    def __init__(self, shown: Callable[[Any], object]):
+        self.shown = shown
+
+    def __call__(self, what: Any) -> None:
+        if str(what.exc_value) != "Event loop is closed":
+            self.shown(what)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
