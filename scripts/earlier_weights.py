@@ -18,7 +18,7 @@ from tokvid.shapes.reading import read_attributes
 
 FILE = "transformer/weights.safetensors"
 PROMPT = "a large red circle moves quickly to the right"
-OLDEST = ("94cdfda", "b6bbc8f")  # commits whose transformers had no place for rates and rows: they are refused
+OLDEST = ("94cdfda", "b6bbc8f")  # commits whose transformers lack a layer of today's: they are refused
 LEAST = 5.0  # grey levels of standard deviation, of a clip that shows something
 
 
