@@ -15,6 +15,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: handled like Ctrl-C, with cleaning up."""
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, the machine's or, by XLA's word for it, the device's."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
 def did_you_mean(name: object, allowed: Iterable[object], what: str) -> str:
     """The message for an unknown name: `unknown colour 'rad' (did you mean 'red'?); allowed: ...`.
 

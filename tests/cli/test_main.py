@@ -171,7 +171,7 @@ def test_too_little_memory_on_the_device_is_one_line(tokvid, monkeypatch, comman
     words = (*command.split(), "configs/tiny.py", "--workdir", "w") if command != "doctor" else ("doctor",)
     code, out, err = tokvid(*words)
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert err.startswith("tokvid: the device has not enough memory for an array of 70368744177664 bytes; use ")
+    assert err.startswith("tokvid: there is not enough memory on the device for an array of 70368744177664 bytes; use ")
     assert advice in err
 
 

@@ -23,8 +23,8 @@ from tokvid.input_pipeline.text import train_text_model
 from tokvid.io.media import write_image, write_video
 from tokvid.sampling.story import load_story
 from tokvid.shapes.drawing import captions_corpus
+from tokvid.studio import maker, uploads
 from tokvid.studio import server as server_module
-from tokvid.studio import uploads
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.records import Records
 from tokvid.studio.server import Studio, application
@@ -302,6 +302,18 @@ def test_a_deleted_take_leaves_nothing_even_if_it_was_being_saved(client, studio
 def test_a_generating_process_that_ended_between_two_takes_is_started_again(client, studio, take):
     os.kill(studio.queue._maker.pid, signal.SIGKILL)
     assert wait(client, ask(client, [scene("a circle", 9)]), "done")["done"] == 8
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")])
+def test_too_little_memory_fails_one_take_and_no_more(monkeypatch, error):
+    def load(*_):
+        raise error
+
+    monkeypatch.setattr(maker.Maker, "_load", load)
+    told, order = [], {"weights": "tiny", "loras": []}
+    maker.Maker([json.dumps({"run": run, **order}) for run in (1, 2)], told.append).run()
+    why = "there is not enough memory for this"
+    assert told == [{"run": run, "status": "failed", "error": why} for run in (1, 2)]
 
 
 def test_history_is_given_in_parts(client, take, monkeypatch):

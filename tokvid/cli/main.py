@@ -26,13 +26,12 @@ from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
-from tokvid.errors import Terminated, UserError, suggestion
+from tokvid.errors import Terminated, UserError, lacks_memory, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.urls import URL, local
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LONGEST_LINE = 2000  # characters of an error
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's errors
 COMMANDS: tuple[Command, ...] = (
     Demo(),
     Tell(),
@@ -128,14 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
-    except MemoryError:
-        _fail(f"there is not enough memory for this; {command.less_memory}", 2)
-    except RuntimeError as error:
-        if OUT_OF_MEMORY not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
             raise
         needed = re.search(r"[\d.]+ ?[KMGT]i?B|\d+ bytes", str(error))
-        size = f" of {needed[0]}" if needed else ""
-        _fail(f"the device has not enough memory for an array{size}; {command.less_memory}", 2)
+        where = f"on the device for an array of {needed[0]}" if needed else "for this"
+        _fail(f"there is not enough memory {where}; {command.less_memory}", 2)
 
 
 def _use_huge_pages() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import tokvid
-from tokvid.errors import UserError
+from tokvid.errors import UserError, lacks_memory
 from tokvid.io.files import write_text
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import story_text
@@ -64,9 +64,13 @@ class Maker:
                 self._tell({"run": order["run"], "status": "stopped"})
             except BrokenPipeError:  # the server is gone
                 return
-            except (UserError, OSError, MemoryError) as error:
-                text = "there is not enough memory for this" if isinstance(error, MemoryError) else str(error)
-                self._tell({"run": order.get("run"), "status": "failed", "error": text})
+            except (UserError, OSError) as error:
+                self._tell({"run": order.get("run"), "status": "failed", "error": str(error)})
+            except (MemoryError, RuntimeError) as error:
+                if not lacks_memory(error):
+                    raise
+                why = "there is not enough memory for this"
+                self._tell({"run": order.get("run"), "status": "failed", "error": why})
 
     def _load(self, folder: str, loras: list[tuple[str, float]]) -> None:
         if self._world is None or self._loaded != (folder, loras):
