@@ -27,11 +27,8 @@ def git(*words: str) -> bytes:
 
 
 def main() -> None:
-    commits, failed, seen = (
-        git("log", "--format=%h", "--", f"data/**/{FILE}", f"data/{FILE}").decode().split(),
-        0,
-        set(),
-    )
+    commits = git("log", "--format=%h", "--", f"data/**/{FILE}", f"data/{FILE}").decode().split()
+    failed, seen = 0, set()
     with progress("earlier weights", len(commits), "commits") as advance:
         for commit in commits:
             names = [name for name in git("ls-tree", "-r", "--name-only", commit, "data").decode().split("\n") if name]
@@ -40,10 +37,7 @@ def main() -> None:
                 archive = git("archive", commit, "data")
                 subprocess.run(["tar", "-x", "-C", temporary], input=archive, check=True)
                 for folder in folders:
-                    mark = (
-                        git("rev-parse", f"{commit}:{folder / FILE}"),
-                        git("rev-parse", f"{commit}:{folder}/tokenizer"),
-                    )
+                    mark = git("rev-parse", f"{commit}:{folder / FILE}", f"{commit}:{folder}/tokenizer")
                     if mark not in seen:
                         failed += not tried(Path(temporary) / folder, f"{commit} {folder}")
                     seen.add(mark)

@@ -223,9 +223,10 @@ class Case:
         delay = int(10 ** self.draw.uniform(2, 4))  # microseconds
         run = Run(folder, self.job.command)
         slow = ["strace", "-f", "-q", "-o", os.devnull, "-e", f"inject={CHANGES}:delay_enter={delay}"]
-        with subprocess.Popen([*slow, "-p", str(run.process.pid)], stderr=subprocess.DEVNULL):
-            self.log += f"slow: {delay} µs\n"
-            return self._judge(folder, self._end(run))
+        with subprocess.Popen([*slow, "-p", str(run.process.pid)], stderr=subprocess.DEVNULL) as tracer:
+            ended = self._end(run)
+        self.log += f"slow: {delay} µs, strace ended with {tracer.returncode}\n"
+        return self._judge(folder, ended) if tracer.returncode == 0 else "crashed"  # it could not trace
 
     def _without_memory(self, folder: Path) -> str:
         """The kernel kills a process that needs more, as in a container."""

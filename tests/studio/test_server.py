@@ -299,9 +299,29 @@ def test_a_deleted_take_leaves_nothing_even_if_it_was_being_saved(client, studio
     assert heard[-1] == "stopped" and not place.exists()
 
 
+class Unnoticed:
+    """A process whose end is only known once it was waited for."""
+
+    def __init__(self, process):
+        self.process, self.waited = process, False
+
+    def __getattr__(self, name):
+        return getattr(self.process, name)
+
+    @property
+    def returncode(self):
+        return self.process.returncode if self.waited else None
+
+    async def wait(self):
+        self.waited = True
+        return await self.process.wait()
+
+
 def test_a_generating_process_that_ended_between_two_takes_is_started_again(client, studio, take):
-    os.kill(studio.queue._maker.pid, signal.SIGKILL)
+    ended = studio.queue._maker = Unnoticed(studio.queue._maker)
+    os.kill(ended.pid, signal.SIGKILL)
     assert wait(client, ask(client, [scene("a circle", 9)]), "done")["done"] == 8
+    assert ended.waited and studio.queue._maker is not ended
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")])
