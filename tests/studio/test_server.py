@@ -272,12 +272,19 @@ def test_stopping_waiting_going_on_and_deleting(client, studio):
     assert client.post(f"/api/takes/{long}/resume").json()["error"]["code"] == "missing"
 
 
-def test_a_take_that_is_resumed_as_soon_as_it_was_stopped_is_made(client, take):
-    long = ask(client, [scene("a circle", 8, 4.0)])
-    wait(client, long, "loading", "making")
-    client.post(f"/api/takes/{long}/stop")
+def test_a_take_that_is_resumed_as_soon_as_it_was_stopped_is_made(client, studio, monkeypatch):
+    """Before the generating process has heard of the stop."""
+    send = studio.queue._order
+
+    async def send_all_but_stops(order):
+        return "stop" not in order and await send(order)
+
+    monkeypatch.setattr(studio.queue, "_order", send_all_but_stops)
+    long = ask(client, [scene("a circle", 8, 20.0)])
+    wait(client, long, "making")
+    assert client.post(f"/api/takes/{long}/stop").json()["status"] == "stopped" and studio.queue.current.id == long
     assert client.post(f"/api/takes/{long}/resume").json()["status"] == "waiting"
-    assert wait(client, long, "done")["done"] == 32
+    assert wait(client, long, "done")["done"] == 160
 
 
 def test_a_deleted_take_leaves_nothing_even_if_it_was_being_saved(client, studio, monkeypatch):
