@@ -58,7 +58,9 @@ def test_every_output_is_in_the_table():
 
 @pytest.mark.parametrize("words, option, kind", CASES, ids=lambda value: "-".join(value).replace("--", ""))
 def test_an_output_that_cannot_be_is_refused_before_the_work(refused, tmp_path, words, option, kind):
-    """Nothing that these commands are to read is there: they would say so if they had begun."""
+    """Nothing that these commands are to read can be read: they would say so if they had begun."""
+    for name in ("in.mp4", "in.png"):
+        (tmp_path / name).write_text("no video")
     (tmp_path / "file").write_text("keep")
     (tmp_path / "folder.d").mkdir()
     (tmp_path / "folder.d" / "kept").touch()
@@ -93,4 +95,5 @@ def test_no_two_outputs_share_a_place(refused, tmp_path):
     for one, other in (("e.txt", "e.txt"), ("e.txt", "./x/../e.txt"), ("same/e.txt", "e.txt")):
         line = refused("evaluate", "shapes", "--json", one, "--markdown", other)
         assert f"argument --markdown: {other} is named for another output, too" in line
+    (tmp_path / "a").write_text("no video")
     assert "another output" in refused("reconstruct", "a", "--out", "a.png", "--out", "a.png")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     Command,
+    footage,
     larger_argument,
     readable,
     refuse,
@@ -36,7 +37,7 @@ class Edit(Command):
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         tasks = {name: task for name, task in TASKS.items() if task.edits}
-        parser.add_argument("video", type=readable, metavar="IN", help="video to make the new one from")
+        parser.add_argument("video", type=footage, metavar="IN", help="video to make the new one from")
         helps = "; ".join(
             f"{name}: {task.help}, from {CONDITIONS[task.conditions[0]].help if task.conditions else 'a video'}"
             for name, task in tasks.items()
@@ -54,14 +55,14 @@ class Edit(Command):
             help="inpaint: part that becomes new, in pixels of IN: its left, its top, its width and its height",
         )
         mask = "inpaint: picture, or video of as many frames, of the size of IN; what is white in it becomes new"
-        own.add_argument("--mask", type=readable, metavar="FILE", help=mask)
+        own.add_argument("--mask", type=footage, metavar="FILE", help=mask)
         own.add_argument("--canvas", metavar="W:H", help="outpaint: form of the wider or higher video, as 16:9")
         times = "upscale: 2, 4, … times half the size of the weights' videos (default 2)"
         own.add_argument("--times", type=int, metavar="N", help=times)
         strength = "variation: share of the tokens that are drawn again, above 0 and up to 1 (default 0.5)"
         own.add_argument("--strength", type=float, metavar="X", help=strength)
         first = "restyle, reshape, colourise: picture, the first frame as it should look; the others follow it"
-        own.add_argument("--first", type=readable, metavar="PICTURE", help=first)
+        own.add_argument("--first", type=footage, metavar="PICTURE", help=first)
         larger_argument(own, "with --first, and for colourise, inpaint, outpaint, interpolation: ")
         video_arguments(parser, outputs, "edited.mp4")
 
@@ -89,7 +90,7 @@ class Animate(Command):
     )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("picture", type=readable, metavar="PICTURE", help="picture of the object")
+        parser.add_argument("picture", type=footage, metavar="PICTURE", help="picture of the object")
         how = parser.add_mutually_exclusive_group(required=True)
         how.add_argument(
             "--track",
@@ -97,7 +98,7 @@ class Animate(Command):
             metavar="FILE.json",
             help='path of the object: {"fps": 8, "points": [[[x, y]], …]}, for each frame its points, from 0 to 1',
         )
-        how.add_argument("--like", type=readable, metavar="VIDEO", help="video whose object shows the path")
+        how.add_argument("--like", type=footage, metavar="VIDEO", help="video whose object shows the path")
         how.add_argument("--zero-shot", action="store_true", help="begin with the picture, without a track")
         parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
         seconds = "duration with --zero-shot, in seconds (default 2)"
@@ -133,7 +134,7 @@ class Interpolate(Command):
     )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("video", type=readable, metavar="IN", help="video to make smoother")
+        parser.add_argument("video", type=footage, metavar="IN", help="video to make smoother")
         parser.add_argument(
             "--factor",
             type=int,
@@ -169,7 +170,7 @@ class Loop(Command):
     details = "The weights must have been trained for the infilling task."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("video", type=readable, metavar="IN", help="video to loop")
+        parser.add_argument("video", type=footage, metavar="IN", help="video to loop")
         parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
         parser.add_argument(
             "--fps", type=float, metavar="X", help="frames per second of the output, at which IN is read (default 8)"
@@ -200,7 +201,7 @@ class Highlights(Command):
     )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("video", type=readable, metavar="IN", help="the long video")
+        parser.add_argument("video", type=footage, metavar="IN", help="the long video")
         seconds = "duration of each clip in seconds (default 4)"
         parser.add_argument("--seconds", type=float, default=4.0, metavar="X", help=seconds)
         parser.add_argument("--count", type=int, default=5, metavar="N", help="number of clips (default 5)")

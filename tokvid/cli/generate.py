@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import (
     Command,
+    footage,
     larger_argument,
     models_arguments,
     models_of,
@@ -275,11 +276,14 @@ class Extend(Command):
 
     name = "extend"
     help = "continue a video"
-    details = "The output has the frames of IN, resized to the size of the model or --larger, and then the new ones."
+    details = (
+        "The output has the frames of IN, cropped and resized to the size of the model or --larger, and then the new "
+        "ones."
+    )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.set_defaults(image=None)
-        parser.add_argument("video", type=readable, metavar="IN", help="video to continue")
+        parser.add_argument("video", type=footage, metavar="IN", help="video to continue")
         parser.add_argument("--prompt", default="", help="what happens next (default: no prompt)")
         parser.add_argument(
             "--seconds", type=float, default=2.0, metavar="X", help="duration of the new part in seconds (default 2)"
@@ -299,9 +303,9 @@ class Extend(Command):
 def beginning_arguments(parser: argparse.ArgumentParser) -> None:
     """--image and --video."""
     beginning = parser.add_mutually_exclusive_group()
-    beginning.add_argument("--image", type=readable, metavar="FILE", help="picture to use as the first frame")
+    beginning.add_argument("--image", type=footage, metavar="FILE", help="picture to use as the first frame")
     beginning.add_argument(
-        "--video", type=readable, metavar="FILE", help="video to continue; its frames come first in the output"
+        "--video", type=footage, metavar="FILE", help="video to continue; its frames come first in the output"
     )
     larger_argument(parser)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokvid.api.worlds import SHIPPED, WORLDS, weights_named
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.errors import UserError
+from tokvid.input_pipeline.encoded import head_of
 from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path
 from tokvid.io.urls import URL, is_url
 
@@ -65,6 +66,16 @@ class Command(abc.ABC):
 def readable(text: str) -> URL | Path:
     """The type of what is read; a URL stays one until the command runs and fetches it."""
     return URL(text) if is_url(text) else named_path(text)
+
+
+def footage(text: str) -> URL | Path:
+    """The type of a video or picture; refuses a path without a file before any weights are loaded."""
+    if isinstance(path := readable(text), Path):
+        try:
+            head_of(path)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def weights(text: str) -> URL | Path:

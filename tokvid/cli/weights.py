@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokvid.cli.options import (
     Command,
+    footage,
     later_codes_argument,
     models_arguments,
     models_of,
@@ -27,7 +28,7 @@ class Reconstruct(Command):
     details = "Prints PSNR (dB) and SSIM against the input, the number of tokens and the bits per pixel."
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("file", type=readable, metavar="IN", help="video or image")
+        parser.add_argument("file", type=footage, metavar="IN", help="video or image")
         parser.add_argument(
             "--out",
             type=outputs.file(*VIDEO_SUFFIXES, ".png"),
