@@ -1,6 +1,7 @@
 """Kills a small training run repeatedly at random moments, and compares its result with an uninterrupted run.
 
 python scripts/kill_test.py --kills 20 --pair-kills 10    # SIGKILL; the ten hit one of two processes
+python scripts/kill_test.py --kills 0 --four-kills 20     # one of four
 python scripts/kill_test.py --kills 20 --signals TERM     # it must save, say so and leave with exit code 0
 
 Every other SIGKILL comes while a checkpoint is being written. No committed step may be lost, no process may outlive a
@@ -90,7 +91,7 @@ def kill(workers: list[BaseProcess], folder: Path, number: int, seconds: float, 
     saved, unfinished = checkpoints(folder)
     moment = f"{signal.Signals(number).name} at {seconds:.2f} s, saved {saved or 'nothing'}"
     if len(workers) > 1:
-        moment += f", the other gone {time.monotonic() - at:.1f} s later"
+        moment += f", the others gone {time.monotonic() - at:.1f} s later"
     if number == signal.SIGTERM:
         ends = re.findall(r"(?:stopped at|trained to) step (\d+)", said(log))
         if any(codes) or unfinished or not saved or not ends or int(ends[-1]) != saved[-1]:
@@ -168,7 +169,7 @@ def torment(alone: Path, name: str, options: argparse.Namespace, kills: int, pro
             number, seconds = (signal.SIGKILL, 3600) if last else (next(signals), moments.uniform(0, took))
             began = time.monotonic()
             if processes > 1 and moments.random() < 0.5:
-                workers.reverse()  # the first one is hit
+                workers.reverse()  # the first one, which the others meet at, is hit
             try:
                 moment = kill(workers, folder, number, seconds, saving=not last and done % 2 == 1)
             finally:
@@ -194,15 +195,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of a training that is one process")
     parser.add_argument("--pair-kills", type=int, default=0, help="of one of the two processes of a training")
+    parser.add_argument("--four-kills", type=int, default=0, help="of one of the four processes of a training")
     parser.add_argument("--signals", nargs="+", choices=("KILL", "TERM"), default=["KILL"], help="taken in turn")
     parser.add_argument("--steps", type=int, default=40, help="of a training")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the moments")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        if options.kills:
-            torment(Path(temporary) / "alone", "one process", options, options.kills, 1)
-        if options.pair_kills:
-            torment(Path(temporary) / "pair", "two processes", options, options.pair_kills, 2)
+        for name, kills, processes in (
+            ("one process", options.kills, 1),
+            ("two processes", options.pair_kills, 2),
+            ("four processes", options.four_kills, 4),
+        ):
+            if kills:
+                torment(Path(temporary) / f"{processes}", name, options, kills, processes)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=20, help="steps of a part")
     parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--anew", action="store_true", help="begin each part from the checkpoint of one device")
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     worst = 0.0
@@ -72,16 +73,20 @@ def main() -> None:
             with world.copy(kind, Path(temporary)) as alone, world.copy(kind, Path(temporary)) as other:
                 for folder in (alone, other):
                     shutil.rmtree(folder / "w" / kind, ignore_errors=True)
-                train(alone, kind, options.steps, (1, 1, 1, 1), 1, 1)
                 ends = [*range(options.every, options.steps, options.every), options.steps]
                 kinds = itertools.cycle(itertools.product(PROCESSES, MESHES))
-                seen = set()
+                seen, found = set(), []
                 with progress(kind, len(ends), "parts") as advance:
                     for step, (processes, mesh) in zip(ends, kinds, strict=False):
+                        if options.anew:
+                            shutil.rmtree(other)
+                            shutil.copytree(alone, other)
+                        train(alone, kind, step, (1, 1, 1, 1), 1, 1)
                         train(other, kind, step, mesh, processes, DEVICES)
+                        found += losses(other, kind)[len(found) :]
                         seen.add((processes, mesh))
                         advance(1, processes=processes, mesh=mesh)
-                wanted, found = losses(alone, kind), losses(other, kind)
+                wanted = losses(alone, kind)
             if not len(wanted) == len(found) == options.steps:
                 sys.exit(f"{len(found)} losses of {kind}, {len(wanted)} undisturbed, {options.steps} were asked for")
             off = [abs(a - b) / abs(a) for a, b in zip(wanted, found, strict=True)]

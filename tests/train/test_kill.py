@@ -6,7 +6,7 @@ import pytest
 @pytest.mark.parametrize(
     "kills",
     [
-        ["--kills", "2", "--pair-kills", "0"],
+        ["--kills", "2"],
         # What one of two does when the other is killed is tested in test_processes.py, too.
         pytest.param(["--kills", "0", "--pair-kills", "1"], marks=pytest.mark.slow),
     ],
