@@ -116,6 +116,17 @@ def test_a_model_that_does_not_listen_gets_no_marks(models, monkeypatch):
     assert figures["prompt_switch"]["keeps_identity"] == 1.0
 
 
+def test_an_object_that_is_never_drawn_shows(models, monkeypatch):
+    def without_small_stars(models, fps, parts, seeds_B, settings):
+        video = perfect(models, fps, parts, seeds_B, settings).copy()
+        video[[(SAID[text].size, SAID[text].shape) == ("small", "star") for text in parts[0][1]]] = 0
+        return video
+
+    monkeypatch.setattr(shapes, "generate_batch", without_small_stars)
+    joint = evaluate_shapes(models, 100, seed=0)["joint_by_object"]
+    assert len(joint) == 8 and joint.pop("small star") == 0 and min(joint.values()) > 0.8
+
+
 def test_a_model_that_makes_nothing_gives_null_not_nan(models, monkeypatch):
     monkeypatch.setattr(shapes, "generate_batch", lambda *args: perfect(*args) * 0)
     figures = evaluate_shapes(models, 4, seed=0)
@@ -154,7 +165,7 @@ def test_batches_do_not_matter(models, monkeypatch, by_two):
     whole = evaluate_shapes(models, 20, seed=1)
     monkeypatch.setattr(shapes, "BATCH", 3)
     in_parts = evaluate_shapes(models, 20, seed=1)
-    for name in ("ceiling_real", "attributes", "held_out"):
+    for name in ("ceiling_real", "attributes", "held_out", "joint_by_object"):
         assert in_parts[name] == whole[name]
     assert by_two(lambda: evaluate_shapes(models, 20, seed=1)) == [in_parts, in_parts]
 
@@ -163,8 +174,8 @@ def test_real_models_are_measured_the_same_way_twice(tiny_models):
     first = evaluate_shapes(tiny_models, 4, seed=5)
     assert first == evaluate_shapes(tiny_models, 4, seed=5)
     assert set(first) == {
-        "attributes", "ceiling_real", "ceiling_reconstruction", "held_out", "by_language", "speed_error_by_fps",
-        "prompt_switch",
+        "attributes", "ceiling_real", "ceiling_reconstruction", "held_out", "by_language", "joint_by_object",
+        "speed_error_by_fps", "prompt_switch",
         "seam_ratio", "seam_ratio_reconstruction", "samples", "seed", "settings", "weights",
     }  # fmt: skip
     assert first["settings"]["guidance"] == 3.0 and set(first["speed_error_by_fps"]) == {"4", "8"}

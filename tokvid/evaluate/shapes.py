@@ -27,9 +27,10 @@ from tokvid.sampling.story import Segment, Story, joins
 from tokvid.sampling.stream import Models, frames_of, latent_frames_for
 from tokvid.shapes.drawing import LANGUAGES, ShapesDataset, ShapesStory, language_of, render
 from tokvid.shapes.reading import ShapeReading, read_attributes, score
-from tokvid.shapes.words import STILL
+from tokvid.shapes.words import SHAPES, SIZES, STILL
 
 ATTRIBUTES = ("color", "shape", "size", "direction", "speed", "joint")
+OBJECTS = tuple(f"{size} {shape}" for size in SIZES for shape in SHAPES)  # a mean hides what fails for one of them
 SEAMS = ("seam_ratio", "seam_ratio_reconstruction")
 
 
@@ -111,7 +112,13 @@ def _clips(
     joint = {language: lists[f"joint {language}"] for language in LANGUAGES}
     by_language = {language: {"joint": mean(values), "samples": len(values)} for language, values in joint.items()}
     errors = {f"{fps:g}": mean(lists[f"speed error at {fps:g}"]) for fps in rates}
-    return {**shares, "held_out": held_out_joint, "by_language": by_language, "speed_error_by_fps": errors}
+    return {
+        **shares,
+        "held_out": held_out_joint,
+        "by_language": by_language,
+        "joint_by_object": {name: mean(values) for name, values in sorted(lists.items()) if name in OBJECTS},
+        "speed_error_by_fps": errors,
+    }
 
 
 def _read_clips(
@@ -132,6 +139,7 @@ def _read_clips(
             continue
         lists["attributes"].append(right)
         lists[f"joint {language_of(prompts[index])}"].append(right["joint"])
+        lists[f"{wanted.size} {wanted.shape}"].append(right["joint"])
         lists["ceiling_real"].append(score(read_attributes(real[index], fps), wanted))
         lists["ceiling_reconstruction"].append(score(read_attributes(again[index], fps), wanted))
         if reading is not None and wanted.direction != STILL:
