@@ -18,9 +18,9 @@ once undisturbed; their results are the truth. Then each seed draws a fault and 
     nan                     batches of a training are not finite
     twice                   the job is started twice in one folder, and then once more
 
-Outcomes that are fine: `same` (the truth, bit for bit), `resumed` (the same, once the job was run again), `older` (an
-older checkpoint, with a warning), `refused` (exit code 2, and a line that names the file), `other` (another result,
-after a garbled file of the user or after `nan`).
+Outcomes that are fine: `same` (the truth, bit for bit), `missed` (the same, before the clock jumped), `resumed` (the
+same, once the job was run again), `older` (an older checkpoint, with a warning), `refused` (exit code 2, and a line
+that names the file), `other` (another result, after a garbled file of the user or after `nan`).
 Failures: `wrong` (another result), `crashed` (a traceback or another exit code), `unnamed` (refused without naming
 the file), `lost` (a file that was there before is changed or gone), `hung`. The folder of a failure is kept. The exit
 code is 1 if there was one. `disk` and `read-only` mount a tmpfs, `slow` attaches strace, `memory` makes a control group
@@ -43,7 +43,7 @@ from collections import Counter
 from pathlib import Path
 
 from kill_test import checkpoints
-from soak_world import JOBS, SLOWEST, Ended, Run, Trouble, World, below, contents, digest
+from soak_world import JOBS, JUMPED, SLOWEST, Ended, Run, Trouble, World, below, contents, digest
 
 from tokvid.io.progress import progress
 
@@ -54,7 +54,7 @@ DISKS = ("disk", "read-only")
 FAULTS = (*SIGNALS, *DAMAGES, "garbled", *DISKS, "slow", "memory", "clock", "nan", "twice")
 MEMORY = Path("/sys/fs/cgroup/memory")  # control groups of version 1
 CHANGES = "write,pwrite64,rename,fsync,fdatasync,ftruncate,mkdir,unlink,unlinkat"  # the system calls that `slow` delays
-FINE = ("same", "resumed", "older", "refused", "other")
+FINE = ("same", "missed", "resumed", "older", "refused", "other")
 VERDICTS = {**dict.fromkeys(FINE, "survived"), "lost": "lost", "hung": "hung"}  # all others are "wrong"
 CODES = (0, 2)
 STOPPED = (143, -signal.SIGTERM, -signal.SIGKILL)  # -SIGTERM: it came before the command was ready
@@ -245,7 +245,9 @@ class Case:
     def _unsteadily(self, folder: Path) -> str:
         trouble = Trouble(clock=self.draw.randrange(1, 10**6))
         self.log += f"{trouble}\n"
-        return self._whatever(folder, self._end(Run(folder, self.job.command, trouble)))
+        ended = self._end(Run(folder, self.job.command, trouble))
+        outcome = self._whatever(folder, ended)
+        return "missed" if outcome == "same" and JUMPED not in ended.said else outcome
 
     def _whatever(self, folder: Path, ended: Ended) -> str:
         """However the job has ended, nothing is lost."""

@@ -258,13 +258,20 @@ class Trouble(NamedTuple):
 
 
 UNTROUBLED = Trouble()
+JUMPED = "the clock jumps"  # what a process says of it
 
 
 def unsteady(seed: int) -> Callable[[], float]:
-    """A wall clock that jumps by up to four months, once, after up to 300 times that it is read."""
+    """A wall clock that jumps by up to four months, once, after up to 300 times that it is read; it says so."""
     draw, now = random.Random(seed), time.time
-    shifts = itertools.chain([0.0] * draw.randrange(300), itertools.repeat(draw.uniform(-1e7, 1e7)))
-    return lambda: now() + next(shifts)
+    before, shift, reads = draw.randrange(300), draw.uniform(-1e7, 1e7), itertools.count()
+
+    def read() -> float:
+        if (number := next(reads)) == before:
+            os.write(2, f"{JUMPED} by {shift:.0f} s\n".encode())
+        return now() + shift * (number >= before)
+
+    return read
 
 
 def work(rank: int, address: str, folder: Path, log: Path, command: str, trouble: Trouble) -> None:
