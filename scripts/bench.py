@@ -1,6 +1,6 @@
 """Speed of every component, and its share of what this machine can do.
 
-python scripts/bench.py --weights data --config configs/shapes.py --json bench.json
+python scripts/bench.py --weights data --config configs/shapes64.py --json bench.json
 python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2 \
     --train_transformer.batch 2
 python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
