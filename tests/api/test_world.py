@@ -23,6 +23,7 @@ from tokvid.cli.main import main
 from tokvid.config import GUIDANCE, Sampling
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
+from tokvid.sampling import edits
 from tokvid.sampling.story import Segment, Story, load_story, story_text
 from tokvid.tasks.tasks import TASKS
 
@@ -378,3 +379,12 @@ def test_several_threads_may_share_a_world(tiny_weights, world):
         thread.join()
     for seed in (1, 2, 3):
         np.testing.assert_array_equal(videos[seed], world.generate("up", seconds=0.6, seed=seed, guidance=1).frames)
+
+
+@pytest.mark.parametrize("last, warned", [(3, True), (1, False)])
+def test_a_loop_that_jumps_says_so(monkeypatch, caplog, able, last, warned):
+    """Frames of grey 0, 1, 2, then `last`: it is compared with the first one."""
+    made_THWC = np.full((4, 16, 16, 3), np.array([0, 1, 2, last])[:, None, None, None], np.uint8)
+    monkeypatch.setattr(edits, "loop", lambda *_: (made_THWC, 1))
+    able.loop.stream(Video(made_THWC, 4.0), fps=4)
+    assert ("the loop jumps where it begins again: 3.0 times" in caplog.text) == warned

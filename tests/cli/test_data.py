@@ -25,6 +25,7 @@ def test_datasets_and_what_inspect_says_of_them(tokvid, tiny_weights, movie, tmp
         0,
         "shapes: 3 videos\n",
     )
+    assert "tokenizer/ kind tokenizer" in said("robots")  # which is no folder here
     source = RecordSource("shapes")
     assert len(source) == 3 and source[0].frames.shape[1:] == (16, 16, 3) and source[0].fps == 4
     assert said("shapes").startswith("kind dataset of frames videos 3 source shapes size [16, 16] fps 4")

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
 
 import numpy as np
+from jaxtyping import UInt8
 
 from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
@@ -32,6 +35,9 @@ from tokvid.sampling.stream import Models, Windows, load_models
 from tokvid.tasks.conditions import draw_points
 
 MOST_LARGER = 16
+MOST_JUMP = 1.5  # of a loop before a warning
+
+log = logging.getLogger(__name__)
 
 LoRALike = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
@@ -278,6 +284,12 @@ class World:
         story, size = self._checked(make_story([prompt], None, settings)), self._times(larger)
         opening = encode_video(self.models, read_clip(video, story.fps, size))
         video_THWC, new = edits.loop(self.models, story, opening)
+        if (jump := _jump(video_THWC)) > MOST_JUMP:
+            log.warning(
+                "the loop jumps where it begins again: %.1f times the largest change between its other frames; a video "
+                "whose motion leads back to its beginning closes better",
+                jump,
+            )
         known = len(video_THWC) - new
         about = {"known": known, "left_out": len(opening.frames_THWC) - known}
         return Stream(iter([video_THWC]), len(video_THWC), story.fps, size, story, **about)
@@ -355,3 +367,10 @@ class World:
         if larger > 1:
             raise UserError("larger videos need a picture or a video whose detail they keep; give one, or leave it out")
         return None
+
+
+def _jump(video_THWC: UInt8[np.ndarray, "t h w 3"]) -> float:
+    """How much changes from the last frame to the first, as a multiple of the largest change from frame to frame."""
+    frames = [*video_THWC.astype(np.float32), video_THWC[0].astype(np.float32)]
+    *changes, last = (float(np.abs(after - before).mean()) for before, after in itertools.pairwise(frames))
+    return last / max(*changes, 1e-6)

@@ -13,6 +13,7 @@ from tokvid.cli.options import (
     models_of,
     readable,
     refuse,
+    weights,
     weights_arguments,
 )
 from tokvid.cli.printing import in_any_case, say, table
@@ -175,7 +176,9 @@ class Inspect(Command):
     help = "describe a file or folder: weights, a checkpoint, a token cache, a dataset, a video"
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument("path", type=readable, metavar="PATH", help="what to describe")
+        parser.add_argument(
+            "path", type=weights, metavar="PATH", help="what to describe; or a name of weights, as for --weights"
+        )
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.cli.inspection import what_is

@@ -22,11 +22,12 @@ def progress(what: str, total: int, unit: str, done: int = 0, quiet: bool = Fals
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width := 40 if console.width >= 120 else 10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[pace]}"),
             TextColumn("{task.fields[notes]}"),
         )
+        others = len(what) + bar_width + 2 * len(str(total)) + 6  # characters, with the spaces between them
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total, completed=done, pace="", notes="")
 
@@ -34,7 +35,9 @@ def progress(what: str, total: int, unit: str, done: int = 0, quiet: bool = Fals
                 nonlocal at, shown
                 at += n
                 shown = _notes(notes) or shown
-                bar.update(task, completed=at, pace=pace.at(at, total, unit), notes=shown)
+                so_far = pace.at(at, total, unit)
+                room = max(0, console.width - others - len(so_far))  # rich would cut the numbers before it, too
+                bar.update(task, completed=at, pace=so_far, notes=shown[:room])
 
             yield advance
         return

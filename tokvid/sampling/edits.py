@@ -200,6 +200,8 @@ def interpolate(
     """
     rates = rates_between(models, story.fps, factor)
     source = Encoded(models, frames, refinement(models)[0])
+    if source.frames == 1:
+        raise UserError("a single frame has no others between; give a video of two frames or more")
     levels = Levels(rates, 1 + (len(source.tokens_THWQ) - 1) * factor, story.keep, story.sampling)
     first, coarse = source.tokens_THWQ[None, :1], source.stream(story.fps)
     interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])

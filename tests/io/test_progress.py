@@ -1,0 +1,23 @@
+"""The bar of long work."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tokvid.io import progress as module
+from tokvid.io.progress import progress
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_narrow_terminal_loses_notes_before_numbers(monkeypatch, width):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=width, color_system=None)
+    )
+    with progress("transformer", 6000, "steps", done=1200) as advance:
+        for _ in range(3):
+            advance(1, loss=1.0661, accuracy=0.752, clips_per_second=539.2)
+    said = screen.getvalue()
+    assert "transformer" in said and "1203/6000" in said and "s left" in said
+    assert "loss 1.066" in said and ("clips_per_second 539.2" in said) == (width == 200)
