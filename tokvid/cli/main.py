@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tokvid import __version__
@@ -145,10 +146,20 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _keep_inputs(options: argparse.Namespace) -> None:
+    """UserError where a file that is read would be replaced by the result."""
+    given = getattr(options, "out", None)
+    for out in filter(Path.is_file, given if isinstance(given, list) else [given] if given else []):
+        for name, value in vars(options).items():
+            if name != "out" and isinstance(value, Path) and value.is_file() and value.samefile(out):
+                raise UserError(f"--out {out} would replace {value}, which is read; name another file")
+
+
 def _run(command: Command, options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, URL):
             setattr(options, name, local(value))
+    _keep_inputs(options)
     with contextlib.ExitStack() as stack:
         if command.joins(options):
             from tokvid.distributed import joined
