@@ -387,4 +387,4 @@ def test_a_loop_that_jumps_says_so(monkeypatch, caplog, able, last, warned):
     made_THWC = np.full((4, 16, 16, 3), np.array([0, 1, 2, last])[:, None, None, None], np.uint8)
     monkeypatch.setattr(edits, "loop", lambda *_: (made_THWC, 1))
     able.loop.stream(Video(made_THWC, 4.0), fps=4)
-    assert ("the loop jumps where it begins again: 3.0 times" in caplog.text) == warned
+    assert ("the loop jumps where it begins again: by 3.0 times" in caplog.text) == warned

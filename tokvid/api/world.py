@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 import numpy as np
-from jaxtyping import UInt8
 
 from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
@@ -26,6 +24,7 @@ from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.tracks import load_track
 from tokvid.io.compiled import keep_programs
 from tokvid.io.urls import local
+from tokvid.metrics.video import seam_ratio
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of
 from tokvid.sampling.levels import check_rows, rates_of
@@ -35,7 +34,7 @@ from tokvid.sampling.stream import Models, Windows, load_models
 from tokvid.tasks.conditions import draw_points
 
 MOST_LARGER = 16
-MOST_JUMP = 1.5  # of a loop before a warning
+MOST_JUMP = 2.0  # of a loop, as a seam ratio, without a warning
 
 log = logging.getLogger(__name__)
 
@@ -284,9 +283,10 @@ class World:
         story, size = self._checked(make_story([prompt], None, settings)), self._times(larger)
         opening = encode_video(self.models, read_clip(video, story.fps, size))
         video_THWC, new = edits.loop(self.models, story, opening)
-        if (jump := _jump(video_THWC)) > MOST_JUMP:
+        jump = seam_ratio(np.concatenate([video_THWC, video_THWC[:1]]), [len(video_THWC)])
+        if jump > MOST_JUMP:
             log.warning(
-                "the loop jumps where it begins again: %.1f times the largest change between its other frames; a video "
+                "the loop jumps where it begins again: by %.1f times the change between its other frames; a video "
                 "whose motion leads back to its beginning closes better",
                 jump,
             )
@@ -367,10 +367,3 @@ class World:
         if larger > 1:
             raise UserError("larger videos need a picture or a video whose detail they keep; give one, or leave it out")
         return None
-
-
-def _jump(video_THWC: UInt8[np.ndarray, "t h w 3"]) -> float:
-    """How much changes from the last frame to the first, as a multiple of the largest change from frame to frame."""
-    frames = [*video_THWC.astype(np.float32), video_THWC[0].astype(np.float32)]
-    *changes, last = (float(np.abs(after - before).mean()) for before, after in itertools.pairwise(frames))
-    return last / max(*changes, 1e-6)
