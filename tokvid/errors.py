@@ -1,6 +1,7 @@
-"""Mistakes of the user, reported on one line without a traceback; and SIGTERM."""
+"""Mistakes of the user, reported on one line without a traceback; warnings; and SIGTERM."""
 
 import difflib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,13 @@ class UserError(ValueError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: handled like Ctrl-C, with cleaning up."""
+
+
+def show_warnings() -> None:
+    """Prints what is logged as a warning to standard error, marked as one; of chatty libraries, only errors."""
+    logging.basicConfig(level=logging.WARNING, format="tokvid: warning: %(message)s")
+    for chatty in ("absl", "jax", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ import tokvid
 from tokvid.api.many import clips_of, read_prompts
 from tokvid.cli.main import main
 from tokvid.errors import UserError
+from tokvid.io import progress
 from tokvid.sampling import many
 from tokvid.sampling.story import Segment, Story
 
@@ -132,6 +133,17 @@ def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(command)
     assert "c/index.jsonl, line 1 is no row of tokvid's index of clips" in capsys.readouterr().err
+
+
+def test_progress_counts_frames_of_all_clips(tiny_weights, tmp_path, monkeypatch, capsys):
+    """While a batch is made, not only after it; a clip that fills up the last batch doesn't count."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    Path("p.txt").write_text("up\ndown\nleft\n")
+    main(["generate", "--prompts", "p.txt", "--seconds", "2", "--batch", "2", "--weights", str(tiny_weights)])
+    lines = [line.split(" · ")[0] for line in capsys.readouterr().err.splitlines()]
+    counts = [int(line.removeprefix("3 clips: ").removesuffix("/48")) for line in lines]
+    assert counts == sorted(counts) and len(counts) > 4 and counts[-1] == 48
 
 
 def start(folder, weights, *more):

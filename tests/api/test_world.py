@@ -231,6 +231,21 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
         world.edit(clip, "interpolate")
 
 
+@pytest.mark.parametrize("fps, made", [(2, 4), (5, 5), (24, 8)])  # the weights were trained on 4 and 8
+def test_a_video_made_from_another_has_its_rate(able, fps, made):
+    clip = Video(FRAMES, fps)
+    streams = {
+        "generate": able.generate.stream("up", video=clip, seconds=0.5),
+        "extend": able.extend.stream(clip, seconds=0.5),
+        "restyle": able.edit.stream(clip, "restyle"),
+        "animate": able.animate.stream(PICTURE, like=clip),
+        "loop": able.loop.stream(clip),
+    }
+    assert {name: stream.fps for name, stream in streams.items()} == dict.fromkeys(streams, made)
+    assert able.extend.stream(clip, fps=6).fps == 6
+    assert able.edit.stream(FRAMES, "restyle").fps == 8  # an array has no rate
+
+
 def test_larger_videos_have_the_detail_of_what_is_given(trained_for, tmp_path, caplog):
     """At any multiple of the weights' size; the tokens are those of the frames in that size."""
     trained_for(["interpolation", "infilling", "image_to_video", "continuation"])

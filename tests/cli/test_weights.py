@@ -21,7 +21,8 @@ def test_reconstruct(tokvid, tiny_weights, movie, tmp_path, source, out, frames)
     assert figures["tokens"] == 4 * latent_frames and 3 < figures["psnr"] < 30 and -1 < figures["ssim"] < 1
     assert abs(figures["bits_per_pixel"] - 4 * latent_frames * np.log2(30) / (frames * 256)) < 1e-6
     info, rate = probe(tmp_path / out), {"a.mp4": 10.0, "a.png": 0.0, "b.mp4": 1.0}[out]
-    assert (info.width, info.height, info.frames, info.fps) == (16, 16, frames, rate)
+    side = 16 if out == "a.png" else 256
+    assert (info.width, info.height, info.frames, info.fps) == (side, side, frames, rate)
 
 
 def test_a_varying_rate_keeps_its_times(tokvid, trained_for, tiny_weights, tmp_path):
@@ -43,7 +44,16 @@ def test_reconstruct_at_another_rate_and_size(tokvid, tiny_weights, movie, tmp_p
     code, text, _ = tokvid("reconstruct", "in.mp4", "--out", "a.gif", *arguments)
     assert code == 0 and "ssim                     None" in text  # too small for its window
     info = probe(tmp_path / "a.gif")
-    assert (info.width, info.height, info.frames) == (24, 8, 3)
+    assert (info.width, info.height, info.frames) == (24 * 32, 8 * 32, 3)
+
+
+@pytest.mark.parametrize("scale, side", [(1, 16), (3, 48)])
+def test_reconstruct_enlarges_pixels(tokvid, tiny_weights, movie, tmp_path, scale, side):
+    for source, out in (("in.mp4", "a.mp4"), ("in.png", "a.png")):
+        code, _, err = tokvid("reconstruct", source, "--out", out, "--scale", scale, "--weights", tiny_weights)
+        assert (code, err) == (0, "") and probe(tmp_path / out).width == side
+    code, _, err = tokvid("reconstruct", "in.mp4", "--out", "b.mp4", "--scale", 65, "--weights", tiny_weights)
+    assert (code, err) == (2, "tokvid: scale should be 1 to 64, got 65\n") and not (tmp_path / "b.mp4").exists()
 
 
 @pytest.mark.slow

@@ -68,6 +68,11 @@ def size_of(clip: Clip) -> tuple[int, int]:
     return frames.shape[1], frames.shape[2]
 
 
+def has_rate(clip: Clip) -> bool:
+    """Whether a clip knows how fast its frames follow one another."""
+    return isinstance(clip, str | os.PathLike | Video)
+
+
 def rate_of(clip: Clip) -> float:
     """The rate at which `read_clip` gives all frames; UserError for frames without one."""
     if isinstance(clip, str | os.PathLike):

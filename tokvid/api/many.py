@@ -106,8 +106,9 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
     mine = list(marks.items())[jax.process_index() :: jax.process_count()]
     missing = [(mark, story) for mark, story in mine if mark not in index.rows]
     began = time.monotonic()
-    with progress("clips", len(missing), "clips", quiet=not first()) as advance:
-        for numbers, videos in tell_many(models, [story for _, story in missing], batch):
+    frames = sum(story.frames for _, story in missing)
+    with progress(f"{len(missing)} clips", frames, "frames", quiet=not first()) as advance:
+        for numbers, videos in tell_many(models, [story for _, story in missing], batch, advance):
             seconds = (time.monotonic() - began) / len(numbers)
             for number, video_THWC in zip(numbers, videos, strict=False):
                 mark, story = missing[number]
@@ -115,7 +116,6 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
                 name = f"{_words(story.segments[0].prompt)}-{mark[:12]}.mp4"
                 index.add({"file": name, **_figures(video), "seconds_to_make": round(seconds, 3), "mark": mark})
                 video.save(folder / name, scale=scale)
-            advance(len(numbers))
             began = time.monotonic()
     rows = index.merged()
     return [rows[mark] for mark in marks if mark in rows]

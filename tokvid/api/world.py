@@ -12,7 +12,7 @@ import numpy as np
 
 from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
-from tokvid.api.inputs import Clip, Frames, Picture, rate_of, read_clip, read_picture
+from tokvid.api.inputs import Clip, Frames, Picture, has_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
 from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_for, warn_of_spelled
 from tokvid.api.verbs import verb
@@ -67,7 +67,8 @@ class World:
     The settings of a story (`fps=8`, `seed=1`, `guidance=3`, …, see `Settings`) are keyword arguments of every verb
     that reads a prompt. A picture is a path, a URL, an array, uint8 (H, W, 3), or a PIL image. A clip is a path, a URL,
     a `Video`, an array, uint8 (T, H, W, 3), or a list of PIL images; an array's frames are taken one by one, while
-    files and `Video`s are read at the rate of the new video.
+    files and `Video`s are read at the rate of the new video. Where that isn't given, it is the clip's own, or the
+    nearest of those between the slowest and the fastest that the weights were trained on.
     """
 
     def __init__(self, folder: Path, *, loras: Sequence[weights.Scaled] = (), quiet: bool = False):
@@ -114,7 +115,8 @@ class World:
         It begins with `image`, or continues `video`, whose frames come first; `seconds` is the length of the new part.
         With either, it is `larger` times the world's size: what stands still keeps the detail of what was given.
         """
-        return self._told(make_story([Segment(prompt, seconds)], None, settings), image, video, larger)
+        story = make_story([Segment(prompt, seconds)], None, self._rated(video, settings))
+        return self._told(story, image, video, larger)
 
     @verb
     def story(
@@ -204,7 +206,8 @@ class World:
 
         It is `larger` times the world's size: what stands still keeps the detail of the video's last frame.
         """
-        return self._told(make_story([Segment(prompt, seconds)], None, settings), None, video, larger)
+        story = make_story([Segment(prompt, seconds)], None, self._rated(video, settings))
+        return self._told(story, None, video, larger)
 
     @verb
     def edit(
@@ -222,7 +225,7 @@ class World:
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
         plain = cast(Settings, {name: value for name, value in settings.items() if name not in own})
-        story = self._checked(story_for(task, prompt, plain))
+        story = self._checked(story_for(task, prompt, self._rated(video, plain)))
         self._times(larger)
         total, parts, size = edited(self.models, story, task, video, own, larger)
         return Stream(parts, total, story.fps, size, story)
@@ -244,7 +247,7 @@ class World:
         `like` is a clip whose object shows the path. Without either, the video has `seconds` and begins with the
         picture, whose tokens take the place of drawn ones: the weights need not be trained for that (zero-shot).
         """
-        story = self._checked(make_story([Segment(prompt, seconds)], None, settings))
+        story = self._checked(make_story([Segment(prompt, seconds)], None, self._rated(like, settings)))
         if track is not None and like is not None:
             raise UserError("give a track or a clip whose object shows it, not both")
         points_TNC = None if track is None else load_track(Path(local(os.fspath(track))), story.fps)
@@ -280,7 +283,7 @@ class World:
     def loop(self, video: Clip, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning. It is `larger` times the world's size."""
-        story, size = self._checked(make_story([prompt], None, settings)), self._times(larger)
+        story, size = self._checked(make_story([prompt], None, self._rated(video, settings))), self._times(larger)
         opening = encode_video(self.models, read_clip(video, story.fps, size))
         video_THWC, new = edits.loop(self.models, story, opening)
         jump = seam_ratio(np.concatenate([video_THWC, video_THWC[:1]]), [len(video_THWC)])
@@ -317,6 +320,13 @@ class World:
         """Names each word once, however many clips its prompt has."""
         prompts = [prompt for story in stories for prompt in prompts_of(story)]
         self._named.update(warn_of_spelled(self.models.text, prompts, self._named))
+
+    def _rated(self, clip: Clip | None, settings: Settings) -> Settings:
+        """The settings; where no `fps` is given, it is the clip's, within those that the weights were trained on."""
+        if "fps" in settings or clip is None or not has_rate(clip):
+            return settings
+        trained = self.models.transformer.about["fps"]
+        return {"fps": min(max(rate_of(clip), min(trained)), max(trained)), **settings}
 
     def _told(
         self,

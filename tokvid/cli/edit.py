@@ -7,6 +7,7 @@ from tokvid.cli.options import (
     Command,
     footage,
     larger_argument,
+    rate_argument,
     readable,
     refuse,
     save,
@@ -16,6 +17,7 @@ from tokvid.cli.options import (
     video_arguments,
     world_of,
 )
+from tokvid.cli.printing import several
 from tokvid.io.files import Outputs
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
@@ -44,7 +46,7 @@ class Edit(Command):
         )
         parser.add_argument("--task", required=True, choices=tuple(tasks), help=helps)
         parser.add_argument("--prompt", default="", help="what the new video shows (default: no prompt)")
-        parser.add_argument("--fps", type=float, metavar="X", help="frames per second of the output (default 8)")
+        rate_argument(parser, "IN")
         seed_argument(parser)
         own = parser.add_argument_group("of single tasks")
         own.add_argument(
@@ -76,7 +78,7 @@ class Edit(Command):
             options.video, options.task, options.prompt, larger=options.larger, **settings_of(options), **own
         )
         save(stream, options)
-        print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
+        print(f"{options.out}: {several(stream.total, 'frame')} at {stream.fps:g} fps")
 
 
 class Animate(Command):
@@ -103,7 +105,7 @@ class Animate(Command):
         parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
         seconds = "duration with --zero-shot, in seconds (default 2)"
         parser.add_argument("--seconds", type=float, metavar="X", help=seconds)
-        parser.add_argument("--fps", type=float, metavar="X", help="frames per second (default 8)")
+        rate_argument(parser, "--like", "8, or ")
         seed_argument(parser)
         video_arguments(parser, outputs, "animated.mp4")
 
@@ -120,7 +122,7 @@ class Animate(Command):
             **settings_of(options),
         )
         save(stream, options)
-        print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
+        print(f"{options.out}: {several(stream.total, 'frame')} at {stream.fps:g} fps")
 
 
 class Interpolate(Command):
@@ -159,7 +161,7 @@ class Interpolate(Command):
             options.video, options.factor, options.prompt, larger=options.larger, **settings_of(options)
         )
         save(stream, options)
-        print(f"{options.out}: {stream.total} frames at {stream.fps:g} fps")
+        print(f"{options.out}: {several(stream.total, 'frame')} at {stream.fps:g} fps")
 
 
 class Loop(Command):
@@ -172,9 +174,7 @@ class Loop(Command):
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.add_argument("video", type=footage, metavar="IN", help="video to loop")
         parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
-        parser.add_argument(
-            "--fps", type=float, metavar="X", help="frames per second of the output, at which IN is read (default 8)"
-        )
+        rate_argument(parser, "IN")
         seed_argument(parser)
         larger_argument(parser)
         video_arguments(parser, outputs, "loop.mp4")
@@ -183,11 +183,9 @@ class Loop(Command):
         world = _world(options)
         stream = world.loop.stream(options.video, options.prompt, larger=options.larger, **settings_of(options))
         save(stream, options)
-        first = f"{stream.left_out} frames" if stream.left_out > 1 else "frame"
-        print(
-            f"{options.out}: {stream.total} frames at {stream.fps:g} fps, the last {stream.total - stream.known} of "
-            f"them new; left out: {options.video}'s first {first}"
-        )
+        new, first = stream.total - stream.known, f"{stream.left_out} frames" if stream.left_out > 1 else "frame"
+        made = f"{several(stream.total, 'frame')} at {stream.fps:g} fps, the last {new} of them new"
+        print(f"{options.out}: {made}; left out: {options.video}'s first {first}")
 
 
 class Highlights(Command):

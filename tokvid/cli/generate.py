@@ -16,6 +16,7 @@ from tokvid.cli.options import (
     models_arguments,
     models_of,
     processes_arguments,
+    rate_argument,
     readable,
     refuse,
     save,
@@ -26,6 +27,7 @@ from tokvid.cli.options import (
     video_arguments,
     world_of,
 )
+from tokvid.cli.printing import several
 from tokvid.config import check_seed
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs, check_output, write_json, write_text
@@ -183,7 +185,7 @@ class Tell(Command):
             before, spans = (stream.total - story.frames) / story.fps, zip(story.segments, story.starts, strict=False)
             cues = [Cue(before + start, before + start + each.seconds, each.prompt) for each, start in spans]
             add_subtitles(options.out, cues)
-        print(f"{options.out}: {story.seconds:g} s, {len(story.segments)} prompt{'s' * (len(story.segments) > 1)}")
+        print(f"{options.out}: {story.seconds:g} s, {several(len(story.segments), 'prompt')}")
 
 
 @contextlib.contextmanager
@@ -236,9 +238,7 @@ class Generate(Command):
         via.add_argument("--image-seed", type=int, metavar="N", help="random seed of the picture (default: --seed)")
         choose = "only draw N pictures, with seeds from --image-seed on, into --sheet, to choose an --image-seed from"
         via.add_argument("--choose", type=int, metavar="N", help=choose)
-        parser.add_argument(
-            "--fps", type=float, metavar="X", help="frames per second; --video is read at this rate, too (default 8)"
-        )
+        rate_argument(parser, "--video", "8, or ")
         seed_argument(parser)
         scheme_argument(parser)
         many = parser.add_argument_group("many clips")
@@ -288,9 +288,7 @@ class Extend(Command):
         parser.add_argument(
             "--seconds", type=float, default=2.0, metavar="X", help="duration of the new part in seconds (default 2)"
         )
-        parser.add_argument(
-            "--fps", type=float, metavar="X", help="frames per second of the output, at which IN is read (default 8)"
-        )
+        rate_argument(parser, "IN")
         larger_argument(parser)
         seed_argument(parser)
         scheme_argument(parser)
@@ -340,7 +338,7 @@ def _fill(options: argparse.Namespace) -> None:
         **settings_of(options),
     )
     if first():
-        print(f"{folder}: {len(rows)} clip{'s' * (len(rows) > 1)}, listed in index.jsonl")
+        print(f"{folder}: {several(len(rows), 'clip')}, listed in index.jsonl")
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -348,12 +346,18 @@ def _generate(options: argparse.Namespace) -> None:
     from tokvid.sampling.story import Segment, Story
 
     story = story_of(options, Story((Segment(options.prompt, options.seconds),)))
-    stream = world_of(options, story).story.stream(
-        story, image=options.image, video=options.video, larger=options.larger
+    stream = world_of(options, story).generate.stream(
+        options.prompt,
+        seconds=options.seconds,
+        image=options.image,
+        video=options.video,
+        larger=options.larger,
+        **settings_of(options),
     )
     save(stream, options)
-    new = f"{stream.known} frames of {options.video}, then {stream.total - stream.known} new ones"
-    print(f"{options.out}: {new if stream.known else f'{stream.total} frames'} at {story.fps:g} fps")
+    known, new = several(stream.known, "frame"), several(stream.total - stream.known, "new one")
+    made = f"{known} of {options.video}, then {new}" if stream.known else several(stream.total, "frame")
+    print(f"{options.out}: {made} at {stream.fps:g} fps")
 
 
 def _via_image(options: argparse.Namespace) -> None:
@@ -383,4 +387,4 @@ def _via_image(options: argparse.Namespace) -> None:
         return
     stream = world.story.stream(story, image=picture(first_seed))
     save(stream, options)
-    print(f"{options.out}: {stream.total} frames at {story.fps:g} fps")
+    print(f"{options.out}: {several(stream.total, 'frame')} at {story.fps:g} fps")

@@ -27,7 +27,7 @@ from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
-from tokvid.errors import Terminated, UserError, lacks_memory, suggestion
+from tokvid.errors import Terminated, UserError, lacks_memory, show_warnings, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.urls import URL, local
 
@@ -112,9 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy multiplies little, and its threads would disturb XLA's
-    logging.basicConfig(level=logging.WARNING, format="tokvid: %(message)s")
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    show_warnings()
     try:
         with _interruptible():
             _run(command, options)

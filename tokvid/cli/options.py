@@ -144,8 +144,7 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
     )
     audio = "sound to join to the video (.mp4 only): a .wav, .mp3, …, cut off or repeated to the video's length"
     group.add_argument("--audio", type=readable, metavar="FILE", help=audio)
-    scale = "enlarge every pixel N times (default: until the shorter side has 256 pixels or more)"
-    group.add_argument("--scale", type=int, default=0, metavar="N", help=scale)
+    scale_argument(group)
     text = parser.add_argument_group("guidance", "how strongly the video follows its prompt")
     guidance_argument(text)
     last = "guidance scale at the end of each prompt, reached linearly from --guidance (default: no change)"
@@ -153,6 +152,12 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
     text.add_argument("--negative", metavar="TEXT", help="negative prompt: what should not be seen (default: none)")
     sampling_arguments(parser)
     models_arguments(parser)
+
+
+def scale_argument(parser: "argparse._ActionsContainer") -> None:
+    """--scale; 0: not given."""
+    scale = "enlarge every pixel N times, 1 to 64 (default: until the shorter side has 256 pixels or more)"
+    parser.add_argument("--scale", type=int, default=0, metavar="N", help=scale)
 
 
 def guidance_argument(parser: "argparse._ActionsContainer") -> None:
@@ -211,6 +216,13 @@ def later_codes_argument(parser: argparse.ArgumentParser, only: str = "") -> Non
         metavar="N",
         help=f"{only}sub-codes that a token has after the first frame, 0 for all (default: the weights')",
     )
+
+
+def rate_argument(parser: argparse.ArgumentParser, clip: str, otherwise: str = "") -> None:
+    """--fps of a video that is made from another one, `clip`; None: not given. `otherwise`: the default without it."""
+    own = f"{clip}'s own, within those that the weights were trained on"
+    rate = f"frames per second of the output, at which {clip} is read, too (default: {otherwise}{own})"
+    parser.add_argument("--fps", type=float, metavar="X", help=rate)
 
 
 def seed_argument(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def several(number: int, what: str) -> str:
+    """1, "frame" → "1 frame"; 2, "frame" → "2 frames"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def in_any_case(*steps: Callable[[], object]) -> None:
     """All of them, then the first error: what took minutes to measure isn't lost to a full disk or a closed pipe."""
     errors = []

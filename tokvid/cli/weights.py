@@ -13,10 +13,11 @@ from tokvid.cli.options import (
     models_of,
     readable,
     refuse,
+    scale_argument,
     weights,
     weights_arguments,
 )
-from tokvid.cli.printing import in_any_case, say, table
+from tokvid.cli.printing import in_any_case, say, several, table
 from tokvid.errors import UserError
 from tokvid.io.files import VIDEO_SUFFIXES, Outputs
 
@@ -56,6 +57,7 @@ class Reconstruct(Command):
             default="crop",
             help="if IN has another aspect ratio: cut off its edges, or add black bars (default crop)",
         )
+        scale_argument(parser)
         later_codes_argument(parser)
         parser.add_argument("--json", action="store_true", help="print the figures as JSON")
         weights_arguments(parser)
@@ -65,6 +67,7 @@ class Reconstruct(Command):
         from tokvid.evaluate.reconstruction import Reconstruction, with_later_codes
         from tokvid.input_pipeline.clips import probe, stream_frames
         from tokvid.io.media import VideoWriter, write_image
+        from tokvid.sampling.film import enlarged, scale_for
 
         image = options.out.suffix.lower() == ".png"
         if image:
@@ -76,17 +79,18 @@ class Reconstruct(Command):
             tokenizer = with_later_codes(tokenizer, options.later_codes)
         size = tuple(options.size or tokenizer.config.size)
         reconstruction = Reconstruction(tokenizer, size)
+        scale = scale_for(size, options.scale or image)  # pictures keep their size by default
         fps = probe(options.file).rate or 1.0 if options.fps is None else options.fps  # an image has no rate
         truth = stream_frames(options.file, fps=fps, size=size, fit=options.fit)
 
         def write() -> None:
             if image:
                 (image_HWC,) = reconstruction.frames(itertools.islice(truth, 1))
-                write_image(options.out, image_HWC)
+                write_image(options.out, enlarged(image_HWC, scale))
                 return
             with VideoWriter(options.out, fps) as writer:
                 for frame_HWC in reconstruction.frames(truth):
-                    writer.write(frame_HWC)
+                    writer.write(enlarged(frame_HWC, scale))
 
         def report() -> None:
             if reconstruction.complete:
@@ -162,7 +166,7 @@ class Merge(Command):
         copy_files(options.weights, options.out, beside)
         config, about = models.transformer.config, facts(models.transformer.about)
         mark = save(options.out / "transformer", "transformer", config, models.transformer.params, **about)
-        print(f"{options.out}: weights {mark}, with {len(options.lora)} LoRA{'s' * (len(options.lora) > 1)}")
+        print(f"{options.out}: weights {mark}, with {several(len(options.lora), 'LoRA')}")
 
 
 def _differ(source: Path, there: Path) -> bool:

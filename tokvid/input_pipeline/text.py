@@ -26,6 +26,7 @@ ROOM_FOR_WORDS = 512  # ids from which on frequent words are whole
 LARGEST_MODEL = 64 << 20  # bytes
 SPACE, BYTE = "\u2581", re.compile("<0x[0-9A-F]{2}>")  # how sentencepiece writes them
 WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")  # a word of Latin letters, or another character
+LONGEST_SHOWN = 80  # characters of a text, in a warning
 CHARACTERS_PER_TOKEN = 32  # twice the longest piece of sentencepiece
 
 
@@ -117,9 +118,10 @@ class TextModel:
         ids = self._pieces.encode(text[:most])
         ids_L = np.full(length, PADDING, np.int32)
         ids_L[: len(ids)] = ids[:length]
-        cut = len(ids) > length or len(text) > most
-        warning = f"text of {len(text)} characters is cut to its first {length} tokens: {text!r:.60}…"
-        return ids_L, warning if cut else ""
+        if len(ids) <= length and len(text) <= most:
+            return ids_L, ""
+        read = self._pieces.decode(ids[:length])
+        return ids_L, f"of a text of {len(text)} characters, only the beginning is read: {_shortened(read)!r}"
 
     def spelled(self, text: str) -> list[str]:
         """The words of `text` that have to be spelled out, because the captions hardly had them, or not at all.
@@ -159,11 +161,17 @@ class TextModel:
             ids_L, cut = self._encode(text, length)
             if cut and not warned:
                 warned = True
-                log.warning("%s; transformer.text_length, set in training, limits all texts", cut)
+                log.warning("%s (the weights' text_length is %d tokens; a word is one or more)", cut, length)
             ids_L.flags.writeable = False
             return ids_L
 
         return encode
+
+
+def _shortened(text: str) -> str:
+    """At most LONGEST_SHOWN characters, from both ends."""
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} … {text[-half:]}"
 
 
 def read_model(path: str | Path) -> bytes:

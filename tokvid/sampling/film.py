@@ -125,9 +125,7 @@ def write(
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
-    scale = scale or watchable(size)
-    if not 1 <= scale <= 64:
-        raise UserError(f"scale should be 1 to 64, got {scale}")
+    scale = scale_for(size, scale)
     if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(size) * scale**2 > MOST_GIF_BYTES:
         raise UserError(f"{total} frames are too many for a GIF, which is built in memory; write an .mp4")
     some = _Some(total)
@@ -142,9 +140,11 @@ def write(
         contact_sheet(sheet, some.rows, columns=COLUMNS)
 
 
-def watchable(size: tuple[int, int]) -> int:
-    """The factor by which videos of this height and width are enlarged by default."""
-    return math.ceil(WATCHABLE / min(size))
+def scale_for(size: tuple[int, int], scale: int = 0) -> int:
+    """The factor by which videos of this height and width are enlarged; 0: to at least WATCHABLE pixels."""
+    if not 0 <= scale <= 64:
+        raise UserError(f"scale should be 1 to 64, got {scale}")
+    return scale or math.ceil(WATCHABLE / min(size))
 
 
 def enlarged(frame_HWC: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndarray, "height width 3"]:

@@ -1,7 +1,7 @@
 """Many stories side by side: those of the same length and settings run through the models as one batch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,16 @@ MOST_BYTES = 1 << 31  # of a batch's frames, which are kept in memory
 
 
 def tell_many(
-    models: Models, stories: Sequence[Story], batch: int
+    models: Models, stories: Sequence[Story], batch: int, advance: Callable[[int], object] = lambda frames: None
 ) -> Iterator[tuple[list[int], list[UInt8[np.ndarray, "t h w 3"]]]]:
     """The videos of many stories, at most `batch` at a time: their numbers, and their frames, uint8 (T, H, W, 3).
 
     Prompts, seeds and guidance may differ within a batch. Each video is the same as by `tell`, but for rounding.
-    UserError as by `batches_of`.
+    `advance` is called with the number of new frames, of all videos, as they are made. UserError as by `batches_of`.
     """
     for part in batches_of(models, stories, batch):
-        yield part[: len(set(part))], _told(models, [stories[number] for number in part])
+        numbers = part[: len(set(part))]
+        yield numbers, _told(models, [stories[number] for number in part], len(numbers), advance)
 
 
 def batches_of(models: Models, stories: Sequence[Story], batch: int) -> list[list[int]]:
@@ -56,14 +57,21 @@ def _parts(numbers: list[int], batch: int) -> Iterator[list[int]]:
         yield part + part[-1:] * (size - len(part))
 
 
-def _told(models: Models, stories: Sequence[Story]) -> list[UInt8[np.ndarray, "t h w 3"]]:
+def _told(
+    models: Models, stories: Sequence[Story], wanted: int, advance: Callable[[int], object]
+) -> list[UInt8[np.ndarray, "t h w 3"]]:
+    """The frames of the first `wanted` stories; the others fill the batch."""
     story, patch = stories[0], models.tokenizer.config.temporal_patch
     rates = rates_of(models, story.fps, story.scheme)
     levels = Levels(rates, latent_frames_for(story.frames, patch), story.keep, story.sampling)
     every = (prompts_of(each, models) for each in stories)
     prompts = [_side_by_side(prompts) for prompts in zip(*every, strict=True)]
-    parts = list(videos(models, prompts, levels, models.no_tokens(len(stories))))
-    return [np.concatenate([part[i] for part in parts])[: story.frames] for i in range(len(stories))]
+    parts, made = [], 0
+    for part_BTHWC in videos(models, prompts, levels, models.no_tokens(len(stories))):
+        parts.append(part_BTHWC[:, : story.frames - made])
+        made += parts[-1].shape[1]
+        advance(wanted * parts[-1].shape[1])
+    return [np.concatenate([part_BTHWC[i] for part_BTHWC in parts]) for i in range(wanted)]
 
 
 def _side_by_side(prompts: Sequence[Prompt]) -> Prompt:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import tokvid
-from tokvid.errors import UserError, lacks_memory
+from tokvid.errors import UserError, lacks_memory, show_warnings
 from tokvid.io.files import write_text
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import story_text
@@ -156,6 +156,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     os.nice(5)
+    show_warnings()
 
     def tell(event: dict[str, Any]) -> None:
         answers.write(json.dumps({**event, "at": time.monotonic()}) + "\n")
