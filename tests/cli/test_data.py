@@ -45,13 +45,23 @@ def test_datasets_and_what_inspect_says_of_them(tokvid, tiny_weights, movie, tmp
     assert tokvid("data", "folder", "clips", *options)[1] == "frames: 1 videos, frames of 8x8 at 5 fps\n"
     assert RecordSource("frames")[0].frames.shape == (5, 8, 8, 3)
 
+    (tmp_path / "s.txt").write_text("a red circle\n\nup\n")
+    (tmp_path / "s.yaml").write_text("seed: 3\nsegments:\n- {prompt: a, seconds: 0.5}\n- {prompt: up, seconds: 0.5}\n")
+    assert tokvid("export", tiny_weights / "tokenizer", "--out", "e.safetensors")[0] == 0
+    assert "sha256" not in said(tiny_weights) and "code_width" not in said(tiny_weights)
+    assert "code_width" in " ".join(tokvid("inspect", tiny_weights, "--all")[1].split())
     for path, words in {
         tiny_weights: ["tokenizer/", "kind tokenizer", "transformer/", "levels [5, 3, 2]", "parameters"],
         tiny_weights / "transformer": ["kind transformer", "latent_frames 4", "grid [2, 2]"],
         tiny_weights / "text.model": ["kind text model", "vocabulary 320"],
         "in.mp4": ["kind video file", "width 60", "frames 10"],
-        "in.png": ["height 30", "frames 1"],
+        tiny_weights / "transformer" / "weights.safetensors": ["kind transformer", "parameters"],
+        "in.png": ["kind picture", "width 20", "height 30"],
         "bytes": ["kind dataset of video", "videos 1"],
+        "clips": ["kind folder of videos and pictures", "files 2"],
+        "s.yaml": ["kind story file", "frames 8", "seed 3", "from 0.5 s up"],
+        "s.txt": ["kind script", "from 0 s a red circle"],
+        "e.safetensors": ["kind exported tokenizer", "tensors", "levels [5, 3, 2]"],
     }.items():
         assert all(word in said(path) for word in words), said(path)
 

@@ -89,12 +89,14 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
     monkeypatch.setattr(film, "tell", interrupted)
     found, out, err = tokvid(*words)
     assert (found, out) == (code, "") and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert re.fullmatch(r"tokvid: interrupted after 1\.\d of 2\.0 s; run the same command again to resume\n", err)
+    said = r"after 1\.\d of 2\.0 s; run the same command again to resume \(the .* kept in \.story\.mp4\.tokens\)"
+    assert re.fullmatch(rf"tokvid: interrupted {said}\n", err)
     assert [path.name for path in tmp_path.iterdir()] == [".story.mp4.tokens"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert tokvid(*words)[0] == 0
+    assert "story.mp4: resumed, from .story.mp4.tokens\n" in tokvid(*words)[2]
     assert [path.name for path in tmp_path.iterdir()] == ["story.mp4"]
+    assert "resumed" not in tokvid(*words)[2]
 
 
 def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_weights, tmp_path):

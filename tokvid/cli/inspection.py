@@ -1,31 +1,45 @@
 """What a file or a folder is: for `tokvid inspect`."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
+
+import safetensors
 
 from tokvid import weights
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.input_pipeline.text import TextModel
+from tokvid.input_pipeline.webdataset import VIDEOS
 from tokvid.io.files import read_json
+from tokvid.portable import KEY
+from tokvid.sampling import script
+from tokvid.sampling.story import STORY_SUFFIXES, Story, load_story
+
+# Of a model's config, what is shown unless all is.
+CONFIG = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "groups")
+CONFIG += ("latent_frames", "grid", "subcodes", "width", "layers", "text_length", "conditions")
+FOR_PROGRAMS = ("format", "sha256")
 
 
-def what_is(path: Path) -> dict[str, Any]:
-    """Names and values that describe it, nested for a folder of several things; UserError where it is nothing known."""
+def what_is(path: Path, every: bool = False) -> dict[str, Any]:
+    """Names and values that describe it, nested for a folder of several things; of models, `every` setting or some.
+
+    UserError where it is nothing known.
+    """
     if not path.exists():
         raise UserError(f"there is nothing at {path}")
     if path.is_file():
-        of_a_file = {".model": _text_model, ".safetensors": _lora}.get(path.suffix, _video)
-        return of_a_file(path)
+        return _file(path, every)
     if (path / "dataset.json").is_file():
         source = RecordSource(path)
         return {"kind": f"dataset of {source.kind}", "videos": len(source), **source.metadata}
     if (path / "dataset_info.json").is_file():
         return _prepared(path)
     if (path / "config.json").is_file():
-        return _weights(path)
+        return _weights(path, every)
     if (path / "commit.json").is_file():
         return _checkpoint(path)
     if (path / weights.LORA_FILE).is_file():
@@ -35,13 +49,57 @@ def what_is(path: Path) -> dict[str, Any]:
         return {"kind": "training in progress, no weights yet", "checkpoints at steps": steps}
     parts = [part for name in ("tokenizer", "text", "transformer", "tokens") if (part := path / name).is_dir()]
     parts += [file.parent for file in path.glob("*/*/dataset_info.json")]
-    if not parts:
-        raise UserError(f"{path} is no checkpoint, weights folder, workdir, token cache or dataset of tokvid")
-    return {f"{part.relative_to(path)}/": what_is(part) for part in parts}
+    if parts:
+        return {f"{part.relative_to(path)}/": what_is(part, every) for part in parts}
+    if files := sum(file.suffix.lower() in VIDEOS for file in path.iterdir()):
+        return {"kind": "folder of videos and pictures; tokvid data folder makes a dataset of it", "files": files}
+    raise UserError(
+        f"{path} is no weights folder, workdir, checkpoint, token cache, dataset or folder of videos; name one"
+    )
+
+
+def _file(path: Path, every: bool) -> dict[str, Any]:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _tensors(path, every)
+    if suffix == ".model":
+        return _text_model(path)
+    if suffix in STORY_SUFFIXES:
+        return _story("story file", load_story(path))
+    if suffix in script.SUFFIXES:
+        return _story("script", script.read_script(path).story)
+    return _video(path)
+
+
+def _story(kind: str, story: Story) -> dict[str, Any]:
+    prompts = {f"from {start:g} s": each.prompt for start, each in zip(story.starts, story.segments, strict=False)}
+    facts = {"seconds": story.seconds, "fps": story.fps, "frames": story.frames, "seed": story.seed}
+    return {"kind": kind, **facts, "prompts": prompts}
 
 
 def _video(path: Path) -> dict[str, Any]:
-    return {"kind": "video file", **dataclasses.asdict(probe(path))}
+    info = dataclasses.asdict(probe(path))
+    if not info["fps"]:
+        return {"kind": "picture", "width": info["width"], "height": info["height"]}
+    warnings = info.pop("warnings")
+    return {"kind": "video file", **info} | ({"warnings": "; ".join(warnings)} if warnings else {})
+
+
+def _tensors(path: Path, every: bool) -> dict[str, Any]:
+    """A model's own file, one that `tokvid export` wrote, or a LoRA."""
+    if path.name == "weights.safetensors" and (path.parent / "config.json").is_file():
+        return _weights(path.parent, every)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            exported, tensors = (file.metadata() or {}).get(KEY), len(file.keys())
+        about = json.loads(exported) if exported else {}
+    except (safetensors.SafetensorError, ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a .safetensors file ({error}); copy it again") from error
+    if not exported:
+        return _lora(path)
+    if not isinstance(about, dict):
+        raise UserError(f"{path} was not written by tokvid export; export it again")
+    return {"kind": f"exported {about.pop('kind', 'model')}", "tensors": tensors, **_shown(about, every)}
 
 
 def _lora(path: Path) -> dict[str, Any]:
@@ -54,10 +112,21 @@ def _text_model(path: Path) -> dict[str, Any]:
     return {"kind": "text model", "vocabulary": text.vocabulary, "fingerprint": text.fingerprint}
 
 
-def _weights(path: Path) -> dict[str, Any]:
+def _weights(path: Path, every: bool) -> dict[str, Any]:
     kind = weights.kind_of(path)
     loaded = weights.load(path, kind)
-    return {"kind": kind, "parameters": weights.parameter_count(loaded.params)} | loaded.about
+    about = {name: value for name, value in loaded.about.items() if name != "kind"}
+    return {"kind": kind, "parameters": weights.parameter_count(loaded.params), **_shown(about, every)}
+
+
+def _shown(about: dict[str, Any], every: bool) -> dict[str, Any]:
+    """The facts of a model: all, or those for people."""
+    if every:
+        return about
+    config, tasks = about.get("config", {}), about.get("layouts", {}).get("tasks", {})
+    facts = {name: value for name, value in about.items() if not isinstance(value, dict) and name not in FOR_PROGRAMS}
+    facts |= {name: config[name] for name in CONFIG if name in config}
+    return facts | ({"tasks": ", ".join(name for name, share in tasks.items() if share)} if tasks else {})
 
 
 def _prepared(path: Path) -> dict[str, Any]:

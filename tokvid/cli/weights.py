@@ -177,14 +177,17 @@ class Inspect(Command):
     """What a file or folder is, in a few lines."""
 
     name = "inspect"
-    help = "describe a file or folder: weights, a checkpoint, a token cache, a dataset, a video"
+    help = "describe a file or folder: weights, a checkpoint, a token cache, a dataset, a story, a video"
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.add_argument(
             "path", type=weights, metavar="PATH", help="what to describe; or a name of weights, as for --weights"
         )
+        parser.add_argument(
+            "--all", action="store_true", help="of weights, every setting of the model and its training"
+        )
 
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.cli.inspection import what_is
 
-        print(table(what_is(options.path)))
+        print(table(what_is(options.path, options.all)))

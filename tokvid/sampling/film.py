@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -50,8 +51,12 @@ def film(
 
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
+        resumed = False
         with KeptWindows(partial, models) as windows:
             for video_THWC in show(models, story, opening, windows):
+                if windows.found and not resumed:
+                    resumed = True
+                    print(f"{outs[0]}: resumed, from {partial}", file=sys.stderr)
                 for frame_HWC in video_THWC:
                     watch(frame_HWC)
                     summary.see(done, frame_HWC)
@@ -63,7 +68,8 @@ def film(
         write(with_bar(watched(), outs[0].name, total), outs, story.fps, total, size, scale=scale)
     except KeyboardInterrupt as error:
         so_far = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
-        raise type(error)(f"interrupted after {so_far}; run the same command again to resume") from None
+        kept = f" (the generated part is kept in {partial})" if partial.exists() else ""
+        raise type(error)(f"interrupted after {so_far}; run the same command again to resume{kept}") from None
     partial.unlink(missing_ok=True)
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)

@@ -27,6 +27,7 @@ class KeptWindows:
     """A file of windows, in a `with` statement, written from the first one on; a file of other models is replaced.
 
     Records are only appended, so a torn or damaged one ends what is read: it is generated again, with all later ones.
+    `found` counts the windows that were asked for and there.
     """
 
     def __init__(self, path: Path, models: Models):
@@ -35,6 +36,7 @@ class KeptWindows:
         self._line = f"tokvid windows {mark}\n".encode()
         self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
         self._file: BinaryIO | None = None
+        self.found = 0
 
     def __enter__(self) -> "KeptWindows":
         if self._belongs():
@@ -86,6 +88,7 @@ class KeptWindows:
         """The tokens (B, T, H, W, Q) that were added under this mark, or None."""
         if self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
             return None
+        self.found += 1
         self._file.seek(start)
         _, videos, latent_frames = HEAD.unpack(self._file.read(HEAD.size))
         tokens = np.frombuffer(self._file.read(self._bytes(videos, latent_frames)), "<i4")
