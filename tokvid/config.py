@@ -331,6 +331,9 @@ class Sampling:
     top_p: float = _setting(
         1.0, "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: all", 1e-9, 1
     )
+    guidance_limit: float = _setting(
+        0.0, "most that guidance adds to the log-odds of a code against the likeliest one, in nats; 0: any", 0, 1000
+    )
     rows: int = _setting(0, "rows of a latent frame per step, if the weights were trained for it; 0: token by token", 0)
     rounds: int = _setting(
         8, "decoding rounds (MaskGIT) of latent frames whose rows are all generated at once", 1, 1000

@@ -34,6 +34,9 @@ def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps({"fps": 4, "points": [[[0.5, 0.5]]] * 3}))
     code, out, err = tokvid(*animate, "--track", "t.json")
     assert (code, out) == (0, "animated.mp4: 3 frames at 4 fps\n"), err
+    moved = (tmp_path / "animated.mp4").read_bytes()
+    assert tokvid(*animate, "--track", "t.json", "--at-path")[0] == 0
+    assert (tmp_path / "animated.mp4").read_bytes() != moved
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,7 @@ def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
         ("animate in.png", "one of the arguments --track --like --zero-shot is required"),
         ("animate in.png --track nowhere.json", "cannot read track nowhere.json"),
         ("animate in.png --like in.mp4 --seconds 2", "--seconds is for --zero-shot"),
+        ("animate in.png --zero-shot --at-path", "--at-path is for a track"),
     ],
 )
 def test_mistakes_in_edits(refused, all_tasks, movie, command, said):

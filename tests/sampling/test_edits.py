@@ -10,9 +10,9 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import edits, stream
-from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, vary
+from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, moved, vary
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_picture, encode_video
-from tokvid.tasks.conditions import CONDITIONS, Condition, grey, with_luma
+from tokvid.tasks.conditions import CONDITIONS, Condition, draw_points, grey, with_luma
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames, keeps_pixels
 
 STORY = Story((Segment("up"),), fps=4.0)
@@ -241,16 +241,33 @@ def test_a_variation_draws_a_share_of_all_tokens_again(models, asked):
         whole(vary(trained_for(models, "variation"), rows, iter(video(7)), 0.25))
 
 
-def test_an_animation_sees_the_picture_beside_every_window_of_the_track(models, asked, monkeypatch):
-    """At the first latent frame that is generated."""
-    monkeypatch.setitem(CONDITIONS, "track", Condition("a track", lambda video_THWC: video_THWC))
-    picture_HWC, track = video(1)[0], video(13)
-    whole(animate(trained_for(models, "animate"), STORY, picture_HWC, iter(track)))
+@pytest.mark.parametrize("at_path", [False, True])
+def test_an_animation_sees_the_picture_beside_every_window_of_the_track(models, asked, at_path):
+    """At the first latent frame that is generated. It begins with the picture, unless the path stays where it is."""
+    picture_HWC = np.zeros((16, 16, 3), np.uint8)
+    picture_HWC[2:4, 10:12] = 255  # in the middle, (11/16, 3/16)
+    points = [np.array([[0.25, 0.5 + number / 32]]) for number in range(13)]
+    made_THWC = whole(animate(trained_for(models, "animate"), STORY, picture_HWC, iter(points), at_path))
+    assert np.array_equal(made_THWC[0], picture_HWC) != at_path and len(made_THWC) == 13
+    start_C = points[0][0] if at_path else np.array([11 / 16, 3 / 16])
+    path_TNC = np.stack([start_C + np.array([0, number / 32]) for number in range(13)])[:, None]
+    track_THWQ = stream.StreamEncoder(models.tokenizer, 1, (8, 8)).feed(draw_points(path_TNC, (8, 8))[None])[0]
     for batch, *_ in asked:
-        picture, path = batch.conditions
+        picture, track = batch.conditions
         np.testing.assert_array_equal(picture.tokens[0], encode_opening(models, iter([picture_HWC])))
-        assert picture.condition == 1 and path.condition == 2
-    assert [int(batch.conditions[0].start[0]) for batch, *_ in asked] == [0, 4, 6]
+        seen_THWQ = track_THWQ[track.start[0] :][: track.tokens.shape[1]]
+        np.testing.assert_array_equal(track.tokens[0, : len(seen_THWQ)], seen_THWQ)
+        assert picture.condition == 1 and track.condition == 2
+    first = 0 if at_path else 1
+    assert [int(batch.conditions[0].start[0]) for batch, *_ in asked] == [first, 4, 6]
+
+
+def test_a_path_is_moved_from_where_it_is_first_seen():
+    nan = [np.nan, np.nan]
+    points = np.array([[nan, [0.1, 0.1]], [[0.2, 0.9], nan], [[0.3, 0.8], [0.5, 0.5]]])
+    path = np.stack(list(moved(iter(points), np.array([0.4, 0.2]))))
+    np.testing.assert_allclose(path, [[nan, [0.1, 0.1]], [[0.4, 0.2], nan], [[0.5, 0.1], [0.7, 0.8]]])
+    np.testing.assert_array_equal(np.stack(list(moved(iter(points), np.array(nan)))), points)
 
 
 def test_a_picture_is_forced_on_weights_that_never_saw_one(models, monkeypatch):

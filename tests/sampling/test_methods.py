@@ -73,6 +73,19 @@ def test_guidance_scales_what_the_text_changes():
     np.testing.assert_allclose(guided[3], 7.5 * conditional[3] - 6.5 * unconditional[3], rtol=1e-5, atol=1e-5)
 
 
+def test_limited_guidance_leaves_a_rare_code_rare_and_lowers_others():
+    """Nothing, an object that the text names, and another one: all three rare but nothing."""
+    conditional = jnp.log(jnp.array([[[0.98, 0.0199, 0.0001]]]))
+    unconditional = jnp.log(jnp.array([[[0.98, 0.0005, 0.0195]]]))
+    scale_B = jnp.array([3.0])
+    free, limited = (jax.nn.softmax(guide(conditional, unconditional, scale_B, limit))[0, 0] for limit in (0, 1.0))
+    assert free[1] > 0.96 and free[2] < 1e-6
+    assert limited[1] / limited[0] == pytest.approx(np.e * 0.0199 / 0.98, rel=1e-4) and limited[2] < 1e-6
+    sure = jnp.log(jnp.array([[[0.1, 0.6, 0.3]]]))  # where the named object is likeliest, it is raised as ever
+    raised = [guide(sure, unconditional, scale_B, limit) for limit in (0, 1.0)]
+    np.testing.assert_allclose(*(jax.nn.softmax(each)[0, 0] for each in raised), rtol=1e-5)
+
+
 @pytest.mark.parametrize("count, rounds", [(4, 3), (64, 3), (256, 6), (64, 8), (1, 2)])
 def test_as_many_tokens_stand_as_the_cosine_says(count, rounds):
     """Also where it leaves a whole number, half of them after two of three rounds: rounding may make a little less."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
-from tokvid.api.inputs import Clip, Frames, Picture, has_rate, rate_of, read_clip, read_picture
+from tokvid.api.inputs import Clip, Picture, has_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
 from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_for, warn_of_spelled
 from tokvid.api.verbs import verb
@@ -31,7 +31,7 @@ from tokvid.sampling.levels import check_rows, rates_of
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, load_models
-from tokvid.tasks.conditions import draw_points
+from tokvid.tasks.conditions import salient_points
 
 MOST_LARGER = 16
 MOST_JUMP = 2.0  # of a loop, as a seam ratio, without a warning
@@ -238,29 +238,34 @@ class World:
         *,
         track: str | os.PathLike[str] | None = None,
         like: Clip | None = None,
+        at_path: bool = False,
         seconds: float = 2.0,
         **settings: Unpack[Settings],
     ) -> Stream:
-        """What a picture shows moves along a track, or follows the prompt.
+        """A video that begins with a picture, whose object moves along a track, or as the prompt says.
 
         `track` is a JSON file, {"fps": 8, "points": [[[x, y], …], …]}, with the points of each frame, from 0 to 1;
-        `like` is a clip whose object shows the path. Without either, the video has `seconds` and begins with the
-        picture, whose tokens take the place of drawn ones: the weights need not be trained for that (zero-shot).
+        `like` is a clip whose object shows the path. The path is moved to begin at the picture's object, or, with
+        `at_path`, stays where it is, and the object is drawn there from the first frame on. Without either, the video
+        has `seconds`, and the picture's tokens take the place of drawn ones: the weights need not be trained for that
+        (zero-shot).
         """
         story = self._checked(make_story([Segment(prompt, seconds)], None, self._rated(like, settings)))
         if track is not None and like is not None:
             raise UserError("give a track or a clip whose object shows it, not both")
-        points_TNC = None if track is None else load_track(Path(local(os.fspath(track))), story.fps)
         picture_HWC = read_picture(picture, self.size)
-        if points_TNC is None and like is None:
+        if track is None and like is None:
+            if at_path:
+                raise UserError("at_path is for a path; give a track or a clip whose object shows it, or leave it out")
             total, parts = edits.animate_untrained(self.models, story, picture_HWC)
         else:
-            fps, size = edits.source_of(self.models, "animate", story.fps)
-            if points_TNC is not None:
-                path: Frames = iter(draw_points(points_TNC, size))
+            if track is not None:
+                points = iter(load_track(Path(local(os.fspath(track))), story.fps))
             else:
-                path = edits.looked_at(read_clip(cast(Clip, like), fps, size), "track")
-            total, parts = edits.animate(self.models, story, picture_HWC, path)
+                _, size = edits.source_of(self.models, "animate", story.fps)
+                frames = read_clip(cast(Clip, like), story.fps, size)
+                points = (salient_points(frame_HWC[None])[0] for frame_HWC in frames)
+            total, parts = edits.animate(self.models, story, picture_HWC, points, at_path)
         return Stream(parts, total, story.fps, self.size, story)
 
     @verb

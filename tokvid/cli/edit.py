@@ -87,8 +87,9 @@ class Animate(Command):
     name = "animate"
     help = "make what a picture shows move along a track"
     details = (
-        "The track is a JSON file or taken from another video. With --zero-shot there is none: the video begins with "
-        "the picture and follows the prompt, with weights that need not be trained for that."
+        "The video begins with the picture. The track, a JSON file or taken from another video, is moved to begin at "
+        "the picture's object. With --zero-shot there is none: the video follows the prompt, with weights that need no "
+        "training for that."
     )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
@@ -102,6 +103,8 @@ class Animate(Command):
         )
         how.add_argument("--like", type=footage, metavar="VIDEO", help="video whose object shows the path")
         how.add_argument("--zero-shot", action="store_true", help="begin with the picture, without a track")
+        at_path = "leave the track where it is, and draw the object where it begins, before the picture's background"
+        parser.add_argument("--at-path", action="store_true", help=at_path)
         parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
         seconds = "duration with --zero-shot, in seconds (default 2)"
         parser.add_argument("--seconds", type=float, metavar="X", help=seconds)
@@ -110,7 +113,9 @@ class Animate(Command):
         video_arguments(parser, outputs, "animated.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        if not options.zero_shot:
+        if options.zero_shot:
+            refuse(options, ["at_path"], "is for a track; leave it out with --zero-shot")
+        else:
             refuse(options, ["seconds"], "is for --zero-shot; the track decides the duration")
         seconds = 2.0 if options.seconds is None else options.seconds
         stream = _world(options).animate.stream(
@@ -118,6 +123,7 @@ class Animate(Command):
             options.prompt,
             track=options.track,
             like=options.like,
+            at_path=options.at_path,
             seconds=seconds,
             **settings_of(options),
         )

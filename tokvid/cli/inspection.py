@@ -18,9 +18,8 @@ from tokvid.portable import KEY
 from tokvid.sampling import script
 from tokvid.sampling.story import STORY_SUFFIXES, Story, load_story
 
-# Of a model's config, what is shown unless all is.
-CONFIG = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "groups")
-CONFIG += ("latent_frames", "grid", "subcodes", "width", "layers", "text_length", "conditions")
+SIZES = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "groups", "latent_frames", "grid")
+CONFIG = (*SIZES, "subcodes", "width", "layers", "text_length", "conditions")  # what is shown of it unless all is
 FOR_PROGRAMS = ("format", "sha256")
 
 

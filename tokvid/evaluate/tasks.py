@@ -87,10 +87,11 @@ class Batch(Clips):
         wanted: Sequence[ShapesStory],
         sources: Sequence[Source] = (),
         around: Around | None = None,
+        first_BHWC: np.ndarray | None = None,
         silent: bool = False,
     ) -> np.ndarray:
-        """Videos of these stories at one rate, or of no prompts, made from conditions or from some of their tokens."""
-        return self.sampled([""] * len(wanted) if silent else _texts(wanted), sources, around)
+        """Videos of these stories, or of no prompts, at one rate; what they are made from as for `sampled`."""
+        return self.sampled([""] * len(wanted) if silent else _texts(wanted), sources, around, first_BHWC)
 
     def told(self, given: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
         """Videos of the stories' prompts, which begin with the frames of other videos, or with none."""
@@ -247,13 +248,13 @@ def _upscale(batch: Batch) -> Outcome:
 
 
 def _animate(batch: Batch) -> Outcome:
-    """The object of a picture on the path of another clip's object; no prompt."""
-    objects = [*batch.stories[1:], batch.stories[0]]
-    wanted = [_dressed(story, other) for story, other in zip(batch.stories, objects, strict=True)]
-    pictures = dataclasses.replace(batch, stories=objects).seen("picture")
-    tracks = batch.seen("track")
+    """Another clip's first frame, whose object takes the path of the clip's; no prompt."""
+    pictured = [*batch.stories[1:], batch.stories[0]]
+    pairs = zip(batch.stories, pictured, strict=True)
+    wanted = [dataclasses.replace(_dressed(story, other), position=other.position) for story, other in pairs]
+    pictures, tracks = batch.drawn(pictured)[:, :1], dataclasses.replace(batch, stories=wanted).seen("track")
     sources = [batch.source("picture", pictures), batch.source("track", tracks)]
-    made = batch.edited(wanted, sources, silent=True)
+    made = batch.edited(wanted, sources, first_BHWC=pictures[:, 0], silent=True)
     seen = [pictures, tracks.repeat(2, axis=2).repeat(2, axis=3)]
     return Outcome(np.concatenate(seen, axis=1), made, batch.read(made, wanted))
 

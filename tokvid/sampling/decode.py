@@ -207,7 +207,8 @@ class _Drawer:
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
             if self.scale_BL is not None:
-                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, self.known + rank])
+                scale_B, limit = self.scale_BL[:, self.known + rank], self.sampling.guidance_limit
+                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], scale_B, limit)
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
             ids_BL = draw(keys, logits_BLV, self.sampling)
             log_share_BLV = jax.nn.log_softmax(logits_BLV)

@@ -5,12 +5,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored_alone
 from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
-from tokvid.sampling.story import Opening, Story, encode_opening, first_frames, prompts_of
+from tokvid.sampling.story import Opening, Story, encode_opening, encode_picture, first_frames, prompts_of
 from tokvid.sampling.stream import (
     Around,
     Models,
@@ -20,7 +20,7 @@ from tokvid.sampling.stream import (
     frames_of,
     latent_frames_for,
 )
-from tokvid.tasks.conditions import CONDITIONS
+from tokvid.tasks.conditions import CONDITIONS, draw_points, salient_points
 from tokvid.tasks.tasks import TASKS
 
 
@@ -135,13 +135,36 @@ def animate(
     models: Models,
     story: Story,
     picture_HWC: UInt8[np.ndarray, "h w 3"],
-    frames: Iterator[UInt8[np.ndarray, "h w 3"]],
+    points: Iterator[Float[np.ndarray, "n 2"]],
+    at_path: bool = False,
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
-    """What a picture shows moves as the points in `frames` do, at the rate and size of `source_of`."""
+    """What a picture shows moves as the points of each frame do; `story` has their rate.
+
+    The video begins with the picture, and the path is moved to begin at its object. With `at_path`, the path stays, and
+    the object is drawn where it begins.
+    """
     check_trained(models, "animate")
-    picture, track = Encoded(models, iter([picture_HWC]), "picture"), Encoded(models, frames, "track")
+    _, size = source_of(models, "animate", story.fps)
+    first = None if at_path else encode_picture(models, picture_HWC)
+    path = points if at_path else moved(points, salient_points(picture_HWC[None])[0, 0])
+    picture = Encoded(models, iter([picture_HWC]), "picture")
+    track = Encoded(models, (draw_points(points_NC[None], size)[0] for points_NC in path), "track")
     sources = [picture.stream(story.fps), track.stream(story.fps)]
-    return track.frames, _generated(models, story, track.frames, sources=sources)
+    return track.frames, _generated(models, story, track.frames, sources=sources, first=first)
+
+
+def moved(
+    points: Iterator[Float[np.ndarray, "n 2"]], start_C: Float[np.ndarray, "2"]
+) -> Iterator[Float[np.ndarray, "n 2"]]:
+    """A path whose first point, where it is first seen, is moved to `start_C`, and all others with it.
+
+    It isn't moved to NaN. What leaves the picture enters it again on the other side.
+    """
+    by_C = None
+    for points_NC in points:
+        if by_C is None and np.isfinite(points_NC[0]).all():
+            by_C = np.nan_to_num(start_C - points_NC[0])
+        yield points_NC if by_C is None else (points_NC + by_C) % 1
 
 
 def animate_untrained(

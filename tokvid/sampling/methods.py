@@ -11,10 +11,22 @@ from tokvid.config import Sampling
 
 
 def guide(
-    conditional: Float[Array, "b l v"], unconditional: Float[Array, "b l v"], scale_B: Float[Array, " b"]
+    conditional: Float[Array, "b l v"],
+    unconditional: Float[Array, "b l v"],
+    scale_B: Float[Array, " b"],
+    limit: float = 0.0,
 ) -> Float[Array, "b l v"]:
-    """Classifier-free guidance (Ho and Salimans 2022): 1 disables it, a higher scale follows the text more closely."""
-    return conditional + (scale_B[:, None, None] - 1) * (conditional - unconditional)
+    """Classifier-free guidance (Ho and Salimans 2022): 1 disables it, a higher scale follows the text more closely.
+
+    What tells most of the text is raised most, however unlikely it is at this place: a frame's first tokens would show
+    its object at once, in the corner. With a `limit` above 0, guidance raises the log-odds of no code, against the code
+    that is likeliest without guidance, by more than that.
+    """
+    raised = (scale_B[:, None, None] - 1) * (conditional - unconditional)
+    if limit:
+        likeliest = jnp.argmax(conditional, axis=-1, keepdims=True)
+        raised = jnp.minimum(raised, jnp.take_along_axis(raised, likeliest, axis=-1) + limit)
+    return conditional + raised
 
 
 def keep_likely(logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Float[Array, "b l v"]:
