@@ -164,7 +164,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("reconstruct in.png --out a.png --fps 3", "--fps has no meaning for a picture"),
         ("plan recipe.py --topology v5e:2x2 --only training --rows 1", "--rows is for decoding"),
         ("inspect nowhere", "there is nothing at nowhere"),
-        ("inspect .", "is no checkpoint"),
+        ("inspect empty", "empty is no weights folder"),
         ("inspect recipe.py", "recipe.py"),
         ("demo --weights nowhere", "nowhere"),
         ("train tokenizer", "CONFIG.py, --workdir"),
@@ -175,6 +175,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
 )
 def test_mistakes_end_in_one_line(refused, tiny_weights, movie, tmp_path, words, said):
     (tmp_path / "recipe.py").write_text("from tokvid.config import Recipe\nrecipe = Recipe()\n")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "own.jsonl").write_text('{"prompt": "a"}\n{prompt: a}\n')
     (tmp_path / "own.yaml").write_text("segments: [{prompt: a, seed: 1, guidance: 2, last_guidance: 3}]")
     words = words.split()

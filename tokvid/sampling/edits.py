@@ -71,7 +71,8 @@ def looked_at(frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str) -> Iterat
 def check_trained(models: Models, task: str) -> None:
     """UserError where the weights weren't trained for a task."""
     if task not in models.tasks:
-        others = f", only for {', '.join(models.tasks)}" if models.tasks else ""
+        alike = [name for name in models.tasks if name in TASKS and TASKS[name].edits == TASKS[task].edits]
+        others = f", only for {', '.join(alike)}" if alike else ""
         raise UserError(f"these weights were not trained for {task}{others}; train some with it in layouts.tasks")
 
 
@@ -274,10 +275,12 @@ def loop(models: Models, story: Story, opening: Opening) -> tuple[UInt8[np.ndarr
     window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
     tokens_THWQ, given_THWC = opening.tokens_THWQ, opening.frames_THWC[opening.before(patch) :]
     known = min(story.keep, (window - 1) // 2)
-    if len(tokens_THWQ) < 1 + known or window - 2 * known < 1:
+    if known < 1:
+        raise UserError(f"a loop needs weights with windows of 3 latent frames or more, these have {window}")
+    if len(tokens_THWQ) < 1 + known:
+        few, needed = frames_of(len(tokens_THWQ), patch), frames_of(1 + known, patch)
         raise UserError(
-            f"a loop needs a video of {frames_of(1 + known, patch)} frames or more and a window of 3 latent frames, "
-            f"got {frames_of(len(tokens_THWQ), patch)} frames and {window}"
+            f"a loop needs {needed} frames or more, got {few} at {story.fps:g} fps; give a longer video or a higher fps"
         )
     rolling = RollingWindow(models, 1, story.fps, keep=known, sampling=story.sampling)
     rolling.append(tokens_THWQ[None])
