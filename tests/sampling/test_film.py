@@ -105,7 +105,8 @@ def test_what_stops_it_leaves_the_tokens_and_no_video(tiny_models, fake_tell, tm
     with pytest.raises(type(error)) as raised:
         film(tiny_models, STORY, [tmp_path / "a.mp4"])
     if isinstance(error, KeyboardInterrupt):
-        assert str(raised.value) == "interrupted after 0.8 of 2.1 s; run the same command again to resume"
+        said = "interrupted after 0.8 of 2.1 s; run the same command again to resume (the generated part is kept in "
+        assert str(raised.value) == f"{said}{tmp_path / '.a.mp4.tokens'})"
     assert [path.name for path in tmp_path.iterdir()] == [".a.mp4.tokens"]
     fake_tell["stop"] = None
     film(tiny_models, STORY, [tmp_path / "a.mp4"])
