@@ -79,7 +79,7 @@ class Reconstruct(Command):
             tokenizer = with_later_codes(tokenizer, options.later_codes)
         size = tuple(options.size or tokenizer.config.size)
         reconstruction = Reconstruction(tokenizer, size)
-        scale = scale_for(size, options.scale or image)  # pictures keep their size by default
+        scale = scale_for(size, options.scale or (1 if image else 0))  # pictures keep their size by default
         fps = probe(options.file).rate or 1.0 if options.fps is None else options.fps  # an image has no rate
         truth = stream_frames(options.file, fps=fps, size=size, fit=options.fit)
 
