@@ -110,7 +110,7 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
     with progress(f"{len(missing)} clips", frames, "frames", quiet=not first()) as advance:
         for numbers, videos in tell_many(models, [story for _, story in missing], batch, advance):
             seconds = (time.monotonic() - began) / len(numbers)
-            for number, video_THWC in zip(numbers, videos, strict=False):
+            for number, video_THWC in zip(numbers, videos, strict=True):
                 mark, story = missing[number]
                 video = Video(video_THWC, story.fps, story=story)
                 name = f"{_words(story.segments[0].prompt)}-{mark[:12]}.mp4"

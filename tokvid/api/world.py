@@ -175,7 +175,7 @@ class World:
         batches_of(self.models, clips, batch)  # errors come now, not later
         self._warn_of_words(clips)
         batches = tell_many(self.models, clips, batch)
-        pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=False))
+        pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=True))
         return (Video(video_THWC, clips[number].fps, story=clips[number]) for number, video_THWC in pairs)
 
     def fill(
