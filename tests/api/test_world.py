@@ -232,7 +232,7 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
 
 
 @pytest.mark.parametrize("fps, made", [(2, 4), (5, 5), (24, 8)])  # the weights were trained on 4 and 8
-def test_a_video_made_from_another_has_its_rate(able, fps, made):
+def test_a_video_made_from_another_has_its_rate(able, tmp_path, fps, made):
     clip = Video(FRAMES, fps)
     streams = {
         "generate": able.generate.stream("up", video=clip, seconds=0.5),
@@ -244,6 +244,8 @@ def test_a_video_made_from_another_has_its_rate(able, fps, made):
     assert {name: stream.fps for name, stream in streams.items()} == dict.fromkeys(streams, made)
     assert able.extend.stream(clip, fps=6).fps == 6
     assert able.edit.stream(FRAMES, "restyle").fps == 8  # an array has no rate
+    Video(FRAMES[:1], 8).save(tmp_path / "a.png")
+    assert able.extend.stream(tmp_path / "a.png").fps == 8  # nor has a picture
 
 
 def test_larger_videos_have_the_detail_of_what_is_given(trained_for, tmp_path, caplog):

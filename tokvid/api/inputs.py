@@ -68,18 +68,19 @@ def size_of(clip: Clip) -> tuple[int, int]:
     return frames.shape[1], frames.shape[2]
 
 
-def has_rate(clip: Clip) -> bool:
-    """Whether a clip knows how fast its frames follow one another."""
-    return isinstance(clip, str | os.PathLike | Video)
+def own_rate(clip: Clip) -> float | None:
+    """The rate at which `read_clip` gives all frames; None for frames without one, as those of an array, or a picture."""
+    if isinstance(clip, str | os.PathLike):
+        return probe(local(os.fspath(clip))).rate or None
+    return clip.fps if isinstance(clip, Video) else None
 
 
 def rate_of(clip: Clip) -> float:
-    """The rate at which `read_clip` gives all frames; UserError for frames without one."""
-    if isinstance(clip, str | os.PathLike):
-        return probe(local(os.fspath(clip))).rate or 1.0  # a picture has none
-    if isinstance(clip, Video):
-        return clip.fps
-    raise UserError("these frames have no rate; give fps, or a tokvid.Video(frames, fps)")
+    """`own_rate`, or any for a picture; UserError for frames without one."""
+    rate = own_rate(clip)
+    if rate is None and not isinstance(clip, str | os.PathLike):
+        raise UserError("these frames have no rate; give fps, or a tokvid.Video(frames, fps)")
+    return rate or 1.0
 
 
 def _fitted(video_THWC: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:

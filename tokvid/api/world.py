@@ -12,7 +12,7 @@ import numpy as np
 
 from tokvid import weights
 from tokvid.api.edited import EditSettings, check_own, edited
-from tokvid.api.inputs import Clip, Picture, has_rate, rate_of, read_clip, read_picture
+from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
 from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_for, warn_of_spelled
 from tokvid.api.verbs import verb
@@ -328,10 +328,10 @@ class World:
 
     def _rated(self, clip: Clip | None, settings: Settings) -> Settings:
         """The settings; where no `fps` is given, it is the clip's, within those that the weights were trained on."""
-        if "fps" in settings or clip is None or not has_rate(clip):
+        if "fps" in settings or clip is None or (rate := own_rate(clip)) is None:
             return settings
         trained = self.models.transformer.about["fps"]
-        return {"fps": min(max(rate_of(clip), min(trained)), max(trained)), **settings}
+        return {"fps": min(max(rate, min(trained)), max(trained)), **settings}
 
     def _told(
         self,
