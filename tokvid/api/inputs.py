@@ -69,7 +69,7 @@ def size_of(clip: Clip) -> tuple[int, int]:
 
 
 def own_rate(clip: Clip) -> float | None:
-    """The rate at which `read_clip` gives all frames; None for frames without one, as those of an array, or a picture."""
+    """The rate at which `read_clip` gives all frames; None for frames without one, as an array's, or a picture."""
     if isinstance(clip, str | os.PathLike):
         return probe(local(os.fspath(clip))).rate or None
     return clip.fps if isinstance(clip, Video) else None
