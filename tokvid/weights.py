@@ -150,6 +150,28 @@ def load(folder: str | Path, kind: str, loras: Sequence[Scaled] = ()) -> Loaded:
     return Loaded(config, graph, placed(params), about)
 
 
+def averaged(model: Loaded, other: Loaded, share: float) -> Loaded:
+    """Both models' parameters averaged, with `share` of the other's: Wortsman et al. 2022, "Model soups".
+
+    It helps where one was trained from the other, or both from the same weights. UserError if the share isn't between 0
+    and 1, or if they have other configs, tokenizers or text models.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the share of weights to average with should be between 0 and 1, got {share:g}")
+    config, other_config = to_dict(model.config), to_dict(other.config)
+    differs = [name for name in config if config[name] != other_config.get(name)]
+    differs += [name for name in ("tokenizer", "text_model") if model.about.get(name) != other.about.get(name)]
+    if differs:
+        raise UserError(
+            f"weights to average with have another {differs[0]} than --weights; average those that were trained from "
+            "the same weights"
+        )
+    params = jax.tree.map(lambda mine, theirs: (1 - share) * mine + share * theirs, model.params, other.params)
+    about = {name: value for name, value in model.about.items() if name not in ("base", "loras")}
+    marks = [*about.get("averaged", []), [other.about["fingerprint"], share]]
+    return model._replace(params=params, about=about | {"averaged": marks})
+
+
 def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tuple[Any, dict[str, np.ndarray]]:
     """The config and its tensors by name. UserError as for `load`."""
     config: Any = from_dict(KINDS[kind][0], about.get("config", {}), str(config_path))

@@ -84,6 +84,36 @@ def test_merged_weights_give_what_the_lora_gives(tokvid, trained, tmp_path):
     assert tokvid("merge", "--weights", "merged", *lora, "--out", "twice")[0] == 0  # of the same base
 
 
+def test_averaged_weights_lie_between(tokvid, refused, trained, tmp_path):
+    """A quarter of the way to weights with a LoRA merged; their own average with themselves changes nothing."""
+    start, lora = trained / "start", trained / "run" / FILE
+    assert tokvid("merge", "--weights", start, "--lora", lora, "--out", "merged")[0] == 0
+    code, out, err = tokvid("merge", "--weights", start, "--average", "merged:0.25", "--out", "between")
+    assert code == 0 and "1 averaged" in out, err
+    first, last, between = (
+        weights.load(folder / "transformer", "transformer")
+        for folder in (start, tmp_path / "merged", tmp_path / "between")
+    )
+    for a, b, c in zip(*(jax.tree.leaves(each.params) for each in (first, last, between)), strict=True):
+        np.testing.assert_allclose(c, 0.75 * a + 0.25 * b, atol=1e-3)
+    assert between.about["averaged"] == [[last.about["fingerprint"], 0.25]]
+    assert what_is(tmp_path / "between")["transformer/"]["averaged"] == between.about["averaged"]
+    assert "was trained on weights" in refused("merge", "--weights", "between", "--lora", lora, "--out", "more")
+    assert tokvid("merge", "--weights", "between", "--average", "between", "--out", "same")[0] == 0
+    same, text = tmp_path / "same/transformer/weights.safetensors", tmp_path / "between/text.model"
+    assert same.read_bytes() == (tmp_path / "between/transformer/weights.safetensors").read_bytes()
+    assert text.read_bytes() == (start / "text.model").read_bytes()
+
+
+def test_what_cannot_be_averaged_is_refused(refused, trained, tmp_path):
+    merge = ("merge", "--weights", trained / "start", "--out", "out", "--average")
+    assert "between 0 and 1" in refused(*merge, f"{trained / 'start'}:1")
+    assert "between 0 and 1" in refused(*merge, f"{trained / 'start'}:nan")
+    assert "have another" in refused(*merge, "shapes")
+    assert "no transformer weights" in refused(*merge, tmp_path / "nothing")
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_all_parameters_starts_from_weights_too(tokvid, trained, tmp_path):
     for name in ("tokens", "tokenizer"):
         shutil.copytree(trained / "run" / name, tmp_path / "all" / name)

@@ -5,7 +5,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,11 +85,20 @@ def weights(text: str) -> URL | Path:
 
 def lora(text: str) -> tuple[URL | Path, float]:
     """The type of a LoRA, FILE or FILE:SCALE."""
-    name, colon, scale = text.rpartition(":")
+    return _with_factor(text, readable, 1.0)
+
+
+def averaged(text: str) -> tuple[URL | Path, float]:
+    """The type of weights to average with, NAME or NAME:SHARE."""
+    return _with_factor(text, weights, 0.5)
+
+
+def _with_factor(text: str, read: Callable[[str], URL | Path], otherwise: float) -> tuple[URL | Path, float]:
+    name, colon, factor = text.rpartition(":")
     try:
-        return (readable(name), float(scale)) if colon and not Path(text).exists() else (readable(text), 1.0)
+        return (read(name), float(factor)) if colon and not Path(text).exists() else (read(text), otherwise)
     except ValueError:  # a colon of the name
-        return readable(text), 1.0
+        return read(text), otherwise
 
 
 def weights_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokvid.cli.options import (
     Command,
+    averaged,
     footage,
     later_codes_argument,
     models_arguments,
@@ -143,30 +144,44 @@ class Import(Command):
 
 
 class Merge(Command):
-    """LoRAs added for good."""
+    """Weights and LoRAs, or several weights, made into one."""
 
     name = "merge"
-    help = "add LoRAs to weights, and write the result as weights"
-    details = "The merged weights generate the same videos as the ones they are made from with the same --lora."
+    help = "add LoRAs to weights, or average weights, and write the result as weights"
+    details = (
+        "Weights with LoRAs merged generate the same videos as with the same --lora. The average of weights and of "
+        "those that were trained from them is often better than both."
+    )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         models_arguments(parser)
+        average = (
+            "weights to average with, which have the same tokenizer and text model; SHARE is theirs (default 0.5), the "
+            "rest that of --weights; may be repeated"
+        )
+        parser.add_argument("--average", type=averaged, action="append", metavar="NAME[:SHARE]", help=average)
         out = "weights folder to write, for --weights"
         parser.add_argument("--out", type=outputs.folder, required=True, metavar="FOLDER", help=out)
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.weights import TOKENIZER_FILES, copy_files, facts, save, text_files
+        from tokvid import weights
+        from tokvid.io.urls import local
 
-        if not options.lora:
-            raise UserError("there is nothing to merge; name a LoRA: --lora FILE, or FILE:SCALE")
+        loras, others = options.lora or [], options.average or []
+        if not loras and not others:
+            raise UserError("there is nothing to merge; name a LoRA, --lora FILE, or weights, --average NAME")
         models = models_of(options)
-        beside = (*TOKENIZER_FILES, *text_files(options.weights))
+        beside = (*weights.TOKENIZER_FILES, *weights.text_files(options.weights))
         if other := [name for name in beside if _differ(options.weights / name, options.out / name)]:
             raise UserError(f"{options.out} has another {other[0]} than {options.weights}; choose another --out")
-        copy_files(options.weights, options.out, beside)
-        config, about = models.transformer.config, facts(models.transformer.about)
-        mark = save(options.out / "transformer", "transformer", config, models.transformer.params, **about)
-        print(f"{options.out}: weights {mark}, with {several(len(options.lora), 'LoRA')}")
+        merged = models.transformer
+        for name, share in others:
+            merged = weights.averaged(merged, weights.load(local(name) / "transformer", "transformer"), share)
+        weights.copy_files(options.weights, options.out, beside)
+        about = weights.facts(merged.about)
+        mark = weights.save(options.out / "transformer", "transformer", merged.config, merged.params, **about)
+        parts = [several(len(loras), "LoRA")] * bool(loras) + [f"{len(others)} averaged"] * bool(others)
+        print(f"{options.out}: weights {mark}, with {' and '.join(parts)}")
 
 
 def _differ(source: Path, there: Path) -> bool:
