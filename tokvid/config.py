@@ -133,6 +133,7 @@ class TransformerConfig:
     head_layers: int = 2
     copies: bool = False  # whether the head sees the token before at the same place, and may keep its codes
     copies_slower: bool = False  # with `copies`: also of the token in the slower video that is refined
+    later_temperature: float | None = None  # `Sampling.later_temperature` by default; None: its temperature
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
@@ -155,6 +156,8 @@ class TransformerConfig:
         _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
         _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
         _at_least(self, 0, "text_length", "vocabulary", "text_width", "generated", "silent")
+        if self.later_temperature is not None:
+            _at_least(self, 0, "later_temperature")
         if self.copies_slower and not self.copies:
             raise UserError("copies_slower needs copies, whose table of tokens it reads; set both")
 
@@ -327,6 +330,9 @@ class Sampling:
     """
 
     temperature: float = _setting(0.9, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
+    later_temperature: float | None = _setting(
+        None, "that of a video's later latent frames; unused with --temperature 0 (default: the weights' own)", 0, 100
+    )
     top_k: int = _setting(0, "sample from the N most likely tokens; 0: from all", 0)
     top_p: float = _setting(
         1.0, "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: all", 1e-9, 1
@@ -343,14 +349,14 @@ class Sampling:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, bounds = getattr(self, field.name), field.metadata.get("range")  # names and truth values have none
-            if bounds and not bounds[0] <= value <= bounds[1]:
+            if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
                 least, most = bounds
                 allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
                 raise UserError(f"{field.name} should be {allowed}, got {value}")
-        if 0 < self.temperature < LOWEST_TEMPERATURE:
-            raise UserError(
-                f"temperature should be 0 (greedy) or at least {LOWEST_TEMPERATURE}, got {self.temperature}"
-            )
+        for name in ("temperature", "later_temperature"):
+            if 0 < (getattr(self, name) or 0) < LOWEST_TEMPERATURE:
+                least = f"0 (greedy) or at least {LOWEST_TEMPERATURE}"
+                raise UserError(f"{name} should be {least}, got {getattr(self, name)}")
 
 
 def check_seed(seed: int) -> None:
@@ -379,6 +385,7 @@ ADDED = {
     "silent": 0,
     "copies_slower": False,
     "word_dropout": 0.0,
+    "later_temperature": None,
 }
 
 

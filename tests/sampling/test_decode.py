@@ -87,6 +87,26 @@ def test_scanned_layers_sample_the_same(any_models, batch, rows):
     np.testing.assert_array_equal(found, wanted)
 
 
+def test_later_latent_frames_have_a_temperature_of_their_own(any_models, batch):
+    """All but a video's first one, which the third window doesn't have; the weights may say which."""
+
+    def drawn(models=any_models, **temperatures):
+        return make(models, batch, sampling=Sampling(**temperatures), known=(False,) * 4)
+
+    greedy, hot = drawn(temperature=0), drawn(temperature=1)
+    assert (greedy != hot).any(axis=(2, 3, 4)).all()  # in each latent frame
+    calm, lively = drawn(temperature=1, later_temperature=0), drawn(temperature=1e-3, later_temperature=1)
+    np.testing.assert_array_equal(calm[:2, 0], hot[:2, 0])
+    assert (calm[:2, 1:] != hot[:2, 1:]).any()
+    np.testing.assert_array_equal(calm[2], greedy[2])
+    np.testing.assert_array_equal(lively[2], hot[2])
+    config = dataclasses.replace(any_models.transformer.config, later_temperature=0.0)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    own = any_models._replace(transformer=any_models.transformer._replace(graph=graph))
+    np.testing.assert_array_equal(drawn(own, temperature=1), calm)
+    np.testing.assert_array_equal(drawn(own, temperature=1, later_temperature=1), hot)
+
+
 def plain(model, guidance_B, count):
     """Batch, ids (B, count, Q) → guided logits (B, count, Q, V) of what is generated, without any cache.
 

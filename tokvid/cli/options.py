@@ -183,7 +183,8 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     hints = typing.get_type_hints(Sampling)
     for field in dataclasses.fields(Sampling):
-        text = f"{field.metadata['help']} (default {field.default})".replace("%", "%%")
+        default = "" if field.default is None else f" (default {field.default})"
+        text = f"{field.metadata['help']}{default}".replace("%", "%%")
         group.add_argument(flag(field.name), help=text, **_read_as(hints[field.name]))
 
 

@@ -83,7 +83,7 @@ class Judge:
             jnp.int32(known),
             jnp.int32(frames * math.prod(grid) - known),
         )
-        own = Sampling(temperature=1.0, rows=rows)
+        own = Sampling(temperature=1.0, later_temperature=1.0, rows=rows)
         return generate(graph, params, request, sampling=own, guided=False)
 
     def judge(self, tokens_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray) -> np.ndarray:

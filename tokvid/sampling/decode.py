@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
-from tokvid.config import Sampling
+from tokvid.config import Sampling, TransformerConfig
 from tokvid.nn.cache import KVCache
 from tokvid.sampling.methods import draw, guide, surest
 from tokvid.transformer.head import Near
@@ -91,7 +91,8 @@ def generate(
     layers = model.layers(model.config.scan_layers and not sampling.rows)
     scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), order_BL // (H * W), axis=1)
     scales = scale_BL if guided else None
-    drawer = _Drawer(model, sequence, layers, request.keys_B, scales, known, sampling, request.forced)
+    temperature_BL = _temperatures(order_BL // (H * W) + jnp.asarray(batch.start)[:, None], sampling, model.config)
+    drawer = _Drawer(model, sequence, layers, request.keys_B, scales, temperature_BL, known, sampling, request.forced)
     carry = prefill(model, sequence, layers), jnp.zeros((B, T * H * W, Q), jnp.int32)
     if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
@@ -109,12 +110,19 @@ def generate(
     return jax.vmap(filled)(tokens_BLQ, order_BL, carry[1]).reshape(B, T, H, W, Q)
 
 
+def _temperatures(number_BL: Int[Array, "b l"], sampling: Sampling, config: TransformerConfig) -> Float[Array, "b l"]:
+    """The temperature of each slot, by the number of its latent frame in the video."""
+    later = config.later_temperature if sampling.later_temperature is None else sampling.later_temperature
+    later = sampling.temperature if later is None else later
+    return jnp.where(number_BL == 0, jnp.float32(sampling.temperature), jnp.float32(later))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Drawer:
     """Bodies of the loops that generate the slots of a window after its `known` ones; their numbers are ranks.
 
     With `scale_BL`, the guidance scale of each slot of the window, the sequence has every window twice: under its text,
-    and under the negative prompt.
+    and under the negative prompt. `temperature_BL` is that of each slot.
     """
 
     model: Transformer
@@ -122,6 +130,7 @@ class _Drawer:
     layers: Any
     keys_B: Key[Array, " b"]
     scale_BL: Float[Array, "b l"] | None
+    temperature_BL: Float[Array, "b l"]
     known: jax.Array
     sampling: Sampling
     forced: int | jax.Array = 0
@@ -210,7 +219,7 @@ class _Drawer:
                 scale_B, limit = self.scale_BL[:, self.known + rank], self.sampling.guidance_limit
                 logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], scale_B, limit)
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
-            ids_BL = draw(keys, logits_BLV, self.sampling)
+            ids_BL = draw(keys, logits_BLV, self.sampling, self.temperature_BL[:, self.known + rank])
             log_share_BLV = jax.nn.log_softmax(logits_BLV)
             likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
             return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL

@@ -44,13 +44,24 @@ def keep_likely(logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Float[
     return logits_BLV
 
 
-def draw(keys_B: Key[Array, " b"], logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Int[Array, "b l"]:
-    """One code for each slot. Each sample has its own key, so its codes don't depend on the rest of the batch."""
+def draw(
+    keys_B: Key[Array, " b"],
+    logits_BLV: Float[Array, "b l v"],
+    sampling: Sampling,
+    temperature_B: Float[Array, " b"] | None = None,
+) -> Int[Array, "b l"]:
+    """One code for each slot. Each sample has its own key, so its codes don't depend on the rest of the batch.
+
+    `temperature_B` takes the place of the sampling's, unless that is 0.
+    """
     if sampling.temperature == 0:
         return _first_largest(logits_BLV)
-    logits_BLV = keep_likely(logits_BLV / sampling.temperature, sampling)
+    if temperature_B is None:
+        temperature_B = jnp.full(len(logits_BLV), sampling.temperature)
+    temperature_B11 = temperature_B[:, None, None]
+    logits_BLV = keep_likely(logits_BLV / jnp.where(temperature_B11 > 0, temperature_B11, 1), sampling)
     noise_BLV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BLV.shape[1:], logits_BLV.dtype))(keys_B)
-    return _first_largest(logits_BLV + noise_BLV)
+    return _first_largest(jnp.where(temperature_B11 > 0, logits_BLV + noise_BLV, logits_BLV))
 
 
 def _first_largest(x_BLV: Float[Array, "b l v"]) -> Int[Array, "b l"]:
