@@ -79,6 +79,7 @@ recipe = Recipe(
         mlp=448,
         head_width=128,
         head_layers=2,
+        later_temperature=0.25,
     ),
     layouts=LayoutConfig(
         tasks={

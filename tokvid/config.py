@@ -325,8 +325,9 @@ class Sampling:
     The defaults, and GUIDANCE, measured best on Moving Shapes; temperature 1 with top_p 1 samples from the model's own
     distribution. A top_p below 1, or a low temperature, also removes events that are unlikely at each place but must
     happen at one, like the first appearance of an object: "a small red circle moves slowly to the left" has none in 22
-    of 64 videos with top_p 0.9, and in 4 with temperature 0.8. All rows at once are decoded in rounds (MaskGIT), each
-    of which keeps its likeliest tokens.
+    of 64 videos with top_p 0.9, and in 4 with temperature 0.8. In later latent frames, which go on with what is there,
+    a low one keeps outlines clean, and too low a one keeps real clips still. All rows at once are decoded in rounds
+    (MaskGIT), each of which keeps its likeliest tokens.
     """
 
     temperature: float = _setting(0.9, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
@@ -385,14 +386,14 @@ ADDED = {
     "silent": 0,
     "copies_slower": False,
     "word_dropout": 0.0,
-    "later_temperature": None,
 }
 
 
 def computed(config: Any) -> dict[str, Any]:
-    """The settings that a model's results depend on, as JSON values: all but those of speed."""
+    """The settings that a model's training depends on, as JSON values: all but those of speed and of sampling."""
+    others = ("attention", "later_temperature")
     values = to_dict(config).items()
-    return {name: value for name, value in values if name != "attention" and (name, value) not in ADDED.items()}
+    return {name: value for name, value in values if name not in others and (name, value) not in ADDED.items()}
 
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, from_dict, to_dict
+from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, computed, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import atomic, read_json, seal, to_json, worlds
 from tokvid.io.urls import local
@@ -158,8 +158,8 @@ def averaged(model: Loaded, other: Loaded, share: float) -> Loaded:
     """
     if not 0 < share < 1:
         raise UserError(f"the share of weights to average with should be between 0 and 1, got {share:g}")
-    config, other_config = to_dict(model.config), to_dict(other.config)
-    differs = [name for name in config if config[name] != other_config.get(name)]
+    mine, theirs = computed(model.config), computed(other.config)
+    differs = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
     differs += [name for name in ("tokenizer", "text_model") if model.about.get(name) != other.about.get(name)]
     if differs:
         raise UserError(

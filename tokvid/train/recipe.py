@@ -13,7 +13,13 @@ from tokvid.text.t5 import t5_config
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of, silent_code
 
-HOW = ("attention", "dtype", "remat", "scan_layers")  # settings of speed and memory, not of the model
+HOW = (
+    "attention",
+    "dtype",
+    "later_temperature",
+    "remat",
+    "scan_layers",
+)  # of speed, memory and sampling, not of the model
 
 
 def open_recipe(path: Path, overrides: list[str]) -> Recipe:
