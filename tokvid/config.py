@@ -307,6 +307,7 @@ class Recipe:
 
 
 GUIDANCE = 3.0  # default guidance scale
+LOW_GUIDANCE = 1.5  # that of tasks whose input shows where things are
 LOWEST_TEMPERATURE = 0.001  # lower ones are greedy too, but logits would overflow
 # The order of generation. hierarchical: keyframes, then the frames between them, level by level; one-level: all frames
 # in order, at the final rate.

@@ -76,7 +76,7 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
 def story_for(task: str, prompt: str, settings: Settings) -> Story:
     """A prompt for a task: with these settings, and the task's defaults."""
     guidance, sampling = defaults_of(task)
-    if settings.get("negative"):
+    if settings.get("negative") and guidance == 1:
         guidance = GUIDANCE  # at 1, a negative prompt has no effect
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)
 

@@ -18,6 +18,7 @@ from tokvid.cli.options import (
     world_of,
 )
 from tokvid.cli.printing import several
+from tokvid.config import LOW_GUIDANCE
 from tokvid.io.files import Outputs
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
@@ -34,7 +35,9 @@ class Edit(Command):
     details = (
         "The new video follows the prompt and what the task takes from IN. "
         f"{' and '.join(name for name, task in TASKS.items() if task.certain)} draw the likeliest tokens, without "
-        "guidance, unless --temperature or --guidance is given."
+        "guidance, unless --temperature or --guidance is given; "
+        f"{', '.join(name for name, task in TASKS.items() if task.placed)} have guidance "
+        f"{LOW_GUIDANCE:g} by default."
     )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from jaxtyping import Int, UInt8
 
-from tokvid.config import GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
+from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
 from tokvid.sampling.given import reduced
@@ -127,7 +127,9 @@ class _Loader(yaml.SafeLoader):
 
 def defaults_of(task: str) -> tuple[float, Sampling]:
     """The default guidance scale and sampling of a task: greedy where the truth leaves little to chance."""
-    return (1.0, Sampling(temperature=0.0)) if TASKS[task].certain else (GUIDANCE, Sampling())
+    if TASKS[task].certain:
+        return 1.0, Sampling(temperature=0.0)
+    return LOW_GUIDANCE if TASKS[task].placed else GUIDANCE, Sampling()
 
 
 def load_story(path: str | Path) -> Story:

@@ -49,7 +49,7 @@ class World:
                     "help": TASKS[name].help,
                     "settings": TASKS[name].settings,
                     "larger": keeps_pixels(name),
-                    "guidance": defaults_of(name)[0] if TASKS[name].certain else scene["guidance"],
+                    "guidance": scene["guidance"] if defaults_of(name)[0] == GUIDANCE else defaults_of(name)[0],
                 }
                 for name in self.edits
             },

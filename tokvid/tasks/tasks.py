@@ -125,7 +125,8 @@ class Task:
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
     `settings`: what users choose for it beside the prompt; flags of `tokvid edit`. `certain`: what is given leaves
     little to chance, so by default the likeliest tokens are drawn, without guidance. The likeliest colour of most
-    things is grey, so colours aren't.
+    things is grey, so colours aren't. `placed`: what is given shows where things are, so the guidance scale is low by
+    default; a high one would draw them too early, above and left of there.
     """
 
     help: str
@@ -134,6 +135,7 @@ class Task:
     settings: tuple[str, ...] = ()
     at_switch: float = 0.0
     certain: bool = False
+    placed: bool = False
 
     @property
     def edits(self) -> bool:
@@ -148,11 +150,13 @@ TASKS: dict[str, Task] = {
     "continuation": Task("a video goes on", last_frames, at_switch=0.25),
     "recall": Task("a video goes on, and its first frame is remembered", in_mid_video, ("opening",), at_switch=0.25),
     "infilling": Task("new frames between given ones", any_frames),
-    "restyle": Task("the same motion and outlines with another look", any_last_frames, ("edges",), ("first",)),
+    "restyle": Task(
+        "the same motion and outlines with another look", any_last_frames, ("edges",), ("first",), placed=True
+    ),
     "reshape": Task("the same motion with other things", any_last_frames, ("rough",), ("first",)),
-    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",)),
+    "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",), placed=True),
     "inpaint": Task("a new part of a video", windows_of(outside_a_box), settings=("box", "mask")),
-    "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",)),
+    "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",), placed=True),
     "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), ("times",), certain=True),
     "animate": Task("what a picture shows moves along a track", any_last_frames, conditions=("picture", "track")),
     "variation": Task(
