@@ -17,6 +17,8 @@ from tokvid.errors import UserError, did_you_mean, suggestion
 from tokvid.tasks.tasks import check_mixture
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": the type that the device multiplies fastest
+LOWEST_TEMPERATURE = 0.001  # lower ones are greedy too, but logits would overflow
+HIGHEST_TEMPERATURE = 100
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
@@ -25,6 +27,13 @@ def _at_least(config: Any, least: int, *names: str) -> None:
         value = getattr(config, name)
         if any(number < least for number in (value if isinstance(value, tuple) else (value,))):
             raise UserError(f"{name} should be {least} or more, got {value}")
+
+
+def _check_temperature(name: str, value: float | None) -> None:
+    """UserError for a temperature at which nothing can be drawn."""
+    if value is not None and not (value == 0 or LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE):
+        allowed = f"0 (greedy), or {LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}"
+        raise UserError(f"{name} should be {allowed}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +165,7 @@ class TransformerConfig:
         _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
         _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
         _at_least(self, 0, "text_length", "vocabulary", "text_width", "generated", "silent")
-        if self.later_temperature is not None:
-            _at_least(self, 0, "later_temperature")
+        _check_temperature("later_temperature", self.later_temperature)
         if self.copies_slower and not self.copies:
             raise UserError("copies_slower needs copies, whose table of tokens it reads; set both")
 
@@ -308,7 +316,6 @@ class Recipe:
 
 GUIDANCE = 3.0  # default guidance scale
 LOW_GUIDANCE = 1.5  # that of tasks whose input shows where things are
-LOWEST_TEMPERATURE = 0.001  # lower ones are greedy too, but logits would overflow
 # The order of generation. hierarchical: keyframes, then the frames between them, level by level; one-level: all frames
 # in order, at the final rate.
 Scheme = Literal["hierarchical", "one-level"]
@@ -331,9 +338,14 @@ class Sampling:
     (MaskGIT), each of which keeps its likeliest tokens.
     """
 
-    temperature: float = _setting(0.9, "sampling temperature; lower is less random, 0 is greedy", 0, 100)
+    temperature: float = _setting(
+        0.9, "sampling temperature; lower is less random, 0 is greedy", 0, HIGHEST_TEMPERATURE
+    )
     later_temperature: float | None = _setting(
-        None, "that of a video's later latent frames; unused with --temperature 0 (default: the weights' own)", 0, 100
+        None,
+        "that of a video's later latent frames; unused with --temperature 0 (default: the weights' own)",
+        0,
+        HIGHEST_TEMPERATURE,
     )
     top_k: int = _setting(0, "sample from the N most likely tokens; 0: from all", 0)
     top_p: float = _setting(
@@ -356,9 +368,7 @@ class Sampling:
                 allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
                 raise UserError(f"{field.name} should be {allowed}, got {value}")
         for name in ("temperature", "later_temperature"):
-            if 0 < (getattr(self, name) or 0) < LOWEST_TEMPERATURE:
-                least = f"0 (greedy) or at least {LOWEST_TEMPERATURE}"
-                raise UserError(f"{name} should be {least}, got {getattr(self, name)}")
+            _check_temperature(name, getattr(self, name))
 
 
 def check_seed(seed: int) -> None:

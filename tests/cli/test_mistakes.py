@@ -11,6 +11,7 @@ NUMBERS = {
     "--seed": ("-1", "4294967296", "1" * 30, "1.5", "9" * 5000),
     "--guidance": ("nan", "inf", "-1", "101"),
     "--temperature": ("nan", "-1", "1e-9"),
+    "--later-temperature": ("nan", "-1", "1e-9"),
     "--top-k": ("-1", "0.5"),
     "--top-p": ("nan", "0", "2"),
     "--choice-temperature": ("nan", "-1", "101"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokvid.config import Sampling, check_guidance, check_seed
+from tokvid.config import Sampling, TransformerConfig, check_guidance, check_seed
 from tokvid.errors import UserError
 from tokvid.sampling.methods import draw, guide, keep_likely, surest
 
@@ -113,6 +113,11 @@ def test_as_many_tokens_stand_as_the_cosine_says(count, rounds):
     "make",
     [
         *(lambda value=value: Sampling(temperature=value) for value in (-1, 1e-9, 101, float("nan"), float("inf"))),
+        *(
+            lambda kind=kind, value=value: kind(later_temperature=value)
+            for kind in (Sampling, TransformerConfig)
+            for value in (-1, 1e-9, 101, float("nan"), float("inf"))
+        ),
         *(lambda value=value: Sampling(top_p=value) for value in (0, -0.5, 1.01, float("nan"))),
         lambda: Sampling(top_k=-1),
         *(lambda value=value: check_guidance(value) for value in (-1, 101, float("nan"), float("inf"))),

@@ -13,13 +13,7 @@ from tokvid.text.t5 import t5_config
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of, silent_code
 
-HOW = (
-    "attention",
-    "dtype",
-    "later_temperature",
-    "remat",
-    "scan_layers",
-)  # of speed, memory and sampling, not of the model
+HOW = ("attention", "dtype", "later_temperature", "remat", "scan_layers")  # of speed, memory and sampling
 
 
 def open_recipe(path: Path, overrides: list[str]) -> Recipe:
