@@ -79,8 +79,9 @@ def test_every_command_and_argument_has_a_line_of_help(words):
 def test_every_field_of_sampling_has_a_flag(words):
     actions = {action.dest: action for action in COMMANDS[(words,)][0]._actions}
     for field in dataclasses.fields(Sampling):
-        text = actions[field.name].help
-        assert field.metadata["help"] in text and f"(default {field.default})" in text
+        text, own = actions[field.name].help, "(default: the weights' own)"
+        default = own if field.default is None else f"(default {field.default})"
+        assert field.metadata["help"] in text and text.endswith(default)
         assert actions[field.name].default is None
 
 
