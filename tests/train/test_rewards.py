@@ -220,3 +220,18 @@ def test_generated_windows_keep_what_is_known(workdir, known, rows):
     same = (tokens == real).reshape(4, -1)
     assert same[:, :known].all() and not same[:, known:].all()
     assert (np.asarray(judged.windows.stride) == max(1, 2 * rows)).all()
+
+
+def test_videos_to_judge_are_drawn_from_the_models_own_distribution(workdir):
+    """Whatever temperature its weights name for later latent frames."""
+    rollouts = judge_of("shapes", workdir, TextModel.load(workdir / "text.model"))
+    params = weights.load(workdir / "start" / "transformer", "transformer").params
+    batches = token_batches(open_token_cache(workdir, RECIPE), 8, 0, threads=1)
+    windows, drawn = next(batches), []
+    batches.close()
+    for later in (None, 0.1):
+        config = dataclasses.replace(RECIPE.transformer, later_temperature=later)
+        graph = nnx.split(nnx.eval_shape(lambda config=config: Transformer(config, rngs=nnx.Rngs(0))))[0]
+        drawn.append(np.asarray(rollouts.draw(graph, params, windows, np.arange(8, dtype=np.uint32), 0, 0)))
+    np.testing.assert_array_equal(*drawn)
+    assert len(np.unique(drawn[0][:, 1])) > 1
