@@ -1,6 +1,6 @@
 """Speed of every component, and its share of what this machine can do.
 
-python scripts/bench.py --weights data --config configs/shapes64.py --json bench.json
+python scripts/bench.py --weights shapes --config configs/shapes64.py --json bench.json
 python scripts/bench.py --step transformer --config configs/base_350m.py --transformer.layers 2 \
     --train_transformer.batch 2
 python scripts/bench.py --decoding --quick --config configs/base_350m.py --transformer.layers 4
@@ -48,7 +48,7 @@ from tokvid.train.tokenizer_step import TokenizerTraining, encode_ids
 from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch, VideoBatch, stride_of, token_batch
-from tokvid.weights import Loaded, parameter_count
+from tokvid.weights import Loaded, find, parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = 2  # latent frames that a window takes over
@@ -347,7 +347,7 @@ def ratios(now: dict[str, Any], earlier: dict[str, Any]) -> str:
 def main() -> None:
     outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=ROOT / "data")
+    parser.add_argument("--weights", type=find, default="shapes")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "shapes.py")
     parser.add_argument("--json", type=outputs.file(), help="write the figures there, too")
     against = "an earlier --json: print how many times as fast each row is now"

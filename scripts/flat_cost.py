@@ -1,6 +1,6 @@
 """Cost per frame and memory of a long story relative to a short one. Both ratios should be about 1.
 
-python scripts/flat_cost.py --weights data
+python scripts/flat_cost.py --weights shapes
 
 Generates a 10-second and a 60-second story, each in its own process, after compilation. Prints the long story's time
 per frame in its last 10 seconds ÷ its first 10, then its peak memory ÷ that of the short one.
@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tokvid.weights import find
 
 PART = 10  # seconds of video that are compared
 PROMPTS = ("a large blue circle moves slowly to the right", "the large blue circle is not moving")  # in turn
@@ -45,7 +47,7 @@ def tell(weights: Path, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
+    parser.add_argument("--weights", type=find, default="shapes")
     parser.add_argument("--seconds", type=int, default=60, help="of the long story (default 60)")
     parser.add_argument("--tell", type=float, help=argparse.SUPPRESS)  # seconds: in a process of its own
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Peak memory on a long video relative to a short one. The ratio should be about 1.
 
-python scripts/flat_memory.py --weights data                       # the tokenizer
-python scripts/flat_memory.py --weights data --story 600 3600      # stories of ten minutes, and of an hour
+python scripts/flat_memory.py --weights shapes                       # the tokenizer
+python scripts/flat_memory.py --weights shapes --story 600 3600      # stories of ten minutes, and of an hour
 
 Draws Moving Shapes of 1,000 and 10,000 frames and runs `tokvid reconstruct` on each in its own process, or `tokvid
 story` with a prompt a minute; prints the peak memory.
@@ -44,24 +44,24 @@ def peak(command: list[str]) -> tuple[str, float]:
     return done.stdout, int(done.stderr.split()[-1]) / 1024
 
 
-def reconstructed(folder: Path, frames: int, weights: Path, size: tuple[int, int]) -> float:
+def reconstructed(folder: Path, frames: int, weights: str, size: tuple[int, int]) -> float:
     """MB at most of one `tokvid reconstruct`; its figures are printed."""
     draw(video := folder / f"{frames}.mp4", frames, size)
     out, shape = folder / f"out-{frames}.mp4", [str(side) for side in size]
-    command = ["reconstruct", str(video), "--out", str(out), "--weights", str(weights), "--size", *shape, "--json"]
+    command = ["reconstruct", str(video), "--out", str(out), "--weights", weights, "--size", *shape, "--json"]
     said, megabytes = peak(command)
     figures = json.loads(said)
     print(f"{figures['frames']:6} frames: {megabytes:.0f} MB at most, PSNR {figures['psnr']:.1f} dB", flush=True)
     return megabytes
 
 
-def told(folder: Path, seconds: int, weights: Path, fps: float) -> float:
+def told(folder: Path, seconds: int, weights: str, fps: float) -> float:
     """MB at most of one `tokvid story`. Ends the script where files are left over."""
     file, out = folder / "story.yaml", folder / f"{seconds}.mp4"
     colors = ("red", "blue", "green", "yellow")
     parts = [{"prompt": f"a {colors[i % 4]} circle moves up", "seconds": 60} for i in range(max(1, seconds // 60))]
     file.write_text(json.dumps({"fps": fps, "seed": 1, "segments": parts}))
-    _, megabytes = peak(["story", str(file), "--weights", str(weights), "--out", str(out)])
+    _, megabytes = peak(["story", str(file), "--weights", weights, "--out", str(out)])
     print(f"{seconds:6} seconds: {megabytes:.0f} MB at most", flush=True)
     out.unlink()
     file.unlink()
@@ -72,7 +72,7 @@ def told(folder: Path, seconds: int, weights: Path, fps: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path("data"))
+    parser.add_argument("--weights", default="shapes")
     parser.add_argument("--frames", type=int, nargs=2, default=(1000, 10_000), metavar=("SHORT", "LONG"))
     parser.add_argument("--size", type=int, nargs=2, default=(32, 32), metavar=("HEIGHT", "WIDTH"))
     lengths = "lengths of stories to measure instead, in seconds"

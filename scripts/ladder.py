@@ -1,6 +1,6 @@
 """The decoding ladder: quality against tokens per second, from single tokens to whole latent frames in rounds.
 
-python scripts/ladder.py --weights data --samples 128 --json ladder.json --figure ladder.png
+python scripts/ladder.py --weights shapes --samples 128 --json ladder.json --figure ladder.png
 
 Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are medians of several runs
 after compilation, for one video and for a batch of 8; ratios are relative to single tokens. Only the transformer is
@@ -22,6 +22,7 @@ from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.io.files import Outputs, write_json
 from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
+from tokvid.weights import find
 
 PROMPT = "a large red circle moves slowly to the right"
 LATENT_FRAMES = 32  # of the videos that are timed: 8 seconds
@@ -80,7 +81,7 @@ def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> None:
     outputs = Outputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
+    parser.add_argument("--weights", type=find, default="shapes")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--json", type=outputs.file())
     parser.add_argument("--figure", type=outputs.file(".png"), help=".png")

@@ -1,6 +1,6 @@
 """Long stories made in two ways: level by level, and at one level. (A third: scripts/compare/reencoding.py.)
 
-python scripts/long_stories.py --weights data --seconds 120 600 --json long.json
+python scripts/long_stories.py --weights shapes --seconds 120 600 --json long.json
 
 A cycle of six prompts about one object, ten seconds each. Printed for each way and length: the share of two-second
 windows with all attributes right, overall and in the first and last quarter; the drift of hue (degrees) and size (world
@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tokvid.io.files import Outputs, write_json
+from tokvid.weights import find
 
 PART = 10.0  # seconds of a prompt
 WINDOW = 2.0  # seconds that are read at once
@@ -123,7 +124,7 @@ def main(ways: Mapping[str, Callable] = MappingProxyType({}), description: str |
     """Measures the schemes, or the `ways` of another script that runs this function."""
     schemes, outputs = tuple(ways) or SCHEMES, Outputs()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parents[1] / "data")
+    parser.add_argument("--weights", type=find, default="shapes")
     parser.add_argument("--seconds", type=float, nargs="+", default=[120.0, 600.0])
     parser.add_argument("--schemes", nargs="+", choices=schemes, default=schemes)
     parser.add_argument("--rows", type=int, default=0, help="drawn at once (0: token by token)")

@@ -1,4 +1,4 @@
-"""How much faster clips are made side by side: python scripts/many.py --weights data --batches 1 8
+"""How much faster clips are made side by side: python scripts/many.py --weights shapes --batches 1 8
 
 Makes `--clips` clips of `--seconds` in batches of each size, after compilation, in turns. Prints the seconds per clip:
 the least of `--rounds`, of wall time and of the processor's, which other programs on the machine disturb less.
@@ -7,14 +7,13 @@ the least of `--rounds`, of wall time and of the processor's, which other progra
 import argparse
 import json
 import time
-from pathlib import Path
 
 import tokvid
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path("data"))
+    parser.add_argument("--weights", default="shapes")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0)

@@ -1,6 +1,6 @@
 """Long stories as Phenaki continues them: each window begins with the last frames, encoded again.
 
-python scripts/compare/reencoding.py --weights data --seconds 120 600 --json reencoding.json
+python scripts/compare/reencoding.py --weights shapes --seconds 120 600 --json reencoding.json
 
 The same figures as scripts/long_stories.py, whose ways carry tokens from window to window and never encode a frame
 twice.
