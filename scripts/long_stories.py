@@ -13,7 +13,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ TURNS = (
 
 
 def measure(weights: Path, scheme: str, seconds: float, rows: int, way: Callable | None = None) -> dict[str, Any]:
-    """One story, and what is read from it. `way(models, story, folder)` gives its frames in place of a scheme."""
+    """One story, and what is read from it. `way(models, story)` gives its frames in place of a scheme."""
     import numpy as np
 
     from tokvid.config import Sampling
@@ -67,13 +66,12 @@ def measure(weights: Path, scheme: str, seconds: float, rows: int, way: Callable
         return (hue - wanted_hue + 180) % 360 - 180
 
     frames: list[np.ndarray] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in (way or tell)(models, story(prompts[:2]), Path(folder) / "warm"):
-            pass  # compiles all that the story will need
-        took = [time.perf_counter()]
-        for video_THWC in (way or tell)(models, story(prompts), Path(folder) / "story"):
-            frames += list(video_THWC)
-            took += [time.perf_counter()] * len(video_THWC)
+    for _ in (way or tell)(models, story(prompts[:2])):
+        pass  # compiles all that the story will need
+    took = [time.perf_counter()]
+    for video_THWC in (way or tell)(models, story(prompts)):
+        frames += list(video_THWC)
+        took += [time.perf_counter()] * len(video_THWC)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1) / 1024
     per, part = round(WINDOW * FPS), round(PART * FPS)
     video = np.stack(frames)
@@ -95,7 +93,7 @@ def measure(weights: Path, scheme: str, seconds: float, rows: int, way: Callable
         real = ShapesStory(SIZES["large"], 0.0, 30, (8.0 * seed, 5.0 * seed), (segment,))
         truth = render(real, fps=FPS, frames=1 + 2 * (part // 2), size=models.size[0])[None]
         ids = StreamEncoder(models.tokenizer, 1, models.size).feed(truth)
-        again = StreamDecoder(models.tokenizer, 1, *ids.shape[2:]).feed(ids)[0]
+        again = StreamDecoder(models.tokenizer, 1, *ids.shape[2:4]).feed(ids)[0]
         reading = read_attributes(again, FPS)
         assert reading is not None and reading.hue is not None
         return off(reading.hue), reading.radius

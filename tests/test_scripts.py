@@ -1,4 +1,4 @@
-"""`scripts/gpu.sh` on a CPU; what it does where something goes wrong; how `scripts/bench.py` reads traces."""
+"""`scripts/gpu.sh` on a CPU, and where something goes wrong; that the scripts that measure run; what they compute."""
 
 import importlib.util
 import json
@@ -181,6 +181,32 @@ def test_all_of_it_at_the_smallest_size(tmp_path):
     assert [report["training"][model]["step"] for model in ("tokenizer", "transformer")] == [2, 2]
     again, second = run()
     assert "──" not in again.stderr and second == report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("long_stories.py --seconds 20", "one-level, 20 s: frames 160"),
+        ("compare/reencoding.py --seconds 20", "re-encoding, 20 s: frames 160"),
+        ("flat_cost.py --seconds 20", "memory"),
+        ("flat_memory.py --frames 20 40", "40 frames: "),
+        ("ladder.py --samples 2", "single tokens"),
+        ("many.py --clips 2 --seconds 1 --rounds 1", '"batch": 8'),
+        ("bench.py --quick --config configs/shapes64.py", "decoding"),
+        ("overhead.py --steps 3 --rounds 1", "checkpoint"),
+        ("compare/dtypes.py --start shapes --seeds 1 --steps 4", "bfloat16"),
+        ("compare/timeless.py numbered inspect shapes", "transformer"),
+    ],
+)
+def test_scripts_that_measure_still_run(command, said):
+    """With the shipped weights, which are those that their headers name."""
+    command = [sys.executable, *f"scripts/{command}".split()]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr
 
 
 def test_a_law_of_scaling_is_found_again_and_predicts_a_larger_size():

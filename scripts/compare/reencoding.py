@@ -58,7 +58,7 @@ class RestartedWindow(RollingWindow):
         self._last, self._first = tokens_BTHWQ, 0
 
 
-def reencoded(models: Models, story: Story, folder: Path) -> Iterator[np.ndarray]:
+def reencoded(models: Models, story: Story) -> Iterator[np.ndarray]:
     """The frames of a story at one level, uint8 (T, H, W, 3), a window at a time."""
     _, rows, columns = models.transformer.config.latent
     latent_frames = latent_frames_for(story.frames, models.tokenizer.config.temporal_patch)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tokvid.io import libtpu
+
 ROOT = Path(__file__).parents[2]
 TINY = (
     *("configs/tiny.py", "--topology", "v5p:2x2x1", "--only", "training"),
@@ -75,6 +77,25 @@ def test_what_no_pod_has_is_one_line():
     assert code == 2 and "(3, 1, 1, 1)" in errors and "4 device" in errors
     code, _, errors = planned("configs/tiny.py", "--topology", "v5e:2x2", "--train_transformer.batch", "6")
     assert code == 2 and "batch 6" in errors and "4 devices" in errors
+
+
+@needs_libtpu
+def test_other_commands_say_nothing_of_a_tpu_that_is_not_there():
+    done = subprocess.run([sys.executable, "-m", "tokvid", "doctor"], capture_output=True, text=True, check=False)
+    assert "device" in done.stdout and not done.stderr
+
+
+def test_libtpu_is_quiet_only_where_there_is_no_tpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(libtpu, "DEVICES", (str(tmp_path / "accel0"),))
+    for files, wanted in (([tmp_path / "accel0"], {"A": "1"}), ([], {"A": "1", **libtpu.ABSENT})):
+        monkeypatch.setattr(os, "environ", {"A": "1"})
+        for file in files:
+            file.touch()
+        libtpu.quiet_without_tpu()
+        assert os.environ == wanted
+        for file in files:
+            file.unlink()
 
 
 def test_without_libtpu_one_line_says_how_to_get_it():

@@ -15,6 +15,7 @@ from tokvid.api.worlds import WORLDS
 from tokvid.cli.options import Command
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
+from tokvid.io.libtpu import DEVICES
 
 GB = 1 << 30
 LEAST_MEMORY, LEAST_DISK = 2 * GB, GB  # available bytes to generate with the shipped weights; for outputs and caches
@@ -108,7 +109,7 @@ def _device() -> Iterator[Finding]:
     kinds = [device.device_kind for device in devices]
     yield Finding(", ".join(f"{kinds.count(kind)} × {kind} ({jax.default_backend()})" for kind in sorted(set(kinds))))
     if jax.default_backend() == "cpu":
-        for files, extra in ((("/proc/driver/nvidia",), "cuda13"), (("/dev/accel0", "/dev/vfio/0"), "tpu")):
+        for files, extra in ((("/proc/driver/nvidia",), "cuda13"), (DEVICES, "tpu")):
             if any(Path(file).exists() for file in files):
                 why = f"there is an accelerator ({files[0]}), but JAX computes on the CPU"
                 yield Finding(why, f"pip install 'tokvid[{extra}]', and unset JAX_PLATFORMS", needed=False)

@@ -29,6 +29,7 @@ from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
 from tokvid.errors import Terminated, UserError, lacks_memory, show_warnings, suggestion
 from tokvid.io.files import Outputs
+from tokvid.io.libtpu import quiet_without_tpu
 from tokvid.io.urls import URL, local
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -112,6 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy multiplies little, and its threads would disturb XLA's
+    quiet_without_tpu()
     show_warnings()
     try:
         with _interruptible():

@@ -11,6 +11,8 @@ from pathlib import Path
 import filelock
 import jax
 
+from tokvid.io.libtpu import quiet_without_tpu
+
 log = logging.getLogger(__name__)
 MOST_BYTES = 2 << 30  # on disk, after a start; the least recently used programs are removed first
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
@@ -22,6 +24,7 @@ def keep_programs() -> None:
     $JAX_ENABLE_COMPILATION_CACHE=0 disables it. On CPUs, a program runs on one processor model only, so each has a
     folder; and even small programs are kept, because together they take seconds.
     """
+    quiet_without_tpu()
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     folder = default_folder()

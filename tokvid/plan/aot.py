@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokvid.config import Recipe, Sampling, TransformerConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.flops import CHIPS, Chip, chip_of
+from tokvid.io.libtpu import pretend_tpu
 from tokvid.sampling.decode import Request, generate
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
 from tokvid.train.state import abstract_state, make_step
@@ -32,14 +32,6 @@ from tokvid.transformer.layout import condition_shape
 from tokvid.transformer.model import Transformer
 from tokvid.types import Clip, TokenBatch, token_batch
 
-# Keeps libtpu from querying Google's metadata server, which takes minutes, from warning about the unknown machine, and
-# from refusing to be loaded twice on one machine, as it must on a real TPU.
-LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 NODE = 8  # GPUs that NVLink joins
 VIDEOS = 8  # sampled at once per copy of the weights
 
@@ -112,8 +104,7 @@ def _tpus(name: str, slices: int) -> Topology:
         raise UserError(f"topology {name!r} should be a TPU and its sizes, such as v5p:4x4x8 or v6e:16x16")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning compiles with libtpu, which isn't installed: pip install 'tokvid[tpu]'")
-    for variable, value in LIBTPU.items():
-        os.environ.setdefault(variable, value)
+    pretend_tpu()
     jax.config.update("jax_platforms", "cpu")
     several = {"num_slices": slices} if slices > 1 else {}
     try:
