@@ -109,8 +109,8 @@ def test_nothing_that_is_compared_is_given(models, asked, name):
 def test_what_cannot_be_measured_is_refused(models):
     for request, said in (
         (REQUEST._replace(edit="colorise"), "colourise"),
-        (REQUEST._replace(samples=3), "need 4 or more samples, got 3"),
-        (REQUEST._replace(seconds=1e6), "only 0 videos have 1e[+]06 s at 8 fps; need 4"),
+        (REQUEST._replace(samples=3), "samples should be 4 or more, got 3"),
+        (REQUEST._replace(seconds=1e6), "only 0 videos have 1e[+]06 s at 8 fps; 4 are needed"),
     ):
         with pytest.raises(UserError, match=said):
             evaluate_edits(models, DATA, request)

@@ -193,6 +193,19 @@ def test_mistakes_in_a_story(story, seconds, settings, said):
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("verb", ["generate", "story", "loop"])
+def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
+    for way in (getattr(world, verb), getattr(world, verb).stream):
+        with pytest.raises(
+            UserError, match=r"unknown argument 'gidance' \(did you mean 'guidance'\?\); allowed: .*fps"
+        ):
+            way("up", gidance=2)
+    with pytest.raises(UserError, match=r"unknown argument 'second' \(did you mean 'seconds'\?\)"):
+        world.generate("up", second=1)
+    with pytest.raises(UserError, match=r"unknown argument 'time' \(did you mean 'times'\?\)"):
+        world.edit(PICTURE[None], "upscale", time=2)
+
+
 def test_a_video_begins_with_a_picture_or_another_video(world, tmp_path):
     """In whatever form: the same pixels, the same video."""
     PIL.Image.fromarray(PICTURE).save(tmp_path / "a.png")

@@ -35,14 +35,23 @@ def test_datasets_and_what_inspect_says_of_them(tokvid, tiny_weights, movie, tmp
     lines = [json.dumps({"file": name, "caption": "x"}) for name in ("a.mp4", "bad.mp4")]
     (tmp_path / "clips" / "captions.jsonl").write_text("\n".join(lines))
     code, out, err = tokvid("data", "folder", "clips", "--max-unreadable", 0.5)
-    assert (code, out) == (0, "clips: 1 videos can be used, 1 cannot\n")
+    assert (code, out) == (0, "clips: 1 video can be used, 1 cannot\n")
     assert re.fullmatch("tokvid: warning: skipped: .*\n", err)
-    assert tokvid("data", "folder", "clips", "--max-unreadable", 0.5, "--out", "bytes")[1] == "bytes: 1 videos\n"
+    assert tokvid("data", "folder", "clips", "--max-unreadable", 0.5, "--out", "bytes")[1] == "bytes: 1 video\n"
     assert tokvid("data", "folder", "clips", "--max-unreadable", 0.5, "--fit", "letterbox", "--out", "fitted")[0] == 0
     assert RecordSource("fitted")[0].fit == "letterbox" and RecordSource("bytes")[0].fit == "crop"
     assert RecordSource("bytes")[0].video == (tmp_path / "in.mp4").read_bytes()
+    (tmp_path / "clips" / "others").mkdir()
+    shutil.copy("in.mp4", "clips/others/b.mp4")
+    shutil.copy("in.png", "clips/c.png")
+    _, _, err = tokvid("data", "folder", "clips", "--max-unreadable", 0.5)
+    assert err.splitlines()[1:] == [
+        "tokvid: warning: 1 video left out, without a line in the captions file: others/b.mp4"
+    ]
+    shutil.rmtree("clips/others")
+    (tmp_path / "clips" / "c.png").unlink()
     options = ("--max-unreadable", 0.5, "--size", 8, 8, "--fps", 5, "--out", "frames")
-    assert tokvid("data", "folder", "clips", *options)[1] == "frames: 1 videos, frames of 8x8 at 5 fps\n"
+    assert tokvid("data", "folder", "clips", *options)[1] == "frames: 1 video, frames of 8x8 at 5 fps\n"
     assert RecordSource("frames")[0].frames.shape == (5, 8, 8, 3)
 
     (tmp_path / "s.txt").write_text("a red circle\n\nup\n")

@@ -27,6 +27,15 @@ def test_a_part_of_a_video_becomes_new(tokvid, all_tasks, movie, tmp_path):
     assert code == 0 and (tmp_path / "masked.mp4").read_bytes() == (tmp_path / "edited.mp4").read_bytes(), err
 
 
+def test_what_becomes_no_larger_is_said(tokvid, all_tasks, movie):
+    """Of 60×40 pixels the models, of 16×16, read 8×8."""
+    upscale = ("edit", "in.mp4", "--task", "upscale", "--weights", "w", "--fps", 4)
+    said = "upscale makes 16x16 pixels of 8x8; the video has 60x40, which are scaled down first"
+    assert said in tokvid(*upscale)[2]
+    code, _, err = tokvid(*upscale, "--times", 8)
+    assert code == 0 and "scaled down" not in err
+
+
 def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
     animate = ("animate", "in.png", "--weights", "w", "--fps", 4, "--guidance", 1)
     code, out, err = tokvid(*animate, "--zero-shot", "--seconds", 1)

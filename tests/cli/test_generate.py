@@ -29,6 +29,11 @@ def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert 0 < report["seconds_to_load"] <= report["seconds_to_first_frame"]
     assert report["frames"] == 17 and [s["prompt"] for s in report["segments"]] == ["a red circle", "一个圆"]
+    assert all("read_from_the_pixels" in segment for segment in report["segments"])
+    monkeypatch.setitem(WORLDS, "robots", tmp_path / "shipped")
+    assert tokvid("demo", "--world", "robots", "--weights", tiny_weights)[0] == 0
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["segments"] == [{"prompt": "a red circle", "seconds": 1.3}, {"prompt": "一个圆", "seconds": 0.8}]
 
 
 def test_a_story_from_a_file(tokvid, tiny_weights, tmp_path):
@@ -39,6 +44,15 @@ def test_a_story_from_a_file(tokvid, tiny_weights, tmp_path):
     assert (info.frames, info.fps, info.width) == (17, 8.0, 256)
     assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "a red circle\n一个圆"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.png", "story.mp4", "story.yaml"]
+
+
+def test_a_rate_far_from_those_of_the_weights_is_told_once(tokvid, tiny_weights):
+    def said(fps):
+        words = ("story", "--prompt", "up", "--prompt", "down", "--seconds", 0.2, "--fps", fps, "--guidance", 1)
+        return tokvid(*words, "--weights", tiny_weights)[2]
+
+    assert "at 8" not in said(8) and "at 16" not in said(16)
+    assert said(50).count("warning: these weights were trained at 4, 8 frames per second; at 50, motion is a g") == 1
 
 
 def test_a_story_from_prompts_and_a_picture(tokvid, tiny_weights, movie, tmp_path):
@@ -97,6 +111,16 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
     assert "story.mp4: resumed, from .story.mp4.tokens\n" in tokvid(*words)[2]
     assert [path.name for path in tmp_path.iterdir()] == ["story.mp4"]
     assert "resumed" not in tokvid(*words)[2]
+
+
+def test_many_clips_that_are_interrupted_say_how_to_go_on(tokvid, tiny_weights, monkeypatch):
+    def fill(*arguments, **settings):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("tokvid.api.world.World.fill", fill)
+    code, out, err = tokvid("generate", "--prompt", "up", "--count", 2, "--folder", "many", "--weights", tiny_weights)
+    said = "tokvid: interrupted; run the same command again for what is missing in many\n"
+    assert (code, out, err) == (130, "", said)
 
 
 def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_weights, tmp_path):

@@ -104,7 +104,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("evaluate shapes --seed -1", "seed should be"),
         ("evaluate shapes --seed 4294967296", "seed should be"),
         ("evaluate shapes --guidance nan", "guidance should be"),
-        ("evaluate reconstruction --samples 0", "need 4 or more samples"),
+        ("evaluate reconstruction --samples 0", "samples should be 4 or more"),
         ("evaluate reconstruction --data nowhere", "nowhere"),
         ("evaluate all", "invalid choice: 'all'"),
         ("data shapes --out d --videos 0", "length must be >= 1"),

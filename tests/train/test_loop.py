@@ -223,13 +223,24 @@ def test_a_second_ctrl_c_stops_at_once(lab, whole):
 
 
 def test_an_unfinished_line_is_finished_after_resuming(lab, tmp_path):
-    """A line is the mean of 3 steps, also where training stopped in between."""
+    """A line is the mean of 3 steps, also where training stopped in between; the last one is of those left."""
     other = Lab(tmp_path / "other")
     other.train(log_every=3)
     lab.train({1: TERM}, log_every=3)
     assert lab.lines == []
     lab.train(log_every=3)
-    assert lab.lines == other.lines and [line["step"] for line in lab.lines] == [3]
+    assert lab.lines == other.lines and [line["step"] for line in lab.lines] == [3, 4]
+    lab.train(log_every=3)  # trained already
+    assert lab.lines == other.lines
+
+
+def test_a_short_training_has_a_line_and_a_longer_one_its_own(lab, whole):
+    lab.train(steps=2, log_every=3)
+    (line,) = lab.lines
+    assert line["step"] == 2 and line["loss"] == pytest.approx(np.mean([each["loss"] for each in whole.lines[:2]]))
+    lab.train(log_every=3)
+    first, _ = lab.lines
+    assert first["step"] == 3 and first["loss"] == pytest.approx(np.mean([each["loss"] for each in whole.lines[:3]]))
 
 
 def test_lines_beyond_the_restored_step_are_dropped(lab, whole):

@@ -1,6 +1,7 @@
 """Edits of a clip, by task, from what people hand in: masks and boxes, canvases, strengths."""
 
 import itertools
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from tokvid.sampling import canvas, edits
 from tokvid.sampling.story import Story, encode_picture
 from tokvid.sampling.stream import Models
 from tokvid.tasks.tasks import TASKS, keeps_pixels
+
+log = logging.getLogger(__name__)
 
 
 class EditSettings(Settings, total=False):
@@ -120,8 +123,14 @@ def _outpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], 
 
 def _upscale(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     _, size = edits.source_of(models, "upscale", story.fps)
+    times, (height, width) = own.get("times", 2), size_of(clip)
+    canvas.check_times(times)
+    rows, columns = _times(size, times)
+    if rows * columns < height * width:
+        pixels = (columns, rows, *size[::-1], width, height)
+        log.warning("upscale makes %dx%d pixels of %dx%d; the video has %dx%d, which are scaled down first", *pixels)
     video_THWC = np.stack(list(read_clip(clip, story.fps, size)))
-    larger_THWC = canvas.upscale(models, story, video_THWC, own.get("times", 2))
+    larger_THWC = canvas.upscale(models, story, video_THWC, times)
     return Edited(len(larger_THWC), iter([larger_THWC]), (larger_THWC.shape[1], larger_THWC.shape[2]))
 
 

@@ -1,10 +1,13 @@
 """Methods that make a video: called, they give it whole; by `.stream`, its frames while they are made."""
 
 import functools
+import inspect
+import typing
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, overload
 
 from tokvid.api.video import Stream, Video
+from tokvid.errors import UserError, did_you_mean
 
 P = ParamSpec("P")
 
@@ -16,10 +19,14 @@ class Verb(Generic[P]):
         self._make, self._quiet = make, quiet
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Video:
-        return self._make(*args, **kwargs).video(self._quiet)
+        return self.stream(*args, **kwargs).video(self._quiet)
 
     def stream(self, *args: P.args, **kwargs: P.kwargs) -> Stream:
         """The frames while they are made, in memory that doesn't grow with their number."""
+        names = _keywords(self._make)
+        for name in kwargs:
+            if name not in names:
+                raise UserError(did_you_mean(name, names, "argument"))
         return self._make(*args, **kwargs)
 
 
@@ -40,3 +47,15 @@ class verb(Generic[P]):
         bound = Verb[P](functools.partial(self.make, world), world.quiet)
         functools.update_wrapper(bound, self.make)  # its signature and docstring, for help()
         return bound
+
+
+def _keywords(make: Callable[..., Any]) -> list[str]:
+    """The names that a method takes as keywords, those of its settings included."""
+    names: list[str] = []
+    for parameter in inspect.signature(make).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            (settings,) = typing.get_args(parameter.annotation)
+            names += settings.__annotations__
+        else:
+            names.append(parameter.name)
+    return names

@@ -3,19 +3,23 @@
 import abc
 import argparse
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tokvid.cli.curate import Curate, check_unreadable, map_of, runner_arguments, unreadable_argument
 from tokvid.cli.options import Command, readable, refuse
+from tokvid.cli.printing import several
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import Outputs
 
 if TYPE_CHECKING:
     from tokvid.input_pipeline.workers import Map
 
+log = logging.getLogger(__name__)
 SIZE, FPS = (64, 64), 8.0  # of stored frames unless said otherwise
+MOST_NAMED = 5  # files in a warning
 
 
 class _Dataset(Command):
@@ -48,7 +52,7 @@ class _Dataset(Command):
             about["fit"] = options.fit  # for whoever reads the files
         count = write_records(options.out, source, frames, about, options.max_unreadable, mapped)
         stored = f", frames of {frames.size[0]}x{frames.size[1]} at {frames.fps:g} fps" if frames else ""
-        print(f"{options.out}: {count} videos{stored}")
+        print(f"{options.out}: {several(count, 'video')}{stored}")
 
 
 class _Prepared(_Dataset):
@@ -86,7 +90,7 @@ class _Prepared(_Dataset):
         check_replaceable(options.out)
         frames = Frames(tuple(options.size or SIZE), options.fps or FPS)
         count = write_records(options.out, self.source(options), frames, {"source": self.name})
-        print(f"{options.out}: {count} videos")
+        print(f"{options.out}: {several(count, 'video')}")
 
     def prepare(self, options: argparse.Namespace) -> None:
         """Writes it as a TensorFlow Dataset."""
@@ -187,13 +191,17 @@ class Folder(_Prepared):
         from tokvid.input_pipeline.folder import FolderSource
 
         with _warnings_unless_it_fails():
-            return FolderSource(
+            source = FolderSource(
                 options.file,
                 fit=options.fit or "crop",
                 max_unreadable=options.max_unreadable,
                 full=options.check,
                 mapped=map_of(options),
             )
+            if left := source.without_line():
+                named = ", ".join(left[:MOST_NAMED]) + (", …" if len(left) > MOST_NAMED else "")
+                log.warning("%s left out, without a line in the captions file: %s", several(len(left), "video"), named)
+            return source
 
     def builder(self, options: argparse.Namespace, **where: Any) -> Any:
         from tokvid.input_pipeline.builders import ClipFolder
@@ -213,7 +221,7 @@ class Folder(_Prepared):
         if options.out is None:
             refuse(options, ["size", "fps", "fit"], "is for what is written; give --out, too")
             source = self.source(options)
-            print(f"{options.file}: {len(source)} videos can be used, {len(source.unreadable)} cannot")
+            print(f"{options.file}: {several(len(source), 'video')} can be used, {len(source.unreadable)} cannot")
             return
         check_replaceable(options.out)
         self.store(options, self.source(options), self.name, map if options.runner is None else map_of(options))

@@ -100,7 +100,9 @@ class Demo(Command):
             "seconds": story.seconds,
             "fps": story.fps,
             "frames": len(frames),
-            "segments": read_segments(story, frames) if options.world == "shapes" else [],
+            "segments": read_segments(story, frames)
+            if options.world == "shapes"
+            else [{"prompt": segment.prompt, "seconds": segment.seconds} for segment in story.segments],
             "seconds_to_load": round(loaded - began, 2),
             "seconds_to_first_frame": round(seen[0] - began, 2),
             "seconds_to_make": round(ended - loaded, 2),
@@ -328,15 +330,18 @@ def _fill(options: argparse.Namespace) -> None:
         raise UserError("--out is for one clip; name the --folder of many")
     world = world_of(options, story_of(options, Story((Segment("", options.seconds),))))
     folder = options.folder or Path(FOLDER)
-    rows = world.fill(
-        folder,
-        [options.prompt] if options.prompts is None else options.prompts,
-        count=1 if options.count is None else options.count,
-        seconds=options.seconds,
-        batch=8 if options.batch is None else options.batch,
-        scale=options.scale,
-        **settings_of(options),
-    )
+    try:
+        rows = world.fill(
+            folder,
+            [options.prompt] if options.prompts is None else options.prompts,
+            count=1 if options.count is None else options.count,
+            seconds=options.seconds,
+            batch=8 if options.batch is None else options.batch,
+            scale=options.scale,
+            **settings_of(options),
+        )
+    except KeyboardInterrupt as error:
+        raise type(error)(f"interrupted; run the same command again for what is missing in {folder}") from None
     if first():
         print(f"{folder}: {several(len(rows), 'clip')}, listed in index.jsonl")
 

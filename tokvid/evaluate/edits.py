@@ -196,7 +196,7 @@ def evaluate_edits(
     if not (names := known if request.edit == ALL else [request.edit]):
         raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
     if request.samples < 4:
-        raise UserError(f"need 4 or more samples, got {request.samples}")
+        raise UserError(f"samples should be 4 or more, got {request.samples}")
     chosen = {name: settings(MEASURES[name].task) for name in names}
     each = (
         ((name, clips, count), count) for name in names for clips, count in _drawn(models, data, request, chosen[name])
@@ -204,7 +204,7 @@ def evaluate_edits(
     with progress("evaluate edits", request.samples * len(names), "videos", quiet=not first()) as advance:
         lists = measured(each, lambda given: _measure(*given), advance)
     if (count := len(lists[names[0], "psnr"])) < 4:
-        raise UserError(f"only {count} videos have {request.seconds:g} s at {request.fps:g} fps; need 4")
+        raise UserError(f"only {count} videos have {request.seconds:g} s at {request.fps:g} fps; 4 are needed")
     shown = [row for name in names for row in lists[name, ROWS][: 3 * SHOWN]]
     show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
     figures: dict[str, Any] = {

@@ -69,8 +69,8 @@ def evaluate_generation(
     """
     if request.samples < 4 or min(data.size) < LEAST_FOR_SSIM or request.frames < 2:
         raise UserError(
-            f"need 4 or more samples of 2 or more frames of {LEAST_FOR_SSIM} pixels or more, got {request.samples} of "
-            f"{request.frames} frames of {data.size}"
+            f"samples should be 4 or more, of 2 or more frames of {LEAST_FOR_SSIM} pixels or more, got "
+            f"{request.samples} of {request.frames} frames of {data.size}"
         )
     features.check(request.frames)
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])

@@ -42,7 +42,7 @@ def evaluate_interpolation(
     the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such clips.
     """
     if samples < 4:
-        raise UserError(f"need 4 or more samples, got {samples}")
+        raise UserError(f"samples should be 4 or more, got {samples}")
     frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
     rng = np.random.default_rng([EVALUATION_SEED, seed])
     batch, fps = min(BATCH, samples), max(data.fps)
@@ -59,7 +59,7 @@ def evaluate_interpolation(
     with progress("evaluate interpolation", samples, "clips", quiet=not first()) as advance:
         lists = measured(drawn(), lambda clips: _measure(models, *clips, fps, factor, settings), advance)
     if len(lists["psnr"]) < 4:
-        raise UserError(f"only {len(lists['psnr'])} videos have {frames} frames at {fps:g} fps; need 4")
+        raise UserError(f"only {len(lists['psnr'])} videos have {frames} frames at {fps:g} fps; 4 are needed")
     shown = lists["shown"][: 3 * SHOWN]
     titles = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
     show(shown, captions=titles, columns=frames)

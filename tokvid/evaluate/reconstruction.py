@@ -45,7 +45,9 @@ def evaluate_reconstruction(
     `contact_sheet`. If the data holds nothing out (and is not procedural), training videos are used, as `split` says.
     """
     if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
-        raise UserError(f"need 4 or more samples of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}")
+        raise UserError(
+            f"samples should be 4 or more, of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}"
+        )
     features.check(data.frames)
     split = split_of(data)
     rng = np.random.default_rng([EVALUATION_SEED, seed])
@@ -61,7 +63,7 @@ def evaluate_reconstruction(
         lists = measured(drawn(), lambda clips: _measure(tokenizer, *clips, batch, features), advance)
     count = len(lists["psnr"])
     if count < 4:
-        raise UserError(f"only {count} {split} videos have {data.frames} frames at any of {data.fps} fps; need 4")
+        raise UserError(f"only {count} {split} videos have {data.frames} frames at any of {data.fps} fps; 4 are needed")
     shown, counts_V = lists.pop("shown")[: 2 * SHOWN], np.sum(lists.pop("counts"), axis=0)
     sets = {name: np.concatenate(lists.pop(f"features of {name}")) for name in SETS}
     show(shown, captions=["truth", "made"] * (len(shown) // 2))

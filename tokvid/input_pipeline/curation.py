@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import NAMES, read_captions
 from tokvid.input_pipeline.clips import probe, stream_frames
+from tokvid.input_pipeline.folder import VIDEOS, videos_below
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.io.files import atomic, check_replaced
@@ -43,7 +44,6 @@ from tokvid.metrics.overlay import text_share
 
 log = logging.getLogger(__name__)
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".flv", ".gif")
 SHORTEST = 0.5  # seconds of a shot; also the time between frames that are looked at closely
 BETWEEN = 0.25  # seconds between frames that motion is measured between
 PHASES = 8  # frames of a shot, evenly spaced, that tell copies
@@ -123,9 +123,7 @@ def raw_videos(folder: Path) -> list[str]:
     """The videos below a folder, as seen from it, in order; hidden ones don't count. UserError where there are none."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one with videos")
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file())
-    names = sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
-    if not names:
+    if not (names := videos_below(folder)):
         raise UserError(f"{folder} holds no videos; their names should end in {', '.join(VIDEOS)}")
     return names
 
@@ -136,13 +134,13 @@ def all_shots(folder: Path, max_unreadable: float = 0.1, mapped: Map = in_thread
     captions = {}
     if any((folder / name).is_file() for name in NAMES):
         captions = {line.file: line.caption for line in read_captions(folder)}
-    unreadable = Unreadable(max_unreadable, len(files), folder)
+    unreadable = Unreadable(max_unreadable, len(files), folder, advice="mend or remove them, or raise --max-unreadable")
     scored: list[Scored] = []
     with progress("curate", len(files), "videos") as advance:
         for shots in mapped(functools.partial(shots_of, folder), [(file, captions.get(file, "")) for file in files]):
             if isinstance(shots, UserError):
-                log.warning("skipped: %s", shots)
                 unreadable.add(shots)
+                log.warning("skipped: %s", shots)
             else:
                 unreadable.good()
                 scored += shots

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,14 @@ from tokvid.input_pipeline.encoded import reason
 from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption
+
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".flv", ".gif")
+
+
+def videos_below(folder: Path) -> list[str]:
+    """The videos below a folder by their names, as seen from it, in order; hidden ones don't count."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file())
+    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 @functools.cache
@@ -82,8 +91,14 @@ class FolderSource(CheckedSource[FolderItem]):
         lines = read_captions(folder)
         if captioned:  # before the files are probed, which takes a while
             check_captioned((line.caption for line in lines), folder)
+        self._folder, self._named = folder, {os.path.realpath(folder / line.file) for line in lines}
         items = [FolderItem(folder / line.file, line.file, (Caption(0.0, line.caption),), fit) for line in lines]
         super().__init__(folder, items, max_unreadable=max_unreadable, mapped=mapped, full=full, captioned=captioned)
+
+    def without_line(self) -> list[str]:
+        """The videos in the folder that its captions file doesn't name."""
+        videos = videos_below(self._folder)
+        return [name for name in videos if os.path.realpath(self._folder / name) not in self._named]
 
 
 def _files(folder: Path) -> Iterable[Path]:

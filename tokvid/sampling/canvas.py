@@ -137,6 +137,12 @@ def tiled(length: int, window: int) -> list[int]:
     return [*range(0, length - window, window // 2), length - window]
 
 
+def check_times(times: int) -> None:
+    """UserError for what isn't a power of 2, 2 or more."""
+    if times < 2 or times & (times - 1):
+        raise UserError(f"videos become 2, 4, 8, … times as large, not {times}")
+
+
 def upscale(
     models: Models, story: Story, video_THWC: UInt8[np.ndarray, "t h w 3"], times: int
 ) -> UInt8[np.ndarray, "frames rows columns 3"]:
@@ -145,8 +151,7 @@ def upscale(
     Beyond the models' size, windows share halves with those above and before them (as the tiles of DemoFusion).
     """
     check_trained(models, "upscale")
-    if times < 2 or times & (times - 1):
-        raise UserError(f"videos become 2, 4, 8, … times as large, not {times}")
+    check_times(times)
     prompts, levels = prompts_of(story, models), _levels(story, latent_frames_for(len(video_THWC), _patch(models)))
     video_BTHWC = video_THWC[None]
     while times > 1:

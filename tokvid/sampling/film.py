@@ -67,9 +67,11 @@ def film(
         size = size_of(models, opening)
         write(with_bar(watched(), outs[0].name, total), outs, story.fps, total, size, scale=scale)
     except KeyboardInterrupt as error:
-        so_far = f"{done / story.fps:.1f} of {total / story.fps:.1f} s"
-        kept = f" (the generated part is kept in {partial})" if partial.exists() else ""
-        raise type(error)(f"interrupted after {so_far}; run the same command again to resume{kept}") from None
+        so_far = f"interrupted after {done / story.fps:.1f} of {total / story.fps:.1f} s"
+        if not partial.exists():
+            raise type(error)(f"{so_far}; nothing is kept") from None
+        again = f"run the same command again to resume (the generated part is kept in {partial})"
+        raise type(error)(f"{so_far}; {again}") from None
     partial.unlink(missing_ok=True)
     if sheet is not None:
         contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)

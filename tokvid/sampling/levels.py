@@ -5,6 +5,8 @@ come in order, as they are generated, in memory that doesn't grow with length.
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ from tokvid.sampling.stream import (
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of
+
+log = logging.getLogger(__name__)
 
 
 class Span(NamedTuple):
@@ -79,6 +83,14 @@ def check_rows(models: Models, sampling: Sampling) -> None:
             f"these weights draw {trained} rows at once (0 is token by token), not {sampling.rows}; "
             "use one of these, or train with layouts.rows"
         )
+
+
+@functools.cache  # says it once
+def warn_of_rate(trained: tuple[float, ...], fps: float) -> None:
+    """Warns of a rate that is far from all those that the weights were trained at."""
+    if not min(trained) / 2 <= fps <= 2 * max(trained):
+        rates = ", ".join(f"{rate:g}" for rate in trained)
+        log.warning("these weights were trained at %s frames per second; at %g, motion is a guess", rates, fps)
 
 
 def spans_of(
@@ -147,6 +159,7 @@ def tokens_of(
     first level, and `around` is given of its latent frames. None of `windows` is generated again.
     """
     check_rows(models, levels.sampling)
+    warn_of_rate(tuple(models.transformer.about["fps"]), levels.rates[-1])
     if around is not None and levels.sampling.rows and around.known_BTHW.any():
         raise UserError("a video that is partly known is drawn token by token; leave out --rows")
     rates, counts = levels.rates, [levels.latent_frames]

@@ -1,4 +1,4 @@
-"""The metrics log of training: means over `log_every` steps, as lines of JSON, for TensorBoard and Weights & Biases."""
+"""The metrics log of training: means over `log_every` steps as lines of JSON, for TensorBoard and W&B, too."""
 
 import hashlib
 import json
@@ -46,7 +46,8 @@ class MetricsLog:
         """
         self._task, self._config, self._advance, self._saved = training, config, advance, saved
         self._path = folder / "metrics.jsonl"
-        self._boards = self._begin(folder, step) if first() else []
+        goes_on = step < config.steps and bool(window.get("count"))
+        self._boards = self._begin(folder, step, goes_on) if first() else []
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._sums: dict[str, float] = dict(window.get("sums", {}))
         self._count, self._skipped = window.get("count", 0), window.get("skipped", 0)
@@ -56,10 +57,13 @@ class MetricsLog:
         self._shown: dict[str, float] = {}  # the same for held-out data
         self._alarmed = False
 
-    def _begin(self, folder: Path, step: int) -> "list[_TensorBoard | _WandB]":
+    def _begin(self, folder: Path, step: int, goes_on: bool) -> "list[_TensorBoard | _WandB]":
         with atomic(self._path) as temporary:
             lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
-            temporary.write_text("".join(f"{line}\n" for line in lines if 0 <= _step_of(line) <= step))
+            kept = [line for line in lines if 0 <= _step_of(line) <= step]
+            if goes_on:  # a shorter training ended between two lines; what its last one tells, the next one does
+                kept = [line for line in kept if _step_of(line) < step or "skipped" not in json.loads(line)]
+            temporary.write_text("".join(f"{line}\n" for line in kept))
         boards = [
             _tensorboard(folder / "tensorboard", step),
             _WandB(folder, self._config) if self._config.wandb else None,
@@ -100,6 +104,9 @@ class MetricsLog:
             self._timed += 1
         if due(step, self._config.log_every):
             self._write(step)
+            self._sums, self._count, self._skipped = {}, 0, 0
+        elif step == self._config.steps:  # the sums stay: a longer training's next line has them
+            self._write(step)
         self._advance(1, **self._notes)
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -121,7 +128,6 @@ class MetricsLog:
 
     def _write(self, step: int) -> None:
         means = {name: total / self._count for name, total in self._sums.items()} | {"skipped": float(self._skipped)}
-        self._sums, self._count, self._skipped = {}, 0, 0
         if not first():
             return
         if step > self._config.warmup and not self._alarmed and (alarm := self._task.alarm(means)):

@@ -71,7 +71,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
             few = dataclasses.replace(recipe.tokens, videos=recipe.tokens.held_out)
             plain = dataclasses.replace(recipe.data, flip=0.0, zoom=1.0, light=0.0)
             held_out = dataclasses.replace(recipe, tokens=few, data=plain)
-            source = open_source(plain, "held_out")
+            source = open_source(recipe.data, "held_out")
             _write(held_out, (tokenizer, text), source, folders["held_out"], replace=True)
         elif first():  # an earlier tokenizer's would be used for validation
             shutil.rmtree(folders["held_out"], ignore_errors=True)
@@ -107,6 +107,7 @@ def _write(
         unreadable.add(*(errors[-1:] * failed))
         join_records(parts, folder, "tokens", metadata)
         shutil.rmtree(parts_folder)
+        print(f"{folder}: tokens of {recipe.tokens.videos - failed} stretches of video", file=sys.stderr)
     together("token cache")
 
 
