@@ -27,7 +27,7 @@ class EditSettings(Settings, total=False):
     mask: inpaint; a clip of the video's size, of one frame or of as many, white in what becomes new.
     box: inpaint; left, top, width and height of the part that becomes new, in pixels of the video.
     canvas: outpaint; the form of the wider or higher video, as "16:9".
-    times: upscale; 2, 4, … times half the size of the world's videos (2).
+    times: upscale; the video is scaled to half the world's size, then made 2, 4, … times as large (2).
     strength: variation; the share of tokens that are drawn again, above 0 and up to 1 (0.5).
     first: restyle, reshape, colourise; a picture, the first frame as it should look, as which the others follow.
     """

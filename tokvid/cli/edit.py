@@ -62,7 +62,7 @@ class Edit(Command):
         mask = "inpaint: picture, or video of as many frames, of the size of IN; what is white in it becomes new"
         own.add_argument("--mask", type=footage, metavar="FILE", help=mask)
         own.add_argument("--canvas", metavar="W:H", help="outpaint: form of the wider or higher video, as 16:9")
-        times = "upscale: 2, 4, … times half the size of the weights' videos (default 2)"
+        times = "upscale: the video is scaled to half the weights' size, then made 2, 4, … times as large (default 2)"
         own.add_argument("--times", type=int, metavar="N", help=times)
         strength = "variation: share of the tokens that are drawn again, above 0 and up to 1 (default 0.5)"
         own.add_argument("--strength", type=float, metavar="X", help=strength)

@@ -91,7 +91,7 @@ export const STRINGS = {
     taskhint_colourise: "Gives new colours; those of the video are ignored.",
     taskhint_inpaint: "Replaces the part within a box; the rest stays.",
     taskhint_outpaint: "Adds new parts at the sides, to fill a wider or higher frame.",
-    taskhint_upscale: "Reads the video at half the size and adds detail.",
+    taskhint_upscale: "Scales the video to half the size of the weights' videos, then makes it larger.",
     taskhint_variation: "Generates a random part of the video again.",
     taskhint_interpolation: "Reads half of the frames and generates those between them.",
     edit_prompt: "Prompt of the edit",
