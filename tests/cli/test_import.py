@@ -510,9 +510,18 @@ def test_fetched_files_are_not_fetched_again(tokvid, server, videos, tmp_path):
         assert sorted(server.asked) == [f"/{number}.mp4" for number in range(4)]
 
 
-def test_what_is_imported_is_found_by_the_names_of_files(refused, tmp_path):
+def _needs_a_package(config):
+    raise UserError("tables need pyarrow; do: pip install 'tokvid[import]'")
+
+
+def test_what_is_imported_is_found_by_the_names_of_files(refused, tmp_path, monkeypatch):
     assert "of no kind that can be imported" in refused("data", "import", "nowhere", "--out", "d")
     assert "nowhere.parquet is not there" in refused("data", "import", "nowhere.parquet", "--out", "d")
+    (tmp_path / "there.parquet").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("tokvid.input_pipeline.sources.source_of", _needs_a_package)
+        assert "nowhere.parquet is not there" in refused("data", "import", "nowhere.parquet", "--out", "d")
+        assert "pip install" in refused("data", "import", "there.parquet", "--out", "d")
     (tmp_path / "mixed").mkdir()
     for name in ("a.npz", "b.parquet", "captions.csv"):
         (tmp_path / "mixed" / name).touch()

@@ -147,6 +147,8 @@ def test_what_doesnt_belong_together_is_refused(refused, trained, tmp_path):
     assert "was trained on weights" in refused(*clip, "shapes", "--lora", lora)
     assert f"--lora {lora}" in refused(*clip, trained / "run")
     assert "there is no file" in refused(*clip, trained / "start", "--lora", "nothing:2")
+    (tmp_path / "there").touch()
+    assert "what follows there: should be a number, got 'x'" in refused(*clip, trained / "start", "--lora", "there:x")
     assert "no LoRA" in refused(*clip, trained / "start", "--lora", trained / "start/transformer/weights.safetensors")
     assert "nothing to merge" in refused("merge", "--weights", trained / "start", "--out", "merged")
     assert "is not for evaluate reconstruction" in refused("evaluate", "reconstruction", "--lora", lora)

@@ -36,6 +36,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("story a.yaml --seconds 3", "--seconds is for --prompt"),
         ("story a.srt", "cannot read script a.srt"),
         ("story a.yaml", "cannot read story a.yaml"),
+        ("story recipe.py", "a story file ends in .yaml or .yml, a script in .txt or .srt or .fountain"),
         ("story --prompt a --weights nowhere", "no weights folder nowhere"),
         ("generate --prompt a --weights .", "no tokenizer weights in tokenizer"),
         ("generate --prompt a --image in.png --video in.mp4", "not allowed with"),

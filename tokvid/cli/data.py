@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokvid.cli.curate import Curate, check_unreadable, map_of, runner_arguments, unreadable_argument
@@ -280,7 +281,12 @@ class Import(_Dataset):
 
         fit: Any = options.fit or "crop"
         config = DataConfig(source=kind, path=str(options.file), fit=fit, max_unreadable=options.max_unreadable)
-        read = source_of(config).read
+        try:
+            read = source_of(config).read
+        except UserError as error:  # it needs a package, which is worth installing only for a file that is there
+            if isinstance(options.file, Path) and not options.file.exists():
+                raise UserError(f"{options.file} is not there; give a file, or a folder of them") from error
+            raise
         if kind not in ("hdf5", "npz"):
             refuse(options, ["rate"], f"is for frames; {kind} holds files, which say their own")
         if read is None:

@@ -158,7 +158,7 @@ class Tell(Command):
     def run(self, options: argparse.Namespace) -> None:
         from tokvid.io.tracks import Cue, add_subtitles
         from tokvid.sampling.script import SUFFIXES, read_script
-        from tokvid.sampling.story import Segment, Story, load_story
+        from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
 
         if (options.file is None) == (not options.prompt):
             raise UserError("give either a story file or one --prompt for each segment")
@@ -172,7 +172,13 @@ class Tell(Command):
         elif options.file.suffix.lower() in SUFFIXES:
             story, headings = read_script(options.file, seconds)
         elif options.seconds is None:
-            story = load_story(options.file)
+            try:
+                story = load_story(options.file)
+            except UserError as error:
+                if options.file.suffix.lower() in STORY_SUFFIXES or not options.file.exists():
+                    raise
+                kinds = f"a story file ends in {' or '.join(STORY_SUFFIXES)}, a script in {' or '.join(SUFFIXES)}"
+                raise UserError(f"{error}; {kinds}") from error
         else:
             raise UserError("--seconds is for --prompt and scripts; in a story file each segment has its own seconds")
         story = story_of(options, story)

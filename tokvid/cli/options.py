@@ -97,8 +97,10 @@ def _with_factor(text: str, read: Callable[[str], URL | Path], otherwise: float)
     name, colon, factor = text.rpartition(":")
     try:
         return (read(name), float(factor)) if colon and not Path(text).exists() else (read(text), otherwise)
-    except ValueError:  # a colon of the name
-        return read(text), otherwise
+    except ValueError as error:
+        if Path(name).exists():
+            raise argparse.ArgumentTypeError(f"what follows {name}: should be a number, got {factor!r}") from error
+        return read(text), otherwise  # a colon of the name
 
 
 def weights_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
