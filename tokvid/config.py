@@ -352,7 +352,11 @@ class Sampling:
         1.0, "nucleus sampling: from the fewest tokens whose probabilities add up to X; 1: all", 1e-9, 1
     )
     guidance_limit: float = _setting(
-        0.0, "most that guidance adds to the log-odds of a code against the likeliest one, in nats; 0: any", 0, 1000
+        0.0,
+        "in a video's first latent frame, the most that guidance adds to the log-odds of a code against the likeliest "
+        "one, in nats; 0: any",
+        0,
+        1000,
     )
     rows: int = _setting(0, "rows of a latent frame per step, if the weights were trained for it; 0: token by token", 0)
     rounds: int = _setting(

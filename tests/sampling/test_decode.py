@@ -107,6 +107,19 @@ def test_later_latent_frames_have_a_temperature_of_their_own(any_models, batch):
     np.testing.assert_array_equal(drawn(own, temperature=1, later_temperature=1), hot)
 
 
+def test_guidance_is_limited_in_a_videos_first_latent_frame(any_models, batch):
+    """Which the third window doesn't have."""
+
+    def drawn(**limit):
+        return make(
+            any_models, batch, sampling=Sampling(temperature=1, **limit), guidance=(9.0,) * 3, known=(False,) * 4
+        )
+
+    free, limited = drawn(), drawn(guidance_limit=1e-3)
+    assert (free[:2, 0] != limited[:2, 0]).any()
+    np.testing.assert_array_equal(free[2], limited[2])
+
+
 def plain(model, guidance_B, count):
     """Batch, ids (B, count, Q) → guided logits (B, count, Q, V) of what is generated, without any cache.
 

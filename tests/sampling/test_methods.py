@@ -78,11 +78,13 @@ def test_limited_guidance_leaves_a_rare_code_rare_and_lowers_others():
     conditional = jnp.log(jnp.array([[[0.98, 0.0199, 0.0001]]]))
     unconditional = jnp.log(jnp.array([[[0.98, 0.0005, 0.0195]]]))
     scale_B = jnp.array([3.0])
-    free, limited = (jax.nn.softmax(guide(conditional, unconditional, scale_B, limit))[0, 0] for limit in (0, 1.0))
+    free, limited = (
+        jax.nn.softmax(guide(conditional, unconditional, scale_B, limit))[0, 0] for limit in (None, jnp.ones(1))
+    )
     assert free[1] > 0.96 and free[2] < 1e-6
     assert limited[1] / limited[0] == pytest.approx(np.e * 0.0199 / 0.98, rel=1e-4) and limited[2] < 1e-6
     sure = jnp.log(jnp.array([[[0.1, 0.6, 0.3]]]))  # where the named object is likeliest, it is raised as ever
-    raised = [guide(sure, unconditional, scale_B, limit) for limit in (0, 1.0)]
+    raised = [guide(sure, unconditional, scale_B, limit) for limit in (None, jnp.ones(1))]
     np.testing.assert_allclose(*(jax.nn.softmax(each)[0, 0] for each in raised), rtol=1e-5)
 
 

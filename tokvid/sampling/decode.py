@@ -91,8 +91,10 @@ def generate(
     layers = model.layers(model.config.scan_layers and not sampling.rows)
     scale_BL = jnp.take_along_axis(jnp.asarray(request.guidance_BT), order_BL // (H * W), axis=1)
     scales = scale_BL if guided else None
-    temperature_BL = _temperatures(order_BL // (H * W) + jnp.asarray(batch.start)[:, None], sampling, model.config)
-    drawer = _Drawer(model, sequence, layers, request.keys_B, scales, temperature_BL, known, sampling, request.forced)
+    number_BL = order_BL // (H * W) + jnp.asarray(batch.start)[:, None]
+    limit_BL = jnp.where(number_BL == 0, sampling.guidance_limit, jnp.inf) if sampling.guidance_limit else None
+    chance = (request.keys_B, scales, _temperatures(number_BL, sampling, model.config), limit_BL)
+    drawer = _Drawer(model, sequence, layers, *chance, known, sampling, request.forced)
     carry = prefill(model, sequence, layers), jnp.zeros((B, T * H * W, Q), jnp.int32)
     if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
@@ -122,7 +124,7 @@ class _Drawer:
     """Bodies of the loops that generate the slots of a window after its `known` ones; their numbers are ranks.
 
     With `scale_BL`, the guidance scale of each slot of the window, the sequence has every window twice: under its text,
-    and under the negative prompt. `temperature_BL` is that of each slot.
+    and under the negative prompt. `temperature_BL` and `limit_BL`, of guidance, are those of each slot.
     """
 
     model: Transformer
@@ -131,6 +133,7 @@ class _Drawer:
     keys_B: Key[Array, " b"]
     scale_BL: Float[Array, "b l"] | None
     temperature_BL: Float[Array, "b l"]
+    limit_BL: Float[Array, "b l"] | None
     known: jax.Array
     sampling: Sampling
     forced: int | jax.Array = 0
@@ -216,8 +219,9 @@ class _Drawer:
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
             if self.scale_BL is not None:
-                scale_B, limit = self.scale_BL[:, self.known + rank], self.sampling.guidance_limit
-                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], scale_B, limit)
+                slot = self.known + rank
+                limit_B = None if self.limit_BL is None else self.limit_BL[:, slot]
+                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, slot], limit_B)
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
             ids_BL = draw(keys, logits_BLV, self.sampling, self.temperature_BL[:, self.known + rank])
             log_share_BLV = jax.nn.log_softmax(logits_BLV)

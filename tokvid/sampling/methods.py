@@ -14,18 +14,18 @@ def guide(
     conditional: Float[Array, "b l v"],
     unconditional: Float[Array, "b l v"],
     scale_B: Float[Array, " b"],
-    limit: float = 0.0,
+    limit_B: Float[Array, " b"] | None = None,
 ) -> Float[Array, "b l v"]:
     """Classifier-free guidance (Ho and Salimans 2022): 1 disables it, a higher scale follows the text more closely.
 
     What tells most of the text is raised most, however unlikely it is at this place: a frame's first tokens would show
-    its object at once, in the corner. With a `limit` above 0, guidance raises the log-odds of no code, against the code
-    that is likeliest without guidance, by more than that.
+    its object at once, in the corner. With `limit_B`, guidance raises the log-odds of no code, against the code that
+    is likeliest without guidance, by more than that.
     """
     raised = (scale_B[:, None, None] - 1) * (conditional - unconditional)
-    if limit:
+    if limit_B is not None:
         likeliest = jnp.argmax(conditional, axis=-1, keepdims=True)
-        raised = jnp.minimum(raised, jnp.take_along_axis(raised, likeliest, axis=-1) + limit)
+        raised = jnp.minimum(raised, jnp.take_along_axis(raised, likeliest, axis=-1) + limit_B[:, None, None])
     return conditional + raised
 
 
