@@ -87,8 +87,8 @@ def test_other_commands_say_nothing_of_a_tpu_that_is_not_there():
 
 def test_libtpu_is_quiet_only_where_there_is_no_tpu(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu" or None)
-    monkeypatch.setattr(libtpu, "DEVICES", (str(tmp_path / "accel0"),))
-    for files, wanted in (([tmp_path / "accel0"], {"A": "1"}), ([], {"A": "1", **libtpu.ABSENT})):
+    monkeypatch.setattr(libtpu, "DEVICES", (str(tmp_path / "accel[0-9]*"),))
+    for files, wanted in (([tmp_path / "accel3"], {"A": "1"}), ([], {"A": "1", **libtpu.ABSENT})):
         monkeypatch.setattr(os, "environ", {"A": "1"})
         for file in files:
             file.touch()

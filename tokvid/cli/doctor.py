@@ -1,6 +1,7 @@
 """What tokvid needs of this machine: `tokvid doctor`. Checks import what they look at, so that one may be broken."""
 
 import argparse
+import glob
 import importlib.metadata
 import os
 import platform
@@ -15,9 +16,10 @@ from tokvid.api.worlds import WORLDS
 from tokvid.cli.options import Command
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
-from tokvid.io.libtpu import DEVICES
+from tokvid.io.libtpu import tpu_devices
 
 GB = 1 << 30
+NVIDIA = "/proc/driver/nvidia"  # is there where its driver is
 LEAST_MEMORY, LEAST_DISK = 2 * GB, GB  # available bytes to generate with the shipped weights; for outputs and caches
 EXTRAS = {
     "tensorboardX": "tensorboard",
@@ -109,8 +111,8 @@ def _device() -> Iterator[Finding]:
     kinds = [device.device_kind for device in devices]
     yield Finding(", ".join(f"{kinds.count(kind)} × {kind} ({jax.default_backend()})" for kind in sorted(set(kinds))))
     if jax.default_backend() == "cpu":
-        for files, extra in ((("/proc/driver/nvidia",), "cuda13"), (DEVICES, "tpu")):
-            if any(Path(file).exists() for file in files):
+        for files, extra in ((glob.glob(NVIDIA), "cuda13"), (tpu_devices(), "tpu")):
+            if files:
                 why = f"there is an accelerator ({files[0]}), but JAX computes on the CPU"
                 yield Finding(why, f"pip install 'tokvid[{extra}]', and unset JAX_PLATFORMS", needed=False)
 

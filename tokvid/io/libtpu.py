@@ -1,10 +1,10 @@
 """libtpu on machines without a TPU: `tokvid plan` compiles with it there, and JAX tries to start it."""
 
+import glob
 import importlib.util
 import os
-from pathlib import Path
 
-DEVICES = ("/dev/accel0", "/dev/vfio/0")  # one of them is there where a TPU is
+DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # patterns of the files of chips
 # Keeps libtpu from querying Google's metadata server, which takes minutes, from warning about the unknown machine, and
 # from refusing to be loaded twice on one machine, as it must on a real TPU.
 ABSENT = {
@@ -15,9 +15,14 @@ ABSENT = {
 }
 
 
+def tpu_devices() -> list[str]:
+    """The files of this machine's TPU chips."""
+    return sorted(file for pattern in DEVICES for file in glob.glob(pattern))
+
+
 def quiet_without_tpu() -> None:
     """Where libtpu is installed and no TPU is there, sets what keeps it quiet. To be called before JAX starts."""
-    if not any(Path(device).exists() for device in DEVICES) and importlib.util.find_spec("libtpu"):
+    if not tpu_devices() and importlib.util.find_spec("libtpu"):
         pretend_tpu()
 
 
