@@ -1,6 +1,6 @@
 """Tests whether training the tokenizer in bfloat16 reaches the same loss as in float32, within 1 %.
 
-python scripts/compare/dtypes.py --start data               # fine-tunes trained weights, at a tenth of their rate
+python scripts/compare/dtypes.py --start shapes             # fine-tunes trained weights, at a tenth of their rate
 python scripts/compare/dtypes.py --quantizer vq             # the tokenizer of configs/tiny.py from scratch
 
 Trains in both types, from the same parameters on the same clips, until the learning rate is 0, and compares the mean
@@ -73,7 +73,7 @@ class Training:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="fsq")
-    parser.add_argument("--start", type=Path, help="a weights folder whose tokenizer is trained on")
+    parser.add_argument("--start", type=weights.find, help="a weights folder whose tokenizer is trained on")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=600)
     options = parser.parse_args()
