@@ -118,7 +118,11 @@ def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"samples": 3}, "samples should be 4 or more"), ({"seconds": 0.1}, "2 or more frames"), ({"seconds": 500.0}, "only 0")],
+    [
+        ({"samples": 3}, "samples should be 4 or more"),
+        ({"seconds": 0.1}, "2 or more frames"),
+        ({"seconds": 500.0}, "only 0"),
+    ],
 )
 def test_too_little_to_compare(tiny_models, change, said):
     request = dataclasses.replace(Request(6, 1.5, 4.0, 0), **change)
