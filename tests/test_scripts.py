@@ -192,7 +192,7 @@ def test_all_of_it_at_the_smallest_size(tmp_path):
         ("compare/reencoding.py --seconds 20", "re-encoding, 20 s: frames 160"),
         ("flat_cost.py --seconds 20", "memory"),
         ("flat_memory.py --frames 200 400", "400 frames: "),
-        ("ladder.py --samples 2", "single tokens"),
+        ("ladder.py --samples 4", "token by token"),
         ("many.py --clips 2 --seconds 1 --rounds 1", '"batch": 8'),
         ("bench.py --quick --config configs/shapes64.py", "decoding"),
         ("overhead.py --steps 3 --rounds 1", "checkpoint"),
