@@ -84,10 +84,12 @@ def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
         tiny_models, DATA, request, FEATURES, Settings(), lambda rows, captions: shown.extend(captions)
     )
     assert figures["samples"] == 6 and figures["split"] == "held_out" and figures["bits_per_pixel"] > 0
-    assert 0 <= figures["caption_retrieval"] <= 1
+    assert 0 <= figures["caption_retrieval"] <= figures["caption_preferred"] <= 1
     for name in MODES:
-        assert {"frechet", "kernel", "motion", "diversity", "copying", "psnr_1s", "ssim_1s"} <= figures[name].keys()
-        assert ("repeat_psnr_1s" in figures[name]) == (name != "text")
+        by_second = {f"{metric}_1s" for metric in ("psnr", "ssim", "perceptual", "distance")}
+        baselines = {f"{kind}_{metric}" for kind in ("repeat", "nearest") for metric in by_second | {"frechet"}}
+        assert {"frechet", "kernel", "motion", "diversity", "copying"} | by_second <= figures[name].keys()
+        assert baselines & figures[name].keys() == (baselines if name != "text" else set())
     assert (
         shown[1:4] == ["text", "first frame", "continuation"] and shown[0].startswith("truth: ") and len(shown) == 6 * 4
     )
@@ -102,8 +104,38 @@ def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
         of = figures[name]
         assert of["frechet"] == pytest.approx(0, abs=1e-4) and of["distance"] == of["diversity"] == 0
         assert of["motion"] == of["copying"] == 1 and of["psnr_1s"] == 100 and of["ssim_1s"] == 1
+        assert of["distance_1s"] == of["perceptual_1s"] == 0
         if name != "text":
             assert of["repeat_psnr_1s"] < of["psnr_1s"] and of["repeat_distance"] > 0
+            for metric in ("distance", "distance_1s", "perceptual_1s"):
+                assert min(of[f"repeat_{metric}"], of[f"nearest_{metric}"]) > 0
+
+
+def test_what_needs_no_model_goes_on_after_the_given_frames():
+    """The last of them, or what follows the most similar ones in a training clip."""
+    training = np.random.default_rng(0).integers(0, 256, (4, 5, 16, 16, 3), np.uint8)
+    truth = np.random.default_rng(1).integers(0, 256, (2, 5, 16, 16, 3), np.uint8)
+    truth[0, :3], truth[1, :3] = training[2, :3] // 2 + 60, training[1, :3]
+    assert generation._without_model(truth, 0, training) == {}
+    assert generation._without_model(truth, 3, training[:0]).keys() == {"repeat"}
+    found = generation._without_model(truth, 3, training)
+    for video in found.values():
+        np.testing.assert_array_equal(video[:, :3], truth[:, :3])
+    np.testing.assert_array_equal(found["repeat"][:, 3:], truth[:, [2, 2]])
+    np.testing.assert_array_equal(found["nearest"][:, 3:], training[[2, 1], 3:])
+
+
+def test_seconds_are_counted_from_the_given_frames():
+    """Two and a half of them; the first two differ by one grey level, the last is equal."""
+    truth = np.full((1, 11, 16, 16, 3), 100, np.uint8)
+    made = truth.copy()
+    made[:, 1:9] += 1
+    found = generation._of_set(truth, made, 1, 4.0, FEATURES, generation.COMPARED)
+    assert {key for key in found if "psnr" in key} == {"psnr_1s", "psnr_2s", "psnr_3s"}
+    assert found["psnr_1s"] == found["psnr_2s"] == [pytest.approx(20 * np.log10(255))] and found["psnr_3s"] == [100]
+    assert found["motion"] == [pytest.approx(2 / 10)]
+    longer = dataclasses.replace(FEATURES, least_frames=4)
+    assert "features_3s" not in generation._of_set(truth, made, 1, 4.0, longer, {})  # only two frames
 
 
 def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.metrics.features import FEATURES, load_features
+from tokvid.metrics.features import FEATURES, load_features, perceptual_distance
 from tokvid.metrics.video import detail, frechet_distance, kernel_distance, temporal_error
 
 
@@ -54,6 +54,17 @@ def test_what_is_worse_is_further_away(distance, worse):
     far = {name: distance(worse["real"], features_ND) for name, features_ND in worse.items()}
     assert far["others"] < far["blurred"] < far["noisy"]
     assert far["shuffled"] > far["others"]
+
+
+def test_the_perceptual_distance_of_frames():
+    """None between equal ones, least for a little noise, symmetric; of frames alone, whatever their order."""
+    real, other = videos(0, 2)
+    noisy = np.clip(real + np.random.default_rng(1).normal(0, 20, real.shape), 0, 255).astype(np.uint8)
+    assert perceptual_distance(real, real) == 0
+    assert 0 < perceptual_distance(real, noisy) < perceptual_distance(real, np.roll(real, 3, axis=2))
+    assert perceptual_distance(real, np.roll(real, 3, axis=2)) < perceptual_distance(real, other)
+    assert perceptual_distance(real, other) == pytest.approx(perceptual_distance(other, real))
+    assert perceptual_distance(real[::-1], noisy[::-1]) == pytest.approx(perceptual_distance(real, noisy), rel=1e-5)
 
 
 def test_the_kernel_distance_is_the_unbiased_one():

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, meas
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, other_captions
 from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
-from tokvid.metrics.features import Features
+from tokvid.metrics.features import Features, load_features, perceptual_distance
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import rates_of, videos
@@ -23,6 +24,12 @@ from tokvid.sampling.stream import Guidance, Models, encode_clips, frames_of, ma
 
 MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
 TRAINING_CLIPS = 256  # searched for the nearest one
+Metrics = Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
+COMPARED: Metrics = {  # second by second, a clip with the real one
+    "psnr": lambda truth_THWC, video_THWC: min(psnr(truth_THWC, video_THWC), 100.0),
+    "ssim": ssim,
+    "perceptual": perceptual_distance,
+}
 
 
 class Clips(NamedTuple):
@@ -59,13 +66,15 @@ def evaluate_generation(
 ) -> dict[str, Any]:
     """Compares videos generated from the captions of held-out clips with these clips.
 
-    For each of MODES: Fréchet and kernel distances by `features` (with those between two halves of the real clips);
-    PSNR and SSIM against the real clip for each second, and the distance between their features, all compared with
-    repeating the last given frame; motion energy ÷ that of the real clips; diversity, the difference between two seeds
-    ÷ that between two real clips; copying, the distance to the nearest training clip ÷ that of the real clips (near 0:
-    copied). Once: bits per pixel of the real clips, and the share of them that are likelier under their own caption
-    than under any other. `show` gets the first clips as arguments for `contact_sheet`. UserError for fewer than 4
-    clips.
+    For each of MODES: Fréchet and kernel distances by `features` (with those between two halves of the real clips); for
+    each second, PSNR and SSIM against the real clip, the perceptual distance from it and the distance between their
+    features, and the last also of the whole clips; motion energy ÷ that of the real clips; diversity, the difference
+    between two seeds ÷ that between two real clips; copying, the distance to the nearest training clip ÷ that of the
+    real clips (near 0: copied). Where frames are given, the same of two videos that need no model: `repeat_`, the last
+    given frame, and `nearest_`, what follows in the training clip whose first frames are nearest to the given ones.
+    Once: bits per pixel of the real clips; the share of them that are likelier under their own caption than under any
+    other; and the share of the other captions under which a clip is less likely, half of them by chance. `show` gets
+    the first clips as arguments for `contact_sheet`. UserError for fewer than 4 clips.
     """
     if request.samples < 4 or min(data.size) < LEAST_FOR_SSIM or request.frames < 2:
         raise UserError(
@@ -75,21 +84,24 @@ def evaluate_generation(
     features.check(request.frames)
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
-    training = [clip_THWC for clip_THWC, _ in some_clips(wanted, "train", TRAINING_CLIPS, rng)]
+    training_NTHWC = _training(wanted, rng)
     modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
     drawn = ((clips, len(clips.truth)) for clips in _batches(wanted, request, rng))
     with progress("evaluate generation", request.samples, "clips", quiet=not first()) as advance:
-        lists = measured(drawn, lambda clips: _measure(models, clips, modes, request.fps, features, settings), advance)
+        measure = functools.partial(_measure, models, training_NTHWC, modes, request.fps, features, settings)
+        lists = measured(drawn, measure, advance)
     if (count := len(lists["bits_per_pixel"])) < 4:
         raise UserError(
             f"only {count} videos have {request.frames} frames at {request.fps:g} fps and one caption; 4 are needed: "
             "use a shorter --seconds, or other --data"
         )
+    own = load_features("random-convolutions")
     shown = lists["rows"][: SHOWN * (1 + len(modes))]
     show([video for video, _ in shown], captions=[caption for _, caption in shown])
     return {
-        **_all_figures(lists, modes, features, features.extract(np.stack(training)) if training else None),
+        **_all_figures(lists, modes, features, features.extract(training_NTHWC) if len(training_NTHWC) else None),
         "features": f"{features.name} {features.mark}",
+        "perceptual_features": f"{own.name} {own.mark}",
         "split": split_of(data),
         **dataclasses.asdict(request),
         "samples": count,
@@ -97,48 +109,99 @@ def evaluate_generation(
     }
 
 
+def _training(data: DataConfig, rng: np.random.Generator) -> np.ndarray:
+    """Training clips (N, T, H, W, 3), perhaps none."""
+    clips = [clip_THWC for clip_THWC, _ in some_clips(data, "train", TRAINING_CLIPS, rng)]
+    return np.stack(clips) if clips else np.zeros((0, data.frames, *data.size, 3), np.uint8)
+
+
 def _measure(
-    models: Models, clips: Clips, modes: Mapping[str, int], fps: float, features: Features, settings: Settings
+    models: Models,
+    training_NTHWC: np.ndarray,
+    modes: Mapping[str, int],
+    fps: float,
+    features: Features,
+    settings: Settings,
+    clips: Clips,
 ) -> dict[str, list[Any]]:
     """Generates videos in every mode for these clips: their figures, the features of all sets, and rows for a sheet."""
     lists = collections.defaultdict[str, list[Any]](list)
     tokens = encode_clips(models.tokenizer, clips.truth)
     better_B, nats_B = caption_ranks(models, tokens, fps, clips.captions, clips.others, 0)
     lists["retrieved"] += (better_B == 0).tolist()
+    lists["preferred"] += [
+        1 - better / len(others) for better, others in zip(better_B, clips.others, strict=True) if others
+    ]
     lists["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
-    shown, sets = {"truth": clips.truth}, {"truth": clips.truth}
+    shown = {"truth": clips.truth}
     for name, known in modes.items():
         given = _given(models, known)
-        sets[name], sets[f"{name} again"] = (
+        made, again = (
             _generate(models, clips, tokens[:, :known], fps, settings, half) for half in np.split(clips.seeds, 2)
         )
-        shown[name] = sets[name]
-        if given:
-            sets[f"{name} repeated"] = _repeated(clips.truth, given)
-        for truth_THWC, generated_THWC in zip(clips.truth, shown[name], strict=True):
-            _compare(lists, name, truth_THWC, generated_THWC, given, fps)
-    for name, video_BTHWC in sets.items():
-        lists[f"features of {name}"].append(features.extract(video_BTHWC))
+        compared = {"made": made, **_without_model(clips.truth, given, training_NTHWC)}
+        for kind, video_BTHWC in {"truth": clips.truth, "again": again, **compared}.items():
+            metrics = COMPARED if kind in compared else {}
+            for key, values in _of_set(clips.truth, video_BTHWC, given, fps, features, metrics).items():
+                lists[f"{name} {kind} {key}"] += values
+        shown[name] = made
     for index, caption in enumerate(clips.captions[:SHOWN]):
         titles = {"truth": f"truth: {caption}"}
         lists["rows"] += [(video[index], titles.get(name, name.replace("_", " "))) for name, video in shown.items()]
     return lists
 
 
+def _without_model(truth_BTHWC: np.ndarray, given: int, training_NTHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Videos that go on after the `given` first frames and need no model, none for no given frames."""
+    if not given:
+        return {}
+    frames_T = np.minimum(np.arange(truth_BTHWC.shape[1]), given - 1)
+    found = {"repeat": truth_BTHWC[:, frames_T]}
+    if len(training_NTHWC):
+        beginnings = training_NTHWC[:, :given].astype(np.float32)
+        errors = [np.square(beginnings - each[:given]).mean(axis=(1, 2, 3, 4)) for each in truth_BTHWC]
+        after = training_NTHWC[np.argmin(errors, axis=1), given:]
+        found["nearest"] = np.concatenate([truth_BTHWC[:, :given], after], axis=1)
+    return found
+
+
+def _of_set(
+    truth_BTHWC: np.ndarray, video_BTHWC: np.ndarray, given: int, fps: float, features: Features, metrics: Metrics
+) -> dict[str, list[Any]]:
+    """Of videos whose first `given` frames were given: motion, and features and `metrics` of each second after these.
+
+    Features of the whole videos, too.
+    """
+    frames = truth_BTHWC.shape[1]
+    starts = given + np.round(np.arange(0, frames - given, fps)).astype(int)
+    parts = {"": slice(None)}
+    parts |= {f"_{n}s": slice(start, given + round(n * fps)) for n, start in enumerate(starts, 1)}
+    found: dict[str, list[Any]] = {
+        "motion": [float(np.abs(np.diff(each.astype(np.float32), axis=0)).mean()) for each in video_BTHWC]
+    }
+    for part, which in parts.items():
+        some_BTHWC = video_BTHWC[:, which]
+        if some_BTHWC.shape[1] >= features.least_frames:
+            found[f"features{part}"] = [features.extract(some_BTHWC)]
+        if part:
+            pairs = list(zip(truth_BTHWC[:, which], some_BTHWC, strict=True))
+            found |= {f"{name}{part}": [measure(*pair) for pair in pairs] for name, measure in metrics.items()}
+    return found
+
+
 def _all_figures(
     lists: dict[str, list[Any]], modes: Mapping[str, int], features: Features, training_ND: np.ndarray | None
 ) -> dict[str, Any]:
     """The figures of all modes, and the likelihood of the real clips."""
-    mark = "features of "
-    sets = {name.removeprefix(mark): np.concatenate(parts) for name, parts in lists.items() if name.startswith(mark)}
-    halves = np.array_split(sets["truth"], 2)
+    halves = np.array_split(np.concatenate(lists[f"{next(iter(modes))} truth features"]), 2)
     return {
-        **{name: _figures(lists, sets, name, features, training_ND) for name in modes},
+        **{name: _figures(lists, name, features, training_ND) for name in modes},
         f"{features.frechet}_real_halves": frechet_distance(*halves),
         "kernel_real_halves": kernel_distance(*halves),
         "bits_per_pixel": mean(lists["bits_per_pixel"]),
         "caption_retrieval": mean(lists["retrieved"]),
         "caption_retrieval_chance": 1 / CANDIDATES,
+        "caption_preferred": mean(lists["preferred"]),
     }
 
 
@@ -172,65 +235,40 @@ def _generate(
     return np.concatenate(list(restored(made, iter(given))), axis=1)[:, :frames]
 
 
-def _repeated(truth_BTHWC: np.ndarray, given: int) -> np.ndarray:
-    """The real clips, with every frame after the first `given` ones replaced by the last of these."""
-    return truth_BTHWC[:, np.minimum(np.arange(truth_BTHWC.shape[1]), given - 1)]
-
-
-def _compare(
-    scores: dict[str, list[float]],
-    name: str,
-    truth_THWC: np.ndarray,
-    generated_THWC: np.ndarray,
-    given: int,
-    fps: float,
-) -> None:
-    """Adds the figures of one clip whose first `given` frames were given."""
-    others = {"": generated_THWC}
-    if given:
-        others["repeat_"] = _repeated(truth_THWC[None], given)[0]
-    for second in range(int(np.ceil((len(truth_THWC) - given) / fps))):
-        part = slice(given + round(second * fps), given + round((second + 1) * fps))
-        for kind, video_THWC in others.items():
-            scores[f"{name} {kind}psnr_{second + 1}s"].append(min(psnr(truth_THWC[part], video_THWC[part]), 100.0))
-            scores[f"{name} {kind}ssim_{second + 1}s"].append(ssim(truth_THWC[part], video_THWC[part]))
-    for kind, video_THWC in (("made", generated_THWC), ("true", truth_THWC)):
-        change = np.abs(np.diff(video_THWC.astype(np.float32), axis=0)).mean()
-        scores[f"{name} motion {kind}"].append(float(change))
-
-
 def _figures(
-    scores: dict[str, list[float]],
-    sets: dict[str, np.ndarray],
-    name: str,
-    features: Features,
-    training_ND: np.ndarray | None,
+    lists: dict[str, list[Any]], mode: str, features: Features, training_ND: np.ndarray | None
 ) -> dict[str, float | None]:
     """The figures of one mode. Features of single videos are compared in standard deviations of the real clips'."""
-    truth_ND, generated_ND, scale_D = sets["truth"], sets[name], sets["truth"].std(axis=0) + 1e-6
 
-    def apart(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    def features_of(kind: str, part: str = "") -> np.ndarray:
+        return np.concatenate(lists[f"{mode} {kind} features{part}"])
+
+    def apart(a_ND: np.ndarray, b_ND: np.ndarray, part: str = "") -> np.ndarray:
+        scale_D = features_of("truth", part).std(axis=0) + 1e-6
         return np.sqrt(np.mean(np.square((a_ND - b_ND) / scale_D), axis=-1))
 
-    motion = [sum(scores[f"{name} motion {kind}"]) for kind in ("made", "true")]
-    figures = {
-        features.frechet: frechet_distance(truth_ND, generated_ND),
-        "kernel": kernel_distance(truth_ND, generated_ND),
-        "distance": float(apart(truth_ND, generated_ND).mean()),
-        "motion": motion[0] / max(motion[1], 1e-9),
+    truth_ND, made_ND = features_of("truth"), features_of("made")
+    figures: dict[str, float | None] = {
+        features.frechet: frechet_distance(truth_ND, made_ND),
+        "kernel": kernel_distance(truth_ND, made_ND),
+        "motion": sum(lists[f"{mode} made motion"]) / max(sum(lists[f"{mode} truth motion"]), 1e-9),
         "diversity": float(
-            apart(generated_ND, sets[f"{name} again"]).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
+            apart(made_ND, features_of("again")).mean() / apart(truth_ND, np.roll(truth_ND, 1, 0)).mean()
         ),
-        **{
-            key.removeprefix(f"{name} "): mean(values)
-            for key, values in scores.items()
-            if key.startswith(name) and "motion" not in key
-        },
     }
-    if (repeated_ND := sets.get(f"{name} repeated")) is not None:
-        figures[f"repeat_{features.frechet}"] = frechet_distance(truth_ND, repeated_ND)
-        figures["repeat_distance"] = float(apart(truth_ND, repeated_ND).mean())
     if training_ND is not None:
-        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (generated_ND, truth_ND)]
+        nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (made_ND, truth_ND)]
         figures["copying"] = float(nearest[0] / nearest[1])
+    for kind in ("made", "repeat", "nearest"):
+        before, prefix = f"{mode} {kind} ", "" if kind == "made" else f"{kind}_"
+        of_kind = {key.removeprefix(before): values for key, values in lists.items() if key.startswith(before)}
+        if of_kind and kind != "made":
+            figures[f"{prefix}{features.frechet}"] = frechet_distance(truth_ND, features_of(kind))
+        for key, values in of_kind.items():
+            if key.startswith("features"):
+                part = key.removeprefix("features")
+                distance_N = apart(features_of("truth", part), features_of(kind, part), part)
+                figures[f"{prefix}distance{part}"] = float(distance_N.mean())
+            elif key != "motion":
+                figures[f"{prefix}{key}"] = mean(values)
     return figures

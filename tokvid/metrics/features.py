@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,29 +46,52 @@ def _random_convolutions() -> Features:
 
     Random features distinguish textures, edges and motion, not objects.
     """
-    rng = np.random.default_rng(0)
-    widths = (6, 32, 64, 64)
-    kernels = [
-        (rng.normal(size=(4, 4, a, b)) * np.sqrt(2 / (16 * a))).astype(np.float32)
-        for a, b in itertools.pairwise(widths)
-    ]
 
     def extract(video_BTHWC: UInt8[np.ndarray, "b t h w 3"]) -> Float32[np.ndarray, "b d"]:
-        return np.stack([_averages(video_THWC, kernels) for video_THWC in video_BTHWC])
+        return np.stack([_averages(video_THWC) for video_THWC in video_BTHWC])
 
-    mark = hashlib.sha256(b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()[:12]
+    mark = hashlib.sha256(b"".join(kernel.tobytes() for kernel in _kernels())).hexdigest()[:12]
     return Features("random-convolutions", mark, extract)
 
 
-def _averages(
-    video_THWC: UInt8[np.ndarray, "t h w 3"], kernels: list[Float32[np.ndarray, "4 4 _ _"]]
-) -> Float32[np.ndarray, " d"]:
+def _averages(video_THWC: UInt8[np.ndarray, "t h w 3"]) -> Float32[np.ndarray, " d"]:
     x_THWC = video_THWC.astype(np.float32) / 127.5 - 1
-    x_THWC = np.concatenate([x_THWC, np.diff(x_THWC, axis=0, prepend=x_THWC[:1])], axis=-1)
-    for kernel in kernels:
+    *_, deepest_THWC = _depths(np.concatenate([x_THWC, np.diff(x_THWC, axis=0, prepend=x_THWC[:1])], axis=-1))
+    return deepest_THWC.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
+
+
+def perceptual_distance(a_THWC: UInt8[np.ndarray, "t h w 3"], b_THWC: UInt8[np.ndarray, "t h w 3"]) -> float:
+    """LPIPS (Zhang et al. 2018) of two videos' frames, but with the random network of `random-convolutions`.
+
+    The squared distance between features that are scaled to length 1 at each place, averaged over places and depths: 0
+    for equal frames, about 1 for unrelated ones.
+    """
+
+    def depths(video_THWC: np.ndarray) -> Iterator[np.ndarray]:
+        still_THWC = np.concatenate([video_THWC.astype(np.float32) / 127.5 - 1, np.zeros(video_THWC.shape)], axis=-1)
+        for x_THWC in _depths(still_THWC.astype(np.float32)):
+            yield x_THWC / np.sqrt(np.sum(np.square(x_THWC), axis=-1, keepdims=True) + 1e-10)
+
+    apart = [np.mean(np.sum(np.square(a - b), axis=-1)) for a, b in zip(depths(a_THWC), depths(b_THWC), strict=True)]
+    return float(np.mean(apart))
+
+
+@functools.cache
+def _kernels() -> list[np.ndarray]:
+    """Those of the random network, (4, 4, channels in, out)."""
+    rng = np.random.default_rng(0)
+    return [
+        (rng.normal(size=(4, 4, a, b)) * np.sqrt(2 / (16 * a))).astype(np.float32)
+        for a, b in itertools.pairwise((6, 32, 64, 64))
+    ]
+
+
+def _depths(x_THWC: Float[np.ndarray, "t h w 6"]) -> Iterator[np.ndarray]:
+    """The random network's features at each depth, of frames and their change from the one before."""
+    for kernel in _kernels():
         x_THWC = _halve(x_THWC, kernel)
         x_THWC = np.maximum(x_THWC, 0.2 * x_THWC)
-    return x_THWC.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
+        yield x_THWC
 
 
 def _halve(
