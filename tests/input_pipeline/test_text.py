@@ -87,6 +87,16 @@ def test_long_text_is_cut_with_a_warning_and_fast(model, caplog):
     assert f"only the beginning is read: '{read[:40]} … {read[-40:]}'" in caplog.text
     np.testing.assert_array_equal(ids_L, model.encode("red circle " * 16, 32))
     assert len(caplog.text) < 1000
+    with caplog.at_level(logging.WARNING):
+        model.encode("red circle " * 100_000, 32)
+        model.encode("red circle " * 200_000, 32)
+    assert len(caplog.records) == 2  # once for each text
+
+
+def test_what_is_read_of_a_long_text_ends_with_a_whole_character(model, caplog):
+    for length in range(4, 12):
+        model.encode("星" * 20, length)  # three bytes each, which this model doesn't know
+    assert len(caplog.records) == 3 and "\ufffd" not in caplog.text
 
 
 @pytest.mark.parametrize(("text", "said"), [("a \ud800 b", "not valid UTF-8 at character 2"), (b"a", "text")])

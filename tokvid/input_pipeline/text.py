@@ -94,6 +94,7 @@ class TextModel:
                 f"{where} is not a sentencepiece model or is damaged; train one from your captions"
             ) from error
         self.fingerprint: str = hashlib.sha256(model).hexdigest()[:16]
+        self._warnings: set[str] = set()  # logged
 
     @classmethod
     def load(cls, path: str | Path) -> "TextModel":
@@ -103,11 +104,12 @@ class TextModel:
     def encode(self, text: str, length: int) -> np.ndarray:
         """Ids of the first `length` tokens of `text`, padded with -1: int32 (length,).
 
-        An empty text is all padding, which means no text. A long one is cut, with a warning in the log. UserError when
-        `text` isn't valid Unicode.
+        An empty text is all padding, which means no text. A long one is cut, and the log warns of it once. UserError
+        when `text` isn't valid Unicode.
         """
         ids_L, cut = self._encode(text, length)
-        if cut:
+        if cut and cut not in self._warnings:
+            self._warnings.add(cut)
             log.warning("%s", cut)
         return ids_L
 
@@ -120,7 +122,7 @@ class TextModel:
         ids_L[: len(ids)] = ids[:length]
         if len(ids) <= length and len(text) <= most:
             return ids_L, ""
-        read = self._pieces.decode(ids[:length])
+        read = self._pieces.decode(ids[:length]).rstrip("\ufffd")  # a character of which some bytes are cut off
         return ids_L, f"of a text of {len(text)} characters, only the beginning is read: {_shortened(read)!r}"
 
     def spelled(self, text: str) -> list[str]:
