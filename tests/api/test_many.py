@@ -14,6 +14,7 @@ import tokvid
 from tokvid.api.many import clips_of, read_prompts
 from tokvid.cli.main import main
 from tokvid.errors import UserError
+from tokvid.input_pipeline.captions import read_captions
 from tokvid.io import progress
 from tokvid.sampling import many
 from tokvid.sampling.story import Segment, Story
@@ -128,6 +129,7 @@ def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
     rows = rows_of(tmp_path / "c")
     assert {row["mark"] for row in first} < {row["mark"] for row in rows} and len(rows) == 4
     assert Path("c", first[1]["file"]).stat().st_mtime_ns == untouched
+    assert [line.caption for line in read_captions(Path("c"))] == [row["prompt"] for row in rows]  # it is a dataset
     assert {path.name for path in Path("c").iterdir()} == {"index.jsonl", *(row["file"] for row in rows)}
     Path("c/index.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(SystemExit):

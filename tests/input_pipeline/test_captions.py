@@ -65,6 +65,11 @@ def test_folders_of_hugging_face_are_read(folder):
     assert pairs(folder, '{"file": "a.png", "caption": "hello"}', "captions.jsonl") == HELLO  # comes first
 
 
+def test_the_index_of_generated_clips_is_read(folder):
+    line = {"file": "a.png", "prompt": "hello", "seed": 3, "seconds": 2.0}
+    assert pairs(folder, json.dumps(line), "index.jsonl") == HELLO
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

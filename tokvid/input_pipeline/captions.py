@@ -1,6 +1,7 @@
 """The captions file of a folder of clips, `captions.jsonl` or `captions.csv`; harmless slips are accepted.
 
-So is `metadata.jsonl` or `metadata.csv` with `file_name` and `text`, as in folders for Hugging Face's `datasets`.
+So is `metadata.jsonl` or `metadata.csv` with `file_name` and `text`, as in folders for Hugging Face's `datasets`, and
+the `index.jsonl` of `tokvid generate --prompts`, with `file` and `prompt`.
 """
 
 import csv
@@ -20,8 +21,8 @@ from tokvid.input_pipeline.text import checked
 
 log = logging.getLogger(__name__)
 
-NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")  # the first one that is there
-FIELDS = {"file": "file_name", "caption": "text"}  # and what Hugging Face calls them
+NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv", "index.jsonl")  # the first that is there
+FIELDS = {"file": ("file_name",), "caption": ("text", "prompt")}  # and what others call them
 CSV_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 LONGEST_CAPTION = 100_000  # bytes, the limit of a record
@@ -54,14 +55,16 @@ def read_captions(folder: Path) -> list[Line]:
 
     def parse(number: int, row: Any) -> Line:
         if isinstance(row, dict):
-            row.update({field: row.pop(other) for field, other in FIELDS.items() if other in row and field not in row})
+            for field, others in FIELDS.items():
+                if field not in row and (names := [other for other in others if other in row]):
+                    row[field] = row.pop(names[0])
         line = _line(row, finder)
         if (first := first_line.setdefault(os.path.realpath(finder.root / line.file), number)) != number:
             raise BadLine(f"{line.file!r:.200} again, first on line {first}; a clip has one caption, join them")
         unused.update(str(name) for name in row if name and name not in FIELDS)
         return line
 
-    lines = read_lines(path, list(FIELDS.items()), parse)
+    lines = read_lines(path, [(field, *others) for field, others in FIELDS.items()], parse)
     if unused:
         log.warning("%s: only file and caption are read, not %s", path, ", ".join(sorted(unused)))
     return lines
