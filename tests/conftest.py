@@ -50,7 +50,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokvid-tests-")
     atexit.register(remove_cache, os.environ["XDG_CACHE_HOME"], os.getpid())
 
-# Only the tests' subprocesses do: JAX looks through the whole folder whenever it adds a program, with a lock on it.
+# Only the tests' subprocesses do, and the tests of training (tests/train/conftest.py): others hardly compile twice.
 jax.config.update("jax_enable_compilation_cache", False)
 
 # A shell starts what is to run in the background with Ctrl-C ignored, and Python leaves that so.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,13 +42,23 @@ def said_by_script() -> Callable:
     return run
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _compile_once(tmp_path_factory):
-    """The same steps are trained again and again here: their programs are kept on disk."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("programs")))
-    jax.config.update(names[1], 0)
-    yield
-    for name, value in before.items():
+def _configure(settings):
+    for name, value in settings.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it asks only once whether it is to be used
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _compile_once():
+    """The same steps are trained again and again here: their programs are kept on disk, those of all workers in one
+    place."""
+    kept = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(Path(os.environ["XDG_CACHE_HOME"]) / "training"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_compilation_cache_max_size": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    _configure(kept)
+    yield
+    _configure(before)
