@@ -244,6 +244,22 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
         world.edit(clip, "interpolate")
 
 
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+def test_a_sheet_shows_the_prompt_and_what_was_given(able, tmp_path, seconds):
+    """Of a video made from another, whatever the length that its settings have by default."""
+    clip = Video(np.zeros((round(8 * seconds), *FRAMES.shape[1:]), np.uint8), 8)
+    made = {
+        "edit": (able.edit.stream(clip, "variation", "up"), ["up"]),
+        "loop": (able.loop.stream(clip, "up"), ["given", "up"]),
+        "extend": (able.extend.stream(clip, "up", seconds=0.5), ["given", "up"]),
+    }
+    for name, (stream, captions) in made.items():
+        stream.save(tmp_path / f"{name}.mp4", sheet=tmp_path / "streamed.png")
+        assert PIL.Image.open(tmp_path / "streamed.png").text["captions"].split("\n") == captions, name
+    able.edit(clip, "variation", "up").save(tmp_path / "whole.png")
+    assert PIL.Image.open(tmp_path / "whole.png").text["captions"] == "up"
+
+
 @pytest.mark.parametrize("fps, made", [(2, 4), (5, 5), (24, 8)])  # the weights were trained on 4 and 8
 def test_a_video_made_from_another_has_its_rate(able, tmp_path, fps, made):
     clip = Video(FRAMES, fps)
@@ -255,6 +271,9 @@ def test_a_video_made_from_another_has_its_rate(able, tmp_path, fps, made):
         "loop": able.loop.stream(clip),
     }
     assert {name: stream.fps for name, stream in streams.items()} == dict.fromkeys(streams, made)
+    assert {name: stream.known + stream.story.frames for name, stream in streams.items() if name != "generate"} == {
+        name: stream.total for name, stream in streams.items() if name != "generate"
+    }
     assert able.extend.stream(clip, fps=6).fps == 6
     assert able.edit.stream(FRAMES, "restyle").fps == 8  # an array has no rate
     Video(FRAMES[:1], 8).save(tmp_path / "a.png")
@@ -282,6 +301,23 @@ def test_larger_videos_have_the_detail_of_what_is_given(trained_for, tmp_path, c
             world.interpolate(large, fps=4, larger=larger)
     with pytest.raises(UserError, match="need a picture or a video"):
         world.generate("up", larger=2)
+
+
+@pytest.mark.parametrize(
+    "shape, fit, warned", [((40, 80), "crop", True), ((40, 80), "letterbox", False), ((40, 43), "crop", False)]
+)
+def test_what_a_crop_leaves_out_is_said(tmp_path, caplog, shape, fit, warned):
+    picture, video = tmp_path / "a.png", tmp_path / "a.mp4"
+    PIL.Image.new("RGB", shape[::-1]).save(picture)
+    Video(np.zeros((2, *shape, 3), np.uint8), 4).save(video, scale=2)
+    read_picture(picture, (16, 16), fit)
+    next(read_clip(video, 4, (16, 16), fit))
+    said = [
+        f"{picture} is 80x40; only its middle, 40x40, is used",
+        f"{video} is 160x80; only its middle, 80x80, is used",
+    ]
+    assert [line for line in said if line in caplog.text] == (said if warned else [])
+    assert len(caplog.records) == 2 * warned
 
 
 def test_frames_are_read_as_from_a_file(tmp_path):

@@ -21,3 +21,12 @@ def test_a_narrow_terminal_loses_notes_before_numbers(monkeypatch, width):
     said = screen.getvalue()
     assert "transformer" in said and "1203/6000" in said and "s left" in said
     assert "loss 1.066" in said and ("clips_per_second 539.2" in said) == (width == 200)
+
+
+@pytest.mark.parametrize("work, said", [(1, "0.5 steps/s · 1000 s left"), (20_000, "10,000 steps/s · 0 s left")])
+def test_rates_are_plain_numbers(monkeypatch, work, said):
+    times = iter([5.0, 7.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    pace = module.Pace()
+    assert pace.at(10, 20_010, "steps") == ""  # the first advance includes compiling
+    assert pace.at(10 + work, 10 + max(work, 501), "steps") == said

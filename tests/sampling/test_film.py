@@ -61,9 +61,10 @@ def test_the_frames_on_the_sheet_are_of_their_segment(tiny_models, fake_tell, tm
     given_THWC = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 16, 16, 3))
     opening = Opening(np.zeros((3, 2, 2, 1), np.int32), given_THWC)
     film(tiny_models, STORY, [tmp_path / "a.mp4"], sheet=tmp_path / "s.png", opening=opening)
-    first, second = ([int(frame[0, 0, 0]) for frame in row] for row in found["rows"])
+    given, first, second = ([int(frame[0, 0, 0]) for frame in row] for row in found["rows"])
+    assert given == [0, 1, 2, 3, 4] and found["captions"] == ["given", "up", ""]
     assert first == [5, 6, 8, 9, 10, 11, 13, 14]  # behind the 5 frames of the opening
-    assert second == [15, 16, 17, 18, 19, 20, 21] and found["captions"] == ["up", ""]
+    assert second == [15, 16, 17, 18, 19, 20, 21]
 
 
 def test_the_sheet_of_a_long_story_stays_small(tiny_models, fake_tell, tmp_path, monkeypatch):

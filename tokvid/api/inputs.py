@@ -1,9 +1,11 @@
 """Pictures and videos as people have them (files, arrays, Pillow's images), as frames of a model's size and rate."""
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import av
 import numpy as np
@@ -18,6 +20,8 @@ from tokvid.input_pipeline.picture import Fit, Fitter, on_white
 from tokvid.input_pipeline.records import show
 from tokvid.io.urls import local
 
+log = logging.getLogger(__name__)
+
 Picture = str | os.PathLike[str] | UInt8[np.ndarray, "h w 3"] | PIL.Image.Image
 Clip = str | os.PathLike[str] | Video | UInt8[np.ndarray, "t h w 3"] | Sequence[PIL.Image.Image]
 
@@ -30,6 +34,7 @@ def read_picture(picture: Picture, size: tuple[int, int], fit: Fit = "crop") -> 
         path = local(os.fspath(picture))
         if (frames := probe(path).frames) > 1:
             raise UserError(f"{path} is a video of {frames} frames; give a picture, or continue it as a video")
+        _warn_of_crop(path, size, fit)
         return read_image(path, size, fit)
     if isinstance(picture, PIL.Image.Image):
         return Fitter(size, fit)(_upright(picture))
@@ -43,7 +48,8 @@ def read_clip(clip: Clip, fps: float, size: tuple[int, int], fit: Fit = "crop") 
     Frames without a rate of their own, as an array or a list of pictures, are taken one by one.
     """
     if isinstance(clip, str | os.PathLike):
-        return stream_frames(local(os.fspath(clip)), fps=fps, size=size, fit=fit)
+        path = local(os.fspath(clip))
+        return _of_file(path, fps, size, fit)
     if isinstance(clip, Video):
         count = max(1, math.ceil(clip.seconds * fps - 1e-6))
         parts = ((at / fps, min(64, count - at)) for at in range(0, count, 64))
@@ -81,6 +87,28 @@ def rate_of(clip: Clip) -> float:
     if rate is None and not isinstance(clip, str | os.PathLike):
         raise UserError("these frames have no rate; give fps, or a tokvid.Video(frames, fps)")
     return rate or 1.0
+
+
+def _of_file(path: Path, fps: float, size: tuple[int, int], fit: Fit) -> Frames:
+    """A generator, so that nothing is said of files that aren't read after all."""
+    frames = stream_frames(path, fps=fps, size=size, fit=fit)
+    _warn_of_crop(path, size, fit)
+    yield from frames
+
+
+def _warn_of_crop(path: Path, size: tuple[int, int], fit: Fit) -> None:
+    """A tenth of a picture is noticed when it is missing."""
+    height, width = size_of(path)
+    scale = min(height / size[0], width / size[1])
+    kept = round(scale * size[1]), round(scale * size[0])
+    if fit == "crop" and kept[0] * kept[1] < 0.9 * width * height:
+        log.warning(
+            "%s is %dx%d; only its middle, %dx%d, is used: crop it yourself for another part",
+            path,
+            width,
+            height,
+            *kept,
+        )
 
 
 def _fitted(video_THWC: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:

@@ -168,7 +168,7 @@ class Stream:
                 self._to_files(outs, sheet=picture, scale=scale)
                 return
             shown = with_bar(self, outs[0].name, self.total)
-            write(shown, outs, self.fps, self.total, self.size, scale=scale, sheet=picture)
+            write(shown, outs, self.fps, self.total, self.size, scale=scale, sheet=picture, story=self.story)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of
 from tokvid.sampling.levels import check_rows, rates_of
 from tokvid.sampling.many import batches_of, tell_many
-from tokvid.sampling.story import Opening, Segment, Story, encode_picture, encode_video
+from tokvid.sampling.story import FASTEST, Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, load_models
 from tokvid.tasks.conditions import salient_points
 
@@ -228,7 +228,7 @@ class World:
         story = self._checked(story_for(task, prompt, self._rated(video, plain)))
         self._times(larger)
         total, parts, size = edited(self.models, story, task, video, own, larger)
-        return Stream(parts, total, story.fps, size, story)
+        return Stream(parts, total, story.fps, size, _lasting(story, total))
 
     @verb
     def animate(
@@ -253,11 +253,10 @@ class World:
         story = self._checked(make_story([Segment(prompt, seconds)], None, self._rated(like, settings)))
         if track is not None and like is not None:
             raise UserError("give a track or a clip whose object shows it, not both")
-        picture_HWC = read_picture(picture, self.size)
         if track is None and like is None:
             if at_path:
                 raise UserError("at_path is for a path; give a track or a clip whose object shows it, or leave it out")
-            total, parts = edits.animate_untrained(self.models, story, picture_HWC)
+            total, parts = edits.animate_untrained(self.models, story, read_picture(picture, self.size))
         else:
             if track is not None:
                 points = iter(load_track(Path(local(os.fspath(track))), story.fps))
@@ -265,8 +264,8 @@ class World:
                 _, size = edits.source_of(self.models, "animate", story.fps)
                 frames = read_clip(cast(Clip, like), story.fps, size)
                 points = (salient_points(frame_HWC[None])[0] for frame_HWC in frames)
-            total, parts = edits.animate(self.models, story, picture_HWC, points, at_path)
-        return Stream(parts, total, story.fps, self.size, story)
+            total, parts = edits.animate(self.models, story, read_picture(picture, self.size), points, at_path)
+        return Stream(parts, total, story.fps, self.size, _lasting(story, total))
 
     @verb
     def interpolate(
@@ -282,13 +281,14 @@ class World:
         story = self._checked(story_for("interpolation", prompt, rated))
         size = self._times(larger)
         total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, size), factor)
-        return Stream(parts, total, story.fps * factor, size, story)
+        return Stream(parts, total, story.fps * factor, size, _lasting(story, total, factor))
 
     @verb
     def loop(self, video: Clip, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning. It is `larger` times the world's size."""
         story, size = self._checked(make_story([prompt], None, self._rated(video, settings))), self._times(larger)
+        edits.check_loop(self.models, story)
         opening = encode_video(self.models, read_clip(video, story.fps, size))
         video_THWC, new = edits.loop(self.models, story, opening)
         jump = seam_ratio(np.concatenate([video_THWC, video_THWC[:1]]), [len(video_THWC)])
@@ -300,7 +300,7 @@ class World:
             )
         known = len(video_THWC) - new
         about = {"known": known, "left_out": len(opening.frames_THWC) - known}
-        return Stream(iter([video_THWC]), len(video_THWC), story.fps, size, story, **about)
+        return Stream(iter([video_THWC]), len(video_THWC), story.fps, size, _lasting(story, new), **about)
 
     def reconstruct(
         self, video: Clip, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
@@ -382,3 +382,10 @@ class World:
         if larger > 1:
             raise UserError("larger videos need a picture or a video whose detail they keep; give one, or leave it out")
         return None
+
+
+def _lasting(story: Story, frames: int, factor: int = 1) -> Story:
+    """A prompt for a task as the story of what was made: so many frames, at `factor` times its rate."""
+    fps = min(story.fps * factor, FASTEST)
+    (segment,) = story.segments
+    return dataclasses.replace(story, segments=(dataclasses.replace(segment, seconds=frames / fps),), fps=fps)

@@ -67,7 +67,8 @@ class Pace:
         work, seconds = done - self.first[0], now - self.first[1]
         if not work or not seconds:
             return ""
-        return f"{work / seconds:.3g} {unit}/s · {round((total - done) * seconds / work)} s left"
+        rate = work / seconds
+        return f"{rate:{'.3g' if rate < 1000 else ',.0f'}} {unit}/s · {round((total - done) / rate)} s left"
 
 
 def _notes(notes: dict[str, object]) -> str:

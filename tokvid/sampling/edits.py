@@ -261,17 +261,22 @@ class Encoded:
         return Source(self.name, fps, (latent_THWQ[None, None] for latent_THWQ in self.tokens_THWQ))
 
 
+def check_loop(models: Models, story: Story) -> None:
+    """UserError for weights that cannot make a loop, or not with the story's settings."""
+    check_rows(models, story.sampling)
+    if "infilling" not in models.tasks:
+        raise UserError(
+            "these weights cannot generate towards a fixed ending; train with the task infilling in layouts.tasks"
+        )
+
+
 def loop(models: Models, story: Story, opening: Opening) -> tuple[UInt8[np.ndarray, "frames rows columns 3"], int]:
     """A video → its frames and new ones back to its beginning, uint8 (T, H, W, 3); the number of new ones.
 
     The window's known latent frames are the video's end and, after the generated ones, its beginning. The first frame
     is left out: its latent frame is a single image, which cannot stand in mid-video. UserError for too short a video.
     """
-    check_rows(models, story.sampling)
-    if "infilling" not in models.tasks:
-        raise UserError(
-            "these weights cannot generate towards a fixed ending; train with the task infilling in layouts.tasks"
-        )
+    check_loop(models, story)
     window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
     tokens_THWQ, given_THWC = opening.tokens_THWQ, opening.frames_THWC[opening.before(patch) :]
     known = min(story.keep, (window - 1) // 2)

@@ -126,17 +126,19 @@ def write(
     *,
     scale: int = 0,
     sheet: Path | None = None,
+    story: Story | None = None,
 ) -> None:
     """Writes frames, uint8 (T, H, W, 3) at a time and `total` in all, to all of `outs` as they come.
 
-    Frames are enlarged `scale` times (0: to at least WATCHABLE pixels); a `sheet` shows some of them.
+    Frames are enlarged `scale` times (0: to at least WATCHABLE pixels); a `sheet` shows some of them, with the prompts
+    of the `story` that they end with.
     """
     if sheet is not None:
         check_output(sheet, *SHEET_SUFFIXES)
     scale = scale_for(size, scale)
     if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(size) * scale**2 > MOST_GIF_BYTES:
         raise UserError(f"{total} frames are too many for a GIF, which is built in memory; write an .mp4")
-    some = _Some(total)
+    some = _summary_of(story, total)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(VideoWriter(out, fps)) for out in outs]
         for done, frame_HWC in enumerate(itertools.chain.from_iterable(videos)):
@@ -145,7 +147,7 @@ def write(
             for writer in writers:
                 writer.write(large_HWC)
     if sheet is not None:
-        contact_sheet(sheet, some.rows, columns=COLUMNS)
+        contact_sheet(sheet, some.rows, captions=some.captions, columns=COLUMNS)
 
 
 def scale_for(size: tuple[int, int], scale: int = 0) -> int:
@@ -162,10 +164,14 @@ def enlarged(frame_HWC: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndar
 
 def sheet_of(path: Path, video_THWC: UInt8[np.ndarray, "t h w 3"], story: Story | None) -> None:
     """Writes the contact sheet of a whole video, with the prompts of the story that it ends with, if any."""
-    summary = _Some(len(video_THWC)) if story is None else _Summary(story, len(video_THWC) - story.frames)
+    summary = _summary_of(story, len(video_THWC))
     for index, frame_HWC in enumerate(video_THWC):
         summary.see(index, frame_HWC)
     contact_sheet(path, summary.rows, captions=summary.captions, columns=COLUMNS)
+
+
+def _summary_of(story: Story | None, total: int) -> "_Some | _Summary":
+    return _Some(total) if story is None else _Summary(story, total - story.frames)
 
 
 class _Some:
@@ -189,17 +195,23 @@ class _Some:
 
 
 class _Summary:
-    """A row of evenly spaced frames for each segment, or for ROWS of them where there are more."""
+    """A row of evenly spaced frames for each segment, or for ROWS of them where there are more.
+
+    Above them, one of what the story goes on from.
+    """
 
     def __init__(self, story: Story, before: int):
         """`before`: the number of frames before the story."""
-        shown = [pair for pair in zip(story.segments, story.spans, strict=True) if pair[1][1] > pair[1][0]]
+        told = zip(story.segments, story.spans, strict=True)
+        shown = [(each.prompt[:LONGEST_CAPTION], first, end) for each, (first, end) in told if end > first]
         if len(shown) > ROWS:
             shown = [shown[i] for i in np.linspace(0, len(shown) - 1, ROWS).round().astype(int)]
-        self.captions = [segment.prompt[:LONGEST_CAPTION] for segment, _ in shown]
+        if before:
+            shown = [("given", -before, 0), *shown]
+        self.captions = [caption for caption, _, _ in shown]
         self._frames: list[list[np.ndarray]] = [[] for _ in shown]
         self._row_of: dict[int, list[np.ndarray]] = {}
-        for frames, (_, (first, end)) in zip(self._frames, shown, strict=True):
+        for frames, (_, first, end) in zip(self._frames, shown, strict=True):
             for index in np.linspace(first, end - 1, COLUMNS).round().astype(int).tolist():
                 self._row_of[before + index] = frames
 

@@ -29,6 +29,7 @@ from tokvid.tasks.tasks import TASKS
 
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
+FASTEST = 240.0  # frames per second
 STORY_SUFFIXES = (".yaml", ".yml")
 
 
@@ -76,8 +77,8 @@ class Story:
     def __post_init__(self) -> None:
         if not self.segments:
             raise UserError("a story needs at least one segment with a prompt")
-        if not 0 < self.fps <= 240:
-            raise UserError(f"fps should be above 0 and at most 240, got {self.fps}")
+        if not 0 < self.fps <= FASTEST:
+            raise UserError(f"fps should be above 0 and at most {FASTEST:g}, got {self.fps}")
         check_seed(self.seed)
         check_guidance(self.guidance)
         check_guidance(self.guidance if self.last_guidance is None else self.last_guidance)
