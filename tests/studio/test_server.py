@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from fastapi.testclient import TestClient
 from tokvid import weights
 from tokvid.api.worlds import WORLDS
 from tokvid.cli.main import main
+from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.io.media import write_image, write_video
@@ -122,6 +125,21 @@ def test_the_command_line_and_python_generate_the_same_bytes(client, take, tiny_
     tokvid.load(tiny_weights, quiet=True).story("story.yaml").save("python.mp4")
     for name in ("own.mp4", "python.mp4"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "page.mp4").read_bytes()
+
+
+def test_a_scene_needs_only_a_prompt(client):
+    take = client.post(f"/api/takes/{ask(client, scenes=[{'prompt': 'up'}])}/stop").json()
+    assert take["story"]["segments"] == [{"prompt": "up", "seconds": 4.0, "guidance": GUIDANCE, "seed": 0}]
+
+
+def test_every_request_of_the_interface_is_documented(client):
+    """In docs/studio.md, which leaves out what only the page asks for."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
+    paths = {path.removeprefix("/api") for path in client.get("/openapi.json").json()["paths"]}
+    for_the_page = {"/words", "/examples/{name}", *(path for path in paths if path.startswith("/uploads/"))}
+    for path in paths - for_the_page:
+        request = re.sub(r"/\{kind\}", "", path).replace("{take_id}", "ID")
+        assert request in text or f"…/{request.rpartition('/')[2]}" in text, path
 
 
 def test_each_task_has_its_own_guidance():

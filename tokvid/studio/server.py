@@ -53,9 +53,9 @@ class Scene(Body):
     """One prompt and its length."""
 
     prompt: Prompt
-    seconds: Annotated[float, pydantic.Field(gt=0, le=60)]
-    guidance: Finite
-    seed: Seed
+    seconds: Annotated[float, pydantic.Field(gt=0, le=60)] = 4.0
+    guidance: Finite = GUIDANCE
+    seed: Seed = 0
 
 
 class Wish(Body):
