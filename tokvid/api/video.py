@@ -17,7 +17,7 @@ from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, check_suffix, write_
 from tokvid.io.media import write_image
 from tokvid.io.tracks import add_audio, check_audio
 from tokvid.io.urls import local
-from tokvid.sampling.film import enlarged, sheet_of, with_bar, write
+from tokvid.sampling.film import enlarged, with_bar, with_sheet, write
 from tokvid.sampling.story import STORY_SUFFIXES, Story, story_text
 
 Parts = Iterator[UInt8[np.ndarray, "t h w 3"]]
@@ -91,7 +91,8 @@ class Video:
             elif len(self) == 1:
                 write_image(path, enlarged(self.frames[0], scale or 1))
             else:
-                sheet_of(path, self.frames, self.story)
+                for _ in with_sheet([self.frames], path, len(self), self.story):
+                    pass
         return path
 
     def _repr_html_(self) -> str:
@@ -167,8 +168,8 @@ class Stream:
             if self._to_files is not None:
                 self._to_files(outs, sheet=picture, scale=scale)
                 return
-            shown = with_bar(self, outs[0].name, self.total)
-            write(shown, outs, self.fps, self.total, self.size, scale=scale, sheet=picture, story=self.story)
+            shown = with_sheet(with_bar(self, outs[0].name, self.total), picture, self.total, self.story)
+            write(shown, outs, self.fps, self.total, self.size, scale=scale)
 
 
 @contextlib.contextmanager

@@ -42,12 +42,8 @@ def film(
     of `outs`: after an interruption, the same call resumes from it. UserError where a file cannot be written;
     KeyboardInterrupt says how to resume.
     """
-    if sheet is not None:
-        check_output(sheet, *SHEET_SUFFIXES)
-    before_story = frames_before(models, opening)
-    total, done = before_story + story.frames, 0
+    total, done = frames_before(models, opening) + story.frames, 0
     partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise for an empty name
-    summary = _Summary(story, before_story)
 
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
@@ -59,13 +55,12 @@ def film(
                     print(f"{outs[0]}: resumed, from {partial}", file=sys.stderr)
                 for frame_HWC in video_THWC:
                     watch(frame_HWC)
-                    summary.see(done, frame_HWC)
                     done += 1
                 yield video_THWC
 
     try:
-        size = size_of(models, opening)
-        write(with_bar(watched(), outs[0].name, total), outs, story.fps, total, size, scale=scale)
+        shown = with_sheet(with_bar(watched(), outs[0].name, total), sheet, total, story)
+        write(shown, outs, story.fps, total, size_of(models, opening), scale=scale)
     except KeyboardInterrupt as error:
         so_far = f"interrupted after {done / story.fps:.1f} of {total / story.fps:.1f} s"
         if not partial.exists():
@@ -73,8 +68,6 @@ def film(
         again = f"run the same command again to resume (the generated part is kept in {partial})"
         raise type(error)(f"{so_far}; {again}") from None
     partial.unlink(missing_ok=True)
-    if sheet is not None:
-        contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
     return total
 
 
@@ -117,6 +110,27 @@ def with_bar(
             advance(len(video_THWC))
 
 
+def with_sheet(
+    videos: Iterable[UInt8[np.ndarray, "t h w 3"]], sheet: Path | None, total: int, story: Story | None
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+    """The same frames, `total` in all; after the last, a contact sheet of some of them is written, if one is wanted.
+
+    It has the prompts of the story that they end with, if any. UserError, before any frame is made, for a file that
+    cannot be written.
+    """
+    if sheet is None:
+        yield from videos
+        return
+    check_output(sheet, *SHEET_SUFFIXES)
+    summary, index = _Some(total) if story is None else _Summary(story, total - story.frames), 0
+    for video_THWC in videos:
+        for frame_HWC in video_THWC:
+            summary.see(index, frame_HWC)
+            index += 1
+        yield video_THWC
+    contact_sheet(sheet, summary.rows, captions=summary.captions, columns=COLUMNS)
+
+
 def write(
     videos: Iterable[UInt8[np.ndarray, "t h w 3"]],
     outs: Sequence[Path],
@@ -125,29 +139,20 @@ def write(
     size: tuple[int, int],
     *,
     scale: int = 0,
-    sheet: Path | None = None,
-    story: Story | None = None,
 ) -> None:
     """Writes frames, uint8 (T, H, W, 3) at a time and `total` in all, to all of `outs` as they come.
 
-    Frames are enlarged `scale` times (0: to at least WATCHABLE pixels); a `sheet` shows some of them, with the prompts
-    of the `story` that they end with.
+    Frames are enlarged `scale` times (0: to at least WATCHABLE pixels).
     """
-    if sheet is not None:
-        check_output(sheet, *SHEET_SUFFIXES)
     scale = scale_for(size, scale)
     if any(out.suffix.lower() == ".gif" for out in outs) and total * math.prod(size) * scale**2 > MOST_GIF_BYTES:
         raise UserError(f"{total} frames are too many for a GIF, which is built in memory; write an .mp4")
-    some = _summary_of(story, total)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(VideoWriter(out, fps)) for out in outs]
-        for done, frame_HWC in enumerate(itertools.chain.from_iterable(videos)):
-            some.see(done, frame_HWC)
+        for frame_HWC in itertools.chain.from_iterable(videos):
             large_HWC = enlarged(frame_HWC, scale)
             for writer in writers:
                 writer.write(large_HWC)
-    if sheet is not None:
-        contact_sheet(sheet, some.rows, captions=some.captions, columns=COLUMNS)
 
 
 def scale_for(size: tuple[int, int], scale: int = 0) -> int:
@@ -160,18 +165,6 @@ def scale_for(size: tuple[int, int], scale: int = 0) -> int:
 def enlarged(frame_HWC: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndarray, "height width 3"]:
     """Every pixel `scale` times as high and as wide."""
     return frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def sheet_of(path: Path, video_THWC: UInt8[np.ndarray, "t h w 3"], story: Story | None) -> None:
-    """Writes the contact sheet of a whole video, with the prompts of the story that it ends with, if any."""
-    summary = _summary_of(story, len(video_THWC))
-    for index, frame_HWC in enumerate(video_THWC):
-        summary.see(index, frame_HWC)
-    contact_sheet(path, summary.rows, captions=summary.captions, columns=COLUMNS)
-
-
-def _summary_of(story: Story | None, total: int) -> "_Some | _Summary":
-    return _Some(total) if story is None else _Summary(story, total - story.frames)
 
 
 class _Some:
