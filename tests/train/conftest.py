@@ -48,7 +48,7 @@ def _configure(settings):
     compilation_cache.reset_cache()  # it asks only once whether it is to be used
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _compile_once():
     """The same steps are trained again and again here: their programs are kept on disk, those of all workers in one
     place."""
