@@ -240,9 +240,12 @@ def tiny_models(tiny_weights):
     return load_models(tiny_weights)
 
 
-@pytest.fixture(scope="session", params=["one code", "four sub-codes"])
+@pytest.fixture(scope="session", params=[pytest.param("one code", marks=pytest.mark.slow), "four sub-codes"])
 def any_models(request, make_weights):
-    """`tiny_models`, and the same with tokens of four sub-codes, those of four patches."""
+    """`tiny_models`, and the same with tokens of four sub-codes, those of four patches.
+
+    Most other tests are of one code per token, so that here it is left to the slow ones.
+    """
     from tokvid.sampling.stream import load_models
 
     if request.param == "one code":

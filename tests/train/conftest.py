@@ -55,7 +55,7 @@ def _compile_once():
     kept = {
         "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(Path(os.environ["XDG_CACHE_HOME"]) / "training"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
         "jax_compilation_cache_max_size": -1,
     }
     before = {name: getattr(jax.config, name) for name in kept}
