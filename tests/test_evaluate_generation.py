@@ -130,12 +130,12 @@ def test_seconds_are_counted_from_the_given_frames():
     truth = np.full((1, 11, 16, 16, 3), 100, np.uint8)
     made = truth.copy()
     made[:, 1:9] += 1
-    found = generation._of_set(truth, made, 1, 4.0, FEATURES, generation.COMPARED)
+    found = generation._by_second(truth, made, 1, 4.0, FEATURES, generation.COMPARED)
     assert {key for key in found if "psnr" in key} == {"psnr_1s", "psnr_2s", "psnr_3s"}
     assert found["psnr_1s"] == found["psnr_2s"] == [pytest.approx(20 * np.log10(255))] and found["psnr_3s"] == [100]
     assert found["motion"] == [pytest.approx(2 / 10)]
     longer = dataclasses.replace(FEATURES, least_frames=4)
-    assert "features_3s" not in generation._of_set(truth, made, 1, 4.0, longer, {})  # only two frames
+    assert "features_3s" not in generation._by_second(truth, made, 1, 4.0, longer, {})  # only two frames
 
 
 def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):

@@ -228,6 +228,7 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     smooth = world.interpolate(clip)
     assert (len(smooth), smooth.fps) == (9, 8.0) and (smooth.frames[::2] == [*read_clip(clip, 4, (16, 16))]).all()
     assert (smooth.story.guidance, smooth.story.sampling.temperature) == (1.0, 0.0)
+    assert (smooth.story.frames, smooth.story.fps) == (9, 8.0)
     edited = world.edit(clip, "interpolation", fps=8)
     assert (edited.frames == smooth.frames).all()
     again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story

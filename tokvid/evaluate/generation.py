@@ -133,16 +133,19 @@ def _measure(
         1 - better / len(others) for better, others in zip(better_B, clips.others, strict=True) if others
     ]
     lists["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
-    shown = {"truth": clips.truth}
+    shown, truth_ND = {"truth": clips.truth}, features.extract(clips.truth)
     for name, known in modes.items():
         given = _given(models, known)
         made, again = (
             _generate(models, clips, tokens[:, :known], fps, settings, half) for half in np.split(clips.seeds, 2)
         )
         compared = {"made": made, **_without_model(clips.truth, given, training_NTHWC)}
-        for kind, video_BTHWC in {"truth": clips.truth, "again": again, **compared}.items():
+        for kind, video_BTHWC in {"again": again, **compared}.items():
+            lists[f"{name} {kind} features"].append(features.extract(video_BTHWC))
+        lists[f"{name} truth features"].append(truth_ND)
+        for kind, video_BTHWC in {"truth": clips.truth, **compared}.items():
             metrics = COMPARED if kind in compared else {}
-            for key, values in _of_set(clips.truth, video_BTHWC, given, fps, features, metrics).items():
+            for key, values in _by_second(clips.truth, video_BTHWC, given, fps, features, metrics).items():
                 lists[f"{name} {kind} {key}"] += values
         shown[name] = made
     for index, caption in enumerate(clips.captions[:SHOWN]):
@@ -165,27 +168,22 @@ def _without_model(truth_BTHWC: np.ndarray, given: int, training_NTHWC: np.ndarr
     return found
 
 
-def _of_set(
+def _by_second(
     truth_BTHWC: np.ndarray, video_BTHWC: np.ndarray, given: int, fps: float, features: Features, metrics: Metrics
 ) -> dict[str, list[Any]]:
-    """Of videos whose first `given` frames were given: motion, and features and `metrics` of each second after these.
-
-    Features of the whole videos, too.
-    """
+    """Of videos whose first `given` frames were given: motion; features and `metrics` of each second after these."""
     frames = truth_BTHWC.shape[1]
     starts = given + np.round(np.arange(0, frames - given, fps)).astype(int)
-    parts = {"": slice(None)}
-    parts |= {f"_{n}s": slice(start, given + round(n * fps)) for n, start in enumerate(starts, 1)}
     found: dict[str, list[Any]] = {
         "motion": [float(np.abs(np.diff(each.astype(np.float32), axis=0)).mean()) for each in video_BTHWC]
     }
-    for part, which in parts.items():
+    for second, start in enumerate(starts, 1):
+        which = slice(start, given + round(second * fps))
         some_BTHWC = video_BTHWC[:, which]
         if some_BTHWC.shape[1] >= features.least_frames:
-            found[f"features{part}"] = [features.extract(some_BTHWC)]
-        if part:
-            pairs = list(zip(truth_BTHWC[:, which], some_BTHWC, strict=True))
-            found |= {f"{name}{part}": [measure(*pair) for pair in pairs] for name, measure in metrics.items()}
+            found[f"features_{second}s"] = [features.extract(some_BTHWC)]
+        pairs = list(zip(truth_BTHWC[:, which], some_BTHWC, strict=True))
+        found |= {f"{name}_{second}s": [measure(*pair) for pair in pairs] for name, measure in metrics.items()}
     return found
 
 
