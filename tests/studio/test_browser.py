@@ -140,6 +140,8 @@ def test_a_part_of_a_generated_video_is_replaced(page):
     finished(page)
     page.locator("#stage").get_by_role("button", name="Edit this video").click()
     page.get_by_label("Task").select_option("inpaint")
+    generate(page)
+    expect(page.get_by_role("alert").filter(has_text="Draw a box on the first frame")).to_be_visible()
     frame = page.get_by_role("img", name="First frame with the box")
     frame.scroll_into_view_if_needed()
     place = frame.bounding_box()
@@ -166,6 +168,8 @@ def test_a_part_of_a_generated_video_is_replaced(page):
 
 
 def test_variants_are_compared_and_one_is_chosen(page):
+    titles = page.locator("#history .row-title")
+    before = int(titles.first.inner_text().split(".")[0]) if titles.count() else 0
     tell(page, "a green square", "a white triangle")
     card(page, 2).get_by_role("button", name="Four variants").click()
     choose = card(page, 2).get_by_role("button", name="Choose C")
@@ -177,6 +181,7 @@ def test_variants_are_compared_and_one_is_chosen(page):
     expect(card(page, 2).get_by_label("Seed", exact=True)).to_have_value(seed)
     expect(card(page, 2).locator(".variant")).to_have_count(0)
     finished(page)
+    expect(titles.first).to_have_text(re.compile(rf"^{before + 1}\."))
 
 
 def test_uploads_good_and_hostile(page, tmp_path):
@@ -193,6 +198,7 @@ def test_uploads_good_and_hostile(page, tmp_path):
     expect(page.locator("#opening").get_by_label("Size")).to_have_value("3")
     generate(page)
     finished(page)
+    expect(page.locator("#stage .warnings")).to_contain_text("a.png is 30x20; only its middle, 20x20, is used")
     page.get_by_text("Generate it with the command line").click()
     expect(page.locator("#stage pre").first).to_contain_text("--image opening.png --larger 3")
     expect(page.locator("#stage").get_by_role("link", name="Opening")).to_be_visible()

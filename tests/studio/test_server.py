@@ -390,6 +390,14 @@ def test_a_story_begins_with_an_upload(client, files, tiny_weights, tmp_path, mo
     assert client.get(f"/api/uploads/{opening['id']}/picture").content.startswith(b"\x89PNG")
 
 
+def test_a_take_has_the_warnings_of_its_making(client, files, capfd):
+    given = upload(client, "../my cup.png", files[".png"]).json()["id"]
+    take = wait(client, ask(client, SCENES[:1], opening=given), "done")
+    (warning,) = [text for text in take["warnings"] if "only its middle" in text]
+    assert warning.startswith("my cup.png is 30x20; only its middle, 20x20, is used")
+    assert str(given) not in "".join(take["warnings"]) + capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"GIF89a", b"\0\0\0\x18ftypmp42"]
 )

@@ -100,7 +100,8 @@ class Queue:
 
     async def _make(self, take: Take) -> None:
         self._pace.clear()
-        self._began, take.status, take.done, take.error = time.monotonic(), "loading", 0, ""
+        self._began, take.status, take.done = time.monotonic(), "loading", 0
+        take.error, take.warnings = "", ()
         opening = None
         if take.opening is not None:
             kind = "image" if self.records.uploads[take.opening].kind == "picture" else "video"
@@ -118,6 +119,7 @@ class Queue:
             "task": take.task,
             "own": own,
             "larger": take.larger,
+            "names": {self._file(each): self.records.uploads[each].name for each in sorted(take.uploads)},
         }
         started = await self._order(order)
         assert self._maker is not None and self._maker.stdout is not None
@@ -147,6 +149,8 @@ class Queue:
         if "done" in event:
             take.done = event["done"]
             self._pace.append((event["at"], take.done))
+        if "warning" in event:
+            take.warnings += (event["warning"],)
         if "status" not in event:
             return
         take.fps, take.total = event.get("fps", take.fps), event.get("total", take.total)

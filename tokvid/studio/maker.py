@@ -6,6 +6,7 @@ and a crash ends nothing else. It ends when its input does.
 
 import itertools
 import json
+import logging
 import os
 import queue
 import sys
@@ -30,6 +31,30 @@ Tell = Callable[[dict[str, Any]], None]
 
 class Stopped(Exception):
     """The user wants no more frames."""
+
+
+class Warned(logging.Handler):
+    """While it is entered, the warnings of a run are told as events, with the names that users gave their files."""
+
+    def __init__(self, run: int, names: dict[str, str], tell: Tell):
+        super().__init__(logging.WARNING)
+        self._log = logging.getLogger("tokvid")
+        self._run, self._names, self._tell = run, names, tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tells one warning."""
+        message = record.getMessage()
+        for path, name in self._names.items():
+            message = message.replace(path, name)
+        self._tell({"run": self._run, "warning": message})
+
+    def __enter__(self) -> None:
+        self._log.addHandler(self)
+        self._log.propagate = False  # to the server's terminal
+
+    def __exit__(self, *error: object) -> None:
+        self._log.propagate = True
+        self._log.removeHandler(self)
 
 
 class Maker:
@@ -59,7 +84,8 @@ class Maker:
             try:
                 self._load(order["weights"], [(path, scale) for path, scale in order["loras"]])
                 if "run" in order:
-                    self._make(order)
+                    with Warned(order["run"], order["names"], self._tell):
+                        self._make(order)
             except Stopped:
                 self._tell({"run": order["run"], "status": "stopped"})
             except BrokenPipeError:  # the server is gone

@@ -60,6 +60,7 @@ class Take:
     spans: tuple[tuple[int, int], ...] = ()  # each scene's first frame, and one past its last
     files: tuple[str, ...] = ()  # keys of FILES
     error: str = ""
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0  # that it took
 
     @property

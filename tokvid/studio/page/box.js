@@ -3,7 +3,7 @@
 const LEAST_PIXELS = 640; // of the longer side of the canvas, so that the box's lines are thin
 const pictures = new WeakMap(); // canvas → {image, size, scale}
 
-// Shows the first frame with a box [left, top, width, height]; `ondraw` gets each box that is drawn, in pixels.
+// Shows the first frame with a box [left, top, width, height]; `ondraw` gets each one that is drawn, in pixels.
 export function initBox(canvas, upload, box, ondraw) {
   const image = new Image();
   image.onload = () => {
@@ -35,7 +35,7 @@ export function initBox(canvas, upload, box, ondraw) {
   for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (start = null));
 }
 
-// Draws the frame, darkened outside of the box.
+// Draws the frame, darkened outside of the box, if it is complete.
 export function drawBox(canvas, box) {
   const picture = pictures.get(canvas);
   if (!picture) return; // not there yet
@@ -44,6 +44,7 @@ export function drawBox(canvas, box) {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(image, 0, 0, width, height);
+  if (box.includes(null)) return;
   context.fillStyle = "#000a";
   context.fillRect(0, 0, width, height);
   const [left, top, across, down] = box.map((value, i) => value / size[i % 2]);

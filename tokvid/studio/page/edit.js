@@ -87,7 +87,7 @@ function numbers(edit, world) {
 }
 
 function number(object, name, low, high, step, hint, onchange = actions.changeEdit) {
-  const input = h("input", { type: "number", min: `${low}`, max: `${high}`, step, value: `${object[name]}`, title: hint, inputmode: "decimal", required: true });
+  const input = h("input", { type: "number", min: `${low}`, max: `${high}`, step, value: `${object[name] ?? ""}`, title: hint, inputmode: "decimal", required: true });
   input.addEventListener("input", () => {
     if (!input.checkValidity()) return;
     object[name] = input.valueAsNumber;
@@ -118,7 +118,7 @@ function box(edit) {
   function show(all) {
     fields.forEach(({ input }, i) => {
       if (all) input.value = `${edit.box[i]}`;
-      const most = whole[i] - (i < 2 ? 1 : edit.box[i - 2]); // within the frame
+      const most = whole[i] - (i < 2 ? 1 : (edit.box[i - 2] ?? 0)); // within the frame
       input.max = `${most}`;
     });
     drawBox(canvas, edit.box);

@@ -154,7 +154,8 @@ async function makeEdit() {
   if (!Object.keys(world.tasks).length) return;
   const wrong = document.querySelector("#edit input:invalid");
   if (!state.edit.source || wrong) {
-    toast(t(wrong ? "edit_invalid" : "edit_no_source"), { error: true });
+    const why = !state.edit.source ? "edit_no_source" : wrong.validity.valueMissing ? "edit_missing" : "edit_invalid";
+    toast(t(why), { error: true });
     (wrong ?? at("source")).focus();
     return;
   }
@@ -208,21 +209,22 @@ async function branch(index) {
   scheduled();
 }
 
-function closeBranch() {
+async function closeBranch() {
   const ids = state.draft?.branch?.takes ?? [];
   if (!ids.length) return;
   state.draft.branch = null;
-  for (const id of ids) remove(`/api/takes/${id}`).catch(() => {});
   state.takes = state.takes.filter((take) => !ids.includes(take.id));
   renderScenes();
   store.save();
+  await Promise.all(ids.map((id) => remove(`/api/takes/${id}`).catch(() => {})));
 }
 
-function choose(index, id) {
+async function choose(index, id) {
   state.draft.scenes[index].seed = store.takeOf(id).story.segments[index].seed;
-  closeBranch();
+  const closed = closeBranch();
   change([index, "four"]);
-  make();
+  await closed; // the video then gets the next number, not one behind those of the variants
+  await make();
 }
 
 // Takes
@@ -283,7 +285,7 @@ const actions = {
   },
   setMode,
   makeEdit,
-  setSource: (value) => openEditor({ ...state.edit, source: value, box: null, larger: store.fitting(store.worldOf(state.draft), value) }),
+  setSource: (value) => openEditor({ ...state.edit, source: value, box: store.noBox(), larger: store.fitting(store.worldOf(state.draft), value) }),
   setFirst: (value) => openEditor({ ...state.edit, first: value }),
   changeEdit: (again) => {
     store.save();
@@ -295,7 +297,7 @@ const actions = {
   editVideo: async (take) => {
     const source = await attempt(() => post(`/api/takes/${take.id}/upload`));
     const larger = Math.floor(take.size[0] / store.worldOf(state.draft).size[0]);
-    if (source) openEditor({ ...state.edit, source, box: null, larger: Math.min(4, Math.max(1, larger)) });
+    if (source) openEditor({ ...state.edit, source, box: store.noBox(), larger: Math.min(4, Math.max(1, larger)) });
   },
 };
 
@@ -311,13 +313,8 @@ function renderMode() {
   at("edit").hidden = state.mode !== "edit";
 }
 
-// Shows the editor of videos with these settings, and other weights where they are offered. A box is in the middle first.
+// Shows the editor of videos with these settings, and other weights where they are offered.
 function openEditor(edit, weights = null) {
-  if (edit.source && !edit.box) {
-    const { width, height } = edit.source;
-    const [across, down] = [width, height].map((size) => Math.max(1, Math.round(size / 2)));
-    edit.box = [Math.floor((width - across) / 2), Math.floor((height - down) / 2), across, down];
-  }
   state.edit = edit;
   if (state.facts.weights.some(({ name }) => name === weights)) state.draft.weights = weights;
   setMode("edit");

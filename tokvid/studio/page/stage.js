@@ -32,6 +32,7 @@ export function renderStage() {
     clock: h("span.time"),
     progress: h("progress", { max: 1, "aria-label": t("stage") }),
     status: h("p.status"),
+    warnings: h("ul.warnings"),
     stop: h("button", { type: "button", onclick: () => actions.stop(current()) }, t("stop")),
     goOn: h("button", { type: "button", onclick: () => actions.goOn(current()) }, t("go_on")),
     files: h("div.files"),
@@ -50,6 +51,7 @@ export function renderStage() {
       parts.controls,
       parts.progress,
       h("div.status-line", {}, parts.status, parts.stop, parts.goOn),
+      parts.warnings,
       parts.files,
       parts.reproduce,
     );
@@ -97,6 +99,10 @@ export function updateStage() {
   parts.progress.value = take?.total ? take.done / take.total : 0;
   parts.status.textContent = take ? statusOf(take) : "";
   parts.status.classList.toggle("error", take?.status === "failed");
+  const warnings = take?.warnings ?? [];
+  if (parts.warnings.childElementCount !== warnings.length || warnings.some((text, i) => parts.warnings.children[i].textContent !== text)) {
+    parts.warnings.replaceChildren(...warnings.map((text) => h("li.hint", {}, text)));
+  }
   parts.stop.hidden = !take || !isOpen(take);
   parts.goOn.hidden = !take || !["stopped", "failed"].includes(take.status);
   parts.slider.max = Math.max(0, framesOf(take).length - 1);

@@ -51,9 +51,12 @@ export function wishOf(draft, until = null) {
   return { weights, fps, scheme, sampling, negative, scenes, opening: opening?.id ?? null, larger, until };
 }
 
+// Left, top, width and height of a box that is still to be drawn.
+export const noBox = () => [null, null, null, null];
+
 export function newEdit(world) {
   const [task, about] = Object.entries(world.tasks)[0] ?? ["", world.defaults];
-  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: null, canvas: "16:9", times: 2, strength: 0.5, first: null, larger: 1 };
+  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: noBox(), canvas: "16:9", times: 2, strength: 0.5, first: null, larger: 1 };
 }
 
 // An edit as it was asked for, with its uploads.
@@ -101,7 +104,7 @@ export function restore() {
     if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
     state.draft = { larger: 1, ...draft, scenes: draft.scenes.map(duplicate) }; // an earlier version's has no size
     state.shown = shown;
-    if (edit) Object.assign(state, { mode, edit: { larger: 1, first: null, ...edit } });
+    if (edit) Object.assign(state, { mode, edit: { larger: 1, first: null, ...edit, box: edit.box ?? noBox() } });
     return true;
   } catch {
     return false;

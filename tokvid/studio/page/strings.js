@@ -112,6 +112,7 @@ export const STRINGS = {
     edit_unknown: "{name} was not trained for edits. Choose other weights above: {others}.",
     edit_no_source: "Choose a video to edit first.",
     edit_invalid: "This number is out of range.",
+    edit_missing: "Draw a box on the first frame, or type its numbers.",
     edit_already: "This edit has been generated already. Change a setting or the seed.",
     edit_video: "Edit this video",
 
@@ -283,6 +284,7 @@ export const STRINGS = {
     edit_unknown: "{name} 没有学过编辑。请在上方选择其他模型：{others}。",
     edit_no_source: "请先选择要编辑的视频。",
     edit_invalid: "这个数超出了范围。",
+    edit_missing: "请在第一帧上画框，或输入框的位置和大小。",
     edit_already: "这个编辑已经生成过。请修改设置或随机种子。",
     edit_video: "编辑这个视频",
 
