@@ -183,3 +183,20 @@ def test_other_errors_of_the_device_are_shown_whole(tokvid, monkeypatch):
     monkeypatch.setattr(cli.Doctor, "run", run)
     with pytest.raises(RuntimeError, match="on fire"):
         tokvid("doctor")
+
+
+def test_a_second_interruption_ends_the_process_at_once(monkeypatch):
+    """While it ends, JAX would print a traceback."""
+
+    def run(self, options):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.Doctor, "run", run)
+    monkeypatch.setattr(sys, "argv", ["tokvid", "doctor"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            cli.main()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -330,10 +330,10 @@ def _fill(options: argparse.Namespace) -> None:
     from tokvid.distributed import first
     from tokvid.sampling.story import Segment, Story
 
-    refuse(options, ("image", "video", "sheet", "audio"), "is for one clip; leave out --prompts and --count")
-    _refuse_larger(options)
     if options.out != Path(CLIP):
         raise UserError("--out is for one clip; name the --folder of many")
+    refuse(options, ("image", "video", "sheet", "audio"), "is for one clip; leave out --prompts and --count")
+    _refuse_larger(options)
     world = world_of(options, story_of(options, Story((Segment("", options.seconds),))))
     folder = options.folder or Path(FOLDER)
     try:

@@ -122,6 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error), 2, at_once=arguments is None)
     except KeyboardInterrupt as error:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends the process at once, without a traceback
         _fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
