@@ -68,16 +68,36 @@ def test_files_that_cannot_be_used(tmp_path, monkeypatch, name, text, said):
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_side_by_side_as_one_by_one(world):
-    """With prompts, seeds, guidance and lengths of their own."""
+def test_side_by_side_as_one_by_one(world, monkeypatch):
+    """With prompts, seeds, guidance and lengths of their own, in two threads of two clips."""
+    monkeypatch.setattr(many, "_at_once", lambda: 2)
     prompts = ["up", {"prompt": "down", "seed": 4, "guidance": 2}, {"prompt": "left", "seconds": 0.5}]
-    clips = list(world.many(prompts, count=2, seconds=0.9, batch=3))
+    clips = list(world.many(prompts, count=2, seconds=0.9, batch=4))
     assert [(clip.story.segments[0].prompt, len(clip)) for clip in clips] == [
         ("up", 7), ("up", 7), ("down", 7), ("down", 7), ("left", 4), ("left", 4)
     ]  # fmt: skip
     for clip in clips:
         np.testing.assert_array_equal(clip.frames, world.story(clip.story).frames)
     assert len({clip.frames.tobytes() for clip in clips}) == 6
+
+
+def test_if_one_share_of_a_batch_fails_the_others_end(monkeypatch):
+    ended = []
+
+    def told(models, stories, wanted, advance):
+        if stories == ["wrong"]:
+            raise UserError("wrong")
+        try:
+            while True:
+                advance(wanted)
+                time.sleep(0.001)
+        finally:
+            ended.append(stories)
+
+    monkeypatch.setattr(many, "_told", told)
+    with pytest.raises(UserError, match="wrong"):
+        many._by_shares(None, [["good"], ["wrong"]], 2, lambda frames: None)
+    assert ended == [["good"]]
 
 
 def test_batches_are_of_one_size():
