@@ -56,7 +56,12 @@ def draws(model, batch, bias):
     """Drawn by a model whose gates for copying are `bias`."""
     model = nnx.clone(model)
     model.head.copy.bias[...] = jnp.full(CONFIG.subcodes, bias, jnp.float32)
-    return np.asarray(drawn(model, batch, lay_out(CONFIG, batch), jax.random.key(1)))
+    return np.asarray(drawn_jit(model, batch))
+
+
+@nnx.jit
+def drawn_jit(model, batch):
+    return drawn(model, batch, lay_out(CONFIG, batch), jax.random.key(1))
 
 
 def test_each_token_is_drawn_after_the_true_ones_before_it(model, batch):

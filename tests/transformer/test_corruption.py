@@ -1,5 +1,7 @@
 """Corrupted context: which input tokens are replaced, by what, and how many."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -22,10 +24,13 @@ def sequence():
     return jax.tree.map(np.asarray, lay_out(CONFIG, batch))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def corrupt_jit(sequence, most, seed):
+    return corrupted(sequence, slice(-VIDEO, None), most, Vocabulary(Codes(100, 2), 20), jax.random.key(seed))
+
+
 def corrupt(sequence, most, seed=0):
-    vocabulary = Vocabulary(Codes(100, 2), 20)
-    made = jax.jit(lambda s: corrupted(s, slice(-VIDEO, None), most, vocabulary, jax.random.key(seed)))(sequence)
-    return jax.tree.map(np.asarray, made)
+    return jax.tree.map(np.asarray, corrupt_jit(sequence, most, seed))
 
 
 def test_nothing_but_input_tokens_of_the_clip_changes(sequence):

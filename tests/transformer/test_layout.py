@@ -25,6 +25,7 @@ VOCABULARY = Vocabulary(Codes(100), text=20)
 B, R = 100, 101  # BEGIN and RATE: the video codes come first in the table, then these two, then text from 102 on
 N = NEVER
 PT = 2  # frames a latent frame
+laid_out = jax.jit(lay_out, static_argnums=0)
 
 
 def lay(*segments, vocabulary=VOCABULARY):
@@ -176,7 +177,7 @@ def test_the_slower_video_is_seen_where_it_ends_next(start, wanted):
         seen = seen.repeat(grid, axis=2).repeat(grid, axis=3)
         clip = Clip(seen, np.int32([first]), np.float32([2]), np.int32([kind]))
         batch = token_batch(one, np.int32([start]), np.float32([4]), np.full((1, 3), -1, np.int32), conditions=(clip,))
-        return np.asarray(lay_out(config, batch).slower)[0]
+        return np.asarray(laid_out(config, batch).slower)[0]
 
     wanted = [[code, code + 10 if code >= 0 else -1] for code in wanted]
     np.testing.assert_array_equal(slower()[-4:], wanted)
@@ -188,7 +189,7 @@ def test_a_recalled_frame_is_seen_all_the_time():
     config = TransformerConfig(vocabulary=200, text_length=3, latent_frames=4, grid=(1, 1), subcodes=1)
     clip = Clip(np.full((1, 1, 1, 1, 1), 77, np.int32), np.int32([29]), np.float32([4]), np.int32([0]))
     one, no_text = np.zeros((1, 4, 1, 1, 1), np.int32), np.full((1, 3), -1, np.int32)
-    made = lay_out(config, token_batch(one, np.int32([30]), np.float32([4]), no_text, conditions=(clip,)))
+    made = laid_out(config, token_batch(one, np.int32([30]), np.float32([4]), no_text, conditions=(clip,)))
     assert made.slower[0, -4:, 0].tolist() == [77] * 4
     assert made.position[0, [4, *range(-4, 0)], 0].tolist() == [0, 0.5, 1, 1.5, 2]
 
@@ -229,7 +230,7 @@ def test_interpolation_in_mid_video():
     # 1, 1.5, 2 s. Latent frame 3, at 0.75 s, is the window's 0.
     clip = Clip(coarse, np.int32([2]), np.float32([4]), np.int32([0]))
     given = token_batch(fine, np.int32([4]), np.float32([8]), word, known, [clip])
-    seconds = lay_out(config, given).position[0, :, 0]
+    seconds = laid_out(config, given).position[0, :, 0]
     np.testing.assert_allclose(seconds, [0, 0, 0.25, 0.75, 1.25, 0, 0.25, 0.5, 0.75])
 
 
@@ -238,7 +239,8 @@ def test_samples_of_one_batch_may_differ_in_everything():
     known = np.bool_([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 1]])[:, :, None, None].repeat(2, axis=3)
     seconds, step = np.float32([[0, 1, 2], [1, 2, 3], [0, 1, 2], [0, 0.5, 1]]), np.int32([1, 1, 2, 1])
     ids = clip[..., None]
-    made = build([Video(ids, seconds, known, step, np.zeros(clip.shape, bool), np.full_like(ids, NOTHING))], VOCABULARY)
+    clips = [Video(ids, seconds, known, step, np.zeros(clip.shape, bool), np.full_like(ids, NOTHING))]
+    made = jax.jit(lambda given: build(given, VOCABULARY))(clips)
     np.testing.assert_array_equal(
         made.token[..., 0],
         [[B, 10, 11, 20, 21, 30], [10, 11, B, 20, 21, 30], [20, 21, B, B, B, B], [10, 11, 20, 21, 30, 31]],
@@ -275,7 +277,7 @@ def test_a_batch_can_be_read_back_from_its_sequence(step, subcodes):
     words[1, 2:], words[2] = -1, -1
     fps, known = np.float32([1, 2, 4, 8]), np.arange(3) < np.arange(4)[:, None]
     batch = token_batch(tokens, np.int32([0, 3, 0, 9]), fps, words, known)._replace(stride=np.full(4, step, np.int32))
-    made = jax.tree.map(np.asarray, jax.jit(lambda batch: lay_out(config, batch))(batch))
+    made = jax.tree.map(np.asarray, laid_out(config, batch))
     assert made.token.shape == made.target.shape == (4, 5 + 1 + 18, subcodes)
     read = np.where(made.block[:, :5] == NEVER, -1, made.token[:, :5, 0] - vocabulary.first_text)
     np.testing.assert_array_equal(read, words)
