@@ -57,7 +57,8 @@ def test_the_pull_is_the_verdicts_gradient_at_the_strength_asked_for(game):
     config = dataclasses.replace(CONFIG, game=game)
     made, truth, players = videos(0), videos(1), adversary(config)
     judges = players.judges.values()
-    wanted = jax.grad(lambda made: sum(jnp.mean(GAMES[game][1](judge(made, TEXT))) for judge in judges))(made)
+    verdicts = jax.jit(jax.grad(lambda made: sum(jnp.mean(GAMES[game][1](judge(made, TEXT))) for judge in judges)))
+    wanted = verdicts(made)
     found = play(config, players, made, truth, TEXT, jnp.float32(3.0))
     np.testing.assert_allclose(found.pull_BTHWC / 1.5, wanted / jnp.linalg.norm(wanted), rtol=1e-4, atol=1e-6)
     assert found.losses.keys() == {"frame_judge", "space-time_judge"}
@@ -66,7 +67,8 @@ def test_the_pull_is_the_verdicts_gradient_at_the_strength_asked_for(game):
 def test_the_judges_are_heard_from_the_step_they_start_at():
     config, made, truth = dataclasses.replace(CONFIG, start=2), videos(0), videos(1)
     players = adversary(config)
-    pulls = [np.linalg.norm(play(config, players, made, truth, TEXT, jnp.float32(1.0)).pull_BTHWC) for _ in range(4)]
+    played = nnx.jit(lambda players: play(config, players, made, truth, TEXT, jnp.float32(1.0)).pull_BTHWC)
+    pulls = [np.linalg.norm(played(players)) for _ in range(4)]
     assert pulls[:2] == [0, 0] and pulls[2:] == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
