@@ -35,6 +35,9 @@ def test_a_condition_is_made_frame_by_frame(name):
     for number in range(frames):
         at = first + number * condition.slower
         np.testing.assert_array_equal(condition.apply(video[at : at + 1])[0], whole[number])
+    if condition.still:
+        for when, at in ((0.0, 0), (0.34, 3), (0.99, 8)):
+            np.testing.assert_array_equal(condition.apply(video, when), condition.apply(video[at : at + 1]))
 
 
 def test_the_layout_tells_conditions_without_an_embedding_apart():

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import threading
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -166,29 +166,37 @@ def test_the_cache_holds_the_tokens_of_its_stretches(workdir, model):
     assert (about["vocabulary"], about["subcodes"]) == (16, 12) and records[0].tokens.shape == (5, 2, 2, 12)
     assert about["text_vocabulary"] == text.vocabulary <= 330
     assert len({records[i].key for i in range(40)}) == 40  # 30 videos, ten of them twice, at other seconds
+    encode = jax.jit(model.encode)
     for i in (0, 7, 31, 39):
         stretch = cut_stretch(source[i % 30], RECIPE, 2, np.random.default_rng([RECIPE.data.seed, i]))
         video_THWC, fps, captions, key = stretch
         record = records[i]
         assert (record.key, record.fps, record.captions) == (key, fps, captions)
         assert record.seconds == pytest.approx(len(video_THWC) / fps)
-        ids_BTHWQ = model.encode(jnp.asarray(to_signed(video_THWC[None]))).ids
+        ids_BTHWQ = encode(to_signed(video_THWC[None])).ids
         assert np.mean(record.tokens == ids_BTHWQ[0]) > 0.95  # weights are stored in 16 bits
 
 
-def test_coarse_tokens_are_those_of_every_other_frame(tmp_path, model):
+def test_conditions_are_of_the_same_frames(tmp_path, model):
+    """Coarse tokens of every other one; a picture of any single one."""
     save_tokenizer(tmp_path, model)
-    tasks = {"text_to_video": 1.0, "interpolation": 1.0}
-    write_token_cache(change(RECIPE, tokens={"videos": 4}, layouts={"tasks": tasks}), tmp_path)
-    records, source = RecordSource(tmp_path / "tokens"), open_source(RECIPE.data)
-    for i in range(4):
+    tasks, encode = {"text_to_video": 1.0, "interpolation": 1.0, "animate": 1.0}, jax.jit(model.encode)
+    write_token_cache(change(RECIPE, tokens={"videos": 6}, layouts={"tasks": tasks}), tmp_path)
+    records, source, pictured = RecordSource(tmp_path / "tokens"), open_source(RECIPE.data), set()
+    for i in range(6):
         video_THWC, *_ = cut_stretch(source[i], RECIPE, 2, np.random.default_rng([RECIPE.data.seed, i]))
         slower_THWC = video_THWC[::2]
         slower_THWC = slower_THWC[: 1 + (len(slower_THWC) - 1) // 2 * 2]
-        ids_BTHWQ = model.encode(jnp.asarray(to_signed(slower_THWC[None]))).ids
-        record = records[i]
-        assert set(record.conditions) == {"coarse"} and record.conditions["coarse"].shape == ids_BTHWQ.shape[1:]
-        assert np.mean(record.conditions["coarse"] == ids_BTHWQ[0]) > 0.95
+        ids_BTHWQ = encode(to_signed(slower_THWC[None])).ids
+        conditions = records[i].conditions
+        assert set(conditions) == {"coarse", "picture", "track"} and conditions["coarse"].shape == ids_BTHWQ.shape[1:]
+        assert np.mean(conditions["coarse"] == ids_BTHWQ[0]) > 0.95
+        alone_T1HWQ = encode(to_signed(video_THWC[:, None])).ids
+        assert conditions["picture"].shape == alone_T1HWQ.shape[1:]
+        alike_T = (conditions["picture"] == alone_T1HWQ).mean(axis=(1, 2, 3, 4))
+        assert alike_T.max() > 0.95
+        pictured.add(int(alike_T.argmax()))
+    assert len(pictured) > 2
 
 
 def test_the_same_recipe_makes_the_same_cache(workdir, tmp_path, model):

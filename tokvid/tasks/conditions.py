@@ -151,17 +151,20 @@ class Condition:
     @property
     def facts(self) -> dict[str, int]:
         """The facts that its tokens depend on, as JSON values."""
-        return {"slower": self.slower, "smaller": self.smaller} | ({"still": 1} if self.still else {})
+        return {"slower": self.slower, "smaller": self.smaller} | ({"still": 2} if self.still else {})  # 1: the middle
 
     @property
     def named(self) -> bool:
         """Whether it has an embedding, as its layout doesn't identify it."""
         return not self.own and (self.look is not _unchanged or self.slower == self.smaller == 1)
 
-    def apply(self, video_THWC: "np.ndarray") -> "np.ndarray":
-        """The condition of a clip: uint8 (1 + (T - 1) // slower, H / smaller, W / smaller, 3); a still one's middle."""
-        middle = len(video_THWC) // 2
-        video_THWC = video_THWC[middle : middle + 1] if self.still else video_THWC[:: self.slower]
+    def apply(self, video_THWC: "np.ndarray", when: float = 0.5) -> "np.ndarray":
+        """The condition of a clip: uint8 (1 + (T - 1) // slower, H / smaller, W / smaller, 3).
+
+        A still one is the frame `when` of the way through, from 0 to below 1.
+        """
+        frame = int(when * len(video_THWC))
+        video_THWC = video_THWC[frame : frame + 1] if self.still else video_THWC[:: self.slower]
         T, H, W, C = video_THWC.shape
         if (s := self.smaller) > 1:
             blocks = video_THWC[:, : H // s * s, : W // s * s].reshape(T, H // s, s, W // s, s, C)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -195,10 +196,12 @@ def _write_parts(
 def _tokenized(recipe: Recipe, tokenizer: weights.Loaded, stretches: list[Stretch]) -> Iterator[StoredVideo]:
     videos, longest = [video_THWC for video_THWC, *_ in stretches], recipe.tokens.latent_frames
     fine = _encode(tokenizer, videos, longest)
+    # Were it always the same frame, an object would be found in that frame where the picture shows it, without a track.
+    when_still = [np.random.default_rng(zlib.crc32(key.encode())).random() for *_, key in stretches]
     beside = {  # from the same frames
         name: _encode(
             tokenizer,
-            [condition.apply(video) for video in videos],
+            [condition.apply(video, when) for video, when in zip(videos, when_still, strict=True)],
             1 if condition.still else 1 + (longest - 1) // condition.slower,
         )
         for name, condition in conditions_of(recipe.layouts.tasks).items()
