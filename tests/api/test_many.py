@@ -45,7 +45,7 @@ def test_each_clip_has_a_seed_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     "name, text, said",
     [
-        ("p.txt", "", "p.txt, line 1: the prompt is empty"),
+        ("p.txt", "", "p.txt has none; write a prompt on each line"),
         ("p.txt", "up\n\ndown\n", "p.txt, line 2: the prompt is empty"),
         ("p.txt", "up\na\udcff", "p.txt, line 2: not UTF-8 text"),
         ("p.jsonl", '{"prompt": "up"}\n{"prompt": up}\n', "p.jsonl, line 2: not valid JSON"),

@@ -300,7 +300,7 @@ def test_larger_videos_have_the_detail_of_what_is_given(trained_for, tmp_path, c
     for larger in (0, 17):
         with pytest.raises(UserError, match=f"larger should be 1 to 16 times the weights' size, got {larger}"):
             world.interpolate(large, fps=4, larger=larger)
-    with pytest.raises(UserError, match="need a picture or a video"):
+    with pytest.raises(UserError, match="larger needs an image or a video"):
         world.generate("up", larger=2)
 
 

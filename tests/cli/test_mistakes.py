@@ -86,7 +86,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("edit in.mp4 --task=x --tusk grey", "invalid choice: 'x'"),
         ("edit in.mp4 --tusk=grey", "required: --task; '--tusk' is unknown (did you mean '--task'?)"),
         ("generate --xyz a", "--prompts is required; see tokvid generate"),
-        ("generate --prompt a --larger 2", "need a picture or a video whose detail they keep"),
+        ("generate --prompt a --larger 2", "larger needs an image or a video whose detail is kept"),
         ("generate --prompt a --count 2 --larger 2", "--larger needs a picture or a video"),
         ("generate --prompt a --via-image --larger 2", "--larger needs a picture or a video"),
         ("extend in.mp4 --larger 0", "larger should be 1 to 16"),

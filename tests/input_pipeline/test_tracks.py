@@ -1,6 +1,7 @@
 """Tracks from JSON files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_a_track_is_read_at_any_rate(tmp_path):
         ({"points": [[[0, 0]]]}, 'should have "fps" and "points"'),
         ({"fps": 0, "points": [[[0, 0]]]}, "fps should be above 0"),
         ({"fps": True, "points": [[[0, 0]]]}, "fps should be above 0"),
-        ({"fps": 8, "points": []}, "a list of points for each frame"),
+        ({"fps": 8, "points": []}, "a list of points for each frame, got an empty one"),
+        ({"fps": 8, "points": [[0.2, 0.5], [0.4, 0.5]]}, re.escape("got [0.2, 0.5]; write [[0.2, 0.5]] for one point")),
         ({"fps": 8, "points": [[]]}, "one or more"),
         ({"fps": 8, "points": [[[0, 0]], [None, None]]}, "as many points"),
         ({"fps": 8, "points": [[[0, 0]], [[0.5, 1.5]]]}, r"frame 1: the point \[0.5, 1.5\] is beyond the picture"),

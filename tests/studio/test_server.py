@@ -24,7 +24,7 @@ from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.io.media import write_image, write_video
-from tokvid.sampling.story import load_story
+from tokvid.sampling.story import defaults_of, load_story
 from tokvid.shapes.drawing import captions_corpus
 from tokvid.studio import maker, uploads
 from tokvid.studio import server as server_module
@@ -211,13 +211,24 @@ def test_a_video_is_edited(client, take, files, editing_weights, tmp_path, monke
         "4",
         "--seed",
         "3",
-        "--guidance",
-        "3",
     ]
     for name, value in own.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     main([*words, "--weights", str(editing_weights), "--out", "own.mp4"])
     assert (tmp_path / "own.mp4").read_bytes() == client.get(f"/api/takes/{edited['id']}/files/mp4").content
+
+
+def test_an_edit_without_a_guidance_scale_has_that_of_its_task(client, files):
+    source = upload(client, "a.png", files[".png"]).json()["id"]
+    for task in ("restyle", "inpaint"):
+        wish = {"weights": "editing", "task": task, "source": source}
+        if task == "inpaint":
+            wish["box"] = [0, 0, 9, 9]
+        answer = client.post("/api/edits", json=wish)
+        assert answer.status_code == 201, answer.text
+        edit = answer.json()
+        client.delete(f"/api/takes/{edit['id']}")
+        assert edit["story"]["guidance"] == defaults_of(task)[0], task
 
 
 def test_a_first_frame_is_a_picture_and_is_kept(client, studio, files, monkeypatch):

@@ -84,7 +84,7 @@ def _times(size: tuple[int, int], larger: int) -> tuple[int, int]:
 
 def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     if len(own) != 1:
-        raise UserError("inpaint needs either a box or a mask")
+        raise UserError("inpaint needs either a box or a mask; a box is left, top, width and height in pixels")
     size = _times(models.size, larger)
     if "box" in own:
         masks: Frames = itertools.repeat(_box(own["box"], size_of(clip), size))
@@ -100,7 +100,10 @@ def _box(box: tuple[int, int, int, int], clip_size: tuple[int, int], size: tuple
     """A mask of this size that is white in the box."""
     (x, y, width, height), (rows, columns) = box, clip_size
     if not (0 <= x < x + width <= columns and 0 <= y < y + height <= rows):
-        raise UserError(f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels")
+        raise UserError(
+            f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels; give left, top, "
+            "width and height"
+        )
     mask_HWC = np.zeros((rows, columns, 3), np.uint8)
     mask_HWC[y : y + height, x : x + width] = 255
     return fitted(mask_HWC, size)

@@ -67,6 +67,8 @@ def read_prompts(path: Path, seconds: float) -> list[Segment]:
         ) from error
     if len(data) > LARGEST_FILE:
         raise UserError(f"prompts {path}: it has more than {LARGEST_FILE} bytes; split it")
+    if not data.strip():
+        raise UserError(f"prompts {path} has none; write a prompt on each line")
     read, segments = _from_json if path.suffix.lower() == ".jsonl" else _from_text, []
     for number, line in enumerate(data.rstrip().split(b"\n"), 1):
         try:

@@ -380,7 +380,7 @@ class World:
                 raise UserError("what goes on from a video is told at one level; leave out scheme hierarchical")
             return encode_video(self.models, read_clip(video, story.fps, size))
         if larger > 1:
-            raise UserError("larger videos need a picture or a video whose detail they keep; give one, or leave it out")
+            raise UserError("larger needs an image or a video whose detail is kept; give one, or leave larger out")
         return None
 
 

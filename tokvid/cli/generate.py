@@ -203,7 +203,9 @@ def _story_file(path: Path, story: "Story", headings: tuple[tuple[str, ...], ...
 
     text, there = story_file(story, headings), path.exists()
     if there and path.read_bytes() != text.encode():
-        raise UserError(f"{path} is there and isn't the script's; generate it by tokvid story {path}, or remove it")
+        raise UserError(
+            f"{path} is there and isn't the script's; generate it by tokvid story {path}, or name another --out"
+        )
     write_text(path, text)
     try:
         yield

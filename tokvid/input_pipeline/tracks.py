@@ -6,6 +6,7 @@ For each frame its points, x and y from 0 (left, top) to 1 (right, bottom); null
 """
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ def load_track(path: Path, fps: float) -> np.ndarray:
     if not _is_number(rate) or not 0 < rate <= 240:
         raise UserError(f"track {path}: fps should be above 0 and at most 240, got {rate!r:.40}")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, list) for frame in frames):
-        raise UserError(f"track {path}: points should be a list with a list of points for each frame")
+        got = "an empty one" if frames == [] else reprlib.repr(frames)
+        raise UserError(f"track {path}: points should be a list with a list of points for each frame, got {got}")
+    if frames[0] and all(map(_is_number, frames[0])):
+        raise UserError(
+            f"track {path}: each frame should be a list of points, got {frames[0]}; write [{frames[0]}] for one point"
+        )
     if len({len(frame) for frame in frames}) > 1 or not frames[0]:
         raise UserError(f"track {path}: each frame should have as many points, one or more; write null for unseen ones")
     points_TNC = np.array([[_point(path, number, point) for point in frame] for number, frame in enumerate(frames)])

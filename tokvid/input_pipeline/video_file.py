@@ -134,8 +134,8 @@ class VideoFile:
             self.container = av.open(file, options=OPTIONS, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
-                f"cannot open {self.name} as a video ({reason(error)}): it is damaged, cut off or of another "
-                f"kind; allowed: {KINDS}; copy it again, or convert it: ffmpeg -i FILE -c:v libx264 out.mp4"
+                f"cannot open {self.name} as a picture or video ({reason(error)}): it is damaged, cut off or of "
+                f"another kind; allowed: {KINDS}; copy it again, or convert it: ffmpeg -i FILE -c:v libx264 out.mp4"
             ) from error
         try:
             self._choose_stream()

@@ -5,6 +5,7 @@ Before any work, `Outputs` (for arguments), `check_output` and `check_folder` te
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from tokvid.errors import UserError
 from tokvid.io.urls import is_url
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more space helps with
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -78,7 +81,8 @@ def _swap(new: Path, place: Path) -> None:
 
 
 def _cannot(path: str | Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place")
+    advice = "free some space or choose another place" if error.errno in FULL else "choose another place"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {advice}")
 
 
 def check_output(path: str | Path, *suffixes: str) -> None:

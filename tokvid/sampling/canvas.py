@@ -62,7 +62,7 @@ def canvas_sizes(models: Models, ratio: float, height: int, width: int) -> tuple
     the video has the canvas's form already.
     """
     if not 1 / WIDEST <= ratio <= WIDEST:
-        raise UserError(f"a canvas should be 1:{WIDEST:g} to {WIDEST:g}:1, got {ratio:.3g}:1")
+        raise UserError(f"a canvas should be 1:{WIDEST:g} to {WIDEST:g}:1, got {ratio:g}:1")
     side, wider = token_side(models.tokenizer.config), ratio > width / height
     across, window = models.size if wider else models.size[::-1]
     shown, whole = (across * form for form in ((width / height, ratio) if wider else (height / width, 1 / ratio)))

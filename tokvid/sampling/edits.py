@@ -71,8 +71,8 @@ def looked_at(frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str) -> Iterat
 def check_trained(models: Models, task: str) -> None:
     """UserError where the weights weren't trained for a task."""
     if task not in models.tasks:
-        alike = [name for name in models.tasks if name in TASKS and TASKS[name].edits == TASKS[task].edits]
-        others = f", only for {', '.join(alike)}" if alike else ""
+        known = [name for name in models.tasks if name in TASKS and TASKS[name].edits >= TASKS[task].edits]
+        others = f", only for {', '.join(known)}" if known else ""
         raise UserError(f"these weights were not trained for {task}{others}; train some with it in layouts.tasks")
 
 

@@ -60,7 +60,7 @@ def rates_between(models: Models, fps: float, factor: int) -> list[float]:
     while round(rates[-1] / fps) < factor:
         rates.append(rates[-1] * by)
     if len(rates) == 1 or round(rates[-1] / fps) != factor:
-        raise UserError(f"these weights cannot make {factor} frames of one; use a power of {by}")
+        raise UserError(f"these weights cannot make {factor} frames of one; use a power of {by}: {by}, {by**2}, …")
     return rates[1:]
 
 

@@ -80,7 +80,7 @@ class Edit(Body):
     source: Id
     prompt: Prompt = ""
     fps: Finite = 8.0
-    guidance: Finite = GUIDANCE
+    guidance: Finite | None = None  # the task's default
     seed: Seed = 0
     box: tuple[Pixels, Pixels, Pixels, Pixels] | None = None
     canvas: Annotated[str, pydantic.StringConstraints(max_length=9)] | None = None
@@ -218,7 +218,9 @@ async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
         check_larger(wish.task, wish.larger)
     elif (first := studio.upload(wish.first)).kind != "picture":
         raise UserError(f"the first frame should be a picture, {first.name} is a clip; choose a picture")
-    values = {"fps": wish.fps, "guidance": wish.guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
+    own_guidance = studio.world(wish.weights).facts()["tasks"][wish.task]["guidance"]
+    guidance = own_guidance if wish.guidance is None else wish.guidance
+    values = {"fps": wish.fps, "guidance": guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
     tokvid.make_story(values)  # refuses what is out of range
     asked = {"weights": wish.weights, "story": values, "opening": upload.id, "larger": wish.larger}
     return studio.summary(studio.enqueue(**asked, task=wish.task, own=own))
