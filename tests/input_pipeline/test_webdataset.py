@@ -178,7 +178,7 @@ LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
         ([("a.png", still())], "'a' has no caption; pack KEY.txt or KEY.json"),
         ([("a.txt", b"x")], r"'a' has no video; pack KEY\.mp4"),
         ([("a.png", b""), ("a.txt", b"x")], r"a\.tar/a\.png is empty"),
-        ([("a.mp4", b"no video"), ("a.txt", b"x")], r"a\.tar/a\.mp4 as a video"),
+        ([("a.mp4", b"no video"), ("a.txt", b"x")], r"a\.tar/a\.mp4 as a picture or video"),
         ([("a.png", still()), ("a.txt", b"\xff")], r"'a\.txt' holds no caption"),
         ([("a.png", still()), ("a.txt", bytes(2 << 20))], r"'a\.txt' has 2097152 bytes"),
         ([("a.png", still()), ("a.txt", b"x" * 100_001)], "over 100000 bytes"),
