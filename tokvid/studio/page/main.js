@@ -154,7 +154,7 @@ async function makeEdit() {
   if (!Object.keys(world.tasks).length) return;
   const wrong = document.querySelector("#edit input:invalid");
   if (!state.edit.source || wrong) {
-    const why = !state.edit.source ? "edit_no_source" : wrong.validity.valueMissing ? "edit_missing" : "edit_invalid";
+    const why = !state.edit.source ? "edit_no_source" : wrong.closest(".boxed") && wrong.validity.valueMissing ? "edit_missing" : "edit_invalid";
     toast(t(why), { error: true });
     (wrong ?? at("source")).focus();
     return;
