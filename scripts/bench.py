@@ -16,7 +16,6 @@ import argparse
 import collections
 import dataclasses
 import itertools
-import os
 import re
 import statistics
 import sys
@@ -36,6 +35,7 @@ from tokvid.errors import UserError
 from tokvid.flops import chip_of, tokenizer_flops, transformer_flops
 from tokvid.input_pipeline.loader import clip_batches
 from tokvid.io.files import Outputs, read_json, write_json
+from tokvid.io.threads import usable_cores
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.stream import Models, StreamDecoder, load_models
@@ -382,7 +382,7 @@ def main() -> None:
     peaks = peaks_of(limits)
     figures = {
         "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "weights": mark,
         "config": options.config.name,
         "runs": runs,

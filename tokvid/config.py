@@ -417,8 +417,10 @@ T = TypeVar("T")
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code.
 
-    A field of an earlier version (`kind.retired`) is accepted with its one remaining value.
+    Messages begin with `where`; "" for values of no file. A field of an earlier version (`kind.retired`) is accepted
+    with its one remaining value.
     """
+    begins, owner = (f"{where}: ", f"{where}.") if where else ("", "")
     if not isinstance(values, Mapping):
         names = ", ".join(field.name for field, _ in _fields(kind))
         raise UserError(
@@ -431,20 +433,20 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -
         if name in retired and name not in hints:
             if value != retired[name]:
                 raise UserError(
-                    f"{where}.{name} can only be {retired[name]!r} in this version, got {reprlib.repr(value)}"
+                    f"{owner}{name} can only be {retired[name]!r} in this version, got {reprlib.repr(value)}"
                 )
             continue
         if name not in hints:
-            raise UserError(f"{where}: {did_you_mean(name, hints, 'field')}")
-        kwargs[name] = _from_json(hints[name], value, f"{where}.{name}")
+            raise UserError(f"{begins}{did_you_mean(name, hints, 'field')}")
+        kwargs[name] = _from_json(hints[name], value, f"{owner}{name}")
     required = (field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)  # type: ignore[arg-type]
     for field in required:
         if field.name not in kwargs:
-            raise UserError(f"{where}: {field.name} is missing")
+            raise UserError(f"{begins}{field.name} is missing")
     try:
         return kind(**kwargs)
     except UserError as error:  # from the class's own checks
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{begins}{error}") from error
 
 
 def _fields(kind: Any) -> list[tuple[dataclasses.Field, Any]]:

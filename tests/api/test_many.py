@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tokvid
-from tokvid.api.many import clips_of, read_prompts
+from tokvid.api.many import clips_of, first_words, read_prompts
 from tokvid.cli.main import main
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import read_captions
@@ -40,6 +40,22 @@ def test_each_clip_has_a_seed_of_its_own(tmp_path):
     assert clips == [*up[:2], *circle, *up[2:]]
     (tmp_path / "p.txt").write_bytes("\ufeffup\r\n  一个圆 \r\n\n".encode())
     assert read_prompts(tmp_path / "p.txt", 2.0) == [Segment("up", 2.0), Segment("一个圆", 2.0)]
+
+
+@pytest.mark.parametrize(
+    "prompt, words",
+    [
+        ("a red circle", "a-red-circle"),
+        ("a small yellow star moves left, slowly; then up", "a-small-yellow-star-moves-left-slowly"),
+        (f"{'up ' * 13}u", "up-" * 13 + "u"),  # 40 letters
+        ("x" * 300, "x" * 40),
+        ("../?", "clip"),
+        ("", "clip"),
+        ("一个圆", "一个圆"),
+    ],
+)
+def test_a_clip_is_named_by_whole_words(prompt, words):
+    assert first_words(prompt) == words
 
 
 @pytest.mark.parametrize(

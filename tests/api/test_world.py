@@ -190,7 +190,15 @@ def test_a_story_may_be_given_in_many_ways(tmp_path):
 def test_mistakes_in_a_story(story, seconds, settings, said):
     with pytest.raises(UserError) as raised:
         package.make_story(story, seconds, settings)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    message = str(raised.value)
+    assert said in message and "\n" not in message and not message.startswith("story")
+
+
+def test_what_a_mapping_says_is_named_as_in_its_file():
+    with pytest.raises(UserError, match=r"^story: fps should be above 0"):
+        package.make_story({"segments": [{"prompt": "up"}], "fps": 0})
+    with pytest.raises(UserError, match=r"^story\.segments\[0\]\.prompt should be str"):
+        package.make_story({"segments": [{"prompt": 1}]})
 
 
 @pytest.mark.parametrize("verb", ["generate", "story", "loop"])

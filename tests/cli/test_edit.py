@@ -54,6 +54,8 @@ def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
         ("edit in.mp4 --task inpaint", "inpaint needs either a box or a mask"),
         ("edit in.mp4 --task inpaint --box 50 0 20 10", "the box 50 0 20 10 is not within the video of 60x40 pixels"),
         ("edit in.mp4 --task inpaint --mask in.png", "the mask has 20x30 pixels, the video 60x40"),
+        ("edit in.mp4 --task animate", "animate has a command of its own, tokvid animate"),
+        ("edit in.mp4 --task restyle --fps 0", "tokvid: fps should be above 0"),
         ("edit in.mp4 --task outpaint", "outpaint needs a canvas, as 16:9"),
         ("edit in.mp4 --task outpaint --canvas 16:0", "outpaint needs a canvas, as 16:9, got '16:0'"),
         ("edit in.mp4 --task outpaint --canvas 3:2", "is as wide as that canvas"),

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -27,6 +28,7 @@ from tokvid.sampling.stream import Models
 
 INDEX = "index.jsonl"
 LARGEST_FILE = 1 << 26  # bytes of a file of prompts
+LONGEST_NAME = 40  # letters of a prompt in a file's name
 NEXT_SEED = 7919  # from one clip of a prompt to the next
 
 Prompts = str | os.PathLike[str] | Sequence[str | Segment | Mapping[str, Any]]
@@ -115,7 +117,7 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
             for number, video_THWC in zip(numbers, videos, strict=True):
                 mark, story = missing[number]
                 video = Video(video_THWC, story.fps, story=story)
-                name = f"{_words(story.segments[0].prompt)}-{mark[:12]}.mp4"
+                name = f"{first_words(story.segments[0].prompt)}-{mark[:12]}.mp4"
                 index.add({"file": name, **_figures(video), "seconds_to_make": round(seconds, 3), "mark": mark})
                 video.save(folder / name, scale=scale)
             began = time.monotonic()
@@ -128,9 +130,12 @@ def _mark(models: Models, scale: int, story: Story) -> str:
     return hashlib.sha256(f"{models.mark} {scale} {story}".encode()).hexdigest()[:32]
 
 
-def _words(prompt: str) -> str:
-    """The beginning of a prompt, as part of a file's name: a name has at most 255 bytes, and a letter up to four."""
-    return "-".join("".join(each if each.isalnum() else " " for each in prompt).split())[:40].rstrip("-") or "clip"
+def first_words(prompt: str) -> str:
+    """The first words of a prompt, as part of a file's name: a name has at most 255 bytes, and a letter up to four."""
+    words = "".join(each if each.isalnum() else " " for each in prompt).split()
+    lengths = itertools.accumulate(len(word) + 1 for word in words)
+    whole = [word for word, length in zip(words, lengths, strict=True) if length <= LONGEST_NAME + 1]
+    return "-".join(whole or words)[:LONGEST_NAME] or "clip"
 
 
 def _figures(video: Video) -> dict[str, Any]:

@@ -65,12 +65,13 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
         values = {"segments": [_segment(each, length) for each in story]}
     else:
         raise UserError(f"a story should be a list of prompts, a story or a story file, got {type(story).__name__}")
+    where = "story" if isinstance(story, Mapping) else ""  # no more words where only settings can be wrong
     changes = dict(settings or {})
     if isinstance(sampling := changes.get("sampling", {}), Sampling):
         changes["sampling"] = dataclasses.asdict(sampling)
     elif isinstance(sampling, Mapping) and isinstance(values.get("sampling", {}), Mapping):
         changes["sampling"] = {**values.get("sampling", {}), **sampling}
-    return from_dict(Story, _plain({**values, **changes}), "story")
+    return from_dict(Story, _plain({**values, **changes}), where)
 
 
 def story_for(task: str, prompt: str, settings: Settings) -> Story:

@@ -3,7 +3,6 @@
 import argparse
 import glob
 import importlib.metadata
-import os
 import platform
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from tokvid.cli.options import Command
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import tpu_devices
+from tokvid.io.threads import usable_cores
 
 GB = 1 << 30
 NVIDIA = "/proc/driver/nvidia"  # is there where its driver is
@@ -130,7 +130,7 @@ def _memory() -> Iterator[Finding]:
 
     if (available := _available()) is not None:
         fix = "close other programs" if available < LEAST_MEMORY else ""
-        yield Finding(f"{available / GB:.1f} GB available, {len(_cores())} processor cores", fix, needed=False)
+        yield Finding(f"{available / GB:.1f} GB available, {usable_cores()} processor cores", fix, needed=False)
     for device in jax.local_devices():
         if limit := (device.memory_stats() or {}).get("bytes_limit"):
             yield Finding(f"{limit / GB:.1f} GB of {device.device_kind} {device.id}")
@@ -143,10 +143,6 @@ def _available(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     except OSError:  # not Linux
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _cores() -> range | set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def _font() -> Iterator[Finding]:

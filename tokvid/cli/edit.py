@@ -26,6 +26,15 @@ from tokvid.tasks.tasks import TASKS
 if TYPE_CHECKING:
     from tokvid.api.world import World
 
+# of tasks that aren't edits
+OWN_COMMANDS = {
+    "text_to_video": "generate",
+    "image_to_video": "generate --image",
+    "continuation": "extend",
+    "infilling": "loop",
+    "animate": "animate",
+}
+
 
 class Edit(Command):
     """A video made from another one, by any task that reads a condition or some of its tokens."""
@@ -47,7 +56,7 @@ class Edit(Command):
             f"{name}: {task.help}, from {CONDITIONS[task.conditions[0]].help if task.conditions else 'a video'}"
             for name, task in tasks.items()
         )
-        parser.add_argument("--task", required=True, choices=tuple(tasks), help=helps)
+        parser.add_argument("--task", required=True, type=_task, choices=tuple(tasks), help=helps)
         parser.add_argument("--prompt", default="", help="what the new video shows (default: no prompt)")
         rate_argument(parser, "IN")
         seed_argument(parser)
@@ -223,6 +232,12 @@ class Highlights(Command):
         rows = cut_out(options.video, options.out, options.seconds, options.count)
         for row in rows:
             print(f"{options.out / row['file']}: from {row['start']:.2f} s, score {row['score']:.2f}")
+
+
+def _task(name: str) -> str:
+    if name in OWN_COMMANDS:
+        raise argparse.ArgumentTypeError(f"{name} has a command of its own, tokvid {OWN_COMMANDS[name]}")
+    return name
 
 
 def _world(options: argparse.Namespace) -> "World":

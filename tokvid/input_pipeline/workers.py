@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import os
 import pickle
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid.errors import UserError
-from tokvid.io.threads import map_in_threads
+from tokvid.io.threads import map_in_threads, usable_cores
 
 # As the builtin `map` of one function and one list: the results in order, each when it is asked for. The function
 # returns mistakes of users; what it raises ends the work.
@@ -20,7 +19,7 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """A `Map` with a thread for each core, up to 16, for functions that only read: see `map_in_threads`."""
-    return map_in_threads(function, items, min(16, os.cpu_count() or 1))
+    return map_in_threads(function, items, min(16, usable_cores()))
 
 
 class Beam:

@@ -1,6 +1,7 @@
 """Work in threads that nobody waits for once its results aren't wanted any more."""
 
 import itertools
+import os
 import queue
 import threading
 from collections import deque
@@ -10,6 +11,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use: a container or `taskset` may leave it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_threads(

@@ -6,7 +6,6 @@ fast as two.
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tokvid.errors import UserError
+from tokvid.io.threads import usable_cores
 from tokvid.sampling.levels import Levels, check_rows, rates_of, videos
 from tokvid.sampling.story import Story, prompts_of
 from tokvid.sampling.stream import Models, Prompt, latent_frames_for
@@ -71,7 +71,7 @@ def _at_once() -> int:
     """The number of shares of a batch: of cores, where the models run on these; devices take it whole."""
     if platform() != "cpu" or current_mesh() is not None:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def _by_shares(
