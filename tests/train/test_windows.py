@@ -371,6 +371,17 @@ def test_words_are_left_out_each_for_itself(cache, text_model):
     assert 0.35 < fewer["red"] / (fewer["red"] + fewer["left"]) < 0.65
 
 
+def test_a_track_is_mostly_seen_without_its_text(cache, text_model):
+    def silent(task, **layouts):
+        layouts = LayoutConfig(tasks={task: 1.0}, **layouts)
+        batch = next(iter(token_batches(cache, layouts, config, 400, 0, text_model=text_model)))
+        return np.mean([not text_model.decode(text_L) for text_L in batch.text])
+
+    config = dataclasses.replace(CONFIG, conditions=("edges", "picture", "track"))
+    assert silent("animate") == pytest.approx(0.75, abs=0.07) and silent("animate", text_dropout=1.0) == 1
+    assert silent("restyle") == pytest.approx(0.1, abs=0.05)
+
+
 def test_hidden_states_of_whole_captions_lack_no_word(cache, text_model):
     config, layouts = dataclasses.replace(CONFIG, text_width=8), LayoutConfig(word_dropout=0.5)
     of_t5 = types.SimpleNamespace(source=RecordSource(cache), text=text_model, config=config, layouts=layouts)

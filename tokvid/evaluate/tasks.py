@@ -248,15 +248,20 @@ def _upscale(batch: Batch) -> Outcome:
 
 
 def _animate(batch: Batch) -> Outcome:
-    """Another clip's first frame, whose object takes the path of the clip's; no prompt."""
+    """Another clip's first frame, whose object takes the path of the clip's; `silent_` figures are without a prompt."""
     pictured = [*batch.stories[1:], batch.stories[0]]
     pairs = zip(batch.stories, pictured, strict=True)
     wanted = [dataclasses.replace(_dressed(story, other), position=other.position) for story, other in pairs]
     pictures, tracks = batch.drawn(pictured)[:, :1], dataclasses.replace(batch, stories=wanted).seen("track")
-    sources = [batch.source("picture", pictures), batch.source("track", tracks)]
-    made = batch.edited(wanted, sources, first_BHWC=pictures[:, 0], silent=True)
+
+    def animated(silent: bool) -> np.ndarray:
+        sources = [batch.source("picture", pictures), batch.source("track", tracks)]
+        return batch.edited(wanted, sources, first_BHWC=pictures[:, 0], silent=silent)
+
+    made, silent = animated(silent=False), batch.read(animated(silent=True), wanted)
     seen = [pictures, tracks.repeat(2, axis=2).repeat(2, axis=3)]
-    return Outcome(np.concatenate(seen, axis=1), made, batch.read(made, wanted))
+    figures = {f"silent_{name}": silent[name] for name in ("joint", "identity", "track_error")}
+    return Outcome(np.concatenate(seen, axis=1), made, {**batch.read(made, wanted), **figures})
 
 
 def _variation(batch: Batch) -> Outcome:

@@ -222,14 +222,16 @@ class WindowSampler:
                 least_share, patch = LEAST_SHARE if strict else 0.0, self.config.temporal_patch
                 window = cut_window(video, task, rng, frames=kind.frames, temporal_patch=patch, least_share=least_share)
                 if window is not None:
-                    return self._sample(video, window, kind, rng)
+                    return self._sample(video, window, task, kind, rng)
             video = self.source[int(rng.integers(len(self.source)))]
         raise UserError(
             f"{MOST_TRIES} videos of {self.source.path} had no window of {kind.frames} latent frames for {task}; "
             "cache longer videos, or use a smaller window (transformer.latent_frames, layouts.lengths)"
         )
 
-    def _sample(self, video: StoredVideo, window: Window, kind: Kind, rng: np.random.Generator) -> TokenBatch:
+    def _sample(
+        self, video: StoredVideo, window: Window, task: str, kind: Kind, rng: np.random.Generator
+    ) -> TokenBatch:
         tokens_THWQ, config = window.tokens.astype(np.int32), self.config
         T, H, W, Q = tokens_THWQ.shape
         if (*config.grid, config.subcodes) != (H, W, Q):
@@ -253,7 +255,7 @@ class WindowSampler:
                 f"{video.key} has tokens {least} to {most}, the transformer's vocabulary is {config.vocabulary}; "
                 "use one tokenizer for both"
             )
-        dropped = rng.random() < self.layouts.text_dropout
+        dropped = rng.random() < max(self.layouts.text_dropout, TASKS[task].text_dropout)
         stride = self.strides[rng.integers(len(self.strides))]
         if stride == H * W and (window.known.any(axis=(1, 2)) != window.known.all(axis=(1, 2))).any():
             stride = W  # a latent frame with known parts isn't drawn in rounds
