@@ -137,8 +137,8 @@ def test_a_picture_follows_a_path_with_a_prompt_and_without(batch, monkeypatch):
     monkeypatch.setattr(Batch, "edited", EDITED)
     monkeypatch.setattr(Batch, "sampled", sampled)
     outcome = MEASURES["animate"].measure(batch)
-    assert texts == [[story.segments[0].caption for story in wanted], [""] * 6]
-    assert min(outcome.figures["joint"]) == 1 and max(outcome.figures["silent_joint"]) == 0
+    assert texts == [[""] * 6, [story.segments[0].caption for story in wanted]]
+    assert max(outcome.figures["joint"]) == 0 and min(outcome.figures["prompted_joint"]) == 1
 
 
 def test_every_task_is_measured():

@@ -246,9 +246,9 @@ class World:
 
         `track` is a JSON file, {"fps": 8, "points": [[[x, y], …], …]}, with the points of each frame, from 0 to 1;
         `like` is a clip whose object shows the path. The path is moved to begin at the picture's object, or, with
-        `at_path`, stays where it is, and the object is drawn there from the first frame on. A prompt that says what
-        moves and how keeps it nearer to the path. Without either, the video has `seconds`, and the picture's tokens
-        take the place of drawn ones: the weights need not be trained for that (zero-shot).
+        `at_path`, stays where it is, and the object is drawn there from the first frame on. Where the prompt says
+        another motion, it may win. Without either, the video has `seconds`, and the picture's tokens take the place of
+        drawn ones: the weights need not be trained for that (zero-shot).
         """
         story = self._checked(make_story([Segment(prompt, seconds)], None, self._rated(like, settings)))
         if track is not None and like is not None:

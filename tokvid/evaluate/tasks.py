@@ -248,7 +248,10 @@ def _upscale(batch: Batch) -> Outcome:
 
 
 def _animate(batch: Batch) -> Outcome:
-    """Another clip's first frame, whose object takes the path of the clip's; `silent_` figures are without a prompt."""
+    """Another clip's first frame, whose object takes the path of the clip's; no prompt, which would tell it, too.
+
+    `prompted_` figures are with one.
+    """
     pictured = [*batch.stories[1:], batch.stories[0]]
     pairs = zip(batch.stories, pictured, strict=True)
     wanted = [dataclasses.replace(_dressed(story, other), position=other.position) for story, other in pairs]
@@ -258,9 +261,9 @@ def _animate(batch: Batch) -> Outcome:
         sources = [batch.source("picture", pictures), batch.source("track", tracks)]
         return batch.edited(wanted, sources, first_BHWC=pictures[:, 0], silent=silent)
 
-    made, silent = animated(silent=False), batch.read(animated(silent=True), wanted)
+    made, prompted = animated(silent=True), batch.read(animated(silent=False), wanted)
     seen = [pictures, tracks.repeat(2, axis=2).repeat(2, axis=3)]
-    figures = {f"silent_{name}": silent[name] for name in ("joint", "identity", "track_error")}
+    figures = {f"prompted_{name}": prompted[name] for name in ("joint", "identity", "track_error")}
     return Outcome(np.concatenate(seen, axis=1), made, {**batch.read(made, wanted), **figures})
 
 
