@@ -18,7 +18,7 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=40, latent_frames=6, text_samples=100),
     transformer=TransformerConfig(
-        vocabulary=16, text_vocabulary=320, latent=(4, 2, 2), width=16, layers=1, heads=2, kv_heads=2, mlp=16
+        vocabulary=16, text_vocabulary=320, latent_frames=4, grid=(2, 2), width=16, layers=1, heads=2, kv_heads=2, mlp=16
     ),
     train_tokenizer=TrainConfig(steps=3, batch=2),
     train_transformer=TrainConfig(steps=9),
@@ -29,8 +29,9 @@ recipe = Recipe(
 SUBCODES = "--tokenizer.patch 4 --tokenizer.fold 2 --tokenizer.groups 2 --transformer.subcodes 8"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tokens", ["", SUBCODES], ids=["one code", "eight sub-codes"])
+@pytest.mark.parametrize(
+    "tokens", ["", pytest.param(SUBCODES, marks=pytest.mark.slow)], ids=["one code", "eight sub-codes"]
+)
 def test_training_from_nothing_to_a_story(tokvid, tmp_path, tokens):
     (tmp_path / "recipe.py").write_text(SMALLEST)
     for words in (["train", "tokenizer"], ["tokenize"], ["train", "transformer"]):

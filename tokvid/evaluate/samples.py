@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
+from tokvid.config import Sampling
 from tokvid.evaluate.batches import Settings, generate_batch
 from tokvid.io.media import contact_sheet, write_video
 from tokvid.sampling.stream import Models, frames_of
@@ -17,16 +18,20 @@ SHOWN = 4  # prompts
 
 
 def training_samples(workdir: Path, cache: TokenCache) -> Callable[[Any, Path, int], None]:
-    """The `show` of `TransformerTraining`: clips of some training prompts, as a sheet, and as a video side by side."""
+    """The `show` of `TransformerTraining`: clips of some training prompts, as a sheet, and as a video side by side.
+
+    They are told at one level, and drawn as many rows at once as comes first in `layouts.rows`.
+    """
     tokenizer, source = weights.load(workdir / "tokenizer", "tokenizer"), cache.source
+    settings = Settings(scheme="one-level", sampling=Sampling(rows=cache.layouts.rows[0]))
     prompts = [source[index].captions[0].text for index in range(min(SHOWN, len(source)))]
 
     def show(model: Any, directory: Path, step: int) -> None:
         graph, params = nnx.split(model)
-        models = Models(tokenizer, weights.Loaded(model.config, graph, params, {}), cache.text)
+        models = Models(tokenizer, weights.Loaded(model.config, graph, params, cache.facts), cache.text)
         fps = float(max(cache.about["fps"]))
         parts = [(frames_of(2 * model.config.latent[0], model.config.temporal_patch) / fps, prompts)]
-        videos = generate_batch(models, fps, parts, np.arange(len(prompts)), Settings())
+        videos = generate_batch(models, fps, parts, np.arange(len(prompts)), settings)
         contact_sheet(directory / f"{step:07d}.png", list(videos), captions=prompts)
         write_video(directory / f"{step:07d}.mp4", np.concatenate(list(videos), axis=2).repeat(4, 1).repeat(4, 2), fps)
 

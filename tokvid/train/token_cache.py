@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import LayoutConfig, Recipe, TransformerConfig
+from tokvid.config import LayoutConfig, Recipe, TransformerConfig, to_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.input_pipeline.text import TextModel
@@ -72,6 +72,12 @@ class TokenCache:
     def about(self) -> dict[str, Any]:
         """The metadata written with the tokens."""
         return self.source.metadata
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What weights that were trained on these tokens keep of them."""
+        kept = {name: self.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
+        return kept | {"layouts": to_dict(self.layouts)}
 
     @property
     def held_out(self) -> "TokenCache | None":

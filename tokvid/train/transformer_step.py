@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, computed, to_dict
+from tokvid.config import DataConfig, Recipe, computed
 from tokvid.flops import TRAINING, transformer_flops
 from tokvid.input_pipeline.sources import fingerprint
 from tokvid.train.state import TrainState
@@ -164,8 +164,7 @@ class TransformerTraining:
             self.show(_merged(model), directory, step)
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
-        about = {name: self.cache.about[name] for name in ("tokenizer", "text_model", "fps", "size")}
-        about["layouts"] = to_dict(self.recipe.layouts)
+        about = self.cache.facts
         if self.recipe.train_transformer.lora:
             about |= {"steps": step, "rank": self.recipe.train_transformer.lora}
             updates = nnx.to_flat_state(variables["updates"])
