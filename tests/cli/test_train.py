@@ -18,7 +18,8 @@ recipe = Recipe(
     ),
     tokens=TokensConfig(videos=40, latent_frames=6, text_samples=100),
     transformer=TransformerConfig(
-        vocabulary=16, text_vocabulary=320, latent_frames=4, grid=(2, 2), width=16, layers=1, heads=2, kv_heads=2, mlp=16
+        vocabulary=16, text_vocabulary=320, latent_frames=4, grid=(2, 2),
+        width=16, layers=1, heads=2, kv_heads=2, mlp=16,
     ),
     train_tokenizer=TrainConfig(steps=3, batch=2),
     train_transformer=TrainConfig(steps=9),
