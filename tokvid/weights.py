@@ -113,7 +113,9 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
             raise UserError(
                 f"{folder} has a LoRA only; add it to the weights it started from: --lora {folder / LORA_FILE}"
             )
-        raise UserError(f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name another --weights")
+        raise UserError(
+            f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name others: {', '.join(worlds())}"
+        )
     return _described(folder / "config.json", kind)
 
 

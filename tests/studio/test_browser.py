@@ -236,6 +236,15 @@ def test_a_first_frame_for_an_edit(page, tmp_path):
     expect(page.get_by_text("With a picture of how the first frame should look")).to_be_visible()
 
 
+def test_a_mistake_is_told_once_until_it_is_mended(page):
+    tell(page, "a red circle", seconds="0")
+    for _ in range(3):
+        generate(page)
+    expect(page.get_by_role("alert")).to_have_text(["Seconds of scene 1 should be 0.1 to 60."])
+    card(page, 1).get_by_label("Seconds").fill("1")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

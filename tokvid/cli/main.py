@@ -69,6 +69,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"invalid int value: (.*)", r"should be a whole number, got \1", message)
+        message = re.sub(r"invalid float value: (.*)", r"should be a number, got \1", message)
         if wrong := re.search(r"invalid choice: '(.*?)'(?= \(choose from (.+)\))", message):
             hint = suggestion(wrong[1], re.findall(r"[\w-]+", wrong[2]))
             message = message[: wrong.end()] + hint + message[wrong.end() :]

@@ -54,7 +54,7 @@ def head_of(source: Encoded) -> bytes:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {name}: {reason(error)}; check the path and its permissions") from error
         if not regular:
-            raise UserError(f"{name} is {'not a file' if exists else 'not there'}; give a video file ({KINDS})")
+            raise UserError(f"{name} is {'not a file' if exists else 'not there'}; give a video or picture ({KINDS})")
     if not head:
         raise UserError(f"{name} is empty (0 bytes); copy it again or remove it")
     if size > MAX_BYTES:

@@ -72,7 +72,11 @@ export function toast(text, { action, error } = {}) {
     action && h("button.link", { type: "button", onclick: () => (close(), action[1]()) }, action[0]),
     h("button.icon", { type: "button", "aria-label": t("close"), onclick: close }, icon("close")),
   );
-  document.getElementById("toasts").append(box);
+  const toasts = document.getElementById("toasts");
+  for (const other of [...toasts.children]) {
+    if (other.querySelector("span").textContent === text) other.remove(); // once is enough
+  }
+  toasts.append(box);
   setTimeout(close, error ? 15000 : 8000);
 }
 
