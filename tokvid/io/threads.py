@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
-    """The processor cores that this process may use: a container or `taskset` may leave it some of the machine's."""
+    """The processor cores that this process may use: `taskset`, say, leaves it some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

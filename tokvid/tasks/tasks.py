@@ -62,25 +62,18 @@ def some_frames(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
     return np.broadcast_to(known_T[:, None, None], shape)
 
 
-def outside_a_box(
-    shape: Shape, rng: "np.random.Generator", smallest: float = 1 / 4, largest: float = 3 / 4
-) -> "np.ndarray":
-    """All but a box, from `smallest` to `largest` times as high and as wide as the frame, which may move."""
+def outside_a_box(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
+    """All but a box, a quarter to three quarters as high and as wide as the frame, which may move."""
     import numpy as np
 
     moves, inside_THW = rng.random() < 0.5, np.ones(shape, bool)
     for axis, size in ((1, shape[1]), (2, shape[2])):
-        side = rng.integers(max(1, int(smallest * size)), max(1, int(largest * size)) + 1)
+        side = rng.integers(max(1, size // 4), max(1, 3 * size // 4) + 1)
         first, last = rng.integers(size - side + 1, size=2)
         start_T = np.rint(np.linspace(first, last if moves else first, shape[0]))[:, None]
         inside_TL = (np.arange(size) >= start_T) & (np.arange(size) < start_T + side)
         inside_THW &= np.expand_dims(inside_TL, 3 - axis)
     return ~inside_THW
-
-
-def outside_any_box(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
-    """All but a box, which is large in half of the windows: a smaller one seldom hides the whole of a thing."""
-    return outside_a_box(shape, rng) if rng.random() < 0.5 else outside_a_box(shape, rng, 5 / 8, 7 / 8)
 
 
 def beside_an_edge(shape: Shape, rng: "np.random.Generator") -> "np.ndarray":
@@ -130,8 +123,8 @@ class Task:
     """The inputs beside the text: known tokens, and conditions (keys of CONDITIONS).
 
     `at_switch`: of the windows of videos whose caption changes, the share whose known part ends right at a change.
-    `text_dropout`: the least share of its windows without their text. A track says nothing that "slowly to the left"
-    doesn't, so a model that always has the text learns to read that alone.
+    `text_dropout`: the least share of its windows without their text. A caption says how things move, as a track does,
+    so a model that always has it learns to read that alone.
     `settings`: what users choose for it beside the prompt; flags of `tokvid edit`. `certain`: what is given leaves
     little to chance, so by default the likeliest tokens are drawn, without guidance. The likeliest colour of most
     things is grey, so colours aren't. `placed`: what is given shows where things are, so the guidance scale is low by
@@ -165,7 +158,7 @@ TASKS: dict[str, Task] = {
     ),
     "reshape": Task("the same motion with other things", any_last_frames, ("rough",), ("first",)),
     "colourise": Task("colours for a grey video", any_last_frames, ("grey",), ("first",), placed=True),
-    "inpaint": Task("a new part of a video", windows_of(outside_any_box), settings=("box", "mask")),
+    "inpaint": Task("a new part of a video", windows_of(outside_a_box), settings=("box", "mask")),
     "outpaint": Task("a wider or a higher video", windows_of(beside_an_edge), settings=("canvas",), placed=True),
     "upscale": Task("twice the width and height", windows_of(of_tiles_before), ("low",), ("times",), certain=True),
     "animate": Task(
