@@ -245,6 +245,15 @@ def test_a_mistake_is_told_once_until_it_is_mended(page):
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+def test_each_of_two_scenes_deleted_in_a_row_comes_back(page):
+    tell(page, "a red circle", "a blue star", "a purple square")
+    for _ in range(2):
+        card(page, 1).get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="Undo")).to_have_count(2)
+    page.get_by_role("button", name="Undo").last.click()
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("a blue star")
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

@@ -73,7 +73,7 @@ export function toast(text, { action, error } = {}) {
     h("button.icon", { type: "button", "aria-label": t("close"), onclick: close }, icon("close")),
   );
   const toasts = document.getElementById("toasts");
-  for (const other of [...toasts.children]) {
+  for (const other of error ? toasts.querySelectorAll(".error") : []) {
     if (other.querySelector("span").textContent === text) other.remove(); // once is enough
   }
   toasts.append(box);
