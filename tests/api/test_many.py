@@ -129,7 +129,7 @@ def test_batches_are_of_one_size():
         ({"count": 0}, "count should be 1 or more, got 0"),
         ({"batch": 0}, "batch should be 1 or more, got 0"),
         ({"seconds": 80000.0, "count": 8}, "8 videos of 640000 frames are too many at once"),
-        ({"sampling": {"rows": 1}}, "these weights draw [0] rows at once"),
+        ({"sampling": {"rows": 1}}, "these weights draw token by token (rows 0), got rows 1"),
         ({"scheme": "hierarchical"}, "not trained to interpolate"),
     ],
     ids=str,
@@ -159,9 +159,11 @@ def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
         file.write('{"file": "torn')  # as if it had been killed while writing
     Path("c/.index.jsonl.1").write_text("")  # of another process of that job
     untouched = Path("c", first[1]["file"]).stat().st_mtime_ns
-    capsys.readouterr()
+    assert "nothing is missing" not in capsys.readouterr().err
     main([*command, "--count", "2"])
     assert capsys.readouterr().out == "c: 4 clips, listed in index.jsonl\n"
+    main([*command, "--count", "2"])
+    assert capsys.readouterr() == ("c: 4 clips, listed in index.jsonl\n", "c: nothing is missing\n")
     rows = rows_of(tmp_path / "c")
     assert {row["mark"] for row in first} < {row["mark"] for row in rows} and len(rows) == 4
     assert Path("c", first[1]["file"]).stat().st_mtime_ns == untouched

@@ -210,6 +210,8 @@ def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
             way("up", gidance=2)
     with pytest.raises(UserError, match=r"unknown argument 'second' \(did you mean 'seconds'\?\)"):
         world.generate("up", second=1)
+    with pytest.raises(UserError, match=r"temperature is one of the settings of sampling: sampling={'temperature': 1}"):
+        world.generate("up", temperature=1)
     with pytest.raises(UserError, match=r"unknown argument 'time' \(did you mean 'times'\?\)"):
         world.edit(PICTURE[None], "upscale", time=2)
 
@@ -249,6 +251,8 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert rebuilt.frames.shape == (5, 16, 24, 3) and rebuilt.figures["frames"] == 5 and rebuilt.fps == 4.0
     with pytest.raises(UserError, match="these frames have no rate; give fps"):
         world.interpolate(FRAMES)
+    with pytest.raises(UserError, match=r"animate has a method of its own, animate; edit takes restyle, "):
+        world.edit(clip, "animate")
     with pytest.raises(UserError, match=r"unknown task 'interpolate' \(did you mean 'interpolation'\?\)"):
         world.edit(clip, "interpolate")
 

@@ -1,11 +1,14 @@
 """Videos from videos and pictures: extend, edit, animate, interpolate, loop."""
 
 import json
+import re
+import signal
 
 import PIL.Image
 import pytest
 
 from tokvid.input_pipeline.clips import probe
+from tokvid.sampling import edits
 from tokvid.tasks.tasks import TASKS
 
 
@@ -25,6 +28,27 @@ def test_a_part_of_a_video_becomes_new(tokvid, all_tasks, movie, tmp_path):
     assert (code, out) == (0, "edited.mp4: 4 frames at 4 fps\n"), err
     code, _, err = tokvid(*inpaint, "--mask", "mask.png", "--out", "masked.mp4")
     assert code == 0 and (tmp_path / "masked.mp4").read_bytes() == (tmp_path / "edited.mp4").read_bytes(), err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_edit_says_that_nothing_is_kept(tokvid, all_tasks, movie, tmp_path, monkeypatch, number, code):
+    make = edits.edit
+
+    def interrupted(*arguments):
+        total, parts = make(*arguments)
+
+        def some():
+            yield next(parts)
+            signal.raise_signal(number)
+
+        return total, some()
+
+    monkeypatch.setattr(edits, "edit", interrupted)
+    before = set(tmp_path.iterdir())
+    found, out, err = tokvid("edit", "in.mp4", "--task", "colourise", "--weights", "w", "--fps", 4)
+    assert (found, out) == (code, "")
+    assert re.search(r"\ntokvid: interrupted after \d of 4 frames; nothing is kept\n$", err)
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_what_becomes_no_larger_is_said(tokvid, all_tasks, movie):
@@ -51,7 +75,7 @@ def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
 @pytest.mark.parametrize(
     "command, said",
     [
-        ("edit in.mp4 --task inpaint", "inpaint needs either a box or a mask"),
+        ("edit in.mp4 --task inpaint", "inpaint needs either a box (--box), left, top, width and height in pixels, or"),
         ("edit in.mp4 --task inpaint --box 50 0 20 10", "the box 50 0 20 10 is not within the video of 60x40 pixels"),
         ("edit in.mp4 --task inpaint --mask in.png", "the mask has 20x30 pixels, the video 60x40"),
         ("edit in.mp4 --task animate", "animate has a command of its own, tokvid animate"),

@@ -106,11 +106,16 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
     said = r"after 1\.\d of 2\.0 s; run the same command again to resume \(the .* kept in \.story\.mp4\.tokens\)"
     assert re.fullmatch(rf"tokvid: interrupted {said}\n", err)
     assert [path.name for path in tmp_path.iterdir()] == [".story.mp4.tokens"]
+    kept = (tmp_path / ".story.mp4.tokens").read_bytes()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
+    err = tokvid(*words, "--seed", 1)[2]  # another video
+    assert "story.mp4: begins anew, because what was kept of it is of other settings" in err and "resumed" not in err
+    (tmp_path / "story.mp4").unlink()
+    (tmp_path / ".story.mp4.tokens").write_bytes(kept)
     assert "story.mp4: resumed, from .story.mp4.tokens\n" in tokvid(*words)[2]
     assert [path.name for path in tmp_path.iterdir()] == ["story.mp4"]
-    assert "resumed" not in tokvid(*words)[2]
+    assert not {"resumed", "anew"} & set(tokvid(*words)[2].split())
 
 
 def test_many_clips_that_are_interrupted_say_how_to_go_on(tokvid, tiny_weights, monkeypatch):

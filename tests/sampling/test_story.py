@@ -360,7 +360,7 @@ def test_guidance_changes_over_a_segment_and_turns_away_from_a_text(tiny_models,
 
 def test_rows_that_were_not_trained_are_refused(tiny_models, levels_models, tmp_path):
     story = dataclasses.replace(STORY, sampling=Sampling(rows=1))
-    with pytest.raises(UserError, match=r"these weights draw \[0\] rows at once \(0 is token by token\), not 1"):
+    with pytest.raises(UserError, match=r"these weights draw token by token \(rows 0\), got rows 1"):
         told(tiny_models, story, tmp_path / "partial")
     assert len(told(levels_models, story, tmp_path / "partial")) == STORY.frames
     with pytest.raises(UserError, match=r"divide a latent frame, \[1, 2\]; got 3"):

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +127,20 @@ def test_the_command_line_and_python_generate_the_same_bytes(client, take, tiny_
     tokvid.load(tiny_weights, quiet=True).story("story.yaml").save("python.mp4")
     for name in ("own.mp4", "python.mp4"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "page.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "number, code, said",
+    [(signal.SIGINT, 0, "stopped; unfinished videos are finished when it is started again"), (signal.SIGTERM, 143, "")],
+)
+def test_ctrl_c_is_how_it_is_stopped(tmp_path, number, code, said):
+    command = [sys.executable, "-m", "tokvid", "studio", "--port", "0", "--folder", str(tmp_path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "http://127.0.0.1:" in server.stdout.readline()
+    time.sleep(1)  # uvicorn's handlers
+    server.send_signal(number)
+    out, err = server.communicate(timeout=30)
+    assert (server.returncode, said in out, "Traceback" in err) == (code, True, False), (out, err)
 
 
 def test_a_scene_needs_only_a_prompt(client):

@@ -16,7 +16,7 @@ from tokvid.input_pipeline.picture import fitted
 from tokvid.sampling import canvas, edits
 from tokvid.sampling.story import Story, encode_picture
 from tokvid.sampling.stream import Models
-from tokvid.tasks.tasks import TASKS, keeps_pixels
+from tokvid.tasks.tasks import OTHER_VERBS, TASKS, keeps_pixels
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class Edited(NamedTuple):
 def check_own(task: str, own: Mapping[str, Any]) -> None:
     """UserError for an unknown task, and for a setting of another one."""
     known = [name for name, each in TASKS.items() if each.edits]
+    if task in OTHER_VERBS:
+        raise UserError(f"{task} has a method of its own, {OTHER_VERBS[task]}; edit takes {', '.join(known)}")
     if task not in known:
         raise UserError(did_you_mean(task, known, "task"))
     for name in own:
@@ -84,7 +86,7 @@ def _times(size: tuple[int, int], larger: int) -> tuple[int, int]:
 
 def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
     if len(own) != 1:
-        raise UserError("inpaint needs either a box or a mask; a box is left, top, width and height in pixels")
+        raise UserError("inpaint needs either a box (--box), left, top, width and height in pixels, or a mask (--mask)")
     size = _times(models.size, larger)
     if "box" in own:
         masks: Frames = itertools.repeat(_box(own["box"], size_of(clip), size))

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
     marks = {_mark(models, scale, story): story for story in clips}
     mine = list(marks.items())[jax.process_index() :: jax.process_count()]
     missing = [(mark, story) for mark, story in mine if mark not in index.rows]
+    if not missing and first():
+        print(f"{folder}: nothing is missing", file=sys.stderr)
     began = time.monotonic()
     frames = sum(story.frames for _, story in missing)
     with progress(f"{len(missing)} clips", frames, "frames", quiet=not first()) as advance:

@@ -1,5 +1,6 @@
 """Methods that make a video: called, they give it whole; by `.stream`, its frames while they are made."""
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -7,9 +8,11 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, overload
 
 from tokvid.api.video import Stream, Video
+from tokvid.config import Sampling
 from tokvid.errors import UserError, did_you_mean
 
 P = ParamSpec("P")
+SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
 
 
 class Verb(Generic[P]):
@@ -25,6 +28,8 @@ class Verb(Generic[P]):
         """The frames while they are made, in memory that doesn't grow with their number."""
         names = _keywords(self._make)
         for name in kwargs:
+            if name in SAMPLING and "sampling" in names:
+                raise UserError(f"{name} is one of the settings of sampling: sampling={{{name!r}: {kwargs[name]!r}}}")
             if name not in names:
                 raise UserError(did_you_mean(name, names, "argument"))
         return self._make(*args, **kwargs)

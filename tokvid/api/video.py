@@ -169,7 +169,11 @@ class Stream:
                 self._to_files(outs, sheet=picture, scale=scale)
                 return
             shown = with_sheet(with_bar(self, outs[0].name, self.total), picture, self.total, self.story)
-            write(shown, outs, self.fps, self.total, self.size, scale=scale)
+            try:
+                write(shown, outs, self.fps, self.total, self.size, scale=scale)
+            except KeyboardInterrupt as error:
+                so_far = f"interrupted after {self.done} of {self.total} frames; nothing is kept"
+                raise type(error)(so_far) from None
 
 
 @contextlib.contextmanager

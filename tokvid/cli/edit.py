@@ -21,19 +21,10 @@ from tokvid.cli.printing import several
 from tokvid.config import LOW_GUIDANCE
 from tokvid.io.files import Outputs
 from tokvid.tasks.conditions import CONDITIONS
-from tokvid.tasks.tasks import TASKS
+from tokvid.tasks.tasks import OTHER_VERBS, TASKS
 
 if TYPE_CHECKING:
     from tokvid.api.world import World
-
-# of tasks that aren't edits
-OWN_COMMANDS = {
-    "text_to_video": "generate",
-    "image_to_video": "generate --image",
-    "continuation": "extend",
-    "infilling": "loop",
-    "animate": "animate",
-}
 
 
 class Edit(Command):
@@ -236,8 +227,8 @@ class Highlights(Command):
 
 
 def _task(name: str) -> str:
-    if name in OWN_COMMANDS:
-        raise argparse.ArgumentTypeError(f"{name} has a command of its own, tokvid {OWN_COMMANDS[name]}")
+    if name in OTHER_VERBS:
+        raise argparse.ArgumentTypeError(f"{name} has a command of its own, tokvid {OTHER_VERBS[name]}")
     return name
 
 

@@ -180,8 +180,8 @@ class Tell(Command):
             except UserError as error:
                 if options.file.suffix.lower() in STORY_SUFFIXES or not options.file.exists():
                     raise
-                kinds = f"a story file ends in {' or '.join(STORY_SUFFIXES)}, a script in {' or '.join(SUFFIXES)}"
-                raise UserError(f"{error}; {kinds}") from error
+                kinds = f"a story file ends in {' or '.join(STORY_SUFFIXES)}, a script in {', '.join(SUFFIXES)}"
+                raise UserError(f"{options.file} is no story file: {kinds}; read as one: {error}") from error
         else:
             raise UserError("--seconds is for --prompt and scripts; in a story file each segment has its own seconds")
         story = story_of(options, story)

@@ -34,6 +34,7 @@ from tokvid.io.urls import URL, local
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LONGEST_LINE = 2000  # characters of an error
+MOST_CHOICES = 16  # that are listed beside a suggestion
 COMMANDS: tuple[Command, ...] = (
     Demo(),
     Tell(),
@@ -72,8 +73,10 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"invalid int value: (.*)", r"should be a whole number, got \1", message)
         message = re.sub(r"invalid float value: (.*)", r"should be a number, got \1", message)
         if wrong := re.search(r"invalid choice: '(.*?)'(?= \(choose from (.+)\))", message):
-            hint = suggestion(wrong[1], re.findall(r"[\w-]+", wrong[2]))
-            message = message[: wrong.end()] + hint + message[wrong.end() :]
+            choices = re.findall(r"[\w-]+", wrong[2])
+            hint = suggestion(wrong[1], choices)
+            listed = "" if hint and len(choices) > MOST_CHOICES else message[wrong.end() :]
+            message = message[: wrong.end()] + hint + listed
         elif "required" in message:  # perhaps what is missing is there, misspelt
             for option in (word.partition("=")[0] for word in self.given if word.startswith("--")):
                 if option not in self._option_string_actions and (

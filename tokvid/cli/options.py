@@ -142,7 +142,7 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
-        type=outputs.file(*VIDEO_SUFFIXES),
+        type=_video(outputs),
         default=out,
         metavar="FILE",
         help=f"video to write, .mp4 or .gif; an older one is replaced (default {out})",
@@ -163,6 +163,20 @@ def video_arguments(parser: argparse.ArgumentParser, outputs: Outputs, out: str)
     text.add_argument("--negative", metavar="TEXT", help="negative prompt: what should not be seen (default: none)")
     sampling_arguments(parser)
     models_arguments(parser)
+
+
+def _video(outputs: Outputs) -> Callable[[str], Path]:
+    """The type of a video to write."""
+    checked = outputs.file(*VIDEO_SUFFIXES)
+
+    def read(text: str) -> Path:
+        if text.lower().endswith(SHEET_SUFFIXES):
+            raise argparse.ArgumentTypeError(
+                f"{text} is a picture; give a video's name, .mp4 or .gif, and --sheet {text} for some of its frames"
+            )
+        return checked(text)
+
+    return read
 
 
 def scale_argument(parser: "argparse._ActionsContainer") -> None:

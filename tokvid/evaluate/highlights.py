@@ -49,10 +49,7 @@ def highlights(frames: Iterable[UInt8[np.ndarray, "h w 3"]], seconds: float, cou
     Clips don't overlap, and have no cut but at their ends, where shots are long enough. UserError for a video
     that is shorter than a clip.
     """
-    if not LEAST <= seconds <= MOST or not 1 <= count <= MOST_CLIPS:
-        raise UserError(
-            f"highlights have {LEAST:g} to {MOST:g} seconds and are 1 to {MOST_CLIPS}, got {seconds:g} s and {count}"
-        )
+    _check(seconds, count)
     change_T, motion_T, sharp_T, velocity_TC = _measured(frames)
     total = len(change_T) / FPS
     if total < seconds:
@@ -77,6 +74,13 @@ def highlights(frames: Iterable[UInt8[np.ndarray, "h w 3"]], seconds: float, cou
     return sorted(chosen, key=lambda highlight: highlight.start)
 
 
+def _check(seconds: float, count: int) -> None:
+    if not LEAST <= seconds <= MOST or not 1 <= count <= MOST_CLIPS:
+        raise UserError(
+            f"highlights have {LEAST:g} to {MOST:g} seconds and are 1 to {MOST_CLIPS}, got {seconds:g} s and {count}"
+        )
+
+
 def _within_a_shot(moment: float, seconds: float, cut_N: Float[np.ndarray, " n"]) -> float:
     """The start of a clip with the moment in its middle, or nearer to an end that would be beyond a cut."""
     before_N, after_N = cut_N[cut_N <= moment], cut_N[cut_N > moment]
@@ -90,6 +94,7 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
     Clips have the video's rate and size, and no sound. Returns the rows of highlights.jsonl. UserError as by
     `highlights`, and for a video that cannot be read.
     """
+    _check(seconds, count)
     info = probe(path)
     with progress("highlights", round(info.seconds * FPS), "frames") as advance:
         chosen = highlights(_counted(stream_frames(path, fps=FPS), advance), seconds, count)

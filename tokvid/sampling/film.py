@@ -50,6 +50,9 @@ def film(
         resumed = False
         with KeptWindows(partial, models) as windows:
             for video_THWC in show(models, story, opening, windows):
+                if not done and windows.others and not windows.found:
+                    begins = "begins anew, because what was kept of it is of other settings, prompts or weights"
+                    print(f"{outs[0]}: {begins}", file=sys.stderr)
                 if windows.found and not resumed:
                     resumed = True
                     print(f"{outs[0]}: resumed, from {partial}", file=sys.stderr)

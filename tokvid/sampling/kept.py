@@ -27,7 +27,7 @@ class KeptWindows:
     """A file of windows, in a `with` statement, written from the first one on; a file of other models is replaced.
 
     Records are only appended, so a torn or damaged one ends what is read: it is generated again, with all later ones.
-    `found` counts the windows that were asked for and there.
+    `found` counts the windows that were asked for and there; `others` says whether anything was there at all.
     """
 
     def __init__(self, path: Path, models: Models):
@@ -36,9 +36,10 @@ class KeptWindows:
         self._line = f"tokvid windows {mark}\n".encode()
         self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
         self._file: BinaryIO | None = None
-        self.found = 0
+        self.found, self.others = 0, False
 
     def __enter__(self) -> "KeptWindows":
+        self.others = self._path.is_file()
         if self._belongs():
             self._open()
         return self

@@ -60,7 +60,7 @@ def rates_between(models: Models, fps: float, factor: int) -> list[float]:
     while round(rates[-1] / fps) < factor:
         rates.append(rates[-1] * by)
     if len(rates) == 1 or round(rates[-1] / fps) != factor:
-        raise UserError(f"these weights cannot make {factor} frames of one; use a power of {by}: {by}, {by**2}, …")
+        raise UserError(f"factor should be a power of {by} for these weights: {by}, {by**2}, {by**3}, …, got {factor}")
     return rates[1:]
 
 
@@ -79,9 +79,9 @@ def check_rows(models: Models, sampling: Sampling) -> None:
     stride_of(sampling.rows, models.transformer.config.latent)
     trained = sorted(set(models.transformer.about.get("layouts", {}).get("rows", [0])))
     if sampling.rows not in trained:
+        ways = " or ".join(f"rows {rows}" if rows else "token by token (rows 0)" for rows in trained)
         raise UserError(
-            f"these weights draw {trained} rows at once (0 is token by token), not {sampling.rows}; "
-            "use one of these, or train with layouts.rows"
+            f"these weights draw {ways}, got rows {sampling.rows}; choose that, or train others with layouts.rows"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
-from tokvid.errors import UserError
+from tokvid.errors import Terminated, UserError
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.server import Studio, application
 from tokvid.studio.worlds import World
@@ -28,7 +28,12 @@ def serve(folder: Path, worlds: dict[str, World], address: tuple[str, int]) -> N
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2, ws="none")
     )
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt as error:
+        if isinstance(error, Terminated):
+            raise
+        print("tokvid studio: stopped; unfinished videos are finished when it is started again", flush=True)
 
 
 def is_loopback(host: str) -> bool:

@@ -14,6 +14,14 @@ from tokvid.tasks.conditions import CONDITIONS, Condition
 if TYPE_CHECKING:  # `tokvid --help` reads the tables, so functions import NumPy when they run
     import numpy as np
 
+# What makes the videos of tasks that aren't edits: a command of tokvid, or a method of a world.
+OTHER_VERBS = {
+    "text_to_video": "generate",
+    "image_to_video": "generate",
+    "continuation": "extend",
+    "infilling": "loop",
+    "animate": "animate",
+}
 MOST_KNOWN = 3  # known latent frames of a continuation
 Shape = tuple[int, int, int]  # latent frames, rows and columns of a window
 
