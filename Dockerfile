@@ -4,7 +4,8 @@
 #     docker build --tag tokvid:cuda --build-arg EXTRAS=cuda13 .     # for NVIDIA GPUs (or cuda12)
 #     docker run --rm tokvid doctor
 #     docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" tokvid demo
-#     docker run --rm --gpus all --volume "$PWD:/work" tokvid:cuda train tokenizer quickstart.py --workdir runs/quickstart
+#     docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/work" tokvid:cuda \
+#         train tokenizer configs/quickstart.py --workdir runs/quickstart    # in a checkout, which has the recipes
 #
 # JAX's packages bring CUDA's libraries; the host has the driver and NVIDIA's container toolkit.
 
