@@ -427,10 +427,11 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
         def log(self, numbers, step):
             self.lines.append((step, numbers))
 
-        def finish(self):
-            self.finished = True
+        def finish(self, exit_code):
+            self.finished = exit_code == 0
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **about: Run(**about)))
+    wandb = SimpleNamespace(init=lambda **about: Run(**about), Settings=dict, Error=ConnectionError)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = dataclasses.replace(CONFIG, steps=4, log_every=2, wandb="mine")
     train(Toy(), config, tmp_path / "toy")
     train(Toy(), dataclasses.replace(config, steps=6), tmp_path / "toy")
@@ -439,6 +440,17 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
     assert first.about["project"] == "mine" and first.about["id"] == second.about["id"]
     logged = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **numbers} for run in runs for step, numbers in run.lines] == logged
+    train(Toy(), dataclasses.replace(config, steps=6), tmp_path / "toy")
+    assert len(runs) == 2  # there is nothing to log
+
+    def no_login(**about):
+        raise ConnectionError("No API key configured. Use `wandb login` to log in.")
+
+    wandb.init = no_login
+    with pytest.raises(
+        UserError, match=r"^W&B: No API key configured\..* to log in; run `wandb login`, set WANDB_MODE"
+    ):
+        train(Toy(), config, tmp_path / "other")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'tokvid\[wandb\]'"):
         train(Toy(), config, tmp_path / "other")

@@ -66,7 +66,7 @@ class MetricsLog:
             temporary.write_text("".join(f"{line}\n" for line in kept))
         boards = [
             _tensorboard(folder / "tensorboard", step),
-            _WandB(folder, self._config) if self._config.wandb else None,
+            _WandB(folder, self._config) if self._config.wandb and step < self._config.steps else None,
         ]
         return [board for board in boards if board is not None]
 
@@ -75,7 +75,7 @@ class MetricsLog:
 
     def __exit__(self, *error: object) -> None:
         for board in self._boards:
-            board.close()
+            board.close(failed=error[0] is not None)
 
     @property
     def window(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class _TensorBoard:
             self._file.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
         self._file.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         try:
             self._file.close()
         except OSError as error:  # every line was flushed when it was written
@@ -217,12 +217,22 @@ class _WandB:
         name = f"{folder.parent.name}-{folder.name}"
         mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         settings = to_dict(config)
-        self._run = wandb.init(
-            project=config.wandb, name=name, id=mark, resume="allow", dir=str(folder), config=settings
-        )
+        try:
+            self._run = wandb.init(
+                project=config.wandb,
+                name=name,
+                id=mark,
+                resume="allow",
+                dir=str(folder),
+                config=settings,
+                settings=wandb.Settings(quiet=True, console="off"),  # no tables at the end, no copy of the progress bar
+            )
+        except wandb.Error as error:
+            said = str(error).strip().rstrip(".")
+            raise UserError(f"W&B: {said}; run `wandb login`, set WANDB_MODE=offline, or leave out wandb") from error
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
