@@ -2,7 +2,8 @@
 
 A weights folder holds `tokenizer/`, `transformer/` (each `config.json`, `weights.safetensors`) and `text.model`. A
 training workdir has the same structure, so `--weights` takes either. Where a T5 reads the prompts, its encoder is in
-`text/`. A LoRA is a file of its own, added to a transformer as it is loaded.
+`text/`. A LoRA is a file of its own, added to a transformer as it is loaded; those in `transformer/loras/` are added
+for the tasks that they were trained for.
 """
 
 import functools
@@ -26,6 +27,7 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import atomic, read_json, seal, to_json, worlds
 from tokvid.io.urls import local
 from tokvid.sharding import placed
+from tokvid.tasks.tasks import trained_tasks
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.lora import product
 from tokvid.transformer.model import Transformer
@@ -194,6 +196,7 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
 
 LORA = "tokvid lora"  # the metadata key of a LoRA's facts
 LORA_FILE = "lora.safetensors"  # in the folder of the training
+LORAS = "loras"  # the folder in a transformer's for those of single tasks
 
 
 def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about: Any) -> None:
@@ -222,6 +225,12 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
             f"{path} is no LoRA of this version of tokvid; a training with --train_transformer.lora writes one"
         )
     return about, factors
+
+
+def task_loras(folder: Path) -> dict[Path, tuple[str, ...]]:
+    """The LoRAs that come with the transformer in `folder`, and the tasks that each was trained for."""
+    files = sorted((folder / LORAS).glob("*.safetensors"))
+    return {path: tuple(trained_tasks(read_lora(path)[0])) for path in files}
 
 
 def _updated(

@@ -171,3 +171,28 @@ def test_a_factor_that_doesnt_fit_is_named(trained, tmp_path, name):
     file.write_bytes(safetensors.numpy.save(factors, {weights.LORA: json.dumps(facts)}))
     with pytest.raises(UserError, match=r"odd\.safetensors.* blocks\.mlp"):
         weights.load(trained / "start/transformer", "transformer", [weights.Scaled(file)])
+
+
+def test_a_task_has_a_lora_of_its_own(tokvid, trained, trained_for, movie, tmp_path):
+    """The command whose task it is for uses it, as if it were named; others don't."""
+    folder = trained_for(["text_to_video", "infilling"])
+    about, factors = weights.read_lora(trained / "run" / FILE)
+    plain, named = (shutil.copytree(folder, tmp_path / name) for name in ("plain", "named"))
+    own = folder / "transformer" / weights.LORAS / "loops.safetensors"
+    own.parent.mkdir()
+    of_infilling = {"layouts": {"tasks": {"infilling": 1.0}}}
+    facts = {name: value for name, value in about.items() if name not in ("format", "base")} | of_infilling
+    leaves = [(tuple(name.split(".")), {...: factor}) for name, factor in factors.items()]
+    weights.save_lora(own, leaves, about["base"], **facts)
+    ways = {"with": (folder,), "without": (plain,), "named": (named, "--lora", own)}
+    clip = ("--prompt", "a red circle", "--fps", 4)
+    for name, arguments in ways.items():
+        code, _, err = tokvid("loop", "in.mp4", *clip, "--out", f"{name}.gif", "--weights", *arguments)
+        assert code == 0, err
+        code, _, err = tokvid("generate", *clip, "--seconds", 1, "--out", f"{name}_clip.gif", "--weights", *arguments)
+        assert code == 0, err
+    loops, clips = ([(tmp_path / f"{name}{what}.gif").read_bytes() for name in ways] for what in ("", "_clip"))
+    assert loops[0] == loops[2] != loops[1] and clips[0] == clips[1] != clips[2]
+    assert what_is(folder)["transformer/"]["LoRAs of tasks"] == {"loops.safetensors": "infilling"}
+    weights.save_lora(own, leaves, "0" * 16, **facts)
+    assert "was trained on weights 0000" in tokvid("loop", "in.mp4", "--weights", folder)[2]

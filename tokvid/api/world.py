@@ -227,7 +227,7 @@ class World:
         plain = cast(Settings, {name: value for name, value in settings.items() if name not in own})
         story = self._checked(story_for(task, prompt, self._rated(video, plain)))
         self._times(larger)
-        total, parts, size = edited(self.models, story, task, video, own, larger)
+        total, parts, size = edited(self.models.for_task(task), story, task, video, own, larger)
         return Stream(parts, total, story.fps, size, _lasting(story, total))
 
     @verb
@@ -264,7 +264,8 @@ class World:
                 _, size = edits.source_of(self.models, "animate", story.fps)
                 frames = read_clip(cast(Clip, like), story.fps, size)
                 points = (salient_points(frame_HWC[None])[0] for frame_HWC in frames)
-            total, parts = edits.animate(self.models, story, read_picture(picture, self.size), points, at_path)
+            models = self.models.for_task("animate")
+            total, parts = edits.animate(models, story, read_picture(picture, self.size), points, at_path)
         return Stream(parts, total, story.fps, self.size, _lasting(story, total))
 
     @verb
@@ -280,7 +281,8 @@ class World:
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
         story = self._checked(story_for("interpolation", prompt, rated))
         size = self._times(larger)
-        total, parts = edits.interpolate(self.models, story, read_clip(video, story.fps, size), factor)
+        models = self.models.for_task("interpolation")
+        total, parts = edits.interpolate(models, story, read_clip(video, story.fps, size), factor)
         return Stream(parts, total, story.fps * factor, size, _lasting(story, total, factor))
 
     @verb
@@ -288,9 +290,10 @@ class World:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning. It is `larger` times the world's size."""
         story, size = self._checked(make_story([prompt], None, self._rated(video, settings))), self._times(larger)
-        edits.check_loop(self.models, story)
-        opening = encode_video(self.models, read_clip(video, story.fps, size))
-        video_THWC, new = edits.loop(self.models, story, opening)
+        models = self.models.for_task("infilling")
+        edits.check_loop(models, story)
+        opening = encode_video(models, read_clip(video, story.fps, size))
+        video_THWC, new = edits.loop(models, story, opening)
         jump = seam_ratio(np.concatenate([video_THWC, video_THWC[:1]]), [len(video_THWC)])
         if jump > MOST_JUMP:
             log.warning(

@@ -199,7 +199,9 @@ def evaluate_edits(
         raise UserError(f"samples should be 4 or more, got {request.samples}")
     chosen = {name: settings(MEASURES[name].task) for name in names}
     each = (
-        ((name, clips, count), count) for name in names for clips, count in _drawn(models, data, request, chosen[name])
+        ((name, clips, count), count)
+        for name in names
+        for clips, count in _drawn(models.for_task(MEASURES[name].task), data, request, chosen[name])
     )
     with progress("evaluate edits", request.samples * len(names), "videos", quiet=not first()) as advance:
         lists = measured(each, lambda given: _measure(*given), advance)

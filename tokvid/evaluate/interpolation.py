@@ -43,6 +43,7 @@ def evaluate_interpolation(
     """
     if samples < 4:
         raise UserError(f"samples should be 4 or more, got {samples}")
+    models = models.for_task("interpolation")
     frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
     rng = np.random.default_rng([EVALUATION_SEED, seed])
     batch, fps = min(BATCH, samples), max(data.fps)

@@ -361,6 +361,7 @@ def _measure(
     models: Models, name: str, batch: Padded[ShapesStory], fps: float, settings: Settings
 ) -> dict[tuple[str, str], list[Any]]:
     """The task's figures of a batch, and under ROWS some clips for a sheet."""
+    models = models.for_task(MEASURES[name].needs[0])
     outcome = MEASURES[name].measure(Batch(models, fps, frames_at(models, fps), batch.seeds_B, settings, batch.items))
     lists: dict[tuple[str, str], list[Any]] = {(name, ROWS): []}
     for figure, values in outcome.figures.items():

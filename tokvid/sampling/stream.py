@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -30,11 +30,19 @@ MOST_PATCHES = 8192  # of a latent frame; attention among them takes one to two 
 
 
 class Models(NamedTuple):
-    """The trained models that turn a prompt into a video."""
+    """The trained models that turn a prompt into a video.
+
+    `tuned` has, by task, what loads the transformer with the LoRA that the weights have for it.
+    """
 
     tokenizer: weights.Loaded
     transformer: weights.Loaded
     text: TextModel
+    tuned: Mapping[str, Callable[[], weights.Loaded]] = {}
+
+    def for_task(self, task: str) -> "Models":
+        """The models that do a task best."""
+        return self._replace(transformer=self.tuned[task]()) if task in self.tuned else self
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,7 +70,7 @@ class Models(NamedTuple):
 def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Models:
     """Tokenizer, transformer (with LoRAs added) and text model of a weights folder.
 
-    UserError where they don't belong together.
+    UserError where they don't belong together, or a LoRA belongs to other weights.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,7 +84,11 @@ def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Mod
             f"the transformer was trained with text model {transformer.about.get('text_model')}, "
             f"that of {folder} is {text.fingerprint}; use the one it was trained with"
         )
-    return Models(tokenizer, transformer, text)
+    tuned: dict[str, Callable[[], weights.Loaded]] = {}
+    for path, tasks in weights.task_loras(folder / "transformer").items():
+        load = functools.partial(weights.load, folder / "transformer", "transformer", [*loras, weights.Scaled(path)])
+        tuned |= dict.fromkeys(tasks, functools.cache(load))
+    return Models(tokenizer, transformer, text, tuned)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first"))
