@@ -10,6 +10,7 @@ for part in tokenizer transformer; do
     cp "$workdir/$part/config.json" "$workdir/$part/weights.safetensors" "$root/data/$part/"
 done
 cp "$workdir/text.model" "$root/data/"
+rm -rf "$root/data/transformer/loras"    # of the weights before
 "$bin/tokvid" evaluate shapes --samples "$samples" --json "$root/data/evaluation.json"
 "$bin/tokvid" evaluate reconstruction --samples 128 --json "$root/data/reconstruction.json"
 "$bin/tokvid" demo --out "$root/demo"

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import wave
+from pathlib import Path
 
 import av
 import numpy as np
@@ -116,6 +117,24 @@ def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, 
     assert "story.mp4: resumed, from .story.mp4.tokens\n" in tokvid(*words)[2]
     assert [path.name for path in tmp_path.iterdir()] == ["story.mp4"]
     assert not {"resumed", "anew"} & set(tokvid(*words)[2].split())
+
+
+def test_an_interrupted_continuation_resumes_behind_its_opening(tokvid, tiny_weights, movie, monkeypatch):
+    """The opening's frames come before any window is asked for, so they say nothing of what was kept."""
+    tell = film.tell
+
+    def interrupted(*arguments):
+        for frames in tell(*arguments):
+            yield frames
+            if Path(".extended.mp4.tokens").exists():
+                raise KeyboardInterrupt
+
+    words = ("extend", "in.mp4", "--seconds", 4, "--fps", 4, "--guidance", 1, "--weights", tiny_weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(film, "tell", interrupted)
+        assert "run the same command again to resume" in tokvid(*words)[2]
+    code, _, err = tokvid(*words)
+    assert code == 0 and "extended.mp4: resumed, from" in err and "anew" not in err
 
 
 def test_many_clips_that_are_interrupted_say_how_to_go_on(tokvid, tiny_weights, monkeypatch):

@@ -47,15 +47,16 @@ def film(
 
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
-        resumed = False
+        told = False
         with KeptWindows(partial, models) as windows:
             for video_THWC in show(models, story, opening, windows):
-                if not done and windows.others and not windows.found:
-                    begins = "begins anew, because what was kept of it is of other settings, prompts or weights"
-                    print(f"{outs[0]}: {begins}", file=sys.stderr)
-                if windows.found and not resumed:
-                    resumed = True
-                    print(f"{outs[0]}: resumed, from {partial}", file=sys.stderr)
+                if windows.asked and not told:  # an opening is no window
+                    told = True
+                    if windows.found:
+                        print(f"{outs[0]}: resumed, from {partial}", file=sys.stderr)
+                    elif windows.others:
+                        begins = "begins anew, because what was kept of it is of other settings, prompts or weights"
+                        print(f"{outs[0]}: {begins}", file=sys.stderr)
                 for frame_HWC in video_THWC:
                     watch(frame_HWC)
                     done += 1

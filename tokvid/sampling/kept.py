@@ -27,7 +27,8 @@ class KeptWindows:
     """A file of windows, in a `with` statement, written from the first one on; a file of other models is replaced.
 
     Records are only appended, so a torn or damaged one ends what is read: it is generated again, with all later ones.
-    `found` counts the windows that were asked for and there; `others` says whether anything was there at all.
+    `asked` counts the windows that were asked for, `found` those of them that were there; `others` says whether there
+    was a file at all.
     """
 
     def __init__(self, path: Path, models: Models):
@@ -36,7 +37,7 @@ class KeptWindows:
         self._line = f"tokvid windows {mark}\n".encode()
         self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
         self._file: BinaryIO | None = None
-        self.found, self.others = 0, False
+        self.asked, self.found, self.others = 0, 0, False
 
     def __enter__(self) -> "KeptWindows":
         self.others = self._path.is_file()
@@ -87,6 +88,7 @@ class KeptWindows:
 
     def get(self, mark: str) -> Int[np.ndarray, "b t h w q"] | None:
         """The tokens (B, T, H, W, Q) that were added under this mark, or None."""
+        self.asked += 1
         if self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
             return None
         self.found += 1
