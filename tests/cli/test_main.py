@@ -115,6 +115,23 @@ def test_weights_that_come_with_tokvid_have_names(tmp_path, monkeypatch):
     assert options.weights("hf://me/mine") == "hf://me/mine"
 
 
+def test_an_interrupted_command_waits_for_no_thread():
+    """In Python's shutdown, threads that compile crashed, or were waited for."""
+    program = """
+import threading, time
+from tokvid.cli import doctor, main
+
+def run(self, options):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    raise KeyboardInterrupt
+
+doctor.Doctor.run = run
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "tokvid: interrupted\n")
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_garbage_collection_is_not_lost(tokvid, monkeypatch, number, code):
     """JAX has a callback there, and Python drops what is raised in it."""
@@ -193,6 +210,7 @@ def test_a_second_interruption_ends_the_process_at_once(monkeypatch):
 
     monkeypatch.setattr(cli.Doctor, "run", run)
     monkeypatch.setattr(sys, "argv", ["tokvid", "doctor"])
+    monkeypatch.setattr(os, "_exit", sys.exit)  # or it would end the tests
     before = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit, match="130"):

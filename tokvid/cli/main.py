@@ -125,11 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
             _run(command, options)
             sys.stdout.flush()
     except UserError as error:
-        _fail(str(error), 2, at_once=arguments is None)
+        waits = any(not each.daemon for each in threading.enumerate() if each is not threading.main_thread())
+        _fail(str(error), 2, at_once=waits and arguments is None)  # orbax's wait five minutes after a failed save
     except KeyboardInterrupt as error:
         if arguments is None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends the process at once, without a traceback
-        _fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
+        code = 143 if isinstance(error, Terminated) else 130
+        _fail(str(error) or "interrupted", code, at_once=arguments is None)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -222,11 +224,18 @@ def _interruptible() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, at_once: bool = False) -> NoReturn:
-    """Prints a line and exits; `at_once`: even if threads go on, as orbax's do for five minutes after a failed save."""
+    """Prints a line and exits; `at_once`: without Python's shutdown, which waits for threads, and in which those of XLA
+    that compile or compute crash or wait for ever."""
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
     print(f"tokvid: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + '…'}", file=sys.stderr)
-    if at_once and any(not each.daemon for each in threading.enumerate() if each is not threading.main_thread()):
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    if not at_once:
+        sys.exit(code)
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        child.terminate()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
