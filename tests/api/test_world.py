@@ -77,6 +77,9 @@ def test_every_way_warns_once_of_unknown_words(able, caplog, monkeypatch, tmp_pa
 
 def test_known_words_are_not_warned_of(able, caplog):
     able.edit.stream(FRAMES, "inpaint", "a star", box=(0, 0, 9, 9))
+    for box in ((1, 2, 3), "1 2 3 4", (0, 0, 9.5, 9), 4):
+        with pytest.raises(UserError, match="a box is four whole numbers, left, top, width and height, got"):
+            able.edit.stream(FRAMES, "inpaint", "a star", box=box)
     able.generate.stream("a star")
     assert not caplog.records
 
@@ -210,6 +213,8 @@ def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
             way("up", gidance=2)
     with pytest.raises(UserError, match=r"unknown argument 'second' \(did you mean 'seconds'\?\)"):
         world.generate("up", second=1)
+    with pytest.raises(UserError, match=r"seconds should be above 0 and at most 86400, got '2'"):
+        world.generate("up", seconds="2")
     with pytest.raises(UserError, match=r"temperature is one of the settings of sampling: sampling={'temperature': 1}"):
         world.generate("up", temperature=1)
     with pytest.raises(UserError, match=r"unknown argument 'time' \(did you mean 'times'\?\)"):
@@ -253,6 +258,8 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
         world.interpolate(FRAMES)
     with pytest.raises(UserError, match=r"animate has a method of its own, animate; edit takes restyle, "):
         world.edit(clip, "animate")
+    with pytest.raises(UserError, match="inpaint needs either a box"):
+        world.edit(clip, "inpaint")
     with pytest.raises(UserError, match=r"unknown task 'interpolate' \(did you mean 'interpolation'\?\)"):
         world.edit(clip, "interpolate")
 

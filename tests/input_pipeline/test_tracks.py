@@ -23,10 +23,11 @@ def test_a_track_is_read_at_any_rate(tmp_path):
     "track, said",
     [
         ([], "should be a JSON object"),
-        ({"points": [[[0, 0]]]}, 'should have "fps" and "points"'),
+        ({"points": [[[0, 0]]]}, r'should have "fps" and "points", and nothing else, got \[.points.\]'),
+        ({"fps": 8, "points": [[None], [None]]}, "has no path: its points are null in all frames"),
         ({"fps": 0, "points": [[[0, 0]]]}, "fps should be above 0"),
         ({"fps": True, "points": [[[0, 0]]]}, "fps should be above 0"),
-        ({"fps": 8, "points": []}, "a list of points for each frame, got an empty one"),
+        ({"fps": 8, "points": []}, "a list of points for each frame, .null. where none is seen, got an empty one"),
         ({"fps": 8, "points": [[0.2, 0.5], [0.4, 0.5]]}, re.escape("got [0.2, 0.5]; write [[0.2, 0.5]] for one point")),
         ({"fps": 8, "points": [[]]}, "one or more"),
         ({"fps": 8, "points": [[[0, 0]], [None, None]]}, "as many points"),

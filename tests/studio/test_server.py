@@ -271,6 +271,8 @@ def test_a_first_frame_is_a_picture_and_is_kept(client, studio, files, monkeypat
         ({"task": "colourise", "box": None}, "was not trained for colourise"),
         ({"weights": "tiny"}, "was not trained for inpaint"),
         ({"source": "0" * 16}, "no such upload"),
+        ({"box": None}, "inpaint needs either a box"),
+        ({"boks": [0, 0, 5, 5]}, "boks: Extra inputs are not permitted"),
         ({"box": [0, 0, 5]}, "box"),
         ({"box": [0, 0, -5, 5]}, "box"),
         ({"fps": 0}, "fps"),

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ def check_own(task: str, own: Mapping[str, Any]) -> None:
     for name in own:
         if name not in TASKS[task].settings:
             raise UserError(f"{name} is not for task {task}; leave it out")
+    if task == "inpaint" and len(own) != 1:
+        raise UserError("inpaint needs either a box (--box), left, top, width and height in pixels, or a mask (--mask)")
 
 
 def check_larger(task: str, larger: int) -> None:
@@ -85,8 +88,6 @@ def _times(size: tuple[int, int], larger: int) -> tuple[int, int]:
 
 
 def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], larger: int) -> Edited:
-    if len(own) != 1:
-        raise UserError("inpaint needs either a box (--box), left, top, width and height in pixels, or a mask (--mask)")
     size = _times(models.size, larger)
     if "box" in own:
         masks: Frames = itertools.repeat(_box(own["box"], size_of(clip), size))
@@ -100,7 +101,11 @@ def _inpaint(models: Models, story: Story, clip: Clip, own: Mapping[str, Any], l
 
 def _box(box: tuple[int, int, int, int], clip_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """A mask of this size that is white in the box."""
-    (x, y, width, height), (rows, columns) = box, clip_size
+    try:
+        x, y, width, height = (operator.index(each) for each in box)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a box is four whole numbers, left, top, width and height, got {box!r:.60}") from error
+    rows, columns = clip_size
     if not (0 <= x < x + width <= columns and 0 <= y < y + height <= rows):
         raise UserError(
             f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels; give left, top, "

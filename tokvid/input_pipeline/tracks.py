@@ -20,13 +20,15 @@ def load_track(path: Path, fps: float) -> np.ndarray:
     """The points of a track at `fps`, (T, N, 2), NaN where one isn't seen; UserError for anything else."""
     values = read_json(path, "track")
     if set(values) != {"fps", "points"}:
-        raise UserError(f'track {path} should have "fps" and "points", and nothing else')
+        raise UserError(f'track {path} should have "fps" and "points", and nothing else, got {list(values)!r:.60}')
     rate, frames = values["fps"], values["points"]
     if not _is_number(rate) or not 0 < rate <= 240:
         raise UserError(f"track {path}: fps should be above 0 and at most 240, got {rate!r:.40}")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, list) for frame in frames):
         got = "an empty one" if frames == [] else reprlib.repr(frames)
-        raise UserError(f"track {path}: points should be a list with a list of points for each frame, got {got}")
+        raise UserError(
+            f"track {path}: points should be a list of points for each frame, [null] where none is seen, got {got}"
+        )
     if frames[0] and all(map(_is_number, frames[0])):
         raise UserError(
             f"track {path}: each frame should be a list of points, got {frames[0]}; write [{frames[0]}] for one point"
@@ -34,6 +36,8 @@ def load_track(path: Path, fps: float) -> np.ndarray:
     if len({len(frame) for frame in frames}) > 1 or not frames[0]:
         raise UserError(f"track {path}: each frame should have as many points, one or more; write null for unseen ones")
     points_TNC = np.array([[_point(path, number, point) for point in frame] for number, frame in enumerate(frames)])
+    if np.isnan(points_TNC).all():
+        raise UserError(f"track {path} has no path: its points are null in all frames; give some [x, y]")
     count = max(1, round(len(frames) / rate * fps))
     shown_T = np.minimum((np.arange(count) * rate / fps + 1e-6).astype(int), len(frames) - 1)
     return points_TNC[shown_T]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,8 +48,8 @@ class Segment:
     def __post_init__(self) -> None:
         checked(self.prompt)
         checked(self.negative or "")
-        if not 0 < self.seconds <= MOST_SECONDS:
-            raise UserError(f"seconds should be above 0 and at most {MOST_SECONDS:g}, got {self.seconds}")
+        if not isinstance(self.seconds, numbers.Real) or not 0 < self.seconds <= MOST_SECONDS:
+            raise UserError(f"seconds should be above 0 and at most {MOST_SECONDS:g}, got {self.seconds!r:.40}")
         if self.seed is not None:
             check_seed(self.seed)
         for guidance in (self.guidance, self.last_guidance):

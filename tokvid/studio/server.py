@@ -368,7 +368,7 @@ def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def invalid(request: Request, error: fastapi.exceptions.RequestValidationError) -> Response:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, if any
         place = ".".join(str(part) for part in first["loc"][1:])
         return problem(422, "invalid", f"{place}: {first['msg']}" if place else str(first["msg"]))
 
