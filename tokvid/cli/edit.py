@@ -108,7 +108,10 @@ class Animate(Command):
         how.add_argument("--zero-shot", action="store_true", help="begin with the picture, without a track")
         at_path = "leave the track where it is, and draw the object where it begins, before the picture's background"
         parser.add_argument("--at-path", action="store_true", help=at_path)
-        prompt = "what moves and how; where it says another motion than the track, it may win (default: no prompt)"
+        prompt = (
+            "what moves and how, which keeps the object's form; where it says another motion than the track, it may win "
+            "(default: no prompt)"
+        )
         parser.add_argument("--prompt", default="", help=prompt)
         seconds = "duration with --zero-shot, in seconds (default 2)"
         parser.add_argument("--seconds", type=float, metavar="X", help=seconds)
