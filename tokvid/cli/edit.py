@@ -109,8 +109,8 @@ class Animate(Command):
         at_path = "leave the track where it is, and draw the object where it begins, before the picture's background"
         parser.add_argument("--at-path", action="store_true", help=at_path)
         prompt = (
-            "what moves and how, which keeps the object's form; where it says another motion than the track, it may win "
-            "(default: no prompt)"
+            "what moves and how, which keeps the object's form; where it says another motion than the track, it may "
+            "win (default: no prompt)"
         )
         parser.add_argument("--prompt", default="", help=prompt)
         seconds = "duration with --zero-shot, in seconds (default 2)"
