@@ -147,7 +147,7 @@ def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
     command = ["generate", "--prompts", "p.txt", "--folder", "c", "--seconds", "0.5", "--guidance", "1"]
     command += ["--weights", str(tiny_weights), "--batch", "2"]
     main([*command, "--count", "2"])
-    assert capsys.readouterr().out == "c: 2 clips, listed in index.jsonl\n"
+    assert capsys.readouterr().out == "c: 2 clips of these settings, listed in index.jsonl\n"
     first = rows_of(tmp_path / "c")
     assert [(row["prompt"], row["seed"], row["frames"]) for row in first] == [("up", 0, 4), ("up", 7919, 4)]
     assert all(row["motion"] > 0 and (tmp_path / "c" / row["file"]).is_file() for row in first)
@@ -161,9 +161,9 @@ def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
     untouched = Path("c", first[1]["file"]).stat().st_mtime_ns
     assert "nothing is missing" not in capsys.readouterr().err
     main([*command, "--count", "2"])
-    assert capsys.readouterr().out == "c: 4 clips, listed in index.jsonl\n"
+    assert capsys.readouterr().out == "c: 4 clips of these settings, listed in index.jsonl\n"
     main([*command, "--count", "2"])
-    assert capsys.readouterr() == ("c: 4 clips, listed in index.jsonl\n", "c: nothing is missing\n")
+    assert capsys.readouterr() == ("c: 4 clips of these settings, listed in index.jsonl\n", "c: nothing is missing\n")
     rows = rows_of(tmp_path / "c")
     assert {row["mark"] for row in first} < {row["mark"] for row in rows} and len(rows) == 4
     assert Path("c", first[1]["file"]).stat().st_mtime_ns == untouched
@@ -209,7 +209,7 @@ def test_a_killed_job_goes_on_behind_the_last_whole_video(tiny_weights, tmp_path
     jobs = [start(tmp_path, tiny_weights, *several, number) for number in (0, 1)]
     said = [job.communicate(timeout=240) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
-    assert said[0][0].endswith("c: 8 clips, listed in index.jsonl\n") and "clips" not in said[1][0]
+    assert said[0][0].endswith("c: 8 clips of these settings, listed in index.jsonl\n") and "clips" not in said[1][0]
     rows = rows_of(tmp_path / "c")
     assert {row["prompt"] for row in rows} == {f"up {number}" for number in range(8)} and len(rows) == 8
     assert {path.name for path in tmp_path.glob("c/*")} == {"index.jsonl", *(row["file"] for row in rows)}

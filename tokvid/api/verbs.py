@@ -29,7 +29,7 @@ class Verb(Generic[P]):
         names = _keywords(self._make)
         for name in kwargs:
             if name in SAMPLING and "sampling" in names:
-                raise UserError(f"{name} is one of the settings of sampling: sampling={{{name!r}: {kwargs[name]!r}}}")
+                raise UserError(f"{name} is one of the settings of sampling; write sampling={{{name!r}: …}}")
             if name not in names:
                 raise UserError(did_you_mean(name, names, "argument"))
         return self._make(*args, **kwargs)

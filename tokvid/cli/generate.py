@@ -354,7 +354,7 @@ def _fill(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:
         raise type(error)(f"interrupted; run the same command again for what is missing in {folder}") from None
     if first():
-        print(f"{folder}: {several(len(rows), 'clip')}, listed in index.jsonl")
+        print(f"{folder}: {several(len(rows), 'clip')} of these settings, listed in index.jsonl")
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def what_is(path: Path, every: bool = False) -> dict[str, Any]:
     UserError where it is nothing known.
     """
     if not path.exists():
-        raise UserError(f"there is nothing at {path}")
+        raise UserError(f"there is nothing at {path}; name weights, a workdir, a dataset, a story or a video")
     if path.is_file():
         return _file(path, every)
     if (path / "dataset.json").is_file():

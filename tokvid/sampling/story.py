@@ -182,7 +182,7 @@ def read_text(path: str | Path, kind: str) -> str:
             raise UserError(f"{kind} {path}: it has more than {LARGEST_FILE} bytes; split it")
         return data.decode("utf-8")
     except OSError as error:
-        raise UserError(f"cannot read {kind} {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {kind} {path}: {error.strerror or error}; check its name") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{kind} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 

@@ -19,6 +19,7 @@ OTHER_VERBS = {
     "text_to_video": "generate",
     "image_to_video": "generate",
     "continuation": "extend",
+    "recall": "extend",
     "infilling": "loop",
     "animate": "animate",
 }
