@@ -105,6 +105,22 @@ def test_a_story_is_generated_changed_and_downloaded(page):
     expect(card(page, 1).locator(".badge")).to_have_text("done")
 
 
+def test_a_reloaded_page_shows_the_video_with_its_first_look_at_the_server(page):
+    tell(page, "a red circle")
+    generate(page)
+    finished(page)
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.continue_()  # later requests wait for an answer without end
+
+    page.route("**/api/takes", answer)
+    page.reload()
+    expect(page.locator("#stage canvas")).to_be_visible(timeout=20_000)
+
+
 def test_cards_by_keyboard(page):
     tell(page, "one", "two")
     page.get_by_label("Prompt of scene 2").press("Alt+ArrowUp")

@@ -52,7 +52,7 @@ def test_hidden_states_are_those_of_pytorch(version):
 
 def torch_python():
     if not (python := os.environ.get("TOKVID_TORCH_PYTHON")):
-        pytest.skip("needs TOKVID_TORCH_PYTHON, a Python with torch and transformers")
+        pytest.skip("needs TOKVID_TORCH_PYTHON, a Python with torch, transformers and protobuf")
     return python
 
 

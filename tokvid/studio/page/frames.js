@@ -4,6 +4,12 @@ import { bytes } from "./api.js";
 
 const MOST_BYTES = 2 ** 28;
 const kept = new Map(); // id → {images, busy}; the first was used the longest ago
+let arrived = () => {};
+
+// What to do when frames have come.
+export function onFrames(act) {
+  arrived = act;
+}
 
 function entry(id) {
   const own = kept.get(id) ?? { images: [], busy: false };
@@ -39,10 +45,10 @@ function images(buffer, [height, width]) {
   return result;
 }
 
-// Fetches the frames of a take that are new; resolves with true where there were some.
+// Fetches the frames of a take that are new.
 export async function fetchFrames(take) {
   const own = entry(take.id);
-  if (own.busy || own.images.length >= take.done || !take.size[0]) return false;
+  if (own.busy || own.images.length >= take.done || !take.size[0]) return;
   own.busy = true;
   const before = own.images.length;
   try {
@@ -57,7 +63,7 @@ export async function fetchFrames(take) {
     own.busy = false;
   }
   makeRoom(take.id);
-  return own.images.length > before;
+  if (own.images.length > before) arrived();
 }
 
 export const framesOf = (take) => (take ? (kept.get(take.id)?.images ?? []) : []);

@@ -3,7 +3,7 @@
 import { get, post, remove } from "./api.js";
 import { announce, closeErrors, h, icon, newSeed, toast } from "./dom.js";
 import { initEdit, renderEdit, renderModes } from "./edit.js";
-import { fetchFrames } from "./frames.js";
+import { fetchFrames, onFrames } from "./frames.js";
 import { initHistory, renderHistory, updateHistory } from "./history.js";
 import { initOpening, renderOpening } from "./opening.js";
 import { RANGES, focusOn, initScenes, renderScenes, updateScenes } from "./scenes.js";
@@ -469,6 +469,7 @@ async function start() {
   if (!store.restore()) state.draft = store.newDraft(state.facts.weights[0]);
   state.edit ??= store.newEdit(store.worldOf(state.draft));
   for (const init of [initEdit, initScenes, initStage, initHistory, initOpening]) init(actions);
+  onFrames(update);
   renderAll();
   listen();
   await refresh();
