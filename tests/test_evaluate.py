@@ -303,6 +303,14 @@ def test_interpolation(tiny_models, by_two, monkeypatch):
         evaluate_interpolation(models, data, 5, 3, 0)
 
 
+def test_interpolation_is_measured_with_its_own_lora(tiny_models):
+    def load():
+        raise LookupError("its own")
+
+    with pytest.raises(LookupError, match="its own"):
+        evaluate_interpolation(tiny_models._replace(tuned={"interpolation": load}), DataConfig(size=(16, 16)), 5, 2, 0)
+
+
 def test_a_perfect_interpolation_reaches_the_ceiling(tiny_models, monkeypatch):
     """When models make what the tokenizer makes of the truth, the figures are its own."""
     about = tiny_models.transformer.about | {"layouts": {"tasks": {"interpolation": 0.4}, "rows": [0]}}

@@ -120,3 +120,12 @@ def test_what_cannot_be_measured_is_refused(models):
     models.transformer.about["layouts"]["tasks"] = {"text_to_video": 1.0}
     with pytest.raises(UserError, match="trained for none of the tasks"):
         evaluate_edits(models, DATA, REQUEST)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_task_is_measured_with_its_own_lora(models, name):
+    def load():
+        raise LookupError(name)
+
+    with pytest.raises(LookupError, match=name):
+        evaluate_edits(models._replace(tuned={MEASURES[name].task: load}), DATA, REQUEST._replace(edit=name))

@@ -174,3 +174,15 @@ def test_real_models_are_measured(tiny_models, monkeypatch, by_two):
     del about["layouts"]["tasks"]["colourise"]
     with pytest.raises(UserError, match="not trained for colourise"):
         evaluate_tasks(models, "colourise", 5, 0)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_task_is_measured_with_its_own_lora(tiny_models, name):
+    about = tiny_models.transformer.about | {"layouts": {"tasks": dict.fromkeys(TASKS, 1.0), "rows": [0]}}
+    models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
+
+    def load():
+        raise LookupError(name)
+
+    with pytest.raises(LookupError, match=name):
+        evaluate_tasks(models._replace(tuned={MEASURES[name].needs[0]: load}), name, 4, 0)
