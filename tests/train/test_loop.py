@@ -421,14 +421,14 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
 
     class Run:
         def __init__(self, **about):
-            self.about, self.lines, self.finished = about, [], False
+            self.about, self.lines, self.exit_code = about, [], None
             runs.append(self)
 
         def log(self, numbers, step):
             self.lines.append((step, numbers))
 
         def finish(self, exit_code):
-            self.finished = exit_code == 0
+            self.exit_code = exit_code
 
     wandb = SimpleNamespace(init=lambda **about: Run(**about), Settings=dict, Error=ConnectionError)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -436,12 +436,18 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
     train(Toy(), config, tmp_path / "toy")
     train(Toy(), dataclasses.replace(config, steps=6), tmp_path / "toy")
     first, second = runs
-    assert [step for run in runs for step, _ in run.lines] == [2, 4, 6] and first.finished and second.finished
+    assert [step for run in runs for step, _ in run.lines] == [2, 4, 6]
+    assert (first.exit_code, second.exit_code) == (0, 0)
     assert first.about["project"] == "mine" and first.about["id"] == second.about["id"]
     logged = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **numbers} for run in runs for step, numbers in run.lines] == logged
     train(Toy(), dataclasses.replace(config, steps=6), tmp_path / "toy")
     assert len(runs) == 2  # there is nothing to log
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "loss", lambda *of: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(Toy(), dataclasses.replace(config, steps=8), tmp_path / "toy")
+    assert runs[2].exit_code == 1  # a failed run
 
     def no_login(**about):
         raise ConnectionError("No API key configured. Use `wandb login` to log in.")
