@@ -62,7 +62,7 @@ set_up() {
     local pip=("$bin/python" -m pip install -qq --disable-pip-version-check --no-compile)
     if [[ "$mode" == dev ]]; then
         "${pip[@]}" "pip>=25.1" # the first that knows --group
-        "${pip[@]}" --editable "$root[import,tensorboard,tfds,studio${extras:+,$extras}]" --group "$root/pyproject.toml:dev"
+        "${pip[@]}" --editable "$root[import,tensorboard,tfds,studio,docs${extras:+,$extras}]" --group "$root/pyproject.toml:dev"
     else
         "${pip[@]}" --editable "$root${extras:+[$extras]}"
     fi

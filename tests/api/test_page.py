@@ -48,7 +48,6 @@ def test_the_readme_s_first_story_has_its_object():
         assert reading is not None and f"{reading.size} {reading.color} {reading.shape}" in prompt
 
 
-@pytest.mark.slow
 def test_the_notebook_runs(tiny_weights, tmp_path, monkeypatch):
     """As written, but for weights that take a second."""
     monkeypatch.chdir(tmp_path)
@@ -65,7 +64,6 @@ def test_the_notebook_runs(tiny_weights, tmp_path, monkeypatch):
     assert sum("text/html" in output.get("data", {}) for output in shown) >= 2
 
 
-@pytest.mark.slow
 def test_the_notebook_of_own_clips_runs(tmp_path, monkeypatch):
     """As written, but for the number of steps."""
     monkeypatch.chdir(tmp_path)
