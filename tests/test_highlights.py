@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import tokvid
 from tokvid.errors import UserError
 from tokvid.evaluate.highlights import FPS, cut_out, highlights
 from tokvid.input_pipeline.clips import probe
@@ -62,3 +63,5 @@ def test_a_short_video_has_few(movie, tmp_path):
         with pytest.raises(UserError, match=r"highlights have 0\.25 to 600 seconds and are 1 to 1000"):
             cut_out(movie, tmp_path / "none", seconds, count)
     assert not (tmp_path / "none").exists()
+    rows = tokvid.highlights(str(movie), str(tmp_path / "four"), seconds=2.5)
+    assert 1 <= len(rows) <= 2 and (tmp_path / "four" / rows[0]["file"]).is_file()

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokvid.api.highlights import highlights
     from tokvid.api.stories import Settings, make_story
     from tokvid.api.training import fit
     from tokvid.api.video import Stream, Video
@@ -32,6 +33,7 @@ __all__ = [
     "Video",
     "World",
     "fit",
+    "highlights",
     "load",
     "make_story",
 ]
@@ -48,6 +50,7 @@ _MODULES = {
     "load": "api.world",
     "make_story": "api.stories",
     "fit": "api.training",
+    "highlights": "api.highlights",
 }
 
 

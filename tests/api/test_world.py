@@ -174,7 +174,12 @@ def test_a_story_may_be_given_in_many_ways(tmp_path):
     "story, seconds, settings, said",
     [
         ([], None, {}, "a story needs at least one segment"),
-        ("a red circle", None, {}, "is no story file (.yaml); give one, or a list of prompts"),
+        (
+            "a red circle",
+            None,
+            {},
+            "no story file (.yaml) or script (.txt, .srt, .fountain); give one, or a list",
+        ),
         ("none.yaml", None, {}, "cannot read story none.yaml"),
         (7, None, {}, "should be a list of prompts, a story or a story file, got int"),
         ([7], None, {}, "segments[0].prompt should be str, got 7"),
@@ -415,6 +420,20 @@ def test_a_sound_is_joined(tmp_path):
         with av.open(str(tmp_path / name)) as video:
             assert [stream.type for stream in video.streams] == ["video", "audio"]
         assert probe(tmp_path / name).frames == len(FRAMES)
+
+
+def test_prompts_are_subtitles_after_what_is_continued(tmp_path):
+    with pytest.raises(UserError, match=r"captions are the prompts of a story, and this video tells none"):
+        Video(FRAMES, 8).save(tmp_path / "a.mp4", captions=True)
+    story = package.make_story(["a red circle", {"prompt": "", "seconds": 1}, "up"], 0.5, {"fps": 8})
+    video = Video(np.zeros((20, 16, 16, 3), np.uint8), 8, story=story)
+    with pytest.raises(UserError, match=r"captions need an \.mp4, because a \.gif has no subtitles"):
+        video.save(tmp_path / "a.gif", captions=True)
+    assert not list(tmp_path.iterdir())
+    video.save(tmp_path / "a.mp4", captions=True)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        texts = [(packet.pts, bytes(packet)[2:].decode()) for packet in file.demux(file.streams.subtitles[0])]
+    assert [text for text in texts if text[1]] == [(500, "a red circle"), (2000, "up")]
 
 
 def test_a_single_frame_is_a_picture(tmp_path):

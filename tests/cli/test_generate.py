@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tokvid.api.world import load
 from tokvid.api.worlds import WORLDS
 from tokvid.input_pipeline.clips import probe
 from tokvid.io.media import write_video
@@ -156,6 +157,11 @@ def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_w
     assert (code, out) == (0, said) and [path.name for path in tmp_path.iterdir()] == ["s.png"], err
     code, out, err = tokvid(*via, "--image-seed", 8)
     assert (code, out) == (0, "clip.mp4: 5 frames at 8 fps\n"), err
+    world = load(tiny_weights, quiet=True)
+    clip = world.via_image("up", image_seed=8, seconds=0.6, guidance=1)
+    clip.save(tmp_path / "python.mp4")
+    assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
+    assert (clip.frames != world.via_image("up", seconds=0.6, guidance=1).frames).any()
 
 
 def test_a_script(tokvid, refused, tiny_weights, tmp_path):
@@ -176,6 +182,9 @@ def test_a_script(tokvid, refused, tiny_weights, tmp_path):
         texts = [(packet.pts, bytes(packet)[2:].decode()) for packet in video.demux(video.streams.subtitles[0])]
     assert [text for text in texts if text[1]] == [(0, "a red circle"), (1300, "一个圆")]
     assert probe(tmp_path / "story.mp4").frames == 17
+    made = load(tiny_weights, quiet=True).story(tmp_path / "script.txt", seconds=0.8, seed=3)
+    made.save(tmp_path / "python.mp4", captions=True, audio=tmp_path / "tone.wav")
+    assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "story.mp4").read_bytes()
     lines = (tmp_path / "story.yaml").read_text().splitlines()
     assert lines[:5] == ["fps: 8.0", "seed: 3", "segments:", "  # One", "  - prompt: a red circle"]
     (tmp_path / "story.yaml").write_text("segments: [{prompt: my own}]")  # edited: it isn't lost

@@ -11,6 +11,7 @@ from tokvid.config import GUIDANCE, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local
+from tokvid.sampling import script
 from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, defaults_of, load_story
 
 log = logging.getLogger(__name__)
@@ -47,15 +48,12 @@ class Settings(TypedDict, total=False):
 def make_story(story: StoryLike, seconds: float | None = None, settings: Settings | None = None) -> Story:
     """A story from a list of prompts or segments, a mapping as in story files, a file, or another story.
 
-    `seconds` is the length of each prompt without its own (4); `settings` replace the story's. UserError for anything
-    that is missing, unknown, mistyped or out of range.
+    A file is a story file (.yaml) or a script (.txt, .srt, .fountain). `seconds` is the length of each prompt, or scene
+    of a script, without its own (4); `settings` replace the story's. UserError for anything that is missing, unknown,
+    mistyped or out of range.
     """
     if isinstance(story, str | os.PathLike):
-        if not os.fspath(story).lower().endswith(STORY_SUFFIXES):
-            raise UserError(
-                f'{os.fspath(story)!r:.60} is no story file (.yaml); give one, or a list of prompts, ["…", "…"]'
-            )
-        story = load_story(local(Path(story) if not isinstance(story, str) else story))
+        story, seconds = _told_in(story, seconds)
     if isinstance(story, Story | Mapping):
         if seconds is not None:
             raise UserError("seconds are for a list of prompts; in a story each segment has its own seconds")
@@ -72,6 +70,20 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
     elif isinstance(sampling, Mapping) and isinstance(values.get("sampling", {}), Mapping):
         changes["sampling"] = {**values.get("sampling", {}), **sampling}
     return from_dict(Story, _plain({**values, **changes}), where)
+
+
+def _told_in(file: str | os.PathLike[str], seconds: float | None) -> tuple[Story, float | None]:
+    """The story in a file, and the length that its prompts still need: none, after a script."""
+    name = os.fspath(file).lower()
+    if not name.endswith((*STORY_SUFFIXES, *script.SUFFIXES)):
+        raise UserError(
+            f"{os.fspath(file)!r:.60} is no story file (.yaml) or script ({', '.join(script.SUFFIXES)}); give one, or "
+            'a list of prompts, ["…", "…"]'
+        )
+    path = local(file if isinstance(file, str) else Path(file))
+    if name.endswith(STORY_SUFFIXES):
+        return load_story(path), seconds
+    return script.read_script(path, SECONDS if seconds is None else seconds).story, None
 
 
 def story_for(task: str, prompt: str, settings: Settings) -> Story:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, check_suffix, write_text
 from tokvid.io.media import write_image
-from tokvid.io.tracks import add_audio, check_audio
+from tokvid.io.tracks import Cue, add_audio, add_subtitles, check_audio
 from tokvid.io.urls import local
 from tokvid.sampling.film import enlarged, with_bar, with_sheet, write
 from tokvid.sampling.story import STORY_SUFFIXES, Story, story_text
@@ -66,7 +66,12 @@ class Video:
         return len(self) / self.fps
 
     def save(
-        self, path: str | os.PathLike[str], *, scale: int = 0, audio: str | os.PathLike[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        scale: int = 0,
+        audio: str | os.PathLike[str] | None = None,
+        captions: bool = False,
     ) -> Path:
         """Writes the video to a file, by its suffix; returns the path.
 
@@ -74,13 +79,14 @@ class Video:
         - `.png`: a contact sheet, with a row for each prompt; of a single frame, the picture itself;
         - `.yaml`: the story, as `tokvid story` reads it.
 
-        The sound of a file, `audio`, is joined to an .mp4, cut off or repeated to the video's length. UserError for
-        another suffix, a path that cannot be written, or a sound that cannot be read or joined.
+        The sound of a file, `audio`, is joined to an .mp4, cut off or repeated to the video's length; `captions` adds
+        the prompts as a track of subtitles. UserError for another suffix, a path that cannot be written, or a sound
+        that cannot be read or joined.
         """
         path = Path(path)
         check_suffix(path, *VIDEO_SUFFIXES, *SHEET_SUFFIXES, *STORY_SUFFIXES)
         suffix = path.suffix.lower()
-        with _sound([path], audio):
+        with _tracks([path], audio, _cues(self.story, len(self)) if captions else None):
             if suffix in STORY_SUFFIXES:
                 if self.story is None:
                     raise UserError(f"cannot write {path}: this video tells no story; write .mp4, .gif or .png")
@@ -157,14 +163,15 @@ class Stream:
         sheet: str | os.PathLike[str] | None = None,
         scale: int = 0,
         audio: str | os.PathLike[str] | None = None,
+        captions: bool = False,
     ) -> None:
         """Writes an .mp4 or a .gif, or several, as the frames are made, and a contact `sheet`, a .png.
 
-        An interrupted story, written to the same path again, goes on where it was. `scale` and `audio` as in
-        `Video.save`.
+        An interrupted story, written to the same path again, goes on where it was. `scale`, `audio` and
+        `captions` as in `Video.save`.
         """
         outs, picture = [Path(path) for path in paths], None if sheet is None else Path(sheet)
-        with _sound(outs, audio):
+        with _tracks(outs, audio, _cues(self.story, self.total) if captions else None):
             if self._to_files is not None:
                 self._to_files(outs, sheet=picture, scale=scale)
                 return
@@ -177,19 +184,34 @@ class Stream:
 
 
 @contextlib.contextmanager
-def _sound(outs: Sequence[Path], audio: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Joins a sound to those files that are .mp4, once they are written; UserError, before, where that can't be."""
-    if audio is None:
-        yield
-        return
-    with_sound = [out for out in outs if out.suffix.lower() == ".mp4"]
-    if not with_sound:
-        raise UserError(f"audio needs an .mp4, because a {outs[0].suffix} has no sound; write one")
-    path = local(os.fspath(audio))
-    check_audio(path)
+def _tracks(outs: Sequence[Path], audio: str | os.PathLike[str] | None, cues: Sequence[Cue] | None) -> Iterator[None]:
+    """Joins a sound and subtitles to those files that are .mp4, once they are written.
+
+    UserError, before, where that can't be.
+    """
+    mp4s, suffix = [out for out in outs if out.suffix.lower() == ".mp4"], outs[0].suffix
+    if audio is not None and not mp4s:
+        raise UserError(f"audio needs an .mp4, because a {suffix} has no sound; write one")
+    if cues is not None and not mp4s:
+        raise UserError(f"captions need an .mp4, because a {suffix} has no subtitles; write one")
+    sound = None if audio is None else local(os.fspath(audio))
+    if sound is not None:
+        check_audio(sound)
     yield
-    for out in with_sound:
-        add_audio(out, path)
+    for out in mp4s:
+        if sound is not None:
+            add_audio(out, sound)
+        if cues is not None:
+            add_subtitles(out, cues)
+
+
+def _cues(story: Story | None, frames: int) -> list[Cue]:
+    """The prompts, each while it is shown; what the video continues comes first. UserError where there are none."""
+    if story is None:
+        raise UserError("captions are the prompts of a story, and this video tells none; leave them out")
+    before = (frames - story.frames) / story.fps
+    spans = zip(story.segments, story.starts, strict=False)
+    return [Cue(before + start, before + start + each.seconds, each.prompt) for each, start in spans if each.prompt]
 
 
 def checked_frames(array: Any, what: str, axes: tuple[str, ...]) -> np.ndarray:

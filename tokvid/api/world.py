@@ -119,6 +119,21 @@ class World:
         return self._told(story, image, video, larger)
 
     @verb
+    def via_image(
+        self, prompt: str, *, seconds: float = 2.0, image_seed: int | None = None, **settings: Unpack[Settings]
+    ) -> Stream:
+        """One clip by way of a picture: its first frame is drawn alone, with `image_seed` (the clip's seed), then the
+        rest, which follows it.
+
+        To choose a picture, look at those of several seeds: `generate(prompt, seconds=1 / fps, seed=…)`.
+        """
+        story = make_story([Segment(prompt, seconds)], None, settings)
+        seed = {} if image_seed is None else {"seed": image_seed}
+        picture = make_story([Segment(prompt, 1 / story.fps)], None, cast(Settings, {**settings, **seed}))
+        frames = self._told(picture, None, None, 1).video(quiet=True).frames
+        return self._told(story, frames[0], None, 1)
+
+    @verb
     def story(
         self,
         story: StoryLike,
@@ -132,8 +147,9 @@ class World:
         """One video from several prompts, without cuts.
 
         `story` is a list of prompts, each `seconds` long (4); a list of segments, as {"prompt": "…", "seconds": 2,
-        "seed": 7, "guidance": 4}; a story file, a mapping with its fields, or a `Story`. The video begins with `image`,
-        or continues `video`, whose frames come first; with either, it is `larger` times the world's size.
+        "seed": 7, "guidance": 4}; a story file or a script, a mapping with a story's fields, or a `Story`. The video
+        begins with `image`, or continues `video`, whose frames come first; with either, it is `larger` times the
+        world's size.
         """
         return self._told(make_story(story, seconds, settings), image, video, larger)
 

@@ -222,9 +222,9 @@ class Highlights(Command):
         )
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.evaluate.highlights import cut_out
+        from tokvid.api.highlights import highlights
 
-        rows = cut_out(options.video, options.out, options.seconds, options.count)
+        rows = highlights(options.video, options.out, seconds=options.seconds, count=options.count)
         for row in rows:
             print(f"{options.out / row['file']}: from {row['start']:.2f} s, score {row['score']:.2f}")
 

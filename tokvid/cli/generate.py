@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from tokvid.io.files import Outputs, check_output, write_json, write_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from tokvid.api.stories import Settings
     from tokvid.sampling.story import Story
 
 MOST_PICTURES = 64  # to choose one from
@@ -156,7 +156,6 @@ class Tell(Command):
         video_arguments(parser, outputs, "story.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
-        from tokvid.io.tracks import Cue, add_subtitles
         from tokvid.sampling.script import SUFFIXES, read_script
         from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
 
@@ -192,10 +191,6 @@ class Tell(Command):
             if headings is not None:
                 stack.enter_context(_story_file(options.out.with_suffix(".yaml"), story, headings))
             save(stream, options)
-        if options.captions:
-            before, spans = (stream.total - story.frames) / story.fps, zip(story.segments, story.starts, strict=False)
-            cues = [Cue(before + start, before + start + each.seconds, each.prompt) for each, start in spans]
-            add_subtitles(options.out, cues)
         print(f"{options.out}: {story.seconds:g} s, {several(len(story.segments), 'prompt')}")
 
 
@@ -391,16 +386,18 @@ def _via_image(options: argparse.Namespace) -> None:
     world = world_of(options, story)
 
     def picture(seed: int) -> "np.ndarray":
-        one = dataclasses.replace(story, segments=(Segment(options.prompt, 1 / story.fps),), seed=seed)
-        return world.story.stream(one).video(quiet=True).frames[0]
+        settings: Settings = {**settings_of(options), "seed": seed}
+        return world.generate.stream(options.prompt, seconds=1 / story.fps, **settings).video(quiet=True).frames
 
     if options.choose is not None:
         refuse(options, ["audio"], "is for a video; leave it out with --choose")
         seeds = [(first_seed + number) % 2**32 for number in range(options.choose)]
-        rows = [picture(seed)[None] for seed in seeds]
+        rows = [picture(seed) for seed in seeds]
         contact_sheet(options.sheet, rows, captions=[f"--image-seed {seed}" for seed in seeds])
         print(f"{options.sheet}: {len(rows)} pictures; go on with one of the seeds in it, without --choose")
         return
-    stream = world.story.stream(story, image=picture(first_seed))
+    stream = world.via_image.stream(
+        options.prompt, seconds=options.seconds, image_seed=options.image_seed, **settings_of(options)
+    )
     save(stream, options)
     print(f"{options.out}: {several(stream.total, 'frame')} at {story.fps:g} fps")

@@ -362,7 +362,8 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
 
 def save(stream: "Stream", options: argparse.Namespace) -> None:
     """Writes what `video_arguments` name."""
-    stream.save(options.out, sheet=options.sheet, scale=options.scale, audio=options.audio)
+    captions = getattr(options, "captions", False)
+    stream.save(options.out, sheet=options.sheet, scale=options.scale, audio=options.audio, captions=captions)
 
 
 def _guidance_scales(story: "Story") -> set[float | None]:

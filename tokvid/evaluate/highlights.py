@@ -53,7 +53,7 @@ def highlights(frames: Iterable[UInt8[np.ndarray, "h w 3"]], seconds: float, cou
     change_T, motion_T, sharp_T, velocity_TC = _measured(frames)
     total = len(change_T) / FPS
     if total < seconds:
-        raise UserError(f"the video has {total:.2f} s, fewer than a clip of {seconds:g} s; give a smaller --seconds")
+        raise UserError(f"the video has {total:.2f} s, fewer than a clip of {seconds:g} s; give fewer seconds")
     turn_T = _turns(velocity_TC * FPS)
     is_cut_T = np.zeros(len(change_T), bool)
     is_cut_T[cuts(change_T)] = True
