@@ -212,6 +212,7 @@ class LayoutConfig:
     )
     text_dropout: float = 0.1  # share of samples without their text, for guidance
     word_dropout: float = 0.0  # share of a caption's words that a sample lacks, at most
+    at_start: float = 0.0  # share of windows where a video begins, at least, in tasks that also begin in mid-video
     rows: tuple[int, ...] = (0,)  # rows drawn at once, one of these for each sample; 0: token by token, all: in rounds
     corruption: float = 0.0  # share of a window's input tokens replaced by another video's, at most, at its end
     stalls: float = 0.0  # share of what a window's samples see that has stopped: codes of the frame before, at most
@@ -220,7 +221,7 @@ class LayoutConfig:
 
     def __post_init__(self) -> None:
         check_mixture(self.tasks)
-        for name in ("text_dropout", "word_dropout", "corruption", "stalls", "scheduled_sampling"):
+        for name in ("text_dropout", "word_dropout", "at_start", "corruption", "stalls", "scheduled_sampling"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} should be 0 to 1, got {share}")
         if not self.rows:
@@ -401,6 +402,7 @@ ADDED = {
     "silent": 0,
     "copies_slower": False,
     "word_dropout": 0.0,
+    "at_start": 0.0,
 }
 
 

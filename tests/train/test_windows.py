@@ -98,6 +98,22 @@ def test_continuations_of_one_caption():
         np.testing.assert_array_equal(window.tokens[:, 0, 0, 0], 10 * (window.start + np.arange(4)))
 
 
+@pytest.mark.parametrize("task", ["restyle", "animate", "inpaint"])
+def test_windows_that_begin_a_video_are_drawn_more_often(task):
+    """From nothing or a first frame, as sampling begins: 2 of 19 windows by chance."""
+
+    def share(at_start):
+        windows = cut(video(9), task, 1000, at_start=at_start)
+        return np.mean([window.start == 0 and not window.known[1:].all(axis=(1, 2)).any() for window in windows])
+
+    assert share(0.0) < 0.2 and 0.45 < share(0.4) < 0.55 and share(1.0) == 1
+
+
+@pytest.mark.parametrize("task", ["continuation", "text_to_video"])
+def test_tasks_that_begin_otherwise_are_drawn_as_ever(task):
+    assert {w.start for w in cut(video(9), task, at_start=1.0)} == {w.start for w in cut(video(9), task)}
+
+
 def count_known(window):
     """How many latent frames are known, all at the beginning."""
     frames = len(window.known)

@@ -57,6 +57,7 @@ def cut_window(
     frames: int,
     temporal_patch: int,
     least_share: float = LEAST_SHARE,
+    at_start: float = 0.0,
 ) -> Window | None:
     """A window of `frames` latent frames for `task` from a video's tokens, or None if none fits.
 
@@ -69,7 +70,8 @@ def cut_window(
 
     The text is the caption in force at the first generated latent frame, and is in force for at least `least_share` of
     the generated ones; known ones may show an earlier caption. Known parts that end where a caption begins teach the
-    model to follow a new prompt, so they are drawn more often than by chance (`Task.at_switch`).
+    model to follow a new prompt, so they are drawn more often than by chance (`Task.at_switch`). So are, by
+    `layouts.at_start`, windows that begin a video from nothing or a first frame, which only few would by chance.
     """
     if (tokens_THWQ := video.tokens) is None:
         raise UserError(f"{video.key} holds no tokens; make a token cache of the videos first")
@@ -91,6 +93,10 @@ def cut_window(
         at_switch_N = fits_N & (caption_T[first_N] != caption_T[first_N - 1])
         if at_switch_N.any() and rng.random() < spec.at_switch:
             fits_N = at_switch_N
+    if at_start:
+        at_start_N = fits_N & (start_N == 0) & (leading_N <= 1)
+        if at_start_N.any() and rng.random() < at_start:
+            fits_N = at_start_N
     chosen = rng.choice(np.flatnonzero(fits_N))
     start, first = int(start_N[chosen]), int(first_N[chosen])
     known_THW = spec.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
@@ -219,8 +225,15 @@ class WindowSampler:
         for attempt in range(MOST_TRIES):
             strict = attempt < STRICT_TRIES
             if video.fps == fps or not strict:
-                least_share, patch = LEAST_SHARE if strict else 0.0, self.config.temporal_patch
-                window = cut_window(video, task, rng, frames=kind.frames, temporal_patch=patch, least_share=least_share)
+                window = cut_window(
+                    video,
+                    task,
+                    rng,
+                    frames=kind.frames,
+                    temporal_patch=self.config.temporal_patch,
+                    least_share=LEAST_SHARE if strict else 0.0,
+                    at_start=self.layouts.at_start,
+                )
                 if window is not None:
                     return self._sample(video, window, task, kind, rng)
             video = self.source[int(rng.integers(len(self.source)))]
