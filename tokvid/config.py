@@ -413,6 +413,7 @@ def computed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values if name not in others and (name, value) not in ADDED.items()}
 
 
+PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 T = TypeVar("T")
 
 
@@ -483,7 +484,7 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) is int and abs(value) < 2**1000:  # larger ones overflow a float
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where} should be {hint.__name__}, got {reprlib.repr(value)}")
+        raise UserError(f"{where} should be {PLAIN[hint]}, got {reprlib.repr(value)}")
     if hint is float and not math.isfinite(value):  # Python reads NaN, which is no JSON
         raise UserError(f"{where} should be a finite number, got {value!r}")
     return value

@@ -70,7 +70,7 @@ def test_a_clip_is_named_by_whole_words(prompt, words):
         ("p.jsonl", "[" * 99999, "p.jsonl, line 1: not valid JSON"),
         ("p.jsonl", '{"promt": "up"}', "line 1: prompt: unknown field 'promt' (did you mean 'prompt'?)"),
         ("p.jsonl", '{"prompt": "up", "seed": -1}', "line 1: prompt: seed should be 0 to"),
-        ("p.jsonl", '{"prompt": 5}', "line 1: prompt.prompt should be str, got 5"),
+        ("p.jsonl", '{"prompt": 5}', "line 1: prompt.prompt should be text, got 5"),
         ("p.jsonl", '{"prompt": " "}', "line 1: the prompt is empty"),
         ("nothing.txt", None, "cannot read prompts nothing.txt: No such file"),
     ],

@@ -174,6 +174,7 @@ def test_a_story_may_be_given_in_many_ways(tmp_path):
     "story, seconds, settings, said",
     [
         ([], None, {}, "a story needs at least one segment"),
+        (["up", " "], None, {}, "a prompt of the story is empty; write what its segment shows"),
         (
             "a red circle",
             None,
@@ -182,12 +183,12 @@ def test_a_story_may_be_given_in_many_ways(tmp_path):
         ),
         ("none.yaml", None, {}, "cannot read story none.yaml"),
         (7, None, {}, "should be a list of prompts, a story or a story file, got int"),
-        ([7], None, {}, "segments[0].prompt should be str, got 7"),
+        ([7], None, {}, "segments[0].prompt should be text, got 7"),
         (["up"], 0, {}, "seconds should be above 0"),
         (["up"], None, {"fsp": 8}, "unknown field 'fsp' (did you mean 'fps'?)"),
         (["up"], None, {"fps": 0}, "fps should be above 0"),
-        (["up"], None, {"fps": "8"}, "fps should be float, got '8'"),
-        (["up"], None, {"seed": 1.5}, "seed should be int, got 1.5"),
+        (["up"], None, {"fps": "8"}, "fps should be a number, got '8'"),
+        (["up"], None, {"seed": 1.5}, "seed should be a whole number, got 1.5"),
         (["up"], None, {"sampling": {"row": 1}}, "unknown field 'row' (did you mean 'rows'?)"),
         ([{"prompt": "up", "second": 1}], None, {}, "unknown field 'second' (did you mean 'seconds'?)"),
         ({"segments": [{"prompt": "up"}]}, 2, {}, "in a story each segment has its own seconds"),
@@ -205,7 +206,7 @@ def test_mistakes_in_a_story(story, seconds, settings, said):
 def test_what_a_mapping_says_is_named_as_in_its_file():
     with pytest.raises(UserError, match=r"^story: fps should be above 0"):
         package.make_story({"segments": [{"prompt": "up"}], "fps": 0})
-    with pytest.raises(UserError, match=r"^story\.segments\[0\]\.prompt should be str"):
+    with pytest.raises(UserError, match=r"^story\.segments\[0\]\.prompt should be text"):
         package.make_story({"segments": [{"prompt": 1}]})
 
 
@@ -434,6 +435,26 @@ def test_prompts_are_subtitles_after_what_is_continued(tmp_path):
     with av.open(str(tmp_path / "a.mp4")) as file:
         texts = [(packet.pts, bytes(packet)[2:].decode()) for packet in file.demux(file.streams.subtitles[0])]
     assert [text for text in texts if text[1]] == [(500, "a red circle"), (2000, "up")]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda world, video: package.load(3),
+        lambda world, video: package.load("shapes", loras=[3]),
+        lambda world, video: package.fit(3, "runs"),
+        lambda world, video: package.highlights(3, "best"),
+        lambda world, video: video.save(3),
+        lambda world, video: video.save("a.mp4", audio=3),
+        lambda world, video: world.generate.stream("up").save(b"a.mp4"),
+        lambda world, video: world.fill(3, ["up"]),
+        lambda world, video: world.animate("a.png", track=3),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_path(world, call):
+    with pytest.raises(UserError, match=r"^a path or a URL should be text or a pathlib\.Path, got (3|b'a\.mp4')$"):
+        call(world, Video(FRAMES, 8))
 
 
 def test_a_single_frame_is_a_picture(tmp_path):

@@ -75,7 +75,14 @@ def test_a_picture_moves(tokvid, all_tasks, movie, tmp_path):
 @pytest.mark.parametrize(
     "command, said",
     [
-        ("edit in.mp4 --task inpaint", "inpaint needs either a box (--box), left, top, width and height in pixels, or"),
+        (
+            "edit in.mp4 --task inpaint",
+            "inpaint needs either a box, its left, top, width and height",
+        ),
+        (
+            "edit in.mp4 --task inpaint --box 0,0,9,9",
+            "expected 4 arguments, LEFT TOP WIDTH HEIGHT, with",
+        ),
         ("edit in.mp4 --task inpaint --box 50 0 20 10", "the box 50 0 20 10 is not within the video of 60x40 pixels"),
         ("edit in.mp4 --task inpaint --mask in.png", "the mask has 20x30 pixels, the video 60x40"),
         ("edit in.mp4 --task animate", "animate has a command of its own, tokvid animate"),

@@ -186,6 +186,13 @@ def test_a_script(tokvid, refused, tiny_weights, tmp_path):
     made.save(tmp_path / "python.mp4", captions=True, audio=tmp_path / "tone.wav")
     assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "story.mp4").read_bytes()
     lines = (tmp_path / "story.yaml").read_text().splitlines()
-    assert lines[:5] == ["fps: 8.0", "seed: 3", "segments:", "  # One", "  - prompt: a red circle"]
-    (tmp_path / "story.yaml").write_text("segments: [{prompt: my own}]")  # edited: it isn't lost
-    assert "story.yaml is there and isn't the script's" in refused(*words)
+    assert lines[0].startswith("# From script.txt, ")
+    assert lines[1:6] == ["fps: 8.0", "seed: 3", "segments:", "  # One", "  - prompt: a red circle"]
+    (tmp_path / "script.txt").write_text("a blue star\n")
+    code, _, err = tokvid(*words)  # the changed script takes the place of what nobody edited
+    written = (tmp_path / "story.yaml").read_text()
+    assert code == 0 and "prompt: a blue star" in written, err
+    refused(*words, "--seed", 4, "--audio", "script.txt")
+    assert (tmp_path / "story.yaml").read_text() == written
+    (tmp_path / "story.yaml").write_text(written.replace("blue", "red"))  # edited: it isn't lost
+    assert "story.yaml was edited, or isn't a script's, so it is kept" in refused(*words)

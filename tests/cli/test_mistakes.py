@@ -204,6 +204,10 @@ def test_a_prompt_where_a_story_file_should_be(refused):
     assert "if that is a prompt, write --prompt before it" in refused("story", "a red circle")
 
 
+def test_a_video_where_a_story_file_should_be(refused, movie):
+    assert "in.mp4 is a video, no story; continue it with tokvid extend" in refused("story", "in.mp4")
+
+
 def test_a_full_disk(tokvid, tiny_weights, movie, tmp_path):
     """As far as a limit on the size of files is one: one clear line, and no half of a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -73,7 +73,7 @@ def test_fields_of_a_recipe_can_be_changed(tmp_path):
         ("--train_tokenizer.stepz 5", "did you mean 'train_tokenizer.steps'?"),
         ("--steps 5", "unknown field of the recipe 'steps'"),
         ("--data", "unknown field of the recipe 'data'"),
-        ("--train_tokenizer.steps five", "recipe.train_tokenizer.steps should be int, got 'five'"),
+        ("--train_tokenizer.steps five", "recipe.train_tokenizer.steps should be a whole number, got 'five'"),
         ("--train_tokenizer.steps", "--train_tokenizer.steps takes one value, got 0"),
         ("--train_tokenizer.steps 1 2", "--train_tokenizer.steps takes one value, got 2"),
         ("--train_tokenizer.learning_rate NaN", "should be a finite number"),

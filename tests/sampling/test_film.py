@@ -79,8 +79,8 @@ def test_the_sheet_of_a_long_story_stays_small(tiny_models, fake_tell, tmp_path,
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"scale": -1}, "scale should be 1 to 64, got -1"),
-        ({"scale": 65}, "scale should be 1 to 64, got 65"),
+        ({"scale": -1}, "scale should be 1 to 64, or 0 for a shorter side of 256 pixels or more, got -1"),
+        ({"scale": 65}, "scale should be 1 to 64, or 0 for a shorter side of 256 pixels or more, got 65"),
         ({"sheet": "sheet.jpg"}, "should end in .png"),
         ({"out": "a.avi"}, "should end in .mp4 or .gif"),
         ({"out": "a.gif", "story": Story((Segment("", 3600.0),))}, "28800 frames are too many for a GIF"),

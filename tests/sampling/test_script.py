@@ -4,7 +4,7 @@ import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
-from tokvid.sampling.script import read_script, story_file
+from tokvid.sampling.script import Script, is_as_written, read_script, story_file
 from tokvid.sampling.story import Segment, Story, load_story
 
 PLAIN = """\
@@ -88,6 +88,7 @@ def test_plain_text(read):
         ("INT. KITCHEN - DAY", 4.0),
     ]
     assert headings == (("The beginning",), (), ("Scene 2: it goes on",), ())
+    assert read("d.txt", "one\n\n# The end")[0] == [("one", 4.0)]
     assert read("b.txt", "\ufeffone\r\n\r\n[0:02] two\r\n \r\nthree", 1.5)[0] == [
         ("one", 2),
         ("two", 1.5),
@@ -118,6 +119,13 @@ def test_a_screenplay(read):
         ("a.txt", "", "there is no scene in it"),
         ("a.srt", "\n \n", "there is no scene in it"),
         ("a.fountain", "Title: nothing else\n", "there is no scene in it"),
+        ("a.txt", "# Only a heading\nScene 2\n", "there is no scene in it"),
+        (
+            "a.txt",
+            "one\n\n[two seconds] two",
+            r"line 3: '\[two seconds' begins with a bracket, but is no timing; write",
+        ),
+        ("a.txt", "[2 s one", r"line 1: '\[2 s one' begins with a bracket, but is no timing"),
         ("a.txt", b"\xff\xfe", "not UTF-8 text"),
         ("a.txt", "[4 s]\n\nafter it", r"line 1: the timing \[4 s\] has no text"),
         ("a.txt", "one\n\n[0:08-0:06] two", "line 3: the scene ends at 6 s, before it begins"),
@@ -146,7 +154,9 @@ def test_a_missing_script(tmp_path):
 def test_a_story_file_reads_as_the_story(tmp_path):
     segments = (Segment("yes: \x07 # 'no'"), Segment("", 2.5, guidance=2.0), Segment("- 圆\u2028"))
     story = Story(segments, fps=4.0, seed=3, sampling=Sampling(rows=1))
-    text = story_file(story, (("one \x07\u2028", "two"), (), ("#",)))
+    text = story_file(Script(story, (("one \x07\u2028", "two"), (), ("#",))), "my\n\u2028[script].txt")
     (tmp_path / "a.yaml").write_text(text)
+    assert text.startswith("# From my[script].txt, ") and is_as_written(text)
+    assert not any(map(is_as_written, (text + "#", text.replace("fps: 4.0", "fps: 8.0"), text.partition("\n")[2], "")))
     assert load_story(tmp_path / "a.yaml") == story
     assert "\n  # one \n  # two\n  - prompt: " in text and "guidance: 3" not in text

@@ -26,7 +26,8 @@ class EditSettings(Settings, total=False):
     """The settings of a story, and those of single tasks.
 
     mask: inpaint; a clip of the video's size, of one frame or of as many, white in what becomes new.
-    box: inpaint; left, top, width and height of the part that becomes new, in pixels of the video.
+    box: inpaint; left, top, width and height of the part that becomes new, in pixels of the video. (Frames that are
+        saved become larger: 256 pixels or more, where `scale` says nothing else.)
     canvas: outpaint; the form of the wider or higher video, as "16:9".
     times: upscale; the video is scaled to half the world's size, then made 2, 4, … times as large (2).
     strength: variation; the share of tokens that are drawn again, above 0 and up to 1 (0.5).
@@ -60,7 +61,7 @@ def check_own(task: str, own: Mapping[str, Any]) -> None:
         if name not in TASKS[task].settings:
             raise UserError(f"{name} is not for task {task}; leave it out")
     if task == "inpaint" and len(own) != 1:
-        raise UserError("inpaint needs either a box (--box), left, top, width and height in pixels, or a mask (--mask)")
+        raise UserError("inpaint needs either a box, its left, top, width and height in pixels, or a mask")
 
 
 def check_larger(task: str, larger: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid.evaluate.highlights import cut_out
-from tokvid.io.urls import local
+from tokvid.io.urls import local, text_of
 
 
 def highlights(
@@ -18,4 +18,4 @@ def highlights(
     overlap, and are fewer than `count` where the video is too short. Returns the rows of highlights.jsonl: file, start,
     score, … UserError for a video that cannot be read, or is shorter than a clip.
     """
-    return cut_out(local(video if isinstance(video, str) else Path(video)), Path(folder), seconds, count)
+    return cut_out(local(text_of(video)), Path(text_of(folder)), seconds, count)

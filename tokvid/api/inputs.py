@@ -18,7 +18,7 @@ from tokvid.input_pipeline.clips import probe, read_image, stream_frames
 from tokvid.input_pipeline.encoded import MAX_PIXELS
 from tokvid.input_pipeline.picture import Fit, Fitter, on_white
 from tokvid.input_pipeline.records import show
-from tokvid.io.urls import local
+from tokvid.io.urls import local, text_of
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Frames = Iterator[UInt8[np.ndarray, "h w 3"]]
 def read_picture(picture: Picture, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "h w 3"]:
     """A picture of this height and width. UserError for one that cannot be read, or a video."""
     if isinstance(picture, str | os.PathLike):
-        path = local(os.fspath(picture))
+        path = local(text_of(picture))
         if (frames := probe(path).frames) > 1:
             raise UserError(f"{path} is a video of {frames} frames; give a picture, or continue it as a video")
         _warn_of_crop(path, size, fit)
@@ -48,7 +48,7 @@ def read_clip(clip: Clip, fps: float, size: tuple[int, int], fit: Fit = "crop") 
     Frames without a rate of their own, as an array or a list of pictures, are taken one by one.
     """
     if isinstance(clip, str | os.PathLike):
-        path = local(os.fspath(clip))
+        path = local(text_of(clip))
         return _of_file(path, fps, size, fit)
     if isinstance(clip, Video):
         count = max(1, math.ceil(clip.seconds * fps - 1e-6))
@@ -66,7 +66,7 @@ def read_clip(clip: Clip, fps: float, size: tuple[int, int], fit: Fit = "crop") 
 def size_of(clip: Clip) -> tuple[int, int]:
     """Height and width of a clip's own frames; UserError for one that cannot be read."""
     if isinstance(clip, str | os.PathLike):
-        info = probe(local(os.fspath(clip)))
+        info = probe(local(text_of(clip)))
         return info.height, info.width
     if isinstance(clip, list | tuple) and clip and all(isinstance(each, PIL.Image.Image) for each in clip):
         return clip[0].height, clip[0].width
@@ -77,7 +77,7 @@ def size_of(clip: Clip) -> tuple[int, int]:
 def own_rate(clip: Clip) -> float | None:
     """The rate at which `read_clip` gives all frames; None for frames without one, as an array's, or a picture."""
     if isinstance(clip, str | os.PathLike):
-        return probe(local(os.fspath(clip))).rate or None
+        return probe(local(text_of(clip))).rate or None
     return clip.fps if isinstance(clip, Video) else None
 
 

@@ -44,7 +44,7 @@ def clips_of(prompts: Prompts, count: int, seconds: float, settings: Settings) -
     seen: collections.Counter[Story] = collections.Counter()
     clips = []
     for prompt in prompts:
-        story = make_story([prompt], seconds, settings)
+        story = make_story([Segment(prompt, seconds) if isinstance(prompt, str) else prompt], seconds, settings)
         (segment,) = story.segments
         seed = story.seed if segment.seed is None else segment.seed
         story = dataclasses.replace(story, segments=(dataclasses.replace(segment, seed=None),), seed=seed)

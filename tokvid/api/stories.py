@@ -4,13 +4,12 @@ import dataclasses
 import logging
 import os
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 from tokvid.config import GUIDANCE, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
-from tokvid.io.urls import local
+from tokvid.io.urls import local, text_of
 from tokvid.sampling import script
 from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, defaults_of, load_story
 
@@ -74,13 +73,13 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
 
 def _told_in(file: str | os.PathLike[str], seconds: float | None) -> tuple[Story, float | None]:
     """The story in a file, and the length that its prompts still need: none, after a script."""
-    name = os.fspath(file).lower()
+    name = text_of(file).lower()
     if not name.endswith((*STORY_SUFFIXES, *script.SUFFIXES)):
         raise UserError(
-            f"{os.fspath(file)!r:.60} is no story file (.yaml) or script ({', '.join(script.SUFFIXES)}); give one, or "
+            f"{text_of(file)!r:.60} is no story file (.yaml) or script ({', '.join(script.SUFFIXES)}); give one, or "
             'a list of prompts, ["…", "…"]'
         )
-    path = local(file if isinstance(file, str) else Path(file))
+    path = local(text_of(file))
     if name.endswith(STORY_SUFFIXES):
         return load_story(path), seconds
     return script.read_script(path, SECONDS if seconds is None else seconds).story, None
@@ -121,6 +120,8 @@ def _segment(each: str | Segment | Mapping[str, Any], seconds: float) -> Any:
         return dataclasses.asdict(each)
     if isinstance(each, Mapping):
         return {"seconds": seconds, **each}
+    if isinstance(each, str) and not each.strip():
+        raise UserError("a prompt of the story is empty; write what its segment shows, or leave it out")
     return {"prompt": each, "seconds": seconds}
 
 

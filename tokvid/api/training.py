@@ -12,7 +12,7 @@ from tokvid.evaluate.samples import training_samples
 from tokvid.input_pipeline.sources import open_source
 from tokvid.io.compiled import keep_programs
 from tokvid.io.files import check_folder
-from tokvid.io.urls import local
+from tokvid.io.urls import local, text_of
 from tokvid.train import loop
 from tokvid.train.recipe import fitted
 from tokvid.train.reward_step import RewardTraining
@@ -33,8 +33,8 @@ def fit(
     interrupted, after saving.
     """
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(local(os.fspath(recipe)), [])
-    recipe, folder = fitted(changed(recipe, changes or {})), Path(workdir)
+        recipe = load_recipe(local(text_of(recipe)), [])
+    recipe, folder = fitted(changed(recipe, changes or {})), Path(text_of(workdir))
     check_folder(folder)
     keep_programs()
     if not train_tokenizer(recipe, folder):

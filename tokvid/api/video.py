@@ -16,7 +16,7 @@ from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, check_suffix, write_text
 from tokvid.io.media import write_image
 from tokvid.io.tracks import Cue, add_audio, add_subtitles, check_audio
-from tokvid.io.urls import local
+from tokvid.io.urls import local, text_of
 from tokvid.sampling.film import enlarged, with_bar, with_sheet, write
 from tokvid.sampling.story import STORY_SUFFIXES, Story, story_text
 
@@ -83,7 +83,7 @@ class Video:
         the prompts as a track of subtitles. UserError for another suffix, a path that cannot be written, or a sound
         that cannot be read or joined.
         """
-        path = Path(path)
+        path = Path(text_of(path))
         check_suffix(path, *VIDEO_SUFFIXES, *SHEET_SUFFIXES, *STORY_SUFFIXES)
         suffix = path.suffix.lower()
         with _tracks([path], audio, _cues(self.story, len(self)) if captions else None):
@@ -170,7 +170,8 @@ class Stream:
         An interrupted story, written to the same path again, goes on where it was. `scale`, `audio` and
         `captions` as in `Video.save`.
         """
-        outs, picture = [Path(path) for path in paths], None if sheet is None else Path(sheet)
+        outs = [Path(text_of(path)) for path in paths]
+        picture = None if sheet is None else Path(text_of(sheet))
         with _tracks(outs, audio, _cues(self.story, self.total) if captions else None):
             if self._to_files is not None:
                 self._to_files(outs, sheet=picture, scale=scale)
@@ -194,7 +195,7 @@ def _tracks(outs: Sequence[Path], audio: str | os.PathLike[str] | None, cues: Se
         raise UserError(f"audio needs an .mp4, because a {suffix} has no sound; write one")
     if cues is not None and not mp4s:
         raise UserError(f"captions need an .mp4, because a {suffix} has no subtitles; write one")
-    sound = None if audio is None else local(os.fspath(audio))
+    sound = None if audio is None else local(text_of(audio))
     if sound is not None:
         check_audio(sound)
     yield

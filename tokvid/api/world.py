@@ -23,7 +23,7 @@ from tokvid.evaluate.reconstruction import Reconstruction
 from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.tracks import load_track
 from tokvid.io.compiled import keep_programs
-from tokvid.io.urls import local
+from tokvid.io.urls import local, text_of
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of
@@ -50,11 +50,12 @@ def load(name: str | os.PathLike[str] = "shapes", *, loras: Sequence[LoRALike] =
     UserError where weights are missing or damaged, or don't belong together.
     """
     keep_programs()
-    folder = weights.find(os.fspath(name))
+    folder = weights.find(text_of(name))
     if not folder.is_dir():
         known, close = " or ".join(WORLDS), suggestion(name, WORLDS)
         raise UserError(f"no weights folder {folder}{close}; name one (a training workdir is one), or {known}")
-    scaled = [weights.Scaled(*each) if isinstance(each, tuple) else weights.Scaled(each) for each in loras]
+    pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
+    scaled = [weights.Scaled(text_of(file), scale) for file, scale in pairs]
     world = World(folder, loras=scaled, quiet=quiet)
     _ = world.models if (folder / "transformer").is_dir() else world.tokenizer  # errors come now, not later
     return world
@@ -212,7 +213,7 @@ class World:
         """
         clips = clips_of(prompts, count, seconds, settings)
         self._warn_of_words(clips)
-        return fill(self.models, Path(folder), clips, batch, scale)
+        return fill(self.models, Path(text_of(folder)), clips, batch, scale)
 
     @verb
     def extend(
@@ -275,7 +276,7 @@ class World:
             total, parts = edits.animate_untrained(self.models, story, read_picture(picture, self.size))
         else:
             if track is not None:
-                points = iter(load_track(Path(local(os.fspath(track))), story.fps))
+                points = iter(load_track(local(text_of(track)), story.fps))
             else:
                 _, size = edits.source_of(self.models, "animate", story.fps)
                 frames = read_clip(cast(Clip, like), story.fps, size)
@@ -305,7 +306,10 @@ class World:
     def loop(self, video: Clip, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning. It is `larger` times the world's size."""
-        story, size = self._checked(make_story([prompt], None, self._rated(video, settings))), self._times(larger)
+        story, size = (
+            self._checked(make_story([Segment(prompt)], None, self._rated(video, settings))),
+            self._times(larger),
+        )
         models = self.models.for_task("infilling")
         edits.check_loop(models, story)
         opening = encode_video(models, read_clip(video, story.fps, size))

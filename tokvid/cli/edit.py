@@ -56,8 +56,8 @@ class Edit(Command):
             "--box",
             type=int,
             nargs=4,
-            metavar=("X", "Y", "W", "H"),
-            help="inpaint: part that becomes new, in pixels of IN: its left, its top, its width and its height",
+            metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"),
+            help="inpaint: part that becomes new, in pixels of IN",
         )
         mask = "inpaint: picture, or video of as many frames, of the size of IN; what is white in it becomes new"
         own.add_argument("--mask", type=footage, metavar="FILE", help=mask)

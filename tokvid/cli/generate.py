@@ -29,13 +29,13 @@ from tokvid.cli.options import (
 from tokvid.cli.printing import several
 from tokvid.config import check_seed
 from tokvid.errors import UserError
-from tokvid.io.files import Outputs, check_output, write_json, write_text
+from tokvid.io.files import VIDEO_SUFFIXES, Outputs, check_output, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tokvid.api.stories import Settings
-    from tokvid.sampling.story import Story
+    from tokvid.sampling.script import Script
 
 MOST_PICTURES = 64  # to choose one from
 DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
@@ -168,17 +168,21 @@ class Tell(Command):
             raise UserError(f"there is no story file {options.file}; if that is a prompt, write --prompt before it")
         if options.captions and options.out.suffix.lower() == ".gif":
             raise UserError("--captions needs an .mp4, because a .gif has no subtitles; name one with --out")
-        seconds, headings = 4.0 if options.seconds is None else options.seconds, None
+        seconds, script = 4.0 if options.seconds is None else options.seconds, None
         if options.file is None:
             story = Story(tuple(Segment(prompt, seconds) for prompt in options.prompt))
         elif options.file.suffix.lower() in SUFFIXES:
-            story, headings = read_script(options.file, seconds)
+            script = read_script(options.file, seconds)
+            story = script.story
         elif options.seconds is None:
             try:
                 story = load_story(options.file)
             except UserError as error:
-                if options.file.suffix.lower() in STORY_SUFFIXES or not options.file.exists():
+                suffix = options.file.suffix.lower()
+                if suffix in STORY_SUFFIXES or not options.file.exists():
                     raise
+                if suffix in VIDEO_SUFFIXES:
+                    raise UserError(f"{options.file} is a video, no story; continue it with tokvid extend") from error
                 kinds = f"a story file ends in {' or '.join(STORY_SUFFIXES)}, a script in {', '.join(SUFFIXES)}"
                 raise UserError(f"{options.file} is no story file: {kinds}; read as one: {error}") from error
         else:
@@ -188,28 +192,36 @@ class Tell(Command):
             story, image=options.image, video=options.video, larger=options.larger
         )
         with contextlib.ExitStack() as stack:
-            if headings is not None:
-                stack.enter_context(_story_file(options.out.with_suffix(".yaml"), story, headings))
+            if script is not None:
+                path = options.out.with_suffix(".yaml")
+                stack.enter_context(_story_file(path, script._replace(story=story), options.file.name))
             save(stream, options)
         print(f"{options.out}: {story.seconds:g} s, {several(len(story.segments), 'prompt')}")
 
 
 @contextlib.contextmanager
-def _story_file(path: Path, story: "Story", headings: tuple[tuple[str, ...], ...]) -> Iterator[None]:
-    """Writes a script as a story file; removes it where a mistake ends the work. It never replaces an edited one."""
-    from tokvid.sampling.script import story_file
+def _story_file(path: Path, script: "Script", source: str) -> Iterator[None]:
+    """Writes a script as a story file. Where a mistake ends the work, it is as before. It never replaces an edited one.
 
-    text, there = story_file(story, headings), path.exists()
-    if there and path.read_bytes() != text.encode():
+    Yields while the story is made.
+    """
+    from tokvid.sampling.script import is_as_written, story_file
+    from tokvid.sampling.story import read_text
+
+    before = read_text(path, "story") if path.exists() else None
+    if before is not None and not is_as_written(before):
         raise UserError(
-            f"{path} is there and isn't the script's; generate it by tokvid story {path}, or name another --out"
+            f"{path} was edited, or isn't a script's, so it is kept: generate it by tokvid story {path}, delete it, or "
+            "name another --out"
         )
-    write_text(path, text)
+    write_text(path, story_file(script, source))
     try:
         yield
     except UserError:
-        if not there:
+        if before is None:
             path.unlink(missing_ok=True)
+        else:
+            write_text(path, before)
         raise
     print(f"{path}: the script as a story file")
 

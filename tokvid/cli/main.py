@@ -69,6 +69,15 @@ class Parser(argparse.ArgumentParser):
         self.given = sys.argv[1:] if args is None else args
         return super().parse_known_args(args, namespace)
 
+    def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except argparse.ArgumentError as error:
+            if isinstance(action.metavar, tuple):  # which says what each argument is
+                named = f"{error.message}, {' '.join(action.metavar)}, with spaces between them"
+                raise argparse.ArgumentError(action, named) from error
+            raise
+
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"invalid int value: (.*)", r"should be a whole number, got \1", message)
         message = re.sub(r"invalid float value: (.*)", r"should be a number, got \1", message)

@@ -75,10 +75,10 @@ def highlights(frames: Iterable[UInt8[np.ndarray, "h w 3"]], seconds: float, cou
 
 
 def _check(seconds: float, count: int) -> None:
-    if not LEAST <= seconds <= MOST or not 1 <= count <= MOST_CLIPS:
-        raise UserError(
-            f"highlights have {LEAST:g} to {MOST:g} seconds and are 1 to {MOST_CLIPS}, got {seconds:g} s and {count}"
-        )
+    if not LEAST <= seconds <= MOST:
+        raise UserError(f"seconds of a highlight should be {LEAST:g} to {MOST:g}, got {seconds:g}")
+    if not 1 <= count <= MOST_CLIPS:
+        raise UserError(f"count of highlights should be 1 to {MOST_CLIPS}, got {count}")
 
 
 def _within_a_shot(moment: float, seconds: float, cut_N: Float[np.ndarray, " n"]) -> float:

@@ -133,9 +133,12 @@ class VideoFile:
         try:
             self.container = av.open(file, options=OPTIONS, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
+            what = f"cannot open {self.name} as a picture or video"
+            if _is_text(head_of(source)):
+                raise UserError(f"{what}: it holds text; allowed: {KINDS}") from error
             raise UserError(
-                f"cannot open {self.name} as a picture or video ({reason(error)}): it is damaged, cut off or of "
-                f"another kind; allowed: {KINDS}; copy it again, or convert it: ffmpeg -i FILE -c:v libx264 out.mp4"
+                f"{what} ({reason(error)}): it is damaged, cut off or of another kind; allowed: {KINDS}; copy it "
+                "again, or convert it: ffmpeg -i FILE -c:v libx264 out.mp4"
             ) from error
         try:
             self._choose_stream()
@@ -449,3 +452,9 @@ class VideoFile:
 
     def damaged(self, damage: Damage) -> DamagedVideo:
         return damaged(self.name, damage)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file that begins so is no picture or video of any kind."""
+    text = head.decode("utf-8", "ignore")
+    return len(text.encode()) > len(head) - 4 and all(letter.isprintable() or letter.isspace() for letter in text)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import reprlib
 import shutil
 import uuid
 from pathlib import Path
@@ -20,6 +21,14 @@ class URL(str):
 def is_url(path: str | Path) -> bool:
     """Whether `local` would fetch it."""
     return "://" in str(path)
+
+
+def text_of(path: Any) -> str:
+    """A path or a URL as text. UserError for what is neither."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UserError(f"a path or a URL should be text or a pathlib.Path, got {reprlib.repr(path)}")
+    return text
 
 
 def local(path: str | Path) -> Path:

@@ -162,7 +162,7 @@ def write(
 def scale_for(size: tuple[int, int], scale: int = 0) -> int:
     """The factor by which videos of this height and width are enlarged; 0: to at least WATCHABLE pixels."""
     if not 0 <= scale <= 64:
-        raise UserError(f"scale should be 1 to 64, got {scale}")
+        raise UserError(f"scale should be 1 to 64, or 0 for a shorter side of 256 pixels or more, got {scale}")
     return scale or math.ceil(WATCHABLE / min(size))
 
 

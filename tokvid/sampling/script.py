@@ -1,15 +1,16 @@
 """Scripts as stories: plain text, SubRip subtitles (.srt) and Fountain screenplays, read into scenes.
 
-A scene is a paragraph: one prompt. Headings become comments of the story file. The last one is a prompt itself if
-nothing stands below it.
+A scene is a paragraph: one prompt. Headings become comments of the story file. A place at the end, with
+nothing below it, is a prompt itself.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -42,6 +43,14 @@ class Scene(NamedTuple):
     line: int = 0
 
 
+class Part(NamedTuple):
+    """A paragraph's text or a heading, which may name a place, and its line."""
+
+    line: int
+    text: str
+    kind: Literal["text", "heading", "place"] = "text"
+
+
 class Script(NamedTuple):
     """A story, and the headings above each of its segments."""
 
@@ -67,16 +76,35 @@ def read_script(path: str | Path, seconds: float = 4.0) -> Script:
         raise UserError(f"script {path}: {error}") from error
 
 
-def story_file(story: Story, headings: tuple[tuple[str, ...], ...]) -> str:
-    """The text of a story file that `load_story` reads as `story`, with the headings above each segment as comments."""
+def story_file(script: Script, source: str) -> str:
+    """The text of a story file that `load_story` reads as the script's story, with its headings as comments.
+
+    The first line names the `source`, and has a mark of the others, by which `is_as_written` knows if it was edited.
+    """
+    story, headings = script
     settings = _changed(story)
     segments = [{"prompt": each.prompt, "seconds": each.seconds, **_changed(each)} for each in story.segments]
     del settings["segments"]
     lines = [*_yaml({"fps": story.fps, **settings}), "segments:"]
     for segment, above in zip(segments, headings, strict=True):
-        lines += ["  # " + "".join(filter(str.isprintable, heading)) for heading in above]
+        lines += [f"  # {_printable(heading)}" for heading in above]
         lines += [f"  {line}" for line in _yaml([segment])]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    return f"# From {_printable(source)}, and written anew with it unless it is edited [{_mark(text)}]\n{text}"
+
+
+def is_as_written(text: str) -> bool:
+    """Whether this is what `story_file` gave."""
+    first = re.match(r"# From .*\[(\w+)\]\n", text)
+    return first is not None and first[1] == _mark(text[first.end() :])
+
+
+def _mark(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _printable(text: str) -> str:
+    return "".join(filter(str.isprintable, text))
 
 
 def _changed(settings: Any) -> Any:
@@ -136,34 +164,39 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 def _plain(lines: list[str]) -> Iterator[Scene]:
     """Paragraphs and headings; a paragraph may begin with [4 s], [0:08] or [0:08 - 0:12]."""
 
-    def parts() -> Iterator[tuple[int, str, bool]]:
-        """(line, text, whether it is a heading)"""
+    def parts() -> Iterator[Part]:
         for number, paragraph in _paragraphs(lines):
             text: list[str] = []
             for index, line in enumerate(paragraph):
-                if PLACE.match(line) or HEADING.match(line):
+                place = PLACE.match(line)
+                if place or HEADING.match(line):
                     if text:
-                        yield number + index - len(text), " ".join(text), False
-                    yield number + index, line.lstrip("#. "), True
+                        yield Part(number + index - len(text), " ".join(text))
+                    yield Part(number + index, line.lstrip("#. "), "place" if place else "heading")
                     text = []
                 else:
                     text.append(line)
             if text:
-                yield number + len(paragraph) - len(text), " ".join(text), False
+                yield Part(number + len(paragraph) - len(text), " ".join(text))
 
     return _under_headings(parts())
 
 
-def _under_headings(parts: Iterable[tuple[int, str, bool]]) -> Iterator[Scene]:
-    """Scenes from texts and headings, (line, text, whether it is a heading)."""
+def _under_headings(parts: Iterable[Part]) -> Iterator[Scene]:
+    """Scenes from texts and the headings above them. A place without a text below it is a scene itself."""
     headings: list[str] = []
-    last = 0
-    for number, text, heading in parts:
-        if heading:
+    last = Part(0, "")
+    for last in parts:
+        number, text, kind = last
+        if kind != "text":
             headings.append(text)
-            last = number
             continue
         timing = TIMING.match(text)
+        if text.startswith("[") and not timing:
+            raise UserError(
+                f"line {number}: {text.partition(']')[0]!r:.40} begins with a bracket, but is no timing; write [4 s], "
+                "[0:08] or [0:08 - 0:12], or leave out the bracket"
+            )
         times = timing.groupdict() if timing else {}
         prompt = text[timing.end() :] if timing else text
         if not prompt.strip():
@@ -177,8 +210,8 @@ def _under_headings(parts: Iterable[tuple[int, str, bool]]) -> Iterator[Scene]:
             number,
         )
         headings = []
-    if headings:
-        yield Scene(headings[-1], tuple(headings[:-1]), line=last)
+    if last.kind == "place":
+        yield Scene(last.text, tuple(headings[:-1]), line=last.line)
 
 
 def _subtitles(lines: list[str]) -> Iterator[Scene]:
@@ -218,11 +251,11 @@ def _blank(lines: list[str]) -> int:
     return next((index for index, line in enumerate(lines) if line.strip()), len(lines))
 
 
-def _seen(number: int, paragraph: list[str]) -> Iterator[tuple[int, str, bool]]:
+def _seen(number: int, paragraph: list[str]) -> Iterator[Part]:
     """A Fountain paragraph as `_under_headings` takes it; nothing of dialogue, transitions, sections and the like."""
     first = paragraph[0]
     if PLACE.match(first):
-        yield number, re.sub(r"\s*#[^#]*#$", "", first.removeprefix(".")), True
+        yield Part(number, re.sub(r"\s*#[^#]*#$", "", first.removeprefix(".")), "place")
         if len(paragraph) > 1:
             yield from _seen(number + 1, paragraph[1:])
         return
@@ -237,4 +270,4 @@ def _seen(number: int, paragraph: list[str]) -> Iterator[tuple[int, str, bool]]:
     timing = next((f"[{note}] " for note in NOTE.findall(text) if TIMING.fullmatch(f"[{note}]")), "")
     text = " ".join(EMPHASIS.sub(r"\2", NOTE.sub("", text)).split())
     if text:
-        yield number, timing + text, False
+        yield Part(number, timing + text)
