@@ -139,6 +139,33 @@ def test_cards_by_keyboard(page):
     expect(page.get_by_label("Prompt of scene 2")).to_be_focused()
 
 
+def test_what_is_missing_or_wrong_on_a_card_is_named(page):
+    generate(page)
+    expect(page.get_by_role("alert").filter(has_text="The scene has no prompt yet")).to_be_visible()
+    tell(page, "a red circle")
+    card(page, 1).get_by_label("Seed", exact=True).fill("1.5")
+    generate(page)
+    said = "Seed of scene 1 should be a whole number from 0 to 4294967295."
+    expect(page.get_by_role("alert").filter(has_text=said)).to_be_visible()
+    page.get_by_role("button", name="中文").click()
+    expect(page.get_by_role("alert")).to_have_count(0)  # it would be in English still
+    page.get_by_role("button", name="English").click()
+
+
+def test_a_video_of_the_history_opens_in_an_empty_editor(page):
+    tell(page, "a red circle")
+    generate(page)
+    finished(page)
+    row = page.get_by_role("button", name=re.compile("Show video .*a red circle")).first
+    page.get_by_role("button", name="New story").click()
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("")
+    row.click()
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("a red circle")
+    page.get_by_label("Prompt of scene 1").fill("my own")
+    row.click()
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("my own")
+
+
 def test_cards_are_dragged(page):
     tell(page, "one", "two", "three")
     head = card(page, 1).locator(".scene-head")
@@ -178,11 +205,13 @@ def test_a_part_of_a_generated_video_is_replaced(page):
     expect(page.locator("#stage pre").first).to_contain_text(re.compile("--task inpaint .*--box 6"))
     page.locator("#edit").get_by_label("Guidance").fill("")
     generate(page)
-    expect(page.get_by_role("alert").filter(has_text="out of range")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="Guidance should be a number from 0 to 100.")).to_be_visible()
     page.locator("#edit").get_by_label("Guidance").fill("2")
     page.get_by_label("Left", exact=True).fill("200")
     generate(page)
-    expect(page.get_by_role("alert").filter(has_text="out of range")).to_be_visible()
+    expect(
+        page.get_by_role("alert").filter(has_text=re.compile(r"Width should be a whole number from 1 to \d+\."))
+    ).to_be_visible()
     page.get_by_role("button", name="Tell a story").click()
     expect(page.get_by_label("Prompt of scene 1")).to_have_value("a red circle")
 
@@ -256,7 +285,7 @@ def test_a_mistake_is_told_once_until_it_is_mended(page):
     tell(page, "a red circle", seconds="0")
     for _ in range(3):
         generate(page)
-    expect(page.get_by_role("alert")).to_have_text(["Seconds of scene 1 should be 0.1 to 60."])
+    expect(page.get_by_role("alert")).to_have_text(["Seconds of scene 1 should be a number from 0.1 to 60."])
     card(page, 1).get_by_label("Seconds").fill("1")
     expect(page.get_by_role("alert")).to_have_count(0)
 

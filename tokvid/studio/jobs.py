@@ -16,6 +16,7 @@ from tokvid.studio.worlds import World
 log = logging.getLogger(__name__)
 PATIENCE = 4.0  # seconds after which a maker that doesn't stop is killed; its windows are kept
 PACE_OVER = 5  # of the last parts of a video the pace is measured
+LEAST_PACE = 1.0  # seconds over which it is: windows that are kept come at once
 
 
 class Queue:
@@ -43,7 +44,7 @@ class Queue:
         if self.current is None or len(self._pace) < 2:
             return None
         (first, before), (last, done) = self._pace[0], self._pace[-1]
-        if done == before:
+        if done == before or last - first < LEAST_PACE:
             return None
         rest = (self.current.total - done) * (last - first) / (done - before)
         return max(0.0, rest - (time.monotonic() - last))

@@ -43,6 +43,14 @@ class Body(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(did_you_mean(name, cls.model_fields, "field"))
+        return values
+
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Pixels = Annotated[int, pydantic.Field(ge=0, lt=2**15)]
@@ -368,9 +376,9 @@ def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def invalid(request: Request, error: fastapi.exceptions.RequestValidationError) -> Response:
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, if any
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return problem(422, "invalid", f"{place}: {first['msg']}" if place else str(first["msg"]))
+        first = error.errors()[0]
+        place, said = ".".join(str(part) for part in first["loc"][1:]), first["msg"].removeprefix("Value error, ")
+        return problem(422, "invalid", f"{place}: {said}" if place else said)
 
     @app.exception_handler(OSError)
     async def disk(request: Request, error: OSError) -> Response:

@@ -80,6 +80,11 @@ export function toast(text, { action, error } = {}) {
   setTimeout(close, error ? 15000 : 8000);
 }
 
+// Those in which there is nothing to choose.
+export function closeToasts() {
+  for (const box of document.querySelectorAll("#toasts .toast:not(:has(.link))")) box.remove();
+}
+
 // What went wrong with the draft before it was changed.
 export function closeErrors() {
   for (const box of document.querySelectorAll("#toasts .error")) box.remove();

@@ -1,12 +1,12 @@
 // The page: starts its parts, asks the server for news, and does what they want done.
 
 import { get, post, remove } from "./api.js";
-import { announce, closeErrors, h, icon, newSeed, toast } from "./dom.js";
+import { announce, closeErrors, closeToasts, h, icon, newSeed, toast } from "./dom.js";
 import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames, onFrames } from "./frames.js";
 import { initHistory, renderHistory, updateHistory } from "./history.js";
 import { initOpening, renderOpening } from "./opening.js";
-import { RANGES, focusOn, initScenes, renderScenes, updateScenes } from "./scenes.js";
+import { focusOn, initScenes, renderScenes, updateScenes } from "./scenes.js";
 import { initStage, play, renderStage, showFromStart, togglePlay, updateStage } from "./stage.js";
 import * as store from "./state.js";
 import { chooseLanguage, has, languageNow, t } from "./strings.js";
@@ -112,7 +112,7 @@ function takeOver(draft, focus = [0, "prompt"]) {
 function isComplete() {
   for (const [index, scene] of state.draft.scenes.entries()) {
     if (!scene.prompt.trim()) {
-      toast(t("empty_prompt", { n: index + 1 }), { error: true });
+      toast(t(state.draft.scenes.length > 1 ? "empty_prompt" : "empty_prompt_only", { n: index + 1 }), { error: true });
       focusOn([index, "prompt"]);
       return false;
     }
@@ -120,12 +120,16 @@ function isComplete() {
   const invalid = document.querySelector("#scenes input:invalid");
   if (invalid) {
     const index = [...at("scenes").children].findIndex((each) => each.contains(invalid));
-    const name = invalid.min === `${RANGES.seconds[0]}` ? "seconds" : invalid.max === `${RANGES.guidance[1]}` ? "guidance" : "seed";
-    const [low, high] = RANGES[name];
-    toast(t("out_of_range", { field: t(name), n: index + 1, low, high }), { error: true });
+    toast(t("out_of_range", { n: index + 1, ...wanted(invalid) }), { error: true });
     invalid.focus();
   }
   return !invalid;
+}
+
+// What a field asks for, in words.
+function wanted(input) {
+  const field = input.closest("label").querySelector("span").textContent;
+  return { field, kind: t(input.step === "1" ? "whole_number" : "number"), low: input.min, high: input.max };
 }
 
 async function make() {
@@ -155,7 +159,7 @@ async function makeEdit() {
   const wrong = document.querySelector("#edit input:invalid");
   if (!state.edit.source || wrong) {
     const why = !state.edit.source ? "edit_no_source" : wrong.closest(".boxed") && wrong.validity.valueMissing ? "edit_missing" : "edit_invalid";
-    toast(t(why), { error: true });
+    toast(t(why, wrong ? wanted(wrong) : {}), { error: true });
     (wrong ?? at("source")).focus();
     return;
   }
@@ -240,7 +244,7 @@ const actions = {
   choose,
   opening,
   problem,
-  show,
+  show: (take) => (isBlank() && !take.task && state.mode !== "edit" ? actions.edit(take) : show(take)),
   closeBranch: () => {
     const index = state.draft.branch.scene;
     closeBranch();
@@ -418,6 +422,7 @@ function listen() {
   at("language").addEventListener("click", () => {
     chooseLanguage(languageNow() === "zh" ? "en" : "zh");
     keep("language", languageNow());
+    closeToasts();
     renderAll();
   });
   at("theme").addEventListener("click", () => {

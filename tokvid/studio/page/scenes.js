@@ -8,7 +8,7 @@ import { renderVariants, updateVariants } from "./variants.js";
 import { wordsNote } from "./words.js";
 
 const STRIP = 6; // pictures on a card
-export const RANGES = { seconds: [0.1, 60], guidance: [0, 100], seed: [0, 2 ** 32 - 1] };
+const RANGES = { seconds: [0.1, 60], guidance: [0, 100], seed: [0, 2 ** 32 - 1] };
 let actions;
 let cards = []; // {scene, parts}
 let dragged = null; // the index of the card that is being dragged
