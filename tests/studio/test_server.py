@@ -296,6 +296,7 @@ def test_a_scene_is_generated_again_and_the_others_stay(client, take):
     single = wait(client, ask(client, [SCENES[0], scene("一个圆", 77)], until=1), "done")
     whole = wait(client, ask(client, [SCENES[0], scene("一个圆", 77)]), "done")
     assert single["files"] == [] and len(whole["files"]) == 4
+    assert whole["number"] == single["number"] + 1  # those that are only compared take no numbers
     np.testing.assert_array_equal(frames(client, single), frames(client, whole))
     np.testing.assert_array_equal(frames(client, whole)[:8], before[:8])
     assert (frames(client, whole)[8:] != before[8:]).any()

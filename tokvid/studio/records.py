@@ -42,7 +42,7 @@ class Take:
     """A video that was asked for: a story, or its scenes up to number `until`; or an upload edited by a `task`."""
 
     id: str
-    number: int  # in the order in which they were asked for
+    number: int  # in the order in which they were asked for; takes of single scenes have that of the video before
     weights: str
     story: dict[str, Any]  # as a story file says it
     opening: str | None = None  # the upload that it begins with, or that is edited
@@ -97,7 +97,9 @@ class Records:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
             raise UserError(f"another studio uses {folder}; stop it, or give this one a --folder of its own") from error
-        self.takes = {take.id: take for take in sorted(self._read("take", Take), key=lambda take: take.number)}
+        self.takes = {
+            take.id: take for take in sorted(self._read("take", Take), key=lambda take: (take.number, take.created))
+        }
         self.uploads = {upload.id: upload for upload in self._read("upload", Upload)}
         for path in self.folder.glob("*/.*"):  # remains of an interruption
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -127,7 +129,7 @@ class Records:
 
     def add(self, **fields: Any) -> Take:
         """A new take, which waits."""
-        number = 1 + max((take.number for take in self.takes.values()), default=0)
+        number = max((take.number for take in self.takes.values()), default=0) + (fields.get("until") is None)
         take = Take(id=new_id(), number=number, created=time.time(), **fields)
         self.save(take)
         self.takes[take.id] = take

@@ -75,7 +75,7 @@ function setPlaying(value) {
 
 export function statusOf(take) {
   if (take.status === "waiting") {
-    const n = state.takes.filter((each) => isOpen(each) && (isRunning(each) || each.number < take.number)).length;
+    const n = state.takes.filter((each) => isOpen(each) && (isRunning(each) || each.created < take.created)).length;
     return n ? t("status_waiting", { n }) : t("status_next");
   }
   if (take.status === "loading") return t("status_loading");
