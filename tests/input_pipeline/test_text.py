@@ -56,6 +56,9 @@ def test_words_that_the_captions_lack_are_named(model, shapes_text):
     assert shapes_text.spelled("一只红色圆形🎈") == ["只", "🎈"]
     assert shapes_text.spelled("") == []
     assert model.spelled("a zebra") == []  # it has no room for words
+    words = shapes_text.words(60)
+    assert {"circle", "small", "red"} <= {*words} and not {"mov", "squ"} & {*words}
+    assert shapes_text.words(3) == words[:3]
 
 
 def test_a_warning_names_them_once(shapes_text, caplog):
@@ -63,7 +66,7 @@ def test_a_warning_names_them_once(shapes_text, caplog):
     warn_of_spelled(shapes_text, ["zebra " + "🎈😀🐈🐕🐘🦓🦒🐟🐦"])
     warn_of_spelled(shapes_text, ["a red circle moves up", ""])
     first, second = (record.getMessage() for record in caplog.records)
-    assert "hardly know 'A', 'zebra': rare" in first and "try lower case" in first
+    assert "hardly know 'A', 'zebra': rare" in first and "try lower case; tokvid inspect lists words" in first
     assert "'🦒', …: rare" in second and "lower case" not in second
 
 

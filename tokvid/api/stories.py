@@ -111,6 +111,7 @@ def warn_of_spelled(text: TextModel, prompts: Sequence[str], named: Container[st
     listed = ", ".join(map(repr, words[:MOST_WORDS])) + (", …" if len(words) > MOST_WORDS else "")
     lower = any(word != word.lower() and not text.spelled(word.lower()) for word in words)
     hint = "; try lower case" if lower else ""
+    hint += "; tokvid inspect lists words that they know"
     log.warning("these weights hardly know %s: rare in their captions, or not there%s", listed, hint)
     return words
 

@@ -20,6 +20,7 @@ from tokvid.sampling.story import STORY_SUFFIXES, Story, load_story
 
 SIZES = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "groups", "latent_frames", "grid")
 CONFIG = (*SIZES, "subcodes", "width", "layers", "text_length", "conditions")  # what is shown of it unless all is
+WORDS = 40  # of a text model that are shown
 FOR_PROGRAMS = ("format", "sha256")
 
 
@@ -49,7 +50,9 @@ def what_is(path: Path, every: bool = False) -> dict[str, Any]:
     parts = [part for name in ("tokenizer", "text", "transformer", "tokens") if (part := path / name).is_dir()]
     parts += [file.parent for file in path.glob("*/*/dataset_info.json")]
     if parts:
-        return {f"{part.relative_to(path)}/": what_is(part, every) for part in parts}
+        facts = {f"{part.relative_to(path)}/": what_is(part, every) for part in parts}
+        text = path / weights.TEXT_MODEL
+        return facts | ({text.name: _text_model(text)} if text.is_file() else {})
     if files := sum(file.suffix.lower() in VIDEOS for file in path.iterdir()):
         return {"kind": "folder of videos and pictures; tokvid data folder makes a dataset of it", "files": files}
     raise UserError(
@@ -108,7 +111,9 @@ def _lora(path: Path) -> dict[str, Any]:
 
 def _text_model(path: Path) -> dict[str, Any]:
     text = TextModel.load(path)
-    return {"kind": "text model", "vocabulary": text.vocabulary, "fingerprint": text.fingerprint}
+    facts = {"kind": "text model", "vocabulary": text.vocabulary, "fingerprint": text.fingerprint}
+    words = text.words(WORDS)
+    return facts | ({"words, for example": ", ".join(words)} if words else {})
 
 
 def _weights(path: Path, every: bool) -> dict[str, Any]:

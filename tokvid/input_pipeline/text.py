@@ -143,6 +143,13 @@ class TextModel:
         unseen = any(BYTE.fullmatch(piece) for piece in pieces)
         return unseen or (len(pieces) > 1 and 2 * len(pieces) > len(word))
 
+    def words(self, count: int) -> list[str]:
+        """The commonest words that it has whole, `count` or fewer, of three letters or more; no parts of others."""
+        ids = sorted(range(self.vocabulary), key=self._pieces.get_score, reverse=True)
+        pieces = [piece[1:] for piece in self._pieces.id_to_piece(ids) if piece.startswith(SPACE)]
+        words = [piece for piece in pieces if len(piece) >= 3 and WORD.fullmatch(piece)]
+        return [word for word in words if not any(other != word and other.startswith(word) for other in words)][:count]
+
     def decode(self, ids_L: Sequence[int] | np.ndarray) -> str:
         """The text of `ids_L`, without padding. UserError on an id that the model doesn't have."""
         ids = [int(i) for i in ids_L if i != PADDING]
