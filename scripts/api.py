@@ -13,19 +13,7 @@ from typing import Any
 import tokvid
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
-FIRST = (
-    "load",
-    "World",
-    "Video",
-    "Stream",
-    "make_story",
-    "Story",
-    "Segment",
-    "Settings",
-    "Sampling",
-    "fit",
-    "highlights",
-)
+FIRST = ("load", "World", "Video", "Stream", "make_story", "Story", "Segment", "Settings", "Sampling")
 MADE_BY_USERS = ("Video",)  # the other classes come from functions, or are dataclasses
 WIDTH = 100  # of a signature in one line
 HEAD = """# The Python interface

@@ -306,10 +306,8 @@ class World:
     def loop(self, video: Clip, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning. It is `larger` times the world's size."""
-        story, size = (
-            self._checked(make_story([Segment(prompt)], None, self._rated(video, settings))),
-            self._times(larger),
-        )
+        story = self._checked(make_story([Segment(prompt)], None, self._rated(video, settings)))
+        size = self._times(larger)
         models = self.models.for_task("infilling")
         edits.check_loop(models, story)
         opening = encode_video(models, read_clip(video, story.fps, size))
