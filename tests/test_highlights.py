@@ -64,5 +64,7 @@ def test_a_short_video_has_few(movie, tmp_path):
         with pytest.raises(UserError, match=said):
             cut_out(movie, tmp_path / "none", seconds, count)
     assert not (tmp_path / "none").exists()
+    with pytest.raises(UserError, match=r"cannot write to \S*a\.mp4: it exists and is no folder"):
+        cut_out(movie, movie, 1.0, 1)
     rows = tokvid.highlights(str(movie), str(tmp_path / "four"), seconds=2.5)
     assert 1 <= len(rows) <= 2 and (tmp_path / "four" / rows[0]["file"]).is_file()

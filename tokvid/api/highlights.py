@@ -11,7 +11,8 @@ from tokvid.io.urls import local, text_of
 def highlights(
     video: str | os.PathLike[str], folder: str | os.PathLike[str], *, seconds: float = 4.0, count: int = 5
 ) -> list[dict[str, Any]]:
-    """Cuts the best short clips out of a long video, into a folder: 01.mp4, …, a contact sheet.png, highlights.jsonl.
+    """Cuts the best short clips out of a long video, into a folder: 01.mp4, … in order of time, a contact
+    sheet.png, and highlights.jsonl.
 
     `video` is a path or a URL. A clip counts the more, the more the motion changes in it, the more moves and the
     sharper it is; a cut is where one begins or ends. The clips have the video's rate and size, and no sound; they don't

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
-from tokvid.io.files import write_text
+from tokvid.io.files import check_folder, write_text
 from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
 from tokvid.metrics.footage import change, cuts, look, motion, sharpness, velocity
@@ -95,6 +95,7 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
     `highlights`, and for a video that cannot be read.
     """
     _check(seconds, count)
+    check_folder(folder)
     info = probe(path)
     with progress("highlights", round(info.seconds * FPS), "frames") as advance:
         chosen = highlights(_counted(stream_frames(path, fps=FPS), advance), seconds, count)
