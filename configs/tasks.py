@@ -11,8 +11,8 @@ On two CPU cores, 6 minutes for the tokens, and an hour for the LoRA, which was 
 In `data/transformer/loras/`, it is used whenever `animate`, `inpaint` or `restyle` is asked for (docs/finetuning.md).
 Their held-out loss was 1.22 after 250 steps, 1.14 after 3,500 and 1.13 at the end. Of 128 clips, it has 0.79 of
 `animate`, 0.95 of `inpaint` and 0.99 of `restyle` right after 3,500 steps, 0.84, 0.92 and 0.98 at the end; without it,
-0.33, 0.84 and 0.98 are. `restyle` is 0.9 pixels beside its outlines, without it 1.6. (The first 922 steps of the shipped
-file were planned to be 4,500, so the learning rate fell a little later.)
+0.33, 0.84 and 0.98 are. `restyle` is 0.9 pixels beside its outlines, without it 1.6. (The first 922 steps of the
+shipped file were planned to be 4,500, so the learning rate fell a little later.)
 """
 
 from tokvid.config import DataConfig, LayoutConfig, Recipe, TokensConfig, TrainConfig
