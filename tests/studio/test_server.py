@@ -31,7 +31,8 @@ from tokvid.shapes.drawing import captions_corpus
 from tokvid.studio import maker, uploads
 from tokvid.studio import server as server_module
 from tokvid.studio.guard import LOOPBACK
-from tokvid.studio.records import Records
+from tokvid.studio.jobs import Queue
+from tokvid.studio.records import Records, Take
 from tokvid.studio.server import Studio, application
 from tokvid.studio.worlds import World, offered
 
@@ -397,6 +398,20 @@ def test_history_is_given_in_parts(client, take, monkeypatch):
     assert len(page["takes"]) == 1 and page["more"]
     older = client.get("/api/takes", params={"before": take["number"] + 1}).json()
     assert older["takes"][0]["id"] == take["id"] and not older["more"]
+    video = wait(client, ask(client, SCENES), "done")
+    single = wait(client, ask(client, SCENES, until=0), "done")
+    assert single["number"] == video["number"]
+    assert client.get("/api/takes").json()["takes"][0]["id"] == video["id"]  # else older ones would be asked for
+
+
+def test_time_left_is_not_told_from_windows_that_were_kept(tmp_path):
+    queue = Queue(Records(tmp_path), {})
+    queue.current = Take("0" * 16, 1, "tiny", {}, total=100)
+    now = time.monotonic()
+    queue._pace.extend([(now - 0.3, 8), (now - 0.2, 16)])
+    assert queue.left() is None
+    queue._pace.append((now + 9.7, 36))
+    assert queue.left() == pytest.approx(64 * 10 / 28 + 9.7, abs=1)
 
 
 @pytest.mark.parametrize("suffix, option, first", [(".png", "--image", 0), (".mp4", "--video", 9)])

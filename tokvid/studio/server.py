@@ -184,7 +184,9 @@ async def words(asked: Words, studio: Here) -> dict[str, list[str]]:
 @router.get("/takes")
 async def takes(studio: Here, before: Annotated[int, fastapi.Query(ge=0, lt=2**31)] = 2**31 - 1) -> dict[str, Any]:
     """Some takes with numbers below `before`, newest first, and all that wait or are being generated."""
-    newest = sorted(studio.records.takes.values(), key=lambda take: (-take.number, -take.created))
+    # A video before the takes of its number that are only compared: no part of the list begins between them.
+    takes = studio.records.takes.values()
+    newest = sorted(takes, key=lambda take: (-take.number, take.until is not None, -take.created))
     listed = [take for take in newest if take.number < before][:MOST_LISTED]
     shown = [take for take in newest if take in listed or take.status in ("waiting", *RUNNING)]
     return {"takes": [studio.summary(take) for take in shown], "more": bool(listed) and listed[-1] is not newest[-1]}
