@@ -112,7 +112,7 @@ def test_given_videos_are_extended_interpolated_and_looped(tokvid, trained_for, 
     code, out, err = tokvid("extend", "in.mp4", "--seconds", 1, "--weights", "w", "--fps", 5)
     assert (code, out) == (0, "extended.mp4: 5 frames of in.mp4, then 5 new ones at 5 fps\n"), err
     code, out, err = tokvid("interpolate", "in.mp4", "--factor", 4, "--weights", "w", "--sheet", "s.png", "--rows", 1)
-    assert (code, out) == (0, "interpolated.mp4: 37 frames at 40 fps\n"), err
+    assert (code, out) == (0, "interpolated.mp4: 37 frames at 40 fps\ns.png: a contact sheet of it\n"), err
     info = probe(tmp_path / "interpolated.mp4")
     assert (info.frames, info.fps) == (37, 40.0) and PIL.Image.open(tmp_path / "s.png").width > 100
     code, out, err = tokvid("edit", "in.mp4", "--task", "interpolation", "--weights", "w", "--fps", 20)

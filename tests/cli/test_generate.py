@@ -41,7 +41,8 @@ def test_demo(tokvid, tiny_weights, tmp_path, monkeypatch):
 def test_a_story_from_a_file(tokvid, tiny_weights, tmp_path):
     (tmp_path / "story.yaml").write_text(STORY)
     code, out, err = tokvid("story", "story.yaml", "--weights", tiny_weights, "--sheet", "s.png")
-    assert (code, out) == (0, "story.mp4: 2.1 s, 2 prompts\n") and "tokvid:" not in err
+    said = "story.mp4: 2.1 s, 2 prompts\ns.png: a contact sheet of it\n"
+    assert (code, out) == (0, said) and "tokvid:" not in err
     info = probe(tmp_path / "story.mp4")
     assert (info.frames, info.fps, info.width) == (17, 8.0, 256)
     assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "a red circle\n一个圆"
@@ -175,7 +176,7 @@ def test_a_script(tokvid, refused, tiny_weights, tmp_path):
     assert "a .gif has no sound" in refused(*words, "--out", "a.gif", "--audio", "tone.wav")
     assert "cannot read the sound of script.txt" in refused(*words, "--audio", "script.txt")
     code, out, _ = tokvid(*words, "--captions", "--audio", "tone.wav")
-    assert (code, out) == (0, "story.yaml: the script as a story file\nstory.mp4: 2.1 s, 2 prompts\n")
+    assert (code, out) == (0, "story.mp4: 2.1 s, 2 prompts\nstory.yaml: the script as a story file\n")
     with av.open(str(tmp_path / "story.mp4")) as video:
         (sound,) = video.streams.audio
         assert float(sound.duration * sound.time_base) == pytest.approx(17 / 8, abs=0.05)

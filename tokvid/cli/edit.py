@@ -81,7 +81,6 @@ class Edit(Command):
             options.video, options.task, options.prompt, larger=options.larger, **settings_of(options), **own
         )
         save(stream, options)
-        print(f"{options.out}: {several(stream.total, 'frame')} at {stream.fps:g} fps")
 
 
 class Animate(Command):
@@ -135,7 +134,6 @@ class Animate(Command):
             **settings_of(options),
         )
         save(stream, options)
-        print(f"{options.out}: {several(stream.total, 'frame')} at {stream.fps:g} fps")
 
 
 class Interpolate(Command):
@@ -174,7 +172,6 @@ class Interpolate(Command):
             options.video, options.factor, options.prompt, larger=options.larger, **settings_of(options)
         )
         save(stream, options)
-        print(f"{options.out}: {several(stream.total, 'frame')} at {stream.fps:g} fps")
 
 
 class Loop(Command):
@@ -195,10 +192,9 @@ class Loop(Command):
     def run(self, options: argparse.Namespace) -> None:
         world = _world(options)
         stream = world.loop.stream(options.video, options.prompt, larger=options.larger, **settings_of(options))
-        save(stream, options)
         new, first = stream.total - stream.known, f"{stream.left_out} frames" if stream.left_out > 1 else "frame"
         made = f"{several(stream.total, 'frame')} at {stream.fps:g} fps, the last {new} of them new"
-        print(f"{options.out}: {made}; left out: {options.video}'s first {first}")
+        save(stream, options, f"{made}; left out: {options.video}'s first {first}")
 
 
 class Highlights(Command):

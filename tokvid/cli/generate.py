@@ -1,19 +1,15 @@
-"""Videos from prompts: `tokvid demo`, `story`, `generate`, `extend`."""
+"""Videos from prompts: `tokvid story`, `generate`, `extend`."""
 
 import argparse
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import (
     Command,
     footage,
     larger_argument,
-    models_arguments,
-    models_of,
     processes_arguments,
     rate_argument,
     readable,
@@ -29,7 +25,7 @@ from tokvid.cli.options import (
 from tokvid.cli.printing import several
 from tokvid.config import check_seed
 from tokvid.errors import UserError
-from tokvid.io.files import VIDEO_SUFFIXES, Outputs, check_output, write_json, write_text
+from tokvid.io.files import VIDEO_SUFFIXES, Outputs, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,81 +34,8 @@ if TYPE_CHECKING:
     from tokvid.sampling.script import Script
 
 MOST_PICTURES = 64  # to choose one from
-DEMO_STORY, DEMO_PICTURE = "demo/story.yaml", "demo/opening.png"  # of a world; the picture is optional
 CLIP, FOLDER = "clip.mp4", "clips"  # what `generate` writes by default
 MANY = ("batch", "folder", "distributed", "coordinator", "processes", "process")  # options for many clips
-DEMO_FILES = ("story.mp4", "story.gif", "sheet.png", "report.json")
-
-
-class Demo(Command):
-    """The shipped story: story.mp4, story.gif, sheet.png and report.json."""
-
-    name = "demo"
-    help = "generate the example story that comes with tokvid"
-    details = (
-        "Writes the video (twice), a contact sheet of its frames, and a report: the time it took, and the shapes, "
-        "colours and motions read back from its pixels."
-    )
-
-    def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
-        parser.add_argument(
-            "--out",
-            type=outputs.folder,
-            default="demo",
-            metavar="FOLDER",
-            help=f"folder for {', '.join(DEMO_FILES)} (default demo)",
-        )
-        worlds = [name for name, folder in WORLDS.items() if (folder / DEMO_STORY).is_file()]
-        parser.add_argument("--world", choices=worlds, default="shapes", help="which story (default shapes)")
-        models_arguments(parser)
-
-    def run(self, options: argparse.Namespace) -> None:
-        from tokvid.evaluate.shapes import read_segments
-        from tokvid.input_pipeline.clips import probe, read_image
-        from tokvid.sampling.film import film
-        from tokvid.sampling.story import encode_picture, load_story
-
-        world = WORLDS[options.world]
-        weights = world if options.weights == SHIPPED else options.weights
-        files = [options.out / name for name in DEMO_FILES]
-        for file in files:
-            check_output(file)
-        mp4, gif, sheet, report = files
-        began = time.monotonic()
-        story, models = load_story(world / DEMO_STORY), models_of(options, weights)
-        picture = world / DEMO_PICTURE
-        opening = None
-        if picture.is_file():
-            info, (height, width) = probe(picture), models.size
-            larger = max(1, min(info.height // height, info.width // width))
-            opening = encode_picture(models, read_image(picture, (larger * height, larger * width)))
-        loaded = time.monotonic()
-        frames: list[np.ndarray] = []
-        seen: list[float] = []
-
-        def watch(frame_HWC: "np.ndarray") -> None:
-            frames.append(frame_HWC)
-            seen.append(time.monotonic())
-
-        film(models, story, [mp4, gif], sheet=sheet, opening=opening, watch=watch)
-        ended = time.monotonic()
-        figures = {
-            "seconds": story.seconds,
-            "fps": story.fps,
-            "frames": len(frames),
-            "segments": read_segments(story, frames)
-            if options.world == "shapes"
-            else [{"prompt": segment.prompt, "seconds": segment.seconds} for segment in story.segments],
-            "seconds_to_load": round(loaded - began, 2),
-            "seconds_to_first_frame": round(seen[0] - began, 2),
-            "seconds_to_make": round(ended - loaded, 2),
-            "milliseconds_per_frame": round(1000 * (ended - loaded) / len(frames), 1),
-            "weights": models.mark,
-        }
-        write_json(report, figures)
-        print(f"{story.seconds:g} s of video from {len(story.segments)} prompts in {ended - began:.0f} s:")
-        for file in files:
-            print(f"  {file}")
 
 
 class Tell(Command):
@@ -195,8 +118,7 @@ class Tell(Command):
             if script is not None:
                 path = options.out.with_suffix(".yaml")
                 stack.enter_context(_story_file(path, script._replace(story=story), options.file.name))
-            save(stream, options)
-        print(f"{options.out}: {story.seconds:g} s, {several(len(story.segments), 'prompt')}")
+            save(stream, options, f"{story.seconds:g} s, {several(len(story.segments), 'prompt')}")
 
 
 @contextlib.contextmanager
@@ -377,10 +299,8 @@ def _generate(options: argparse.Namespace) -> None:
         larger=options.larger,
         **settings_of(options),
     )
-    save(stream, options)
     known, new = several(stream.known, "frame"), several(stream.total - stream.known, "new one")
-    made = f"{known} of {options.video}, then {new}" if stream.known else several(stream.total, "frame")
-    print(f"{options.out}: {made} at {stream.fps:g} fps")
+    save(stream, options, f"{known} of {options.video}, then {new} at {stream.fps:g} fps" if stream.known else "")
 
 
 def _via_image(options: argparse.Namespace) -> None:
@@ -412,4 +332,3 @@ def _via_image(options: argparse.Namespace) -> None:
         options.prompt, seconds=options.seconds, image_seed=options.image_seed, **settings_of(options)
     )
     save(stream, options)
-    print(f"{options.out}: {several(stream.total, 'frame')} at {story.fps:g} fps")

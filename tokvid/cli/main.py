@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 
 from tokvid import __version__
 from tokvid.cli.data import Data
+from tokvid.cli.demo import Demo
 from tokvid.cli.doctor import Doctor
 from tokvid.cli.edit import Animate, Edit, Highlights, Interpolate, Loop
 from tokvid.cli.evaluate import Evaluate
-from tokvid.cli.generate import Demo, Extend, Generate, Tell
+from tokvid.cli.generate import Extend, Generate, Tell
 from tokvid.cli.options import Command
 from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokvid.api.worlds import SHIPPED, WORLDS, weights_named
+from tokvid.cli.printing import several
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.errors import UserError
 from tokvid.input_pipeline.encoded import head_of
@@ -360,10 +361,14 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
     return world
 
 
-def save(stream: "Stream", options: argparse.Namespace) -> None:
-    """Writes what `video_arguments` name."""
+def save(stream: "Stream", options: argparse.Namespace, made: str = "") -> None:
+    """Writes what `video_arguments` name, and says so; `made`: of the video (its frames and their rate)."""
     captions = getattr(options, "captions", False)
     stream.save(options.out, sheet=options.sheet, scale=options.scale, audio=options.audio, captions=captions)
+    made = made or f"{several(stream.total, 'frame')} at {stream.fps:g} fps"
+    print(f"{options.out}: {made}")
+    if options.sheet is not None:
+        print(f"{options.sheet}: a contact sheet of it")
 
 
 def _guidance_scales(story: "Story") -> set[float | None]:
