@@ -129,3 +129,14 @@ def test_a_task_is_measured_with_its_own_lora(models, name):
 
     with pytest.raises(LookupError, match=name):
         evaluate_edits(models._replace(tuned={MEASURES[name].task: load}), DATA, REQUEST._replace(edit=name))
+
+
+def test_figures_name_the_weights_that_each_task_was_done_with(models, asked):
+    about = models.transformer.about | {"fingerprint": "with-a-lora"}
+    tuned = types.SimpleNamespace(**vars(models.transformer) | {"about": about})
+    models = models._replace(tuned={"colourise": lambda: tuned})
+    figures = evaluate_edits(models, DATA, REQUEST)
+    assert {name: "with-a-lora" in each["weights"] for name, each in figures["settings"].items()} == {
+        name: task == "colourise" for name, task in ((name, row.task) for name, row in MEASURES.items())
+    }
+    assert "with-a-lora" not in figures["weights"]

@@ -213,7 +213,8 @@ def evaluate_edits(
         name: _figures({kind: lists[name, kind] for kind in KINDS}, lists[name, MOTION]) for name in names
     }
     about = {"samples": count, "seconds": request.seconds, "fps": request.fps, "seed": request.seed}
-    asked = {name: dataclasses.asdict(each) for name, each in chosen.items()}
+    used = {name: models.for_task(MEASURES[name].task).mark for name in names}
+    asked = {name: {**dataclasses.asdict(each), "weights": used[name]} for name, each in chosen.items()}
     return figures | about | {"settings": asked, "weights": models.mark}
 
 

@@ -353,7 +353,8 @@ def evaluate_tasks(
             figures[each][figure] = mean(values)
     show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
     about = {"samples": samples, "seed": seed, "fps": fps, "frames": frames}
-    asked = {each: dataclasses.asdict(values) for each, values in chosen.items()}
+    used = {each: models.for_task(MEASURES[each].needs[0]).mark for each in names}
+    asked = {each: {**dataclasses.asdict(values), "weights": used[each]} for each, values in chosen.items()}
     return {**figures, **about, "settings": asked, "weights": models.mark}
 
 
