@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tokvid.config import Sampling
-from tokvid.sampling.decode import Request, generate
+from tokvid.sampling.decode import Request, generate, generate_means
 from tokvid.sampling.methods import guide
 from tokvid.transformer.head import Near
 from tokvid.transformer.layout import clip_slots, lay_out, tokens_before
@@ -50,6 +50,7 @@ def make(
     frames=4,
     known=(True, False, False, False),
     negative=None,
+    latents=None,
 ):
     known = np.array(known)  # of latent frames, or of tokens
     known_BTHW = np.broadcast_to(known if known.ndim == 3 else known[:, None, None], batch.known.shape)
@@ -61,8 +62,10 @@ def make(
         np.int32(known_BTHW[0].sum()),
         np.int32(4 * frames - known_BTHW[0].sum()),
     )
-    graph, params = models.transformer.graph, models.transformer.params
-    return np.asarray(generate(graph, params, request, sampling=sampling, guided=guided))
+    models, how = (models.transformer.graph, models.transformer.params), {"sampling": sampling, "guided": guided}
+    if latents is not None:
+        return [np.asarray(each) for each in generate_means(*models, request, latents, **how)]
+    return np.asarray(generate(*models, request, **how))
 
 
 def only(batch, index):
@@ -179,6 +182,33 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
     np.testing.assert_array_equal(found[:, asked].reshape(made_BLQ.shape), made_BLQ)
     np.testing.assert_array_equal(found[:, ~asked], tokens[:, ~asked])
     assert len(np.unique(made_BLQ)) > 3  # not trivially equal
+
+
+@pytest.mark.parametrize("rows, guided", [(0, False), (0, True), (1, True)])
+def test_mean_latents_are_those_of_the_plain_forward_pass(any_models, batch, rows, guided):
+    """Of the distribution of each sub-code, given the codes that were drawn before it."""
+    model, guidance = any_models.transformer.model, (2.0, 3.0, 1.0) if guided else (1.0,) * 3
+    config, sampling = model.config, dataclasses.replace(GREEDY, rows=rows)
+    latents_VC = np.random.default_rng(5).normal(size=(config.vocabulary, 3)).astype(np.float32)
+    how = {"guidance": guidance, "guided": guided, "sampling": sampling}
+    tokens, means = make(any_models, batch, latents=latents_VC, **how)
+    np.testing.assert_array_equal(tokens, make(any_models, batch, **how))
+    here, ids_BLQ = batch._replace(tokens=tokens, stride=np.full(3, 2 * rows or 1)), tokens[:, 1:].reshape(3, 12, -1)
+    logits = plain(model, np.array(guidance, np.float32), 12)(here, ids_BLQ)
+    drawn = drawn_codes(any_models)
+    wanted = np.concatenate([jax.nn.softmax(logits) @ latents_VC, latents_VC[ids_BLQ[..., drawn:]]], axis=2)
+    np.testing.assert_allclose(means[:, 1:].reshape(wanted.shape), wanted, atol=1e-4)
+    np.testing.assert_array_equal(means[:, 0], latents_VC[tokens[:, 0]])  # known
+
+
+def test_mean_latents_of_rounds_are_of_the_round_that_kept_the_token(any_models, batch):
+    """With a latent for each code, the means are the probabilities, and the likeliest code was kept."""
+    sampling, config = dataclasses.replace(GREEDY, rows=2, rounds=3), any_models.transformer.config
+    tokens, shares = make(any_models, batch, latents=np.eye(config.vocabulary, dtype=np.float32), sampling=sampling)
+    np.testing.assert_array_equal(tokens, make(any_models, batch, sampling=sampling))
+    np.testing.assert_array_equal(shares.argmax(-1), tokens)
+    np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-5)
+    assert shares[:, 1:, ..., : drawn_codes(any_models), :].max() < 0.999  # not trivially equal
 
 
 def test_rounds_are_those_of_the_plain_forward_pass(any_models, batch):

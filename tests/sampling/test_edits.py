@@ -16,6 +16,7 @@ from tokvid.tasks.conditions import CONDITIONS, Condition, draw_points, grey, wi
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames, keeps_pixels
 
 STORY = Story((Segment("up"),), fps=4.0)
+FEED = stream.StreamDecoder.feed
 
 
 @pytest.fixture
@@ -54,6 +55,24 @@ def test_so_many_frames_come_of_one(models, asked, frames, factor):
     np.testing.assert_array_equal(made_THWC[::factor], video(frames))
     rates = {float(batch.fps[0]): float(batch.conditions[0].fps[0]) for batch, *_ in asked}
     assert rates == ({8.0: 4.0, 16.0: 8.0} if factor == 4 else {8.0: 4.0})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_what_is_uncertain_is_blended_at_temperature_0(models, temperature, monkeypatch):
+    """Only in the frames of the last level; the tokens stay whole codes, which the next windows go on from."""
+    fed = []
+    monkeypatch.setattr(stream.StreamDecoder, "feed", lambda self, latents: fed.append(latents) or FEED(self, latents))
+    story = dataclasses.replace(STORY, sampling=Sampling(temperature=temperature), guidance=1.0)
+    made = np.concatenate(list(interpolate(models, story, iter(video(5)), 4)[1]))
+    assert len(made) == 17
+    codes_VC = np.asarray(models.tokenizer.model.latents_of_codes())
+    first, *others = fed
+    assert first.ndim == 5 and {part.ndim for part in others} == {5 if temperature else 6}
+    if not temperature:
+        parts_NC = np.concatenate([part.reshape(-1, codes_VC.shape[1]) for part in others])
+        nearest_N = np.abs(parts_NC[:, None] - codes_VC).max(axis=-1).min(axis=1)
+        assert (nearest_N > 1e-3).mean() > 0.4  # half of the sub-codes are silent in one of the models
+        assert (np.abs(parts_NC) <= np.abs(codes_VC).max() + 1e-4).all()
 
 
 def test_a_single_frame_cannot_be_interpolated(models):

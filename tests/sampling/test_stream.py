@@ -63,6 +63,20 @@ def test_streamed_pixels_are_those_of_the_whole_video(any_models, ids_BTHWQ):
     assert difference.max() <= 1 and (difference > 0).mean() < 0.001  # rounding to whole grey levels
 
 
+def test_latents_are_decoded_as_their_codes_are(any_models, ids_BTHWQ):
+    """And what lies between two codes isn't rounded to either."""
+    codes_VC = np.asarray(any_models.tokenizer.model.latents_of_codes())
+
+    def decoded(latents):
+        return StreamDecoder(any_models.tokenizer, 2, 2, 2).feed(latents).astype(int)
+
+    wanted, found = decoded(ids_BTHWQ), decoded(codes_VC[ids_BTHWQ])
+    np.testing.assert_array_equal(found, wanted)
+    between = decoded((codes_VC[ids_BTHWQ] + codes_VC[ids_BTHWQ[::-1]]) / 2)
+    assert between.shape == wanted.shape and (between != wanted).mean() > 0.1
+    np.testing.assert_array_equal(between[0], between[1])
+
+
 def test_frames_that_cannot_be_are_refused(tiny_models):
     with pytest.raises(UserError, match="height 20 is no multiple of a token's 8 pixels"):
         StreamEncoder(tiny_models.tokenizer, 1, (20, 16))

@@ -16,7 +16,7 @@ from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.video import psnr
 from tokvid.sampling.given import restored
-from tokvid.sampling.levels import Levels, rates_between, refinement, videos
+from tokvid.sampling.levels import levels_between, refinement, videos
 from tokvid.sampling.stream import Guidance, Models, Source, StreamEncoder, frames_of, make_prompt
 from tokvid.shapes.reading import read_attributes, wrap
 
@@ -112,8 +112,7 @@ def _interpolated(
     prompt = make_prompt(models, captions, seeds_B, Guidance(settings.guidance))
     tokens = StreamEncoder(models.tokenizer, len(truth), truth.shape[2:4]).feed(truth[:, ::factor])
     source = Source(refinement(models)[0], slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1])))
-    latent_frames = 1 + (tokens.shape[1] - 1) * factor
-    levels = Levels(rates_between(models, slow, factor), latent_frames, settings.keep, settings.sampling)
+    levels = levels_between(models, slow, factor, tokens.shape[1], settings.keep, settings.sampling)
     made, given = (
         videos(models, [prompt], levels, tokens[:, :1], sources=[source]),
         np.moveaxis(truth[:, ::factor], 1, 0),

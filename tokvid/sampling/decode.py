@@ -19,7 +19,8 @@ from tokvid.transformer.layout import NOTHING, Sequence, in_order, lay_out, sche
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch
 
-Carry = tuple[KVCache, jax.Array]  # the cache, and the tokens (B, L, Q) generated so far
+# The cache; the tokens (B, L, Q) generated so far, and the mean latents (B, L, Q, C) of what each could have been.
+Carry = tuple[KVCache, jax.Array, jax.Array]
 
 
 class Request(NamedTuple):
@@ -70,7 +71,37 @@ def generate(
     graph: nnx.GraphDef, params: nnx.State, request: Request, *, sampling: Sampling, guided: bool
 ) -> Int[Array, "b t h w q"]:
     """The tokens of a window: the known ones and the generated ones; 0 elsewhere."""
+    return _filled(graph, params, request, None, sampling, guided)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampling", "guided"))
+def generate_means(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    request: Request,
+    latents_VC: Float[AnyArray, "v c"],
+    *,
+    sampling: Sampling,
+    guided: bool,
+) -> tuple[Int[Array, "b t h w q"], Float[Array, "b t h w q c"]]:
+    """As `generate`, and the mean latents of each sub-code, given those before it; `latents_VC` are those of the codes.
+
+    Where much is uncertain, the mean is nearer to the truth than any code (the least squares estimate).
+    """
+    return _filled(graph, params, request, jnp.asarray(latents_VC), sampling, guided)
+
+
+def _filled(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    request: Request,
+    latents_VC: Float[Array, "v c"] | None,
+    sampling: Sampling,
+    guided: bool,
+) -> tuple[Int[Array, "b t h w q"], Float[Array, "b t h w q c"]]:
     model: Transformer = nnx.merge(graph, params)
+    if latents_VC is None:
+        latents_VC = jnp.zeros((model.config.vocabulary, 0))
     batch = request.batch
     B, T, H, W, Q = batch.tokens.shape
     known = jnp.asarray(request.known)
@@ -94,8 +125,9 @@ def generate(
     number_BL = order_BL // (H * W) + jnp.asarray(batch.start)[:, None]
     limit_BL = jnp.where(number_BL == 0, sampling.guidance_limit, jnp.inf) if sampling.guidance_limit else None
     chance = (request.keys_B, scales, _temperatures(number_BL, sampling, model.config), limit_BL)
-    drawer = _Drawer(model, sequence, layers, *chance, known, sampling, request.forced)
-    carry = prefill(model, sequence, layers), jnp.zeros((B, T * H * W, Q), jnp.int32)
+    drawer = _Drawer(model, sequence, layers, *chance, known, sampling, latents_VC, request.forced)
+    none_BLQ = jnp.zeros((B, T * H * W, Q), jnp.int32)
+    carry = prefill(model, sequence, layers), none_BLQ, jnp.zeros((*none_BLQ.shape, latents_VC.shape[-1]))
     if plan.stride == H * W:
         carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
     else:
@@ -105,11 +137,13 @@ def generate(
         carry = jax.lax.fori_loop(0, steps, drawer.at_once(plan.stride, plan.lead), carry)
     tokens_BLQ = jnp.asarray(batch.tokens, jnp.int32).reshape(B, T * H * W, Q)
 
-    def filled(tokens_LQ: jax.Array, order_L: jax.Array, new_LQ: jax.Array) -> jax.Array:
-        given_L1 = (jnp.arange(len(order_L)) < known)[:, None]
-        return tokens_LQ.at[order_L].set(jnp.where(given_L1, tokens_LQ[order_L], jnp.roll(new_LQ, known, axis=0)))
+    def filled(given: jax.Array, order_L: jax.Array, new: jax.Array) -> jax.Array:
+        is_given = jnp.expand_dims(jnp.arange(len(order_L)) < known, range(1, given.ndim))
+        return given.at[order_L].set(jnp.where(is_given, given[order_L], jnp.roll(new, known, axis=0)))
 
-    return jax.vmap(filled)(tokens_BLQ, order_BL, carry[1]).reshape(B, T, H, W, Q)
+    pairs = ((tokens_BLQ, carry[1]), (latents_VC[tokens_BLQ], carry[2]))
+    tokens_BLQ, means_BLQC = (jax.vmap(filled)(given, order_BL, new) for given, new in pairs)
+    return tokens_BLQ.reshape(B, T, H, W, Q), means_BLQC.reshape(B, T, H, W, Q, -1)
 
 
 def _temperatures(number_BL: Int[Array, "b l"], sampling: Sampling, config: TransformerConfig) -> Float[Array, "b l"]:
@@ -136,6 +170,7 @@ class _Drawer:
     limit_BL: Float[Array, "b l"] | None
     known: jax.Array
     sampling: Sampling
+    latents_VC: Float[Array, "v c"]
     forced: int | jax.Array = 0
 
     @property
@@ -147,15 +182,17 @@ class _Drawer:
         """Draws `width` tokens, each at a slot whose input is the token one step before it."""
 
         def body(i: jax.Array, carry: Carry) -> Carry:
-            cache, tokens_BLQ = carry
+            cache, tokens_BLQ, means_BLQC = carry
             rank = start + i * width
             before_L = rank - width + jnp.arange(width)
             rows_BLQ = self.model.vocabulary.of_video(tokens_BLQ[:, jnp.maximum(before_L, 0)])
             hidden_BLD, cache = self._run(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
-            drawn_BLQ, _ = self._sample(hidden_BLD, rank, self._keys(rank), tokens_BLQ)
+            drawn_BLQ, _, drawn_BLQC = self._sample(hidden_BLD, rank, self._keys(rank), tokens_BLQ)
             own_BLQ = self.sequence.slots(self.first + rank, width).target[:: 1 if self.scale_BL is None else 2]
-            drawn_BLQ = jnp.where((rank + jnp.arange(width) < self.forced)[:, None], own_BLQ, drawn_BLQ)
-            return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, drawn_BLQ, rank, axis=1)
+            is_forced_L1 = (rank + jnp.arange(width) < self.forced)[:, None]
+            drawn_BLQ = jnp.where(is_forced_L1, own_BLQ, drawn_BLQ)
+            drawn_BLQC = jnp.where(is_forced_L1[..., None], self.latents_VC[own_BLQ], drawn_BLQC)
+            return cache, *_written((tokens_BLQ, means_BLQC), (drawn_BLQ, drawn_BLQC), rank)
 
         return body
 
@@ -163,24 +200,26 @@ class _Drawer:
         """Draws a latent frame of `size` tokens: each round keeps the most confident ones and draws the others anew."""
 
         def body(i: jax.Array, carry: Carry) -> Carry:
-            cache, tokens_BLQ = carry
-            B, _, Q = tokens_BLQ.shape
+            cache, tokens_BLQ, means_BLQC = carry
+            B, _, Q, C = means_BLQC.shape
             rank, vocabulary = i * size, self.model.vocabulary
 
             def one_round(number: jax.Array, carry: tuple) -> tuple:
-                cache, frame_BLQ, stands_BL = carry
+                cache, frame_BLQ, frame_BLQC, stands_BL = carry
                 rows_BLQ = jnp.where(stands_BL[..., None], vocabulary.of_video(frame_BLQ), self._begin_Q)
                 hidden_BLD, cache = self._run(cache, rank, rows_BLQ)
                 keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._keys(rank), number)
-                drawn_BLQ, likelihood_BL = self._sample(hidden_BLD, rank, keys_B, tokens_BLQ)
+                drawn_BLQ, likelihood_BL, drawn_BLQC = self._sample(hidden_BLD, rank, keys_B, tokens_BLQ)
                 frame_BLQ = jnp.where(stands_BL[..., None], frame_BLQ, drawn_BLQ)
+                frame_BLQC = jnp.where(stands_BL[..., None, None], frame_BLQC, drawn_BLQC)
                 done = (number + 1) / self.sampling.rounds
-                return cache, frame_BLQ, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
+                return cache, frame_BLQ, frame_BLQC, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
 
-            start = (cache, jnp.zeros((B, size, Q), jnp.int32), jnp.zeros((B, size), bool))
-            cache, frame_BLQ, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
+            none_BLQ = jnp.zeros((B, size, Q), jnp.int32)
+            start = (cache, none_BLQ, jnp.zeros((B, size, Q, C)), jnp.zeros((B, size), bool))
+            cache, frame_BLQ, frame_BLQC, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
             _, cache = self._run(cache, rank, vocabulary.of_video(frame_BLQ))  # the next frames see all of this one
-            return cache, jax.lax.dynamic_update_slice_in_dim(tokens_BLQ, frame_BLQ, rank, axis=1)
+            return cache, *_written((tokens_BLQ, means_BLQC), (frame_BLQ, frame_BLQC), rank)
 
         return body
 
@@ -209,12 +248,13 @@ class _Drawer:
 
     def _sample(
         self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array, tokens_BLQ: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Draws the tokens (B, L, Q) of the slots from the `rank`-th on; also returns their log-likelihoods (B, L).
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Draws the tokens (B, L, Q) of the slots from the `rank`-th on.
 
+        Also returns their log-likelihoods (B, L), and the mean latents (B, L, Q, C) of what they could have been.
         `tokens_BLQ` are those generated so far.
         """
-        likelihoods, guided = [], self.scale_BL is not None
+        likelihoods, means, guided = [], [], self.scale_BL is not None
         near = self._near(rank, hidden_BLD.shape[1], tokens_BLQ)
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
@@ -226,7 +266,17 @@ class _Drawer:
             ids_BL = draw(keys, logits_BLV, self.sampling, self.temperature_BL[:, self.known + rank])
             log_share_BLV = jax.nn.log_softmax(logits_BLV)
             likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
+            means.append(jnp.matmul(jnp.exp(log_share_BLV), self.latents_VC, precision="highest"))
             return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL
 
-        ids_BLQ = self.model.head.draw(hidden_BLD, choose, near)
-        return ids_BLQ[0::2] if guided else ids_BLQ, sum(likelihoods, jnp.zeros(()))
+        ids_BLQ = self.model.head.draw(hidden_BLD, choose, near)[:: 2 if guided else 1]
+        means += [self.latents_VC[ids_BLQ[..., q]] for q in range(len(means), ids_BLQ.shape[-1])]  # silent ones
+        return ids_BLQ, sum(likelihoods, jnp.zeros(())), jnp.stack(means, axis=2)
+
+
+def _written(
+    all_of: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], rank: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Both arrays with the new ones in the place of their slots from `rank` on."""
+    tokens, means = (jax.lax.dynamic_update_slice_in_dim(*pair, rank, axis=1) for pair in zip(all_of, new, strict=True))
+    return tokens, means

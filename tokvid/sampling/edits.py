@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored_alone
-from tokvid.sampling.levels import Levels, check_rows, rates_between, refinement, videos
+from tokvid.sampling.levels import Levels, check_rows, levels_between, rates_between, refinement, videos
 from tokvid.sampling.story import Opening, Story, encode_opening, encode_picture, first_frames, prompts_of
 from tokvid.sampling.stream import (
     Around,
@@ -222,11 +222,11 @@ def interpolate(
     prompt describes them. Each level multiplies the rate by the factor that the weights were trained for; UserError
     where `factor` is no power of it.
     """
-    rates = rates_between(models, story.fps, factor)
+    rates_between(models, story.fps, factor)  # refuses other factors before the frames are read
     source = Encoded(models, frames, refinement(models)[0])
     if source.frames == 1:
         raise UserError("a single frame has no others between; give a video of two frames or more")
-    levels = Levels(rates, 1 + (len(source.tokens_THWQ) - 1) * factor, story.keep, story.sampling)
+    levels = levels_between(models, story.fps, factor, len(source.tokens_THWQ), story.keep, story.sampling)
     first, coarse = source.tokens_THWQ[None, :1], source.stream(story.fps)
     interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])
     total = 1 + (source.frames - 1) * factor

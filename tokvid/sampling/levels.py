@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num, UInt8
 
 from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
@@ -115,12 +115,27 @@ def spans_of(
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The levels of a video: their rates, the lowest first, the latent frames that windows keep, and the sampling."""
+    """The levels of a video: their rates, the lowest first, the latent frames that windows keep, and the sampling.
+
+    With `means`, the frames of the last level are those of mean latents.
+    """
 
     rates: Sequence[float]
     latent_frames: int  # at the last rate
     keep: int = 2
     sampling: Sampling = Sampling()
+    means: bool = False
+
+
+def levels_between(
+    models: Models, fps: float, factor: int, coarse_latent_frames: int, keep: int, sampling: Sampling
+) -> Levels:
+    """Those that interpolate a video of `fps` by `factor`. UserError where the weights don't allow it.
+
+    At temperature 0, they show mean latents: what is uncertain is blended, as pixels would be, and gains half a dB.
+    """
+    latent_frames = 1 + (coarse_latent_frames - 1) * factor
+    return Levels(rates_between(models, fps, factor), latent_frames, keep, sampling, sampling.temperature == 0)
 
 
 def videos(
@@ -151,12 +166,13 @@ def tokens_of(
     sources: Sequence[Source] = (),
     windows: Windows | None = None,
     around: Around | None = None,
-) -> Iterator[Int[np.ndarray, "b t h w q"]]:
+) -> Iterator[Num[np.ndarray, "b t h w q *c"]]:
     """The tokens of a batch of videos, a few latent frames at a time.
 
     Every level begins with `opening_BTHWQ`, which is empty, one image, or latent frames at the only rate; where it is
     empty, the other levels begin with the first level's first latent frame. `sources` are the conditions of the
-    first level, and `around` is given of its latent frames. None of `windows` is generated again.
+    first level, and `around` is given of its latent frames. None of `windows` is generated again. With `levels.means`,
+    generated latent frames come as latents (B, T, H, W, Q, C).
     """
     check_rows(models, levels.sampling)
     warn_of_rate(tuple(models.transformer.about["fps"]), levels.rates[-1])
@@ -176,7 +192,8 @@ def tokens_of(
         slower = [source for source in sources if source.fps < fps]
         if slower and not opening_BTHWQ.shape[1]:
             opening_BTHWQ = slower[0].take(0, 1)  # the first latent frame is one frame, the same at every rate
-        tokens = _level(window, prompts, count, opening_BTHWQ, None if number else around)
+        means = levels.means and number == len(rates) - 1
+        tokens = _level(window, prompts, count, opening_BTHWQ, None if number else around, means)
     return tokens
 
 
@@ -186,8 +203,12 @@ def _level(
     latent_frames: int,
     opening_BTHWQ: Int[np.ndarray, "b t h w q"],
     around: Around | None,
-) -> Iterator[Int[np.ndarray, "b t h w q"]]:
-    """Latent frames (B, T, H, W, Q) at one rate: the opening's, and then new ones, window by window."""
+    means: bool,
+) -> Iterator[Num[np.ndarray, "b t h w q *c"]]:
+    """Latent frames (B, T, H, W, Q) at one rate: the opening's, and then new ones, window by window.
+
+    With `means`, the new ones are mean latents (B, T, H, W, Q, C).
+    """
     known = opening_BTHWQ.shape[1]
     starts = [prompt.start for prompt in prompts]
     spans = spans_of(window.models, starts, window.fps, latent_frames, keep=window.keep, known=known)
@@ -201,4 +222,4 @@ def _level(
         along_T = (np.arange(span.first, span.end) - first) / max(1, end - 1 - first)
         scales = np.stack([prompt.guidance_B, prompt.last_guidance_B])
         scale_BT = scales[0][:, None] + np.outer(scales[1] - scales[0], along_T)
-        yield window.extend(prompt, scale_BT, around and around.part(span.first, window.room))
+        yield window.extend(prompt, scale_BT, around and around.part(span.first, window.room), means)

@@ -17,7 +17,7 @@ from tokvid import weights
 from tokvid.config import GUIDANCE, Sampling
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
-from tokvid.sampling.decode import Request, generate
+from tokvid.sampling.decode import Request, generate, generate_means
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import trained_tasks
 from tokvid.text.t5 import load_text
@@ -99,10 +99,16 @@ def _encode(graph, params, video_BTHWC: UInt8[Array, "b t h w 3"], cache: Cache,
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first"))
-def _decode(graph, params, ids_BTHWQ: Int[Array, "b tl hl wl q"], cache: Cache, first: bool):
+def _decode(graph, params, tokens: Num[Array, "b tl hl wl q *c"], cache: Cache, first: bool):
     model = nnx.merge(graph, params)
-    video_BTHWC, cache = model.decode_step(model.latents(ids_BTHWQ), cache, first)
+    latents_BTHWC = model.latents(tokens) if tokens.ndim == 5 else model.latents_of_parts(tokens)
+    video_BTHWC, cache = model.decode_step(latents_BTHWC, cache, first)
     return jnp.clip(jnp.round((video_BTHWC + 1) * 127.5), 0, 255).astype(jnp.uint8), cache
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _latents_of_codes(graph, params):
+    return nnx.merge(graph, params).latents_of_codes()
 
 
 @jax.jit
@@ -143,19 +149,22 @@ class StreamEncoder:
 
 
 class StreamDecoder:
-    """Decodes tokens to frames; the result equals decoding all of them at once."""
+    """Decodes tokens, or the latents of their sub-codes, to frames; the result equals decoding all of them at once."""
 
     def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int):
         self._tokenizer, self._first = tokenizer, True
         self._cache = tokenizer.model.empty_cache("decoder", batch, rows, columns)
 
-    def feed(self, tokens_BTHWQ: Int[np.ndarray, "b tl hl wl q"]) -> UInt8[np.ndarray, "b t h w 3"]:
-        """Tokens of the next latent frames, maybe none → their frames, uint8 (B, T, H, W, 3)."""
-        B, _, rows, columns, _ = tokens_BTHWQ.shape
+    def feed(self, tokens: Num[np.ndarray, "b tl hl wl q *c"]) -> UInt8[np.ndarray, "b t h w 3"]:
+        """The next latent frames, maybe none → their frames, uint8 (B, T, H, W, 3).
+
+        Tokens (B, T', H', W', Q), or latents (B, T', H', W', Q, C).
+        """
+        B, _, rows, columns, *_ = tokens.shape
         side = token_side(self._tokenizer.config)
         out = [np.zeros((B, 0, rows * side, columns * side, 3), np.uint8)]
-        for index in range(tokens_BTHWQ.shape[1]):  # one at a time: a single compiled shape
-            part, tokenizer = tokens_BTHWQ[:, index : index + 1], self._tokenizer
+        for index in range(tokens.shape[1]):  # one at a time: a single compiled shape
+            part, tokenizer = tokens[:, index : index + 1], self._tokenizer
             video, self._cache = _decode(tokenizer.graph, tokenizer.params, part, self._cache, first=self._first)
             self._first = False
             out.append(np.asarray(video))
@@ -350,30 +359,56 @@ class RollingWindow:
         prompt: Prompt,
         guidance_BT: Float[np.ndarray, "b t"],
         around: Around | None = None,
-    ) -> Int[np.ndarray, "b t h w q"]:
+        means: bool = False,
+    ) -> Num[np.ndarray, "b t h w q *c"]:
         """Generates a latent frame for each guidance scale, at most a window: tokens (B, T, H, W, Q).
 
         `around` is given of the latent frames after the known ones, up to the end of the window or earlier: of the new
-        ones, which may be partly known, and of those that they lead up to.
+        ones, which may be partly known, and of those that they lead up to. With `means`, which `windows` don't keep,
+        returns the mean latents of what could be there (B, T, H, W, Q, C); later windows go on from the tokens.
         """
         if self._sampling.rows and not self.latent_frames and self._knows_serial:
             # All others copy from a video's first latent frame, so it is always drawn token by token.
-            serial, first = dataclasses.replace(self._sampling, rows=0), around and around.part(0, 1)
-            first_BTHWQ = self._generate(prompt, guidance_BT[:, :1], first, serial)
+            serial, first_around = dataclasses.replace(self._sampling, rows=0), around and around.part(0, 1)
+            first = self._generate(prompt, guidance_BT[:, :1], first_around, serial, means)
             if guidance_BT.shape[1] == 1:
-                return first_BTHWQ
+                return first
             rest = around and around.part(1, around.known_BTHW.shape[1])
-            return np.concatenate([first_BTHWQ, self.extend(prompt, guidance_BT[:, 1:], rest)], axis=1)
-        return self._generate(prompt, guidance_BT, around, self._sampling)
+            return np.concatenate([first, self.extend(prompt, guidance_BT[:, 1:], rest, means)], axis=1)
+        return self._generate(prompt, guidance_BT, around, self._sampling, means)
 
     def _generate(
-        self, prompt: Prompt, guidance_BT: np.ndarray, around: Around | None, sampling: Sampling
+        self, prompt: Prompt, guidance_BT: np.ndarray, around: Around | None, sampling: Sampling, means: bool
     ) -> np.ndarray:
-        transformer, window = self.models.transformer, self.models.transformer.config.latent_frames
-        known, count, forced = self._last.shape[1], guidance_BT.shape[1], 0
+        known, count = self._last.shape[1], guidance_BT.shape[1]
+        request, new_T = self._request(prompt, guidance_BT, around), np.s_[:, known : known + count]
+        how = {"sampling": sampling, "guided": bool(np.any(guidance_BT != 1))}
+        models, tokenizer = (self.models.transformer.graph, self.models.transformer.params), self.models.tokenizer
+        if means:
+            latents_VC = _latents_of_codes(tokenizer.graph, tokenizer.params)
+            both = generate_means(*models, request, latents_VC, **how)
+            new_BTHWQ, means_BTHWQC = (np.asarray(each)[new_T] for each in both)
+            self.append(new_BTHWQ)
+            return means_BTHWQC
+        mark = "" if self._windows is None else _mark(self.models, request, sampling)
+        kept_BTHWQ = None if self._windows is None else self._windows.get(mark)
+        if not request.tokens:
+            new_BTHWQ = np.asarray(request.batch.tokens)[new_T]
+        elif kept_BTHWQ is not None:
+            new_BTHWQ = kept_BTHWQ
+        else:
+            new_BTHWQ = np.asarray(generate(*models, request, **how))[new_T]
+            if self._windows is not None:
+                self._windows[mark] = new_BTHWQ
+        self.append(new_BTHWQ)
+        return new_BTHWQ
+
+    def _request(self, prompt: Prompt, guidance_BT: np.ndarray, around: Around | None) -> Request:
+        """The next window, of which a latent frame for each guidance scale is to be generated."""
+        window, known, count = self.models.transformer.config.latent_frames, self._last.shape[1], guidance_BT.shape[1]
         tokens = np.zeros((self._batch, window, *self._last.shape[2:]), np.int32)
         tokens[:, :known] = self._last
-        known_BTHW = np.zeros(tokens.shape[:-1], bool)
+        known_BTHW, forced = np.zeros(tokens.shape[:-1], bool), 0
         known_BTHW[:, :known] = True
         if around is not None:
             end = known + around.known_BTHW.shape[1]
@@ -394,26 +429,7 @@ class RollingWindow:
         keys_B = _keys(np.asarray(prompt.seeds_B, np.uint32), np.int32(self.latent_frames))
         scale_BT = np.pad(guidance_BT, ((0, 0), (known, window - known - count)), mode="edge").astype(np.float32)
         sizes = (np.int32(known_BTHW[0].sum()), np.int32(new), np.int32(forced))
-        request = Request(batch, prompt.negative_BL, keys_B, scale_BT, *sizes)
-        mark = "" if self._windows is None else _mark(self.models, request, sampling)
-        kept_BTHWQ = None if self._windows is None else self._windows.get(mark)
-        if not new:
-            new_BTHWQ = tokens[:, known : known + count]
-        elif kept_BTHWQ is not None:
-            new_BTHWQ = kept_BTHWQ
-        else:
-            filled = generate(
-                transformer.graph,
-                transformer.params,
-                request,
-                sampling=sampling,
-                guided=bool(np.any(guidance_BT != 1)),
-            )
-            new_BTHWQ = np.asarray(filled)[:, known : known + count]
-            if self._windows is not None:
-                self._windows[mark] = new_BTHWQ
-        self.append(new_BTHWQ)
-        return new_BTHWQ
+        return Request(batch, prompt.negative_BL, keys_B, scale_BT, *sizes)
 
 
 def window_ends(first: int, end: int, window: int, keep: int) -> Iterator[int]:

@@ -111,6 +111,15 @@ class CViViT(nnx.Module):
         """The decoder's input: a latent for each patch."""
         return self.quantizer.decode_ids(_unfolded(ids_BTHWQ, self.config.fold))
 
+    def latents_of_codes(self) -> Float[Array, "v c"]:
+        """The channels of every code of a sub-code."""
+        return self.quantizer.quantizer.decode_ids(jnp.arange(self.quantizer.vocabulary))
+
+    def latents_of_parts(self, parts_BTHWQC: Float[Array, "b tl hl wl q c"]) -> Float[Array, "b tl rows columns c"]:
+        """The decoder's input from the channels of each sub-code, which need not be those of a code."""
+        parts = _unfolded(parts_BTHWQC, self.config.fold)
+        return parts.reshape(*parts.shape[:4], -1)
+
     def reconstruct(
         self, video_BTHWC: Float[Array, "b t h w 3"], kept_BT: Int[Array, "b tl"] | None = None
     ) -> tuple[Float[Array, "b t h w 3"], Quantized]:
@@ -312,10 +321,10 @@ def _folded(x_BTHWG: jax.Array, fold: int) -> jax.Array:
 
 
 def _unfolded(ids_BTHWQ: jax.Array, fold: int) -> jax.Array:
-    """The inverse of `_folded`."""
-    B, T, H, W, Q = ids_BTHWQ.shape
-    ids = ids_BTHWQ.reshape(B, T, H, W, fold, fold, Q // fold**2).swapaxes(3, 4)
-    return ids.reshape(B, T, H * fold, W * fold, Q // fold**2)
+    """The inverse of `_folded`; sub-codes may have channels, in further axes."""
+    B, T, H, W, Q, *channels = ids_BTHWQ.shape
+    ids = ids_BTHWQ.reshape(B, T, H, W, fold, fold, Q // fold**2, *channels).swapaxes(3, 4)
+    return ids.reshape(B, T, H * fold, W * fold, Q // fold**2, *channels)
 
 
 def _patches(video_BTHWC: jax.Array, pt: int, p: int) -> jax.Array:
