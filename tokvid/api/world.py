@@ -292,7 +292,8 @@ class World:
         """The same video with `factor` times the frames: 2, 4, 8, …
 
         `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high. Its
-        own frames stay as they are. New ones are drawn greedily and without guidance, unless settings say otherwise.
+        own frames stay as they are. New ones are drawn greedily and without guidance, unless settings say otherwise;
+        where much is open, they show the mean of it.
         It is `larger` times the world's size: what stands still keeps the detail of the given frames beside it.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
