@@ -143,7 +143,8 @@ class Interpolate(Command):
     help = "generate frames between those of a video"
     details = (
         "The output is as long as IN and smoother; IN's own frames stay as they are. New ones are drawn greedily and "
-        "without guidance, and show the mean of what is open, unless --temperature or --guidance is given. The weights must be trained for interpolation."
+        "without guidance, and show the mean of what is open, unless --temperature or --guidance is given. The weights "
+        "must be trained for interpolation."
     )
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
