@@ -264,16 +264,22 @@ def without_models(tiny_models, monkeypatch):
     def generate(graph, params, request, *, sampling, guided):
         return np.where(request.batch.known[..., None], request.batch.tokens, 0)
 
+    def generate_means(graph, params, request, latents_VC, *, sampling, guided):
+        tokens = generate(graph, params, request, sampling=sampling, guided=guided)
+        return tokens, np.asarray(latents_VC)[tokens]
+
     def encode(graph, params, video_BTHWC, cache, first):
         B, _, height, width, _ = video_BTHWC.shape
         return np.zeros((B, 1, height // 8, width // 8, 1), np.int32), cache
 
-    def decode(graph, params, ids_BTHWQ, cache, first):
-        B, _, rows, columns, _ = ids_BTHWQ.shape
+    def decode(graph, params, tokens, cache, first):
+        B, _, rows, columns, *_ = tokens.shape
         return np.zeros((B, 1 if first else 2, 8 * rows, 8 * columns, 3), np.uint8), cache
 
-    for name, fake in (("generate", generate), ("_encode", encode), ("_decode", decode)):
-        monkeypatch.setattr(stream, name, fake)
+    for fake in (generate, generate_means):
+        monkeypatch.setattr(stream, fake.__name__, fake)
+    for fake in (encode, decode):
+        monkeypatch.setattr(stream, f"_{fake.__name__}", fake)
     about = {"layouts": {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0, 1, 2]}}
     transformer = tiny_models.transformer._replace(about=tiny_models.transformer.about | about)
     monkeypatch.setattr(world, "load_models", lambda folder, loras=(): tiny_models._replace(transformer=transformer))

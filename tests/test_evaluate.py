@@ -297,10 +297,14 @@ def test_interpolation(tiny_models, by_two, monkeypatch):
     assert figures["samples"] == 5 and figures["frames"] == 17 and figures["fps"] == 8
     assert figures["psnr"] < 15 < figures["repeat_psnr"] < figures["blend_psnr"] <= 100
     assert figures["ceiling_psnr"] < 20
+    assert figures["ssim"] < figures["repeat_ssim"] < figures["blend_ssim"] <= 1
+    assert 0 <= figures["blend_perceptual"] < figures["repeat_perceptual"] < figures["moving"]["perceptual"]
     assert by_two(lambda: evaluate_interpolation(models, data, 5, 2, 0)) == [figures, figures]
     json.dumps(figures, allow_nan=False)
     with pytest.raises(UserError, match=r"factor should be a power of 2 .*, got 3"):
         evaluate_interpolation(models, data, 5, 3, 0)
+    with pytest.raises(UserError, match=r"4 or more, of 11 pixels or more, got 5 of \(8, 8\)"):
+        evaluate_interpolation(models, dataclasses.replace(data, size=(8, 8)), 5, 2, 0)
 
 
 def test_interpolation_is_measured_with_its_own_lora(tiny_models):
@@ -339,6 +343,7 @@ def test_a_perfect_interpolation_reaches_the_ceiling(tiny_models, monkeypatch):
     seen.clear()
     monkeypatch.setattr(interpolation, "videos", Made)
     figures = evaluate_interpolation(models, data, 5, 2, 0)
+    assert figures["ssim"] == 1 and figures["perceptual"] == 0 < figures["moving"]["repeat_perceptual"]
     assert figures["psnr"] == figures["ceiling_psnr"] == 100 > figures["blend_psnr"] > figures["repeat_psnr"]
     assert figures["jitter"] == figures["truth_jitter"]
     assert figures["moving"]["psnr"] == 100 and figures["moving"]["repeat_psnr"] < figures["repeat_psnr"]

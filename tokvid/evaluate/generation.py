@@ -25,7 +25,7 @@ from tokvid.sampling.stream import Guidance, Models, encode_clips, frames_of, ma
 MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
 TRAINING_CLIPS = 256  # searched for the nearest one
 Metrics = Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
-COMPARED: Metrics = {  # second by second, a clip with the real one
+COMPARED: Metrics = {  # of a clip and the real one
     "psnr": lambda truth_THWC, video_THWC: min(psnr(truth_THWC, video_THWC), 100.0),
     "ssim": ssim,
     "perceptual": perceptual_distance,

@@ -12,9 +12,9 @@ from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through
-from tokvid.evaluate.reconstruction import SHOWN, some_clips, split_of
+from tokvid.evaluate.generation import COMPARED
+from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
 from tokvid.io.progress import progress
-from tokvid.metrics.video import psnr
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import levels_between, refinement, videos
 from tokvid.sampling.stream import Guidance, Models, Source, StreamEncoder, frames_of, make_prompt
@@ -35,14 +35,17 @@ def evaluate_interpolation(
 ) -> dict[str, Any]:
     """Interpolates clips from every `factor`-th frame and the captions, and compares the new frames with the real ones.
 
-    PSNR (dB) of the new frames, compared with linear blending of their neighbours, repeating the previous frame, and
-    the real video through the tokenizer (the ceiling). The same for the half of the clips that moves most, because
-    blending is perfect where nothing moves. `jitter` is the variance of an object's frame-to-frame displacement, in
-    pixels², if the object is detected in every frame (Moving Shapes). Clips have the data's highest rate; `show` gets
-    the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such clips.
+    PSNR (dB), SSIM and perceptual distance of the new frames, beside those of linear blending of their neighbours,
+    repeating the previous frame, and the real video through the tokenizer (the ceiling). The same for the half of the
+    clips that moves most, because blending is perfect where nothing moves. `jitter` is the variance of an object's
+    frame-to-frame displacement, in pixels², if the object is detected in every frame (Moving Shapes). Clips have the
+    data's highest rate; `show` gets the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such
+    clips, and for clips that are too small for SSIM.
     """
-    if samples < 4:
-        raise UserError(f"samples should be 4 or more, got {samples}")
+    if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
+        raise UserError(
+            f"samples should be 4 or more, of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}"
+        )
     models = models.for_task("interpolation")
     frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
     rng = np.random.default_rng([EVALUATION_SEED, seed])
@@ -91,7 +94,7 @@ def _measure(
 
 def _figures(scores: dict[str, list[float]]) -> dict[str, Any]:
     """Means over all clips, and over the half that moves most."""
-    names = [f"{name}psnr" for name in ("", "blend_", "repeat_", "ceiling_")]
+    names = [f"{kind}{metric}" for metric in COMPARED for kind in ("", "blend_", "repeat_", "ceiling_")]
     moving = np.argsort(scores["repeat_psnr"])[: len(scores["psnr"]) // 2]
     return {
         **{name: mean(scores[name]) for name in [*names, *JITTERS]},
@@ -126,7 +129,8 @@ def _compare(
     """Adds the figures of one clip: of the frames in between, and the jitters where an object is seen in all."""
     between = np.arange(len(truth_THWC)) % factor > 0
     for name, video_THWC in clips.items():
-        scores[f"{name}psnr"].append(min(100.0, psnr(truth_THWC[between], video_THWC[between])))
+        for metric, measure in COMPARED.items():
+            scores[f"{name}{metric}"].append(measure(truth_THWC[between], video_THWC[between]))
     jitters = [jitter(video_THWC, fps) for video_THWC in (clips[""], clips["ceiling_"], truth_THWC)]
     if None not in jitters:
         for name, value in zip(JITTERS, jitters, strict=True):
