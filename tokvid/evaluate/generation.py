@@ -14,7 +14,7 @@ from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, other_captions
-from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
+from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features, load_features, perceptual_distance
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
@@ -76,11 +76,9 @@ def evaluate_generation(
     other; and the share of the other captions under which a clip is less likely, half of them by chance. `show` gets
     the first clips as arguments for `contact_sheet`. UserError for fewer than 4 clips.
     """
-    if request.samples < 4 or min(data.size) < LEAST_FOR_SSIM or request.frames < 2:
-        raise UserError(
-            f"samples should be 4 or more, of 2 or more frames of {LEAST_FOR_SSIM} pixels or more, got "
-            f"{request.samples} of {request.frames} frames of {data.size}"
-        )
+    check_clips(request.samples, data.size)
+    if request.frames < 2:
+        raise UserError(f"clips should be of 2 or more frames, got {request.frames}; use a longer --seconds")
     features.check(request.frames)
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))

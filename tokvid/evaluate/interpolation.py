@@ -13,7 +13,7 @@ from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through
 from tokvid.evaluate.generation import COMPARED
-from tokvid.evaluate.reconstruction import LEAST_FOR_SSIM, SHOWN, some_clips, split_of
+from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import levels_between, refinement, videos
@@ -42,10 +42,7 @@ def evaluate_interpolation(
     data's highest rate; `show` gets the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such
     clips, and for clips that are too small for SSIM.
     """
-    if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
-        raise UserError(
-            f"samples should be 4 or more, of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}"
-        )
+    check_clips(samples, data.size)
     models = models.for_task("interpolation")
     frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
     rng = np.random.default_rng([EVALUATION_SEED, seed])

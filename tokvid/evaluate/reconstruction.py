@@ -29,6 +29,12 @@ SHOWN = 6  # clips on a sheet
 SETS = ("real", "made", "shuffled")
 
 
+def check_clips(samples: int, size: tuple[int, int]) -> None:
+    """UserError for fewer than 4 clips, or frames (height, width) that are too small for SSIM."""
+    if samples < 4 or min(size) < LEAST_FOR_SSIM:
+        raise UserError(f"samples should be 4 or more, of {LEAST_FOR_SSIM} pixels or more, got {samples} of {size}")
+
+
 def evaluate_reconstruction(
     tokenizer: Loaded,
     data: DataConfig,
@@ -44,10 +50,7 @@ def evaluate_reconstruction(
     the real clips, and between these and their shuffled frames. `show` gets the first clips as arguments for
     `contact_sheet`. If the data holds nothing out (and is not procedural), training videos are used, as `split` says.
     """
-    if samples < 4 or min(data.size) < LEAST_FOR_SSIM:
-        raise UserError(
-            f"samples should be 4 or more, of {LEAST_FOR_SSIM} pixels or more, got {samples} of {data.size}"
-        )
+    check_clips(samples, data.size)
     features.check(data.frames)
     split = split_of(data)
     rng = np.random.default_rng([EVALUATION_SEED, seed])
