@@ -51,6 +51,7 @@ def make(
     known=(True, False, False, False),
     negative=None,
     latents=None,
+    forced=0,
 ):
     known = np.array(known)  # of latent frames, or of tokens
     known_BTHW = np.broadcast_to(known if known.ndim == 3 else known[:, None, None], batch.known.shape)
@@ -61,6 +62,7 @@ def make(
         np.broadcast_to(np.array(guidance, np.float32)[:, None], (len(seeds), 4)),
         np.int32(known_BTHW[0].sum()),
         np.int32(4 * frames - known_BTHW[0].sum()),
+        np.int32(forced),
     )
     models, how = (models.transformer.graph, models.transformer.params), {"sampling": sampling, "guided": guided}
     if latents is not None:
@@ -199,6 +201,16 @@ def test_mean_latents_are_those_of_the_plain_forward_pass(any_models, batch, row
     wanted = np.concatenate([jax.nn.softmax(logits) @ latents_VC, latents_VC[ids_BLQ[..., drawn:]]], axis=2)
     np.testing.assert_allclose(means[:, 1:].reshape(wanted.shape), wanted, atol=1e-4)
     np.testing.assert_array_equal(means[:, 0], latents_VC[tokens[:, 0]])  # known
+
+
+def test_forced_tokens_have_the_latents_of_their_codes(any_models, batch):
+    config = any_models.transformer.config
+    own = np.random.default_rng(6).integers(config.vocabulary, size=batch.tokens.shape, dtype=np.int32)
+    codes_VC = np.eye(config.vocabulary, dtype=np.float32)
+    tokens, shares = make(any_models, batch._replace(tokens=own), latents=codes_VC, forced=4, sampling=GREEDY)
+    np.testing.assert_array_equal(tokens[:, :2], own[:, :2])  # the first latent frame is known, the second forced
+    np.testing.assert_array_equal(shares[:, :2], codes_VC[own[:, :2]])
+    assert (shares[:, 2:, ..., : drawn_codes(any_models), :].max(-1) < 0.999).any()
 
 
 def test_mean_latents_of_rounds_are_of_the_round_that_kept_the_token(any_models, batch):
