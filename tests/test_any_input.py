@@ -316,7 +316,7 @@ COMMANDS = {
     ("story", "story.yaml"): {"--image": PATHS, **MAKING},
     ("generate", "--prompt", "a"): {"--seconds": NUMBERS, "--image": PATHS, "--video": PATHS, **MAKING},
     ("extend", "in.mp4"): {"--prompt": TEXTS, "--seconds": NUMBERS, **MAKING},
-    ("interpolate", "in.mp4"): {"--factor": WHOLE, "--larger": WHOLE, "--prompt": TEXTS, **MAKING},
+    ("interpolate", "in.mp4"): {"--factor": WHOLE, "--draws": WHOLE, "--larger": WHOLE, "--prompt": TEXTS, **MAKING},
     ("loop", "in.mp4"): {"--prompt": TEXTS, **MAKING},
     ("edit", "in.mp4", "--task", "inpaint", "--box", "0", "0", "4", "4"): {"--larger": WHOLE, **MAKING},
     ("loop", "in.png"): {"--larger": WHOLE, "--prompt": TEXTS, **MAKING},

@@ -250,6 +250,10 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert (len(smooth), smooth.fps) == (9, 8.0) and (smooth.frames[::2] == [*read_clip(clip, 4, (16, 16))]).all()
     assert (smooth.story.guidance, smooth.story.sampling.temperature) == (1.0, 0.0)
     assert (smooth.story.frames, smooth.story.fps) == (9, 8.0)
+    several = world.interpolate(clip, draws=2)
+    assert several.story.sampling.temperature == 1.0 and (several.frames[::2] == smooth.frames[::2]).all()
+    assert (several.frames != smooth.frames).any()
+    assert world.interpolate(clip, draws=2, sampling={"top_p": 0.5}).story.sampling.temperature == 1.0
     edited = world.edit(clip, "interpolation", fps=8)
     assert (edited.frames == smooth.frames).all()
     again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story

@@ -42,17 +42,19 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes_module, "evaluate_shapes", shapes)  # which is tested in test_evaluate.py
     asked = []
 
-    def interpolated(models, data, samples, factor, seed, settings, show):
+    def interpolated(models, data, request, settings, show):
         sampling = settings.sampling
-        asked.append((data.source, samples, factor, sampling.rows, settings.guidance, sampling.temperature))
+        asked.append((data.source, request, sampling.rows, settings.guidance, sampling.temperature))
         show([np.zeros((2, 16, 16, 3), np.uint8)], captions=["black"])
         return {"psnr": 20.0}
 
     monkeypatch.setattr(interpolation_module, "evaluate_interpolation", interpolated)
     arguments = ("--samples", 5, "--factor", 4, "--rows", 1, "--sheet", "s.png", "--weights", tiny_weights)
-    assert tokvid("evaluate", "interpolation", *arguments)[0] == 0 and asked == [("shapes", 5, 4, 1, 1.0, 0.0)]
+    assert tokvid("evaluate", "interpolation", *arguments)[0] == 0
     assert tokvid("evaluate", "interpolation", *arguments, "--temperature", 0.9, "--guidance", 2)[0] == 0
-    assert asked[1:] == [("shapes", 5, 4, 1, 2.0, 0.9)]
+    assert tokvid("evaluate", "interpolation", *arguments, "--draws", 3)[0] == 0
+    once, several = (interpolation_module.Request(5, 4, 0, draws) for draws in (1, 3))
+    assert asked == [("shapes", once, 1, 1.0, 0.0), ("shapes", once, 1, 2.0, 0.9), ("shapes", several, 1, 1.0, 1.0)]
     assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "black"
     arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
     assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0

@@ -73,6 +73,8 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("story memory://nowhere/story.yaml", "there is nothing at memory://nowhere/story.yaml"),
         ("loop in.mp4", "train with the task infilling"),
         ("interpolate in.mp4", "not trained to interpolate"),
+        ("interpolate in.mp4 --draws few", "argument --draws: should be a whole number, got 'few'"),
+        ("evaluate generation --draws 2", "--draws is not for evaluate generation"),
         ("interpolate in.mp4 --factor two", "argument --factor: should be a whole number, got 'two'"),
         ("story --prompt a --seconds 2s", "argument --seconds: should be a number, got '2s'"),
         ("story --prompt a --scheme best", "invalid choice: 'best'"),

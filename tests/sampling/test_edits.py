@@ -11,6 +11,7 @@ from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import edits, stream
 from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, moved, vary
+from tokvid.sampling.levels import interpolated, levels_between
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_picture, encode_video
 from tokvid.tasks.conditions import CONDITIONS, Condition, draw_points, grey, with_luma
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames, keeps_pixels
@@ -73,6 +74,33 @@ def test_what_is_uncertain_is_blended_at_temperature_0(models, temperature, monk
         nearest_N = np.abs(parts_NC[:, None] - codes_VC).max(axis=-1).min(axis=1)
         assert (nearest_N > 1e-3).mean() > 0.4  # half of the sub-codes are silent in one of the models
         assert (np.abs(parts_NC) <= np.abs(codes_VC).max() + 1e-4).all()
+
+
+def test_the_mean_of_several_draws_is_shown(models):
+    """Drawn side by side, as each would be alone; the first has the video's own seed."""
+    levels = levels_between(models, 4.0, 4, 3, 2, Sampling(temperature=1.0), 3)
+    tokens_BTHWQ = np.stack([encode_opening(models, iter(video(9)[::step])) for step in (2, -2)])
+    guidance = stream.Guidance(1.0)
+    prompt = stream.make_prompt(models, ["up", "down"], np.array([7, 2**32 - 1], np.uint32), guidance)
+    mean_BTHWC = np.concatenate(list(interpolated(models, prompt, levels, tokens_BTHWQ)), axis=1)
+    alone = dataclasses.replace(levels, draws=1)
+
+    def drawn(number):
+        seeds_B = (prompt.seeds_B.astype(int) + 104_729 * number) % 2**32
+        return np.concatenate(list(interpolated(models, prompt._replace(seeds_B=seeds_B), alone, tokens_BTHWQ)), axis=1)
+
+    each_NBTHWC = np.stack([drawn(number) for number in range(3)]).astype(float)
+    assert mean_BTHWC.shape == (2, 17, 16, 16, 3) and each_NBTHWC[:, :, 1:].std(axis=0).mean() > 3
+    assert np.abs(mean_BTHWC - each_NBTHWC.mean(axis=0)).max() < 1
+
+
+def test_draws_that_make_no_sense_are_refused(models):
+    for draws in (0, -1, 65):
+        with pytest.raises(UserError, match=rf"draws should be 1 to 64, got {draws}"):
+            interpolate(models, STORY, iter(video(3)), 2, draws)
+    story = dataclasses.replace(STORY, sampling=Sampling(temperature=0.0))
+    with pytest.raises(UserError, match="at temperature 0, 2 draws are all the same; raise the temperature"):
+        interpolate(models, story, iter(video(3)), 2, 2)
 
 
 def test_a_single_frame_cannot_be_interpolated(models):

@@ -85,9 +85,9 @@ def _told_in(file: str | os.PathLike[str], seconds: float | None) -> tuple[Story
     return script.read_script(path, SECONDS if seconds is None else seconds).story, None
 
 
-def story_for(task: str, prompt: str, settings: Settings) -> Story:
-    """A prompt for a task: with these settings, and the task's defaults."""
-    guidance, sampling = defaults_of(task)
+def story_for(task: str, prompt: str, settings: Settings, draws: int = 1) -> Story:
+    """A prompt for a task: with these settings, and the task's defaults, also of several draws."""
+    guidance, sampling = defaults_of(task, draws)
     if settings.get("negative") and guidance == 1:
         guidance = GUIDANCE  # at 1, a negative prompt has no effect
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)

@@ -287,20 +287,28 @@ class World:
 
     @verb
     def interpolate(
-        self, video: Clip, factor: int = 2, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]
+        self,
+        video: Clip,
+        factor: int = 2,
+        prompt: str = "",
+        *,
+        draws: int = 1,
+        larger: int = 1,
+        **settings: Unpack[Settings],
     ) -> Stream:
         """The same video with `factor` times the frames: 2, 4, 8, …
 
         `fps` is the rate at which it is read (default: all its frames); the new one's is `factor` times as high. Its
         own frames stay as they are. New ones are drawn greedily and without guidance, unless settings say otherwise;
-        where much is open, they show the mean of it.
+        where much is open, they show the mean of it. With several `draws`, they are the mean of as many, by default at
+        temperature 1, which is nearer to the truth, and takes longer.
         It is `larger` times the world's size: what stands still keeps the detail of the given frames beside it.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
-        story = self._checked(story_for("interpolation", prompt, rated))
+        story = self._checked(story_for("interpolation", prompt, rated, draws))
         size = self._times(larger)
         models = self.models.for_task("interpolation")
-        total, parts = edits.interpolate(models, story, read_clip(video, story.fps, size), factor)
+        total, parts = edits.interpolate(models, story, read_clip(video, story.fps, size), factor, draws)
         return Stream(parts, total, story.fps * factor, size, _lasting(story, total, factor))
 
     @verb

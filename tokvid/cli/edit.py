@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     Command,
+    draws_argument,
     footage,
     larger_argument,
     rate_argument,
@@ -156,6 +157,7 @@ class Interpolate(Command):
             metavar="N",
             help="multiply the frame rate by N: 2, 4, 8, … (default 2)",
         )
+        draws_argument(parser)
         parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
         parser.add_argument(
             "--fps",
@@ -170,7 +172,12 @@ class Interpolate(Command):
     def run(self, options: argparse.Namespace) -> None:
         world = _world(options)
         stream = world.interpolate.stream(
-            options.video, options.factor, options.prompt, larger=options.larger, **settings_of(options)
+            options.video,
+            options.factor,
+            options.prompt,
+            draws=options.draws,
+            larger=options.larger,
+            **settings_of(options),
         )
         save(stream, options)
 

@@ -11,6 +11,7 @@ from tokvid.cli.options import (
     SAMPLING,
     Command,
     check_rounds,
+    draws_argument,
     guidance_argument,
     later_codes_argument,
     models_arguments,
@@ -72,12 +73,11 @@ def _reconstruction(options: argparse.Namespace, settings: SettingsOf, show: Sho
 
 
 def _interpolation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
-    from tokvid.evaluate.interpolation import evaluate_interpolation
+    from tokvid.evaluate.interpolation import Request, evaluate_interpolation
 
     data, factor = _data(options), 2 if options.factor is None else options.factor
-    return evaluate_interpolation(
-        _models(options), data, options.samples, factor, options.seed, settings("interpolation"), show
-    )
+    request = Request(options.samples, factor, options.seed, _draws(options))
+    return evaluate_interpolation(_models(options), data, request, settings("interpolation"), show)
 
 
 def _edits(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -
 
 
 # In all processes of a job.
-ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "features", "later_codes")
+ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "draws", "features", "later_codes")
 SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
@@ -126,7 +126,7 @@ EVALUATIONS = {
     "interpolation": Evaluation(
         "frames generated between those of real clips, against the true ones; greedily and without guidance, unless "
         "--temperature or --guidance is given",
-        frozenset({"data", "factor", "sheet", *SAMPLED}),
+        frozenset({"data", "draws", "factor", "sheet", *SAMPLED}),
         _interpolation,
     ),
     "generation": Evaluation(
@@ -191,6 +191,7 @@ class Evaluate(Command):
             metavar="N",
             help="interpolation: keep every N-th frame and generate the others, N one of 2, 4, 8, … (default 2)",
         )
+        draws_argument(parser, "interpolation: ", default=None)
         later_codes_argument(parser, "reconstruction: ")
         parser.add_argument(
             "--features",
@@ -228,7 +229,7 @@ class Evaluate(Command):
 
         def settings(task: str) -> Settings:
             """The options, and the task's defaults."""
-            begun = usual(task)
+            begun = usual(task, _draws(options))
             guidance = begun.guidance if options.guidance is None else options.guidance
             return Settings(guidance, scheme=options.scheme, sampling=sampling_of(options, begun.sampling))
 
@@ -254,6 +255,10 @@ def _one_rate(options: argparse.Namespace) -> float:
         what = "--task" if options.what == "shapes" else f"evaluate {options.what}"
         raise UserError(f"{what} is measured at one rate; give one --fps, not {len(rates)}")
     return rates[0]
+
+
+def _draws(options: argparse.Namespace) -> int:
+    return 1 if options.draws is None else options.draws
 
 
 def _models(options: argparse.Namespace) -> "Models":

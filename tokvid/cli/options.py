@@ -235,6 +235,15 @@ def larger_argument(parser: argparse._ActionsContainer, only: str = "") -> None:
     parser.add_argument("--larger", type=int, default=1, metavar="N", help=larger)
 
 
+def draws_argument(parser: argparse._ActionsContainer, only: str = "", default: int | None = 1) -> None:
+    """--draws; `only`: begins its help with the evaluation that it is for."""
+    draws = (
+        f"{only}how often new frames are drawn: the mean of several draws, by default at temperature 1, is nearer to "
+        "the truth, and takes longer (default 1, greedily)"
+    )
+    parser.add_argument("--draws", type=int, default=default, metavar="N", help=draws)
+
+
 def later_codes_argument(parser: argparse.ArgumentParser, only: str = "") -> None:
     """--later-codes; `only`: begins its help with the evaluation that it is for."""
     parser.add_argument(

@@ -38,9 +38,9 @@ class Settings:
         )
 
 
-def usual(task: str = "text_to_video") -> Settings:
-    """The default settings of a task."""
-    guidance, sampling = defaults_of(task)
+def usual(task: str = "text_to_video", draws: int = 1) -> Settings:
+    """The default settings of a task, of which the mean of `draws` may be wanted."""
+    guidance, sampling = defaults_of(task, draws)
     return Settings(guidance, sampling=sampling)
 
 

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,28 @@ from tokvid.evaluate.generation import COMPARED
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.sampling.given import restored
-from tokvid.sampling.levels import levels_between, refinement, videos
-from tokvid.sampling.stream import Guidance, Models, Source, StreamEncoder, frames_of, make_prompt
+from tokvid.sampling.levels import interpolated, levels_between
+from tokvid.sampling.stream import Guidance, Models, Prompt, StreamEncoder, frames_of, make_prompt
 from tokvid.shapes.reading import read_attributes, wrap
 
 JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")
 COARSE_LATENT_FRAMES = 5  # of each clip to interpolate
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The clips to interpolate: `samples` of them, from every `factor`-th frame, each as the mean of `draws`."""
+
+    samples: int
+    factor: int
+    seed: int
+    draws: int = 1
+
+
 def evaluate_interpolation(
     models: Models,
     data: DataConfig,
-    samples: int,
-    factor: int,
-    seed: int,
+    request: Request,
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
@@ -42,41 +50,44 @@ def evaluate_interpolation(
     data's highest rate; `show` gets the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such
     clips, and for clips that are too small for SSIM.
     """
-    check_clips(samples, data.size)
+    check_clips(request.samples, data.size)
     models = models.for_task("interpolation")
-    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * factor
-    rng = np.random.default_rng([EVALUATION_SEED, seed])
-    batch, fps = min(BATCH, samples), max(data.fps)
-    every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * samples, rng)
-    items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), samples)
+    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * request.factor
+    rng = np.random.default_rng([EVALUATION_SEED, request.seed])
+    batch, fps = min(BATCH, request.samples), max(data.fps)
+    every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * request.samples, rng)
+    items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), request.samples)
 
     def drawn() -> Iterator[tuple[tuple[list[Any], np.ndarray], int]]:
         """Clips with their captions, and a seed for each."""
         for number in itertools.count():
             if not (pairs := list(itertools.islice(items, batch))):
                 return
-            yield (pairs, np.random.SeedSequence([EVALUATION_SEED, seed, number]).generate_state(batch)), len(pairs)
+            seeds_B = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(batch)
+            yield (pairs, seeds_B), len(pairs)
 
-    with progress("evaluate interpolation", samples, "clips", quiet=not first()) as advance:
-        lists = measured(drawn(), lambda clips: _measure(models, *clips, fps, factor, settings), advance)
+    with progress("evaluate interpolation", request.samples, "clips", quiet=not first()) as advance:
+        lists = measured(drawn(), lambda clips: _measure(models, *clips, fps, request, settings), advance)
     if len(lists["psnr"]) < 4:
         raise UserError(f"only {len(lists['psnr'])} videos have {frames} frames at {fps:g} fps; 4 are needed")
     shown = lists["shown"][: 3 * SHOWN]
-    titles = ["truth", f"made from every {factor}. frame", "blended"] * (len(shown) // 3)
+    titles = ["truth", f"made from every {request.factor}. frame", "blended"] * (len(shown) // 3)
     show(shown, captions=titles, columns=frames)
-    about = {"factor": factor, "fps": fps, "frames": frames, "seed": seed, "settings": dataclasses.asdict(settings)}
-    return _figures(lists) | {"samples": len(lists["psnr"])} | about | {"weights": models.mark}
+    asked = dataclasses.asdict(request) | {"samples": len(lists["psnr"])}
+    about = {"fps": fps, "frames": frames, "settings": dataclasses.asdict(settings), "weights": models.mark}
+    return _figures(lists) | asked | about
 
 
 def _measure(
-    models: Models, pairs: list[Any], seeds_B: np.ndarray, fps: float, factor: int, settings: Settings
+    models: Models, pairs: list[Any], seeds_B: np.ndarray, fps: float, request: Request, settings: Settings
 ) -> dict[str, list[Any]]:
     """The figures of clips with their captions, and some of them for a sheet."""
     filled = pairs + pairs[-1:] * (len(seeds_B) - len(pairs))  # nothing is compiled for the last ones
     truth = np.stack([video_THWC for video_THWC, _ in filled])
     captions = [captions[0].text if captions else "" for _, captions in filled]
+    factor, prompt = request.factor, make_prompt(models, captions, seeds_B, Guidance(settings.guidance))
     clips = {
-        "": _interpolated(models, truth, captions, seeds_B, fps / factor, factor, settings),
+        "": _interpolated(models, truth, prompt, fps / factor, request, settings),
         "blend_": blend(truth, factor),
         "repeat_": truth[:, np.arange(truth.shape[1]) // factor * factor],
         "ceiling_": through(models.tokenizer, truth)[0],
@@ -102,22 +113,18 @@ def _figures(scores: dict[str, list[float]]) -> dict[str, Any]:
 def _interpolated(
     models: Models,
     truth: np.ndarray,
-    captions: Sequence[str],
-    seeds_B: np.ndarray,
+    prompt: Prompt,
     slow: float,
-    factor: int,
+    request: Request,
     settings: Settings,
 ) -> np.ndarray:
     """Videos (B, T, H, W, 3) of which every `factor`-th frame, at the rate `slow`, and the captions are given."""
-    prompt = make_prompt(models, captions, seeds_B, Guidance(settings.guidance))
-    tokens = StreamEncoder(models.tokenizer, len(truth), truth.shape[2:4]).feed(truth[:, ::factor])
-    source = Source(refinement(models)[0], slow, (tokens[:, i : i + 1] for i in range(tokens.shape[1])))
-    levels = levels_between(models, slow, factor, tokens.shape[1], settings.keep, settings.sampling)
-    made, given = (
-        videos(models, [prompt], levels, tokens[:, :1], sources=[source]),
-        np.moveaxis(truth[:, ::factor], 1, 0),
-    )
-    return np.concatenate(list(restored(made, iter(given), factor)), axis=1)
+    given = truth[:, :: request.factor]
+    tokens = StreamEncoder(models.tokenizer, len(given), given.shape[2:4]).feed(given)
+    how = settings.keep, settings.sampling, request.draws
+    levels = levels_between(models, slow, request.factor, tokens.shape[1], *how)
+    made = interpolated(models, prompt, levels, tokens)
+    return np.concatenate(list(restored(made, iter(np.moveaxis(given, 1, 0)), request.factor)), axis=1)
 
 
 def _compare(

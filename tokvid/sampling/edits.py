@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored_alone
-from tokvid.sampling.levels import Levels, check_rows, levels_between, rates_between, refinement, videos
+from tokvid.sampling.levels import Levels, check_rows, interpolated, levels_between, refinement, videos
 from tokvid.sampling.story import Opening, Story, encode_opening, encode_picture, first_frames, prompts_of
 from tokvid.sampling.stream import (
     Around,
@@ -214,23 +214,23 @@ def _kept(
 
 
 def interpolate(
-    models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], factor: int
+    models: Models, story: Story, frames: Iterator[UInt8[np.ndarray, "h w 3"]], factor: int, draws: int = 1
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "t h w 3"]]]:
     """A video at `story.fps` interpolated to `factor` times the rate: its number of frames, and the frames in parts.
 
     `frames` are uint8 (H, W, 3) of the models' size or a multiple, as is the result; `story` has one segment, whose
     prompt describes them. Each level multiplies the rate by the factor that the weights were trained for; UserError
-    where `factor` is no power of it.
+    where `factor` is no power of it. New frames are the mean of `draws`.
     """
-    rates_between(models, story.fps, factor)  # refuses other factors before the frames are read
+    how = story.keep, story.sampling, draws
+    levels_between(models, story.fps, factor, 1, *how)  # refuses what can't be done before the frames are read
     source = Encoded(models, frames, refinement(models)[0])
     if source.frames == 1:
         raise UserError("a single frame has no others between; give a video of two frames or more")
-    levels = levels_between(models, story.fps, factor, len(source.tokens_THWQ), story.keep, story.sampling)
-    first, coarse = source.tokens_THWQ[None, :1], source.stream(story.fps)
-    interpolated = videos(models, prompts_of(story, models), levels, first, sources=[coarse])
-    total = 1 + (source.frames - 1) * factor
-    return total, restored_alone(first_frames(total, interpolated), source.frames_THWC, factor)
+    levels = levels_between(models, story.fps, factor, len(source.tokens_THWQ), *how)
+    (prompt,), total = prompts_of(story, models), 1 + (source.frames - 1) * factor
+    made = interpolated(models, prompt, levels, source.tokens_THWQ[None])
+    return total, restored_alone(first_frames(total, made), source.frames_THWC, factor)
 
 
 class Encoded:

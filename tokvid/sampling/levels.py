@@ -29,6 +29,8 @@ from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of
 
+MOST_DRAWS = 64  # side by side, of which the mean is shown
+
 log = logging.getLogger(__name__)
 
 
@@ -117,7 +119,8 @@ def spans_of(
 class Levels:
     """The levels of a video: their rates, the lowest first, the latent frames that windows keep, and the sampling.
 
-    With `means`, the frames of the last level are those of mean latents.
+    With `means`, the frames of the last level are those of mean latents; with several `draws`, `interpolated` shows
+    the mean of as many videos.
     """
 
     rates: Sequence[float]
@@ -125,17 +128,49 @@ class Levels:
     keep: int = 2
     sampling: Sampling = Sampling()
     means: bool = False
+    draws: int = 1
 
 
 def levels_between(
-    models: Models, fps: float, factor: int, coarse_latent_frames: int, keep: int, sampling: Sampling
+    models: Models, fps: float, factor: int, coarse_latent_frames: int, keep: int, sampling: Sampling, draws: int = 1
 ) -> Levels:
     """Those that interpolate a video of `fps` by `factor`. UserError where the weights don't allow it.
 
-    At temperature 0, they show mean latents: what is open is blended, which gains 0.3 to 0.4 dB (docs/tasks.md).
+    At temperature 0, and with several draws, they show mean latents: what is open is blended, which gains 0.3 to
+    0.4 dB (docs/tasks.md). UserError for several draws at temperature 0, where all would be the same.
     """
+    if not 1 <= draws <= MOST_DRAWS:
+        raise UserError(f"draws should be 1 to {MOST_DRAWS}, got {draws}")
+    if draws > 1 and sampling.temperature == 0:
+        raise UserError(f"at temperature 0, {draws} draws are all the same; raise the temperature, or draw once")
     latent_frames = 1 + (coarse_latent_frames - 1) * factor
-    return Levels(rates_between(models, fps, factor), latent_frames, keep, sampling, sampling.temperature == 0)
+    means = draws > 1 or sampling.temperature == 0
+    return Levels(rates_between(models, fps, factor), latent_frames, keep, sampling, means, draws)
+
+
+def interpolated(
+    models: Models, prompt: Prompt, levels: Levels, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]
+) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    """The frames of videos between whose latent frames `levels` fill in others, uint8 (B, T, H, W, 3), in parts.
+
+    Each is the mean of `levels.draws` videos, drawn side by side: the more, the nearer to the mean of all that could be
+    there, which is nearer to the truth than any single one (the least squares estimate).
+    """
+    (name, condition), draws = refinement(models), levels.draws
+    start, *of_batch = prompt
+    drawn = Prompt(start, *(np.repeat(each, draws, axis=0) for each in of_batch))
+    drawn = drawn._replace(seeds_B=np.concatenate([_apart(seed, draws) for seed in prompt.seeds_B]))
+    each_BTHWQ = np.repeat(tokens_BTHWQ, draws, axis=0)
+    parts = (each_BTHWQ[:, at : at + 1] for at in range(each_BTHWQ.shape[1]))
+    source = Source(name, levels.rates[0] / condition.slower, parts)
+    for part_BTHWC in videos(models, [drawn], levels, each_BTHWQ[:, :1], sources=[source]):
+        part_BNTHWC = part_BTHWC.reshape(-1, draws, *part_BTHWC.shape[1:])
+        yield np.rint(part_BNTHWC.mean(axis=1, dtype=np.float32)).astype(np.uint8)
+
+
+def _apart(seed: int, draws: int) -> Int[np.ndarray, " n"]:
+    """A seed for each draw: the first one's is the video's."""
+    return (int(seed) + 104_729 * np.arange(draws)) % 2**32
 
 
 def videos(
