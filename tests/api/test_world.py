@@ -251,7 +251,8 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert (smooth.story.guidance, smooth.story.sampling.temperature) == (1.0, 0.0)
     assert (smooth.story.frames, smooth.story.fps) == (9, 8.0)
     several = world.interpolate(clip, draws=2)
-    assert several.story.sampling.temperature == 1.0 and (several.frames[::2] == smooth.frames[::2]).all()
+    assert several.story.sampling == Sampling(temperature=1.0, later_temperature=1.0)
+    assert (several.frames[::2] == smooth.frames[::2]).all()
     assert (several.frames != smooth.frames).any()
     assert world.interpolate(clip, draws=2, sampling={"top_p": 0.5}).story.sampling.temperature == 1.0
     edited = world.edit(clip, "interpolation", fps=8)

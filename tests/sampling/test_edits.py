@@ -98,9 +98,10 @@ def test_draws_that_make_no_sense_are_refused(models):
     for draws in (0, -1, 65):
         with pytest.raises(UserError, match=rf"draws should be 1 to 64, got {draws}"):
             interpolate(models, STORY, iter(video(3)), 2, draws)
-    story = dataclasses.replace(STORY, sampling=Sampling(temperature=0.0))
-    with pytest.raises(UserError, match="at temperature 0, 2 draws are all the same; raise the temperature"):
-        interpolate(models, story, iter(video(3)), 2, 2)
+    for sampling in (Sampling(temperature=0.0), Sampling(temperature=1.0, later_temperature=0.0)):
+        story = dataclasses.replace(STORY, sampling=sampling)
+        with pytest.raises(UserError, match="at temperature 0, 2 draws are all the same; raise the temperature"):
+            interpolate(models, story, iter(video(3)), 2, 2)
 
 
 def test_a_single_frame_cannot_be_interpolated(models):

@@ -141,7 +141,7 @@ def levels_between(
     """
     if not 1 <= draws <= MOST_DRAWS:
         raise UserError(f"draws should be 1 to {MOST_DRAWS}, got {draws}")
-    if draws > 1 and sampling.temperature == 0:
+    if draws > 1 and 0 in (sampling.temperature, sampling.later_temperature):
         raise UserError(f"at temperature 0, {draws} draws are all the same; raise the temperature, or draw once")
     latent_frames = 1 + (coarse_latent_frames - 1) * factor
     means = draws > 1 or sampling.temperature == 0

@@ -130,10 +130,10 @@ class _Loader(yaml.SafeLoader):
 def defaults_of(task: str, draws: int = 1) -> tuple[float, Sampling]:
     """The default guidance scale and sampling of a task: greedy where the truth leaves little to chance.
 
-    Several draws, of which the mean is wanted, are drawn as likely as they are.
+    Several draws, of which the mean is wanted, are drawn as likely as they are, whatever the weights name.
     """
     if TASKS[task].certain:
-        return 1.0, Sampling(temperature=0.0 if draws == 1 else 1.0)
+        return 1.0, Sampling(temperature=0.0) if draws == 1 else Sampling(temperature=1.0, later_temperature=1.0)
     return LOW_GUIDANCE if TASKS[task].placed else GUIDANCE, Sampling()
 
 
