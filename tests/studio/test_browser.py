@@ -281,6 +281,57 @@ def test_a_first_frame_for_an_edit(page, tmp_path):
     expect(page.get_by_text("With a picture of how the first frame should look")).to_be_visible()
 
 
+def test_a_picture_moves_along_a_drawn_path(page, tmp_path):
+    write_image(tmp_path / "wide.png", np.full((32, 48, 3), 90, np.uint8))
+    page.get_by_role("button", name="Edit a video").click()
+    page.get_by_label("Task").select_option("animate")
+    generate(page)
+    expect(page.get_by_role("alert").filter(has_text="Choose a picture of one object")).to_be_visible()
+    page.set_input_files("#source", tmp_path / "wide.png")
+    picture = page.get_by_role("img", name="Picture with the path")
+    expect(page.get_by_text("wide.png, 48×32")).to_be_visible(timeout=PATIENCE)
+    generate(page)
+    expect(page.get_by_role("alert").filter(has_text="Draw a path on the picture")).to_be_visible()
+    picture.scroll_into_view_if_needed()
+    place = picture.bounding_box()
+    assert abs(place["width"] - place["height"]) <= 1  # only the middle is used
+    page.mouse.move(place["x"] + place["width"] / 4, place["y"] + place["height"] / 4)
+    page.mouse.down()
+    for x, y in ((0.75, 0.25), (0.75, 0.5)):
+        page.mouse.move(place["x"] + place["width"] * x, place["y"] + place["height"] * y, steps=8)
+    page.mouse.up()
+    for name, value in (("From left", 25), ("From top", 25), ("To left", 75), ("To top", 50)):
+        assert abs(float(page.get_by_label(name).input_value()) - value) <= 2, name
+    page.locator("#edit").get_by_label("Seconds").fill("1")
+    page.reload()
+    expect(page.get_by_label("To left")).to_have_value(re.compile("7[3-7]"))
+    generate(page)
+    expect(page.locator("#history .row").first).to_contain_text("Animate")
+    finished(page)
+    points, fps = drawn_track(page)
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert len(points) == fps and abs(steps.sum() - 0.75) < 0.08
+    assert np.allclose(np.sort(steps)[1:], steps.max(), rtol=0.05)  # but for the one around the corner
+    page.get_by_text("Generate it with the command line").click()
+    expect(page.locator("#stage pre").first).to_contain_text(
+        re.compile(r"animate source.png .*--track tokvid-\d+.json")
+    )
+    expect(page.locator("#stage").get_by_role("link", name="Track")).to_be_visible()
+    generate(page)
+    expect(page.get_by_text("This edit has been generated already")).to_be_visible()
+    page.get_by_label("To top").fill("90")
+    generate(page)
+    finished(page)
+    points, _ = drawn_track(page)
+    assert np.allclose(points[-1] - points[0], [0.5, 0.65], atol=0.05)
+
+
+def drawn_track(page):
+    """The points (T, 2) of the newest take's track, and its rate."""
+    take = page.evaluate("fetch('/api/takes').then((answer) => answer.json())")["takes"][0]
+    return np.array(take["own"]["track"]["points"])[:, 0], take["own"]["track"]["fps"]
+
+
 def test_a_mistake_is_told_once_until_it_is_mended(page):
     tell(page, "a red circle", seconds="0")
     for _ in range(3):

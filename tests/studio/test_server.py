@@ -235,6 +235,25 @@ def test_a_video_is_edited(client, take, files, editing_weights, tmp_path, monke
     assert (tmp_path / "own.mp4").read_bytes() == client.get(f"/api/takes/{edited['id']}/files/mp4").content
 
 
+def test_a_picture_moves_along_a_track(client, files, editing_weights, tmp_path, monkeypatch):
+    """The command line and Python give the same bytes, with the track of **Download**."""
+    monkeypatch.chdir(tmp_path)
+    source = upload(client, "a.png", files[".png"]).json()["id"]
+    track = {"fps": 4, "points": [[[0.25, 0.5]], [[0.5, 0.5]], [[0.75, 0.5]]]}
+    wish = {"weights": "editing", "task": "animate", "source": source, "prompt": "a star", "fps": 4, "seed": 3}
+    answer = client.post("/api/edits", json=wish | {"track": track})
+    assert answer.status_code == 201, answer.text
+    moved = wait(client, answer.json()["id"], "done")
+    assert moved["done"] == 3 and sorted(moved["files"]) == ["gif", "mp4", "sheet", "track"]
+    (tmp_path / "a.png").write_bytes(client.get(f"/api/uploads/{source}/file").content)
+    (tmp_path / "t.json").write_bytes(client.get(f"/api/takes/{moved['id']}/files/track").content)
+    words = ["animate", "a.png", "--track", "t.json", "--prompt", "a star", "--fps", "4", "--seed", "3"]
+    main([*words, "--weights", str(editing_weights), "--out", "own.mp4"])
+    tokvid.load(editing_weights).animate("a.png", "a star", track=track, fps=4, seed=3).save("python.mp4")
+    for name in ("own.mp4", "python.mp4"):
+        assert (tmp_path / name).read_bytes() == client.get(f"/api/takes/{moved['id']}/files/mp4").content, name
+
+
 def test_an_edit_without_a_guidance_scale_has_that_of_its_task(client, files):
     source = upload(client, "a.png", files[".png"]).json()["id"]
     for task in ("restyle", "inpaint"):
@@ -281,6 +300,13 @@ def test_a_first_frame_is_a_picture_and_is_kept(client, studio, files, monkeypat
         ({"task": "upscale", "box": None, "larger": 2}, "upscale keeps no pixels of its video"),
         ({"larger": 5}, "larger"),
         ({"path": "/etc/passwd"}, "path"),
+        ({"track": {"fps": 8, "points": [[[0, 0]]]}}, "track is not for task inpaint"),
+        ({"task": "animate"}, "box is not for task animate"),
+        ({"task": "animate", "box": None}, "animate needs a track"),
+        ({"task": "animate", "box": None, "track": [0, 0]}, "track"),
+        ({"task": "animate", "box": None, "track": {"fps": 1e-9, "points": [[[0, 0]]]}}, "fps should be 0.1 to 240"),
+        ({"task": "animate", "box": None, "track": {"fps": 0.1, "points": [[[0, 0]]] * 61}}, "at most 600 seconds"),
+        ({"task": "animate", "box": None, "larger": 2, "track": {"fps": 8, "points": [[[0, 0]]]}}, "larger"),
     ],
 )
 def test_wrong_edits_are_refused_in_one_line(client, files, change, says):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -253,7 +253,7 @@ class World:
         picture: Picture,
         prompt: str = "",
         *,
-        track: str | os.PathLike[str] | None = None,
+        track: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         like: Clip | None = None,
         at_path: bool = False,
         seconds: float = 2.0,
@@ -261,8 +261,8 @@ class World:
     ) -> Stream:
         """A video that begins with a picture, whose object moves along a track, or as the prompt says.
 
-        `track` is a JSON file, {"fps": 8, "points": [[[x, y], …], …]}, with the points of each frame, from 0 to 1;
-        `like` is a clip whose object shows the path. The path is moved to begin at the picture's object, or, with
+        `track` is {"fps": 8, "points": [[[x, y], …], …]}, the points of each frame, from 0 to 1, or a JSON file of
+        that; `like` is a clip whose object shows the path. The path is moved to begin at the picture's object, or, with
         `at_path`, stays where it is, and the object is drawn there from the first frame on. Where the prompt says
         another motion, it may win. Without either, the video has `seconds`, and the picture's tokens take the place of
         drawn ones: the weights need not be trained for that (zero-shot).
@@ -276,7 +276,8 @@ class World:
             total, parts = edits.animate_untrained(self.models, story, read_picture(picture, self.size))
         else:
             if track is not None:
-                points = iter(load_track(local(text_of(track)), story.fps))
+                path = track if isinstance(track, Mapping) else local(text_of(track))
+                points = iter(load_track(path, story.fps))
             else:
                 _, size = edits.source_of(self.models, "animate", story.fps)
                 frames = read_clip(cast(Clip, like), story.fps, size)

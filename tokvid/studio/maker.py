@@ -20,10 +20,11 @@ import numpy as np
 
 import tokvid
 from tokvid.errors import UserError, lacks_memory, show_warnings
-from tokvid.io.files import write_text
+from tokvid.io.files import write_json, write_text
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import story_text
 from tokvid.studio.records import FILES, FRAMES
+from tokvid.studio.worlds import ANIMATE
 
 MOST_WINDOWS = 1 << 28  # bytes of kept windows; beyond, they are forgotten
 Tell = Callable[[dict[str, Any]], None]
@@ -131,6 +132,9 @@ class Maker:
                 # The stream's own story may be longer, by the last frame of a clip; a second run would add it again.
                 write_text(place / FILES["story"][0], story_text(tokvid.make_story(order["story"])))
                 files.append("story")
+            if "track" in order["own"]:
+                write_json(place / FILES["track"][0], order["own"]["track"])
+                files.append("track")
         self._tell({"run": run, "status": "done", "files": files})
 
     def _until_stopped(self, run: int, stream: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -150,6 +154,8 @@ class Maker:
             return self._world.stream(order["story"], windows=kept, larger=order["larger"], **opening)
         settings = {**order["story"], **order["own"]}
         (segment,), (source,) = settings.pop("segments"), opening.values()
+        if order["task"] in ANIMATE:
+            return self._world.animate.stream(source, segment["prompt"], **settings)
         return self._world.edit.stream(source, order["task"], segment["prompt"], larger=order["larger"], **settings)
 
     def _save(self, run: int, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
@@ -157,7 +163,7 @@ class Maker:
         frames = np.memmap(place / FRAMES, np.uint8, "r", shape=(total, *stream.size, 3))
         video, files = tokvid.Video(frames, stream.fps, story=stream.story, known=stream.known), []
         for key, (name, _) in FILES.items():
-            if key == "story":
+            if key in ("story", "track"):
                 continue
             self._heed(run)
             try:

@@ -1,6 +1,7 @@
 """The studio's folder: takes (videos that were asked for) and uploads, each in a folder named by its id.
 
-    takes/ID/     take.json · frames.rgb (uint8, as they come) · story.yaml · video.mp4 · video.gif · sheet.png
+    takes/ID/     take.json · frames.rgb (uint8, as they come) · video.mp4 · video.gif · sheet.png
+                  · of a story story.yaml, of a track track.json
     uploads/ID/   upload.json · file · picture.png
     windows/      generated windows, a file for each of the weights
 
@@ -33,6 +34,7 @@ FILES = {  # of a take, by what they are
     "gif": ("video.gif", "image/gif"),
     "sheet": ("sheet.png", "image/png"),
     "story": ("story.yaml", "application/yaml"),
+    "track": ("track.json", "application/json"),
 }
 FRAMES = "frames.rgb"
 

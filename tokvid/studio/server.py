@@ -18,11 +18,12 @@ import tokvid
 from tokvid.api.edited import check_larger, check_own
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError, did_you_mean
+from tokvid.input_pipeline.tracks import load_track
 from tokvid.studio.guard import Guard, problem
 from tokvid.studio.jobs import Queue
 from tokvid.studio.records import ENDED, FILES, FRAMES, RUNNING, Records, Take, Upload
 from tokvid.studio.uploads import MOST_UPLOAD, receive
-from tokvid.studio.worlds import World
+from tokvid.studio.worlds import ANIMATE, World
 
 MOST_SECONDS = 600.0  # of a story
 MOST_WAITING = 50
@@ -30,7 +31,7 @@ MOST_LISTED = 40
 MOST_SINGLE = 12  # takes of single scenes that are kept
 MOST_FRAME_BYTES = 1 << 22  # in one answer
 
-OWN = ("box", "canvas", "times", "strength", "first")  # settings of single tasks
+OWN = ("box", "canvas", "times", "strength", "first", "track")  # settings of single tasks
 
 Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -81,7 +82,10 @@ class Wish(Body):
 
 
 class Edit(Body):
-    """An upload to be edited by a task; the last fields are the settings of single tasks, as in `World.edit`."""
+    """An upload to be edited by a task, or to be animated.
+
+    The last fields are the settings of single tasks, as in `World.edit` and `World.animate`.
+    """
 
     weights: str
     task: Annotated[str, pydantic.StringConstraints(max_length=40)]
@@ -95,6 +99,7 @@ class Edit(Body):
     times: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
     strength: Finite | None = None
     first: Id | None = None
+    track: dict[str, Any] | None = None
     larger: Larger = 1
 
 
@@ -217,23 +222,38 @@ async def make(wish: Wish, studio: Here) -> dict[str, Any]:
 
 @router.post("/edits", status_code=201)
 async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
-    """Adds an edit to the queue."""
-    known, upload = studio.world(wish.weights).edits, studio.upload(wish.source)
+    """Adds an edit of an upload, or its animation, to the queue."""
+    world, upload = studio.world(wish.weights), studio.upload(wish.source)
     own = {name: value for name in OWN if (value := getattr(wish, name)) is not None}
-    check_own(wish.task, own)
-    if wish.task not in known:
-        others = f", only for {', '.join(known)}" if known else ""
+    if wish.task in ANIMATE:
+        _check_track(upload, own)
+    else:
+        check_own(wish.task, own)
+    if wish.task not in world.tasks:
+        others = f", only for {', '.join(world.tasks)}" if world.tasks else ""
         raise UserError(f"{wish.weights} was not trained for {wish.task}{others}; choose other weights")
     if wish.first is None:
         check_larger(wish.task, wish.larger)
     elif (first := studio.upload(wish.first)).kind != "picture":
         raise UserError(f"the first frame should be a picture, {first.name} is a clip; choose a picture")
-    own_guidance = studio.world(wish.weights).facts()["tasks"][wish.task]["guidance"]
-    guidance = own_guidance if wish.guidance is None else wish.guidance
+    guidance = world.facts()["tasks"][wish.task]["guidance"] if wish.guidance is None else wish.guidance
     values = {"fps": wish.fps, "guidance": guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
     tokvid.make_story(values)  # refuses what is out of range
     asked = {"weights": wish.weights, "story": values, "opening": upload.id, "larger": wish.larger}
     return studio.summary(studio.enqueue(**asked, task=wish.task, own=own))
+
+
+def _check_track(upload: Upload, own: dict[str, Any]) -> None:
+    """UserError where an upload can't be animated with these settings."""
+    if upload.kind != "picture":
+        raise UserError(f"animate needs a picture, {upload.name} is a clip; choose a picture")
+    for name in own:
+        if name != "track":
+            raise UserError(f"{name} is not for task animate; leave it out")
+    if not own:
+        raise UserError('animate needs a track, as {"fps": 8, "points": [[[0.2, 0.5]], [[0.25, 0.5]]]}')
+    if (seconds := len(load_track(own["track"], 1.0))) > MOST_SECONDS:
+        raise UserError(f"a track here has at most {MOST_SECONDS:g} seconds, got {seconds}")
 
 
 @router.get("/takes/{take_id}")
@@ -291,7 +311,7 @@ async def frames(
 
 
 @router.get("/takes/{take_id}/files/{kind}", response_class=FileResponse)
-async def download(take_id: Id, kind: Literal["mp4", "gif", "sheet", "story"], studio: Here) -> FileResponse:
+async def download(take_id: Id, kind: Literal["mp4", "gif", "sheet", "story", "track"], studio: Here) -> FileResponse:
     """A file of a take that is done."""
     take = studio.take(take_id)
     if kind not in take.files:

@@ -13,6 +13,7 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.story import Story, defaults_of, load_story
 from tokvid.tasks.tasks import TASKS, keeps_pixels, trained_tasks
 
+ANIMATE = {"animate": ("track",)}  # a task that is no edit of a video, and what it asks for
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
 
 
@@ -47,11 +48,11 @@ class World:
             "tasks": {
                 name: {
                     "help": TASKS[name].help,
-                    "settings": TASKS[name].settings,
+                    "settings": ANIMATE.get(name, TASKS[name].settings),
                     "larger": keeps_pixels(name),
                     "guidance": scene["guidance"] if defaults_of(name)[0] == GUIDANCE else defaults_of(name)[0],
                 }
-                for name in self.edits
+                for name in self.tasks
             },
             "size": list(about.get("size") or (64, 64)),
             "rates": rates,
@@ -61,10 +62,10 @@ class World:
         }
 
     @property
-    def edits(self) -> list[str]:
-        """The tasks of `tokvid edit` that they were trained for."""
+    def tasks(self) -> list[str]:
+        """The tasks of `tokvid edit` and `tokvid animate` that they were trained for."""
         known = trained_tasks(self._about)
-        return [name for name, task in TASKS.items() if task.edits and name in known]
+        return [name for name, task in TASKS.items() if (task.edits or name in ANIMATE) and name in known]
 
     @property
     def _about(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import { drawBox, initBox } from "./box.js";
 import { h, iconButton, newSeed } from "./dom.js";
 import { sizes, uploadZone } from "./opening.js";
+import { drawPath, initPath } from "./path.js";
 import { mayBeLarger, state, worldOf } from "./state.js";
 import { has, t } from "./strings.js";
 import { wordsNote } from "./words.js";
@@ -42,8 +43,10 @@ export function renderEdit() {
 const chooseTask = (edit, world, task) => Object.assign(edit, { task, guidance: world.tasks[task].guidance });
 
 function source(edit) {
-  const about = edit.source ? t("source_about", { ...edit.source, seconds: edit.source.seconds.toFixed(1) }) : t("source_none");
-  return uploadZone({ id: "source", title: t("source_title"), upload: edit.source, about, set: actions.setSource, problem: actions.problem });
+  const picture = edit.task === "animate";
+  const [title, none] = picture ? [t("animated_title"), t("animated_none")] : [t("source_title"), t("source_none")];
+  const about = edit.source ? t(`source_${edit.source.kind}`, { ...edit.source, seconds: edit.source.seconds.toFixed(1) }) : none;
+  return uploadZone({ id: "source", title, upload: edit.source, about, picture, set: actions.setSource, problem: actions.problem });
 }
 
 function form(edit, world, tasks) {
@@ -58,7 +61,7 @@ function form(edit, world, tasks) {
     h("p.hint", {}, hint),
     ...Object.keys(OWN)
       .filter((name) => settings.includes(name))
-      .map((name) => OWN[name](edit)),
+      .map((name) => OWN[name](edit, world)),
     h("label.stacked", {}, h("span", {}, t("edit_prompt")), prompt),
     wordsNote(prompt, "edit-words"),
     numbers(edit, world),
@@ -97,7 +100,7 @@ function number(object, name, low, high, step, hint, onchange = actions.changeEd
 }
 
 // What single tasks ask for.
-const OWN = { first, box, canvas, times, strength };
+const OWN = { first, box, canvas, times, strength, track };
 
 // The first frame as it should look, where there is one.
 function first(edit) {
@@ -128,7 +131,38 @@ function box(edit) {
     drawn.forEach((value, i) => (edit.box[i] = value));
     show(true);
   });
-  return h("div.boxed", {}, h("p.hint", {}, t("box_hint")), canvas, h("div.numbers", {}, ...fields.map(({ label }) => label)));
+  return h("div.boxed", { "data-missing": "edit_missing" }, h("p.hint", {}, t("box_hint")), canvas, h("div.numbers", {}, ...fields.map(({ label }) => label)));
+}
+
+// A path by pointer on the picture, or a straight one by the numbers of its ends.
+function track(edit, world) {
+  if (edit.source?.kind !== "picture") return h("p.hint", {}, t("path_later"));
+  const canvas = h("canvas.frame", { role: "img", "aria-label": t("path_frame") });
+  const ends = [null, null, null, null];
+  const fields = ["from_left", "from_top", "to_left", "to_top"].map((name, i) => {
+    const typed = () => {
+      if (!ends.includes(null)) show([0, 2].map((at) => [ends[at] / 100, ends[at + 1] / 100]));
+    };
+    const input = number(ends, i, 0, 100, "any", t("path_percent"), typed);
+    return { input, label: h("label", {}, h("span", {}, t(`path_${name}`)), input) };
+  });
+  function show(path, all) {
+    edit.path = path;
+    if (all) tell();
+    drawPath(canvas, path);
+    actions.changeEdit();
+  }
+  function tell() {
+    [...edit.path[0], ...edit.path.at(-1)].forEach((share, i) => {
+      ends[i] = Number((100 * share).toFixed(1));
+      fields[i].input.value = `${ends[i]}`;
+    });
+  }
+  if (edit.path.length) tell();
+  initPath(canvas, edit.source, world.size, edit.path, (drawn) => show(drawn, true));
+  const seconds = number(edit, "seconds", 0.5, 60, "any", "");
+  const labels = [...fields.map(({ label }) => label), h("label", {}, h("span", {}, t("seconds")), seconds)];
+  return h("div.boxed", { "data-missing": "path_missing" }, h("p.hint", {}, t("path_hint")), canvas, h("div.numbers", {}, ...labels));
 }
 
 function canvas(edit) {

@@ -156,10 +156,12 @@ async function ask(request) {
 async function makeEdit() {
   const world = store.worldOf(state.draft);
   if (!Object.keys(world.tasks).length) return;
+  const { source, task } = state.edit;
   const wrong = document.querySelector("#edit input:invalid");
-  if (!state.edit.source || wrong) {
-    const why = !state.edit.source ? "edit_no_source" : wrong.closest(".boxed") && wrong.validity.valueMissing ? "edit_missing" : "edit_invalid";
-    toast(t(why, wrong ? wanted(wrong) : {}), { error: true });
+  const unfit = task === "animate" ? source?.kind !== "picture" && "animated_none" : !source && "edit_no_source";
+  if (unfit || wrong) {
+    const missing = wrong?.validity.valueMissing && wrong.closest("[data-missing]")?.dataset.missing;
+    toast(t(unfit || missing || "edit_invalid", wrong ? wanted(wrong) : {}), { error: true });
     (wrong ?? at("source")).focus();
     return;
   }
@@ -289,7 +291,7 @@ const actions = {
   },
   setMode,
   makeEdit,
-  setSource: (value) => openEditor({ ...state.edit, source: value, box: store.noBox(), larger: store.fitting(store.worldOf(state.draft), value) }),
+  setSource: (value) => openEditor({ ...state.edit, source: value, box: store.noBox(), path: [], larger: store.fitting(store.worldOf(state.draft), value) }),
   setFirst: (value) => openEditor({ ...state.edit, first: value }),
   changeEdit: (again) => {
     store.save();
@@ -301,7 +303,7 @@ const actions = {
   editVideo: async (take) => {
     const source = await attempt(() => post(`/api/takes/${take.id}/upload`));
     const larger = Math.floor(take.size[0] / store.worldOf(state.draft).size[0]);
-    if (source) openEditor({ ...state.edit, source, box: store.noBox(), larger: Math.min(4, Math.max(1, larger)) });
+    if (source) openEditor({ ...state.edit, source, box: store.noBox(), path: [], larger: Math.min(4, Math.max(1, larger)) });
   },
 };
 

@@ -119,7 +119,7 @@ export function updateStage() {
 function downloads(take) {
   const link = (href, text) => h("a.button", { href, download: "" }, icon("download"), text);
   return [
-    ...["mp4", "gif", "sheet", "story"].filter((kind) => take.files.includes(kind)).map((kind) => link(`/api/takes/${take.id}/files/${kind}`, t(`download_${kind}`))),
+    ...["mp4", "gif", "sheet", "story", "track"].filter((kind) => take.files.includes(kind)).map((kind) => link(`/api/takes/${take.id}/files/${kind}`, t(`download_${kind}`))),
     ...(take.opening ? [link(`/api/uploads/${take.opening}/file`, t(take.task ? "download_source" : "download_opening"))] : []),
     ...(take.own.first ? [link(`/api/uploads/${take.own.first}/file`, t("first_title"))] : []),
     Object.keys(worldOf(state.draft).tasks).length && take.files.includes("mp4") ? h("button", { type: "button", onclick: () => actions.editVideo(take) }, icon("pencil"), t("edit_video")) : "",
@@ -132,7 +132,7 @@ async function commands(take) {
   const { base, loras } = state.facts.weights.find((each) => each.name === take.weights) ?? { base: "", loras: [] };
   const opening = take.opening && (await actions.opening(take.opening));
   const name = `tokvid-${take.number}`;
-  const files = { opening, file: opening && `${take.task ? "source" : "opening"}${opening.suffix}`, story: `${name}.yaml` };
+  const files = { opening, file: opening && `${take.task ? "source" : "opening"}${opening.suffix}`, story: `${name}.yaml`, track: `${name}.json` };
   const first = take.own.first && (await actions.opening(take.own.first));
   if (first) files.first = `first${first.suffix}`;
   const [words, code] = (take.task ? editCommands : storyCommands)(take, files);
@@ -149,12 +149,13 @@ function storyCommands(take, { opening, file, story }) {
   return [`story ${story}${words}`, `story("${story}"${file ? `, ${option}="${file}"` : ""}${larger ? `, larger=${larger}` : ""})`];
 }
 
-function editCommands(take, { file, first }) {
+function editCommands(take, { file, first, track }) {
   const { fps, guidance, seed, segments } = take.story;
-  const values = Object.entries({ ...take.own, ...(first ? { first } : {}), fps, guidance, seed, ...(take.larger > 1 ? { larger: take.larger } : {}) });
+  const values = Object.entries({ ...take.own, ...(first ? { first } : {}), ...(take.own.track ? { track } : {}), fps, guidance, seed, ...(take.larger > 1 ? { larger: take.larger } : {}) });
   const options = values.map(([key, value]) => ` --${key} ${Array.isArray(value) ? value.join(" ") : value}`).join("");
   const settings = values.map(([key, value]) => `, ${key}=${JSON.stringify(value)}`).join("");
   const { prompt } = segments[0];
+  if (take.task === "animate") return [`animate ${file} --prompt ${quoted(prompt)}${options}`, `animate("${file}", ${JSON.stringify(prompt)}${settings})`];
   return [`edit ${file} --task ${take.task} --prompt ${quoted(prompt)}${options}`, `edit("${file}", "${take.task}", ${JSON.stringify(prompt)}${settings})`];
 }
 

@@ -1,5 +1,7 @@
 // The page's state: the server's facts, the takes, the edited draft. The draft survives a reload and a closed tab.
 
+import { spaced } from "./path.js";
+
 export const state = {
   facts: null, // of GET /api/studio
   takes: [], // newest first
@@ -56,22 +58,30 @@ export const noBox = () => [null, null, null, null];
 
 export function newEdit(world) {
   const [task, about] = Object.entries(world.tasks)[0] ?? ["", world.defaults];
-  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: noBox(), canvas: "16:9", times: 2, strength: 0.5, first: null, larger: 1 };
+  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: noBox(), canvas: "16:9", times: 2, strength: 0.5, first: null, path: [], seconds: 3, larger: 1 };
 }
 
 // An edit as it was asked for, with its uploads.
 export function editOf(take, source, first) {
   const { fps, guidance, seed, segments } = take.story;
-  return { ...newEdit(state.facts.weights[0]), ...take.own, first, larger: take.larger, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
+  const { track, ...own } = take.own;
+  const path = track ? { path: track.points.map(([point]) => point), seconds: track.points.length / track.fps } : {};
+  return { ...newEdit(state.facts.weights[0]), ...own, ...path, first, larger: take.larger, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
 }
 
 // Whether an edit's video may be larger than the weights' own.
 export const mayBeLarger = ({ task, first }, world) => world.tasks[task].larger || (first && world.tasks[task].settings.includes("first"));
 
+// The points of each frame, or undefined where no path is drawn.
+function trackOf({ path, seconds, fps }) {
+  if (path.length < 2) return undefined;
+  return { fps, points: spaced(path, Math.max(2, Math.round(seconds * fps))).map((point) => [point]) };
+}
+
 // The body of a request for an edit: of the settings of single tasks, those of its own.
 export function editWish(edit, world) {
   const { task, source, prompt, fps, guidance, seed } = edit;
-  const all = { ...edit, first: edit.first?.id };
+  const all = { ...edit, first: edit.first?.id, track: trackOf(edit) };
   const own = world.tasks[task].settings.filter((name) => all[name] !== undefined).map((name) => [name, all[name]]);
   const larger = mayBeLarger(edit, world) ? edit.larger : 1;
   return { weights: world.name, task, source: source.id, prompt, fps, guidance, seed, larger, ...Object.fromEntries(own) };
@@ -104,7 +114,7 @@ export function restore() {
     if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
     state.draft = { larger: 1, ...draft, scenes: draft.scenes.map(duplicate) }; // an earlier version's has no size
     state.shown = shown;
-    if (edit) Object.assign(state, { mode, edit: { larger: 1, first: null, ...edit, box: edit.box ?? noBox() } });
+    if (edit) Object.assign(state, { mode, edit: { larger: 1, first: null, path: [], seconds: 3, ...edit, box: edit.box ?? noBox() } });
     return true;
   } catch {
     return false;
@@ -117,7 +127,8 @@ export const takeOf = (id) => state.takes.find((each) => each.id === id);
 export const videos = () => state.takes.filter((take) => take.until === null);
 export const stories = () => videos().filter((take) => !take.task);
 
-const sorted = (value) => JSON.stringify(value, Object.keys(value ?? {}).sort());
+const isPlain = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const sorted = (value) => JSON.stringify(value, (_, each) => (isPlain(each) ? Object.fromEntries(Object.entries(each).sort()) : each));
 const text = (scene) => JSON.stringify([scene.prompt, scene.seconds, scene.guidance, scene.seed]);
 
 // How many of the draft's first scenes the story of a take has exactly as they are now.
