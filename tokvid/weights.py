@@ -171,7 +171,7 @@ def averaged(model: Loaded, other: Loaded, share: float) -> Loaded:
             "the same weights"
         )
     params = jax.tree.map(lambda mine, theirs: (1 - share) * mine + share * theirs, model.params, other.params)
-    about = {name: value for name, value in model.about.items() if name not in ("base", "loras")}
+    about = {name: value for name, value in model.about.items() if name not in ("base", "loras", "lora_tasks")}
     marks = [*about.get("averaged", []), [other.about["fingerprint"], share]]
     return model._replace(params=params, about=about | {"averaged": marks})
 
@@ -227,10 +227,14 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
     return about, factors
 
 
-def task_loras(folder: Path) -> dict[Path, tuple[str, ...]]:
-    """The LoRAs that come with the transformer in `folder`, and the tasks that each was trained for."""
-    files = sorted((folder / LORAS).glob("*.safetensors"))
-    return {path: tuple(trained_tasks(read_lora(path)[0])) for path in files}
+def task_loras(folder: Path) -> dict[str, Path]:
+    """The LoRAs that come with the transformer in `folder`, by the tasks that they were trained for.
+
+    Of several for a task, that with the fewest others.
+    """
+    found = [(path, trained_tasks(read_lora(path)[0])) for path in sorted((folder / LORAS).glob("*.safetensors"))]
+    found.sort(key=lambda each: -len(each[1]))
+    return {task: path for path, tasks in found for task in tasks}
 
 
 def _updated(
@@ -238,6 +242,7 @@ def _updated(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors with all updates added, rounded once, and the config.json of these weights."""
     wide, marks = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, []
+    tasks = set(about.get("lora_tasks", ()))
     for path, scale in loras:
         claims, factors = read_lora(path)
         if claims.get("base") not in (about.get("fingerprint"), about.get("base")):
@@ -248,6 +253,7 @@ def _updated(
         for name in sorted({factor.rpartition(".")[0] for factor in factors}):
             _add(wide, name, factors, scale, path)
         marks.append([_fingerprint(claims, safetensors.numpy.save(factors)), scale])
+        tasks |= trained_tasks(claims).keys()
     tensors = {name: _half(tensor) for name, tensor in wide.items()}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
@@ -255,7 +261,8 @@ def _updated(
     mark = _fingerprint(to_dict(config), safetensors.numpy.save(dict(sorted(tensors.items()))))
     base = about.get("base", about["fingerprint"])
     earlier = about.get("loras", [])
-    return tensors, about | {"fingerprint": mark, "base": base, "loras": [*earlier, *marks]}
+    of_loras = {"base": base, "loras": [*earlier, *marks], "lora_tasks": sorted(tasks)}
+    return tensors, about | {"fingerprint": mark, **of_loras}
 
 
 def _add(

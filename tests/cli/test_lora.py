@@ -13,6 +13,7 @@ from tokvid import load, weights
 from tokvid.cli.inspection import what_is
 from tokvid.config import DataConfig, Recipe, TrainConfig
 from tokvid.errors import UserError
+from tokvid.sampling.stream import load_models
 from tokvid.sharding import make_mesh
 from tokvid.train.recipe import fitted
 from tokvid.train.state import abstract_state
@@ -193,6 +194,44 @@ def test_a_task_has_a_lora_of_its_own(tokvid, trained, trained_for, movie, tmp_p
         assert code == 0, err
     loops, clips = ([(tmp_path / f"{name}{what}.gif").read_bytes() for name in ways] for what in ("", "_clip"))
     assert loops[0] == loops[2] != loops[1] and clips[0] == clips[1] != clips[2]
-    assert what_is(folder)["transformer/"]["LoRAs of tasks"] == {"loops.safetensors": "infilling"}
+    assert what_is(folder)["transformer/"]["LoRAs of tasks"] == {"infilling": "loops.safetensors"}
     weights.save_lora(own, leaves, "0" * 16, **facts)
     assert "was trained on weights 0000" in tokvid("loop", "in.mp4", "--weights", folder)[2]
+
+
+def test_a_lora_for_a_task_takes_the_place_of_the_weights_own_one(tokvid, trained, trained_for, tmp_path):
+    """It was trained without that. So do merged weights, which keep the others; averages keep none."""
+    folder = trained_for(["text_to_video", "infilling", "animate"])
+    about, factors = weights.read_lora(trained / "run" / FILE)
+    facts = {name: value for name, value in about.items() if name not in ("format", "base", "layouts")}
+
+    def save(path, scale, *tasks):
+        path.parent.mkdir(exist_ok=True)
+        leaves = [(tuple(name.split(".")), {...: factor * scale}) for name, factor in factors.items()]
+        weights.save_lora(path, leaves, about["base"], **facts, layouts={"tasks": dict.fromkeys(tasks, 1.0)})
+        return path
+
+    own = folder / "transformer" / weights.LORAS
+    both = save(own / "both.safetensors", 1.0, "infilling", "animate")
+    plain = load_models(folder)
+    marks = {task: plain.for_task(task).mark for task in ("text_to_video", "infilling", "animate")}
+    assert marks["infilling"] == marks["animate"] != marks["text_to_video"] == plain.mark
+    special = save(own / "animate.safetensors", 0.5, "animate")
+    assert load_models(folder).for_task("infilling").mark == marks["infilling"]
+    halved = load_models(folder).for_task("animate").mark
+    assert halved not in marks.values() and weights.task_loras(folder / "transformer")["animate"] == special
+    mine = save(tmp_path / "mine.safetensors", 2.0, "infilling")
+    with_mine = load_models(folder, [weights.Scaled(mine)])
+    assert with_mine.for_task("infilling").mark == with_mine.mark != marks["infilling"]
+    assert with_mine.for_task("animate").mark not in (with_mine.mark, halved)
+    merge = ("merge", "--weights", folder, "--lora")
+    assert tokvid(*merge, mine, "--out", "merged")[0] == 0
+    merged = load_models(tmp_path / "merged")
+    assert merged.for_task("infilling").mark == merged.mark == with_mine.mark
+    assert merged.for_task("animate").mark != merged.mark
+    assert set(weights.task_loras(tmp_path / "merged/transformer").values()) == {
+        tmp_path / "merged/transformer" / weights.LORAS / file.name for file in (both, special)
+    }
+    assert tokvid(*merge, mine, "--average", f"{tmp_path / 'merged'}:0.5", "--out", "averaged")[0] == 0
+    assert not weights.task_loras(tmp_path / "averaged/transformer")
+    assert load_models(tmp_path / "averaged").tuned == {}

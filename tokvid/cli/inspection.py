@@ -120,7 +120,7 @@ def _weights(path: Path, every: bool) -> dict[str, Any]:
     kind = weights.kind_of(path)
     loaded = weights.load(path, kind)
     about = {name: value for name, value in loaded.about.items() if name != "kind"}
-    own = {file.name: ", ".join(tasks) for file, tasks in weights.task_loras(path).items()}
+    own = {task: file.name for task, file in weights.task_loras(path).items()}
     facts = {"kind": kind, "parameters": weights.parameter_count(loaded.params), **_shown(about, every)}
     return facts | ({"LoRAs of tasks": own} if own else {})
 

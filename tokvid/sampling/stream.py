@@ -84,10 +84,14 @@ def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Mod
             f"the transformer was trained with text model {transformer.about.get('text_model')}, "
             f"that of {folder} is {text.fingerprint}; use the one it was trained with"
         )
-    tuned: dict[str, Callable[[], weights.Loaded]] = {}
-    for path, tasks in weights.task_loras(folder / "transformer").items():
-        load = functools.partial(weights.load, folder / "transformer", "transformer", [*loras, weights.Scaled(path)])
-        tuned |= dict.fromkeys(tasks, functools.cache(load))
+
+    @functools.cache
+    def load(path: Path) -> weights.Loaded:
+        return weights.load(folder / "transformer", "transformer", [*loras, weights.Scaled(path)])
+
+    # A LoRA is used as it was trained: for its tasks, the weights' own ones weren't there.
+    own, others = weights.task_loras(folder / "transformer"), transformer.about.get("lora_tasks", ())
+    tuned = {task: functools.partial(load, path) for task, path in own.items() if task not in others}
     return Models(tokenizer, transformer, text, tuned)
 
 
