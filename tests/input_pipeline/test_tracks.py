@@ -33,6 +33,7 @@ def test_a_track_is_read_at_any_rate(tmp_path):
         ({"fps": 8, "points": [[]]}, "one or more"),
         ({"fps": 8, "points": [[[0, 0]], [None, None]]}, "as many points"),
         ({"fps": 8, "points": [[[0, 0]], [[0.5, 1.5]]]}, r"frame 1: the point \[0.5, 1.5\] is beyond the picture"),
+        ({"fps": 8, "points": [[[10**400, 0]]]}, "is beyond the picture"),
         ({"fps": 8, "points": [[[0, "a"]]]}, r"frame 0: a point should be \[x, y\] or null"),
     ],
 )

@@ -91,5 +91,6 @@ def test_a_video_is_doubled_and_doubled_again_by_tiles(tiny_models, asked):
     assert len(tiles) == 9 and not first.known.any()
     shares = [batch.known[0, :2].mean() for batch in tiles]
     assert shares == [0.0, 0.5, 0.5, 0.5, 0.75, 0.75, 0.5, 0.75, 0.75]
-    with pytest.raises(UserError, match="2, 4, 8, … times as large, not 3"):
-        upscale(models, STORY, video(3, 8, 8), 3)
+    for times in (3, 2**20):
+        with pytest.raises(UserError, match=f"2, 4, 8, … times as large, not {times}; 64 is the most"):
+            upscale(models, STORY, video(3, 8, 8), times)

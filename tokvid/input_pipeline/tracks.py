@@ -48,7 +48,7 @@ def load_track(track: Path | Mapping[str, Any], fps: float) -> np.ndarray:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_list(value: Any) -> bool:

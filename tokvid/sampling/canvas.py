@@ -27,6 +27,7 @@ from tokvid.tasks.conditions import with_means
 from tokvid.tokenizer.cvivit import token_side
 
 WIDEST = 4.0  # of a canvas: the longer side over the shorter one
+LARGEST = 64  # times the size of an upscaled video
 Place = tuple[int, int]  # the first row and column of a window on the canvas
 
 
@@ -138,9 +139,9 @@ def tiled(length: int, window: int) -> list[int]:
 
 
 def check_times(times: int) -> None:
-    """UserError for what isn't a power of 2, 2 or more."""
-    if times < 2 or times & (times - 1):
-        raise UserError(f"videos become 2, 4, 8, … times as large, not {times}")
+    """UserError for what isn't a power of 2, from 2 to LARGEST."""
+    if not 2 <= times <= LARGEST or times & (times - 1):
+        raise UserError(f"videos become 2, 4, 8, … times as large, not {times}; {LARGEST} is the most")
 
 
 def upscale(

@@ -29,6 +29,7 @@ from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of
 
+MOST_TIMES = 64  # as many frames, by interpolation
 MOST_DRAWS = 64  # side by side, of which the mean is shown
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,11 @@ def rates_of(models: Models, fps: float, scheme: Scheme | None) -> list[float]:
 def rates_between(models: Models, fps: float, factor: int) -> list[float]:
     """The rates of the levels that interpolate `fps` by `factor`; UserError where the weights don't allow it."""
     by, rates = refinement(models)[1].slower, [fps]
-    while round(rates[-1] / fps) < factor:
+    while round(rates[-1] / fps) < min(factor, MOST_TIMES):
         rates.append(rates[-1] * by)
     if len(rates) == 1 or round(rates[-1] / fps) != factor:
-        raise UserError(f"factor should be a power of {by} for these weights: {by}, {by**2}, {by**3}, …, got {factor}")
+        allowed = f"{by}, {by**2}, {by**3}, …, at most {MOST_TIMES}"
+        raise UserError(f"factor should be a power of {by} for these weights: {allowed}, got {factor}")
     return rates[1:]
 
 
