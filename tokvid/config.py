@@ -519,6 +519,8 @@ def _like(error: Exception) -> str:
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with some fields changed: {"data.fps": (2, 4), "layouts.tasks.infilling": 0.1}."""
     values = to_dict(recipe)
+    if not isinstance(changes, Mapping):
+        raise UserError(f"changes should be a mapping of fields and values, got {changes!r:.60}")
     for name, value in changes.items():
         holder, field, _ = _place(values, name)
         holder[field] = list(value) if isinstance(value, tuple) else value

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tokvid.api.arguments import typed
 from tokvid.evaluate.highlights import cut_out
 from tokvid.io.urls import local, text_of
 
 
+@typed
 def highlights(
     video: str | os.PathLike[str], folder: str | os.PathLike[str], *, seconds: float = 4.0, count: int = 5
 ) -> list[dict[str, Any]]:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import functools
-import inspect
-import typing
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, overload
 
+from tokvid.api.arguments import check_types, hints_of
 from tokvid.api.video import Stream, Video
 from tokvid.config import Sampling
 from tokvid.errors import UserError, did_you_mean
@@ -26,12 +25,13 @@ class Verb(Generic[P]):
 
     def stream(self, *args: P.args, **kwargs: P.kwargs) -> Stream:
         """The frames while they are made, in memory that doesn't grow with their number."""
-        names = _keywords(self._make)
+        names = list(hints_of(self._make))
         for name in kwargs:
             if name in SAMPLING and "sampling" in names:
                 raise UserError(f"{name} is one of the settings of sampling; write sampling={{{name!r}: …}}")
             if name not in names:
                 raise UserError(did_you_mean(name, names, "argument"))
+        check_types(self._make, args, kwargs)
         return self._make(*args, **kwargs)
 
 
@@ -52,15 +52,3 @@ class verb(Generic[P]):
         bound = Verb[P](functools.partial(self.make, world), world.quiet)
         functools.update_wrapper(bound, self.make)  # its signature and docstring, for help()
         return bound
-
-
-def _keywords(make: Callable[..., Any]) -> list[str]:
-    """The names that a method takes as keywords, those of its settings included."""
-    names: list[str] = []
-    for parameter in inspect.signature(make).parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            (settings,) = typing.get_args(parameter.annotation)
-            names += settings.__annotations__
-        else:
-            names.append(parameter.name)
-    return names

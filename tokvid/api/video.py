@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from tokvid.api.arguments import typed
 from tokvid.errors import UserError
 from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, check_suffix, write_text
 from tokvid.io.media import write_image
@@ -36,6 +37,7 @@ class Video:
         figures: measurements, where there are any (see `World.reconstruct`).
     """
 
+    @typed
     def __init__(
         self,
         frames: UInt8[np.ndarray, "t h w 3"],
@@ -65,6 +67,7 @@ class Video:
         """Its length."""
         return len(self) / self.fps
 
+    @typed
     def save(
         self,
         path: str | os.PathLike[str],
@@ -157,6 +160,7 @@ class Stream:
         parts = list(with_bar(self, "video", self.total, quiet))
         return Video(np.concatenate(parts), self.fps, story=self.story, known=self.known, figures=self._figures())
 
+    @typed
     def save(
         self,
         *paths: str | os.PathLike[str],

@@ -11,6 +11,7 @@ from typing import Any, Unpack, cast
 import numpy as np
 
 from tokvid import weights
+from tokvid.api.arguments import typed
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
@@ -54,11 +55,19 @@ def load(name: str | os.PathLike[str] = "shapes", *, loras: Sequence[LoRALike] =
     if not folder.is_dir():
         known, close = " or ".join(WORLDS), suggestion(name, WORLDS)
         raise UserError(f"no weights folder {folder}{close}; name one (a training workdir is one), or {known}")
-    pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
-    scaled = [weights.Scaled(text_of(file), scale) for file, scale in pairs]
-    world = World(folder, loras=scaled, quiet=quiet)
+    world = World(folder, loras=_scaled(loras), quiet=quiet)
     _ = world.models if (folder / "transformer").is_dir() else world.tokenizer  # errors come now, not later
     return world
+
+
+def _scaled(loras: Sequence[LoRALike]) -> list[weights.Scaled]:
+    if not isinstance(loras, list | tuple):
+        raise UserError(f"loras should be a list of files, or of pairs of a file and a scale, got {loras!r:.60}")
+    pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
+    for pair in pairs:
+        if len(pair) != 2 or isinstance(pair[1], str):
+            raise UserError(f"a LoRA should be a file, or a pair of a file and a scale, got {pair!r:.60}")
+    return [weights.Scaled(text_of(file), float(scale)) for file, scale in pairs]
 
 
 class World:
@@ -173,6 +182,7 @@ class World:
         """
         return self._told(make_story(story, None, settings), image, video, larger, windows, on_progress)
 
+    @typed
     def many(
         self,
         prompts: Prompts,
@@ -195,6 +205,7 @@ class World:
         pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=True))
         return (Video(video_THWC, clips[number].fps, story=clips[number]) for number, video_THWC in pairs)
 
+    @typed
     def fill(
         self,
         folder: str | os.PathLike[str],
@@ -333,6 +344,7 @@ class World:
         about = {"known": known, "left_out": len(opening.frames_THWC) - known}
         return Stream(iter([video_THWC]), len(video_THWC), story.fps, size, _lasting(story, new), **about)
 
+    @typed
     def reconstruct(
         self, video: Clip, *, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
     ) -> Video:
@@ -341,7 +353,9 @@ class World:
         It is read at `fps` (default: all its frames) and, fitted by "crop" or "letterbox", at `size`, (height, width)
         (default: the tokenizer's).
         """
-        size, fps = size or self.tokenizer.config.size, rate_of(video) if fps is None else fps
+        size, fps = self.tokenizer.config.size if size is None else size, rate_of(video) if fps is None else fps
+        if not isinstance(size, list | tuple) or [type(each) for each in size] != [int, int]:
+            raise UserError(f"size should be two whole numbers, height and width, got {size!r:.60}")
         reconstruction = Reconstruction(self.tokenizer, size)
         frames = np.stack(list(reconstruction.frames(read_clip(video, fps, size, fit))))
         return Video(frames, fps, figures=reconstruction.figures())

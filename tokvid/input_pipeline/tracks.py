@@ -6,7 +6,6 @@ For each frame its points, x and y from 0 (left, top) to 1 (right, bottom); null
 """
 
 import math
-import numbers
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +47,8 @@ def load_track(track: Path | Mapping[str, Any], fps: float) -> np.ndarray:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < math.inf
+    plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return plain and bool(abs(value) < math.inf)
 
 
 def _is_list(value: Any) -> bool:
