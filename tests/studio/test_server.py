@@ -419,12 +419,12 @@ def test_too_little_memory_fails_one_take_and_no_more(monkeypatch, error):
 
 
 def test_history_is_given_in_parts(client, take, monkeypatch):
+    video = wait(client, ask(client, SCENES), "done")
     monkeypatch.setattr(server_module, "MOST_LISTED", 1)
     page = client.get("/api/takes").json()
     assert len(page["takes"]) == 1 and page["more"]
     older = client.get("/api/takes", params={"before": take["number"] + 1}).json()
     assert older["takes"][0]["id"] == take["id"] and not older["more"]
-    video = wait(client, ask(client, SCENES), "done")
     single = wait(client, ask(client, SCENES, until=0), "done")
     assert single["number"] == video["number"]
     assert client.get("/api/takes").json()["takes"][0]["id"] == video["id"]  # else older ones would be asked for
