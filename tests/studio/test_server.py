@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,16 @@ def test_each_task_has_its_own_guidance():
     assert {name: tasks[name]["guidance"] for name in ("upscale", "restyle", "inpaint")} == {
         "upscale": 1.0, "restyle": 1.5, "inpaint": 3.0
     }  # fmt: skip
+
+
+def test_the_words_that_weights_know_best_are_listed(tmp_path):
+    facts = World("shapes", WORLDS["shapes"]).facts()
+    assert {"circle", "slowly", "yellow"} <= set(facts["words"]) and len(facts["words"]) <= 120
+    robots = World("robots", WORLDS["robots"]).facts()["words"]
+    assert len({word.lower() for word in robots}) == len(robots) == 120
+    shutil.copytree(WORLDS["shapes"] / "transformer", tmp_path / "transformer")
+    (tmp_path / "text").mkdir()  # a T5's, which is not read for this
+    assert World("own", tmp_path).facts()["words"] == []
 
 
 def test_weights_with_a_lora(client, lora, take, tiny_weights, tmp_path, monkeypatch):

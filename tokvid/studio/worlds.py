@@ -14,6 +14,7 @@ from tokvid.sampling.story import Story, defaults_of, load_story
 from tokvid.tasks.tasks import TASKS, keeps_pixels, trained_tasks
 
 ANIMATE = {"animate": ("track",)}  # a task that is no edit of a video, and what it asks for
+MOST_WORDS = 120  # that are listed
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
 
 
@@ -59,6 +60,7 @@ class World:
             "defaults": scene,
             "example": _scenes(example) if example is not None else [],
             "example_picture": self.picture is not None,
+            "words": self.words(),
         }
 
     @property
@@ -76,6 +78,13 @@ class World:
         if (self.folder / weights.TEXT).is_dir():
             return []  # a T5, which learned its words elsewhere, and needn't be loaded
         return _text_model(self.folder / weights.TEXT_MODEL).spelled(prompt)
+
+    def words(self) -> list[str]:
+        """The commonest words of their captions; none where a T5 reads prompts, which learned its words elsewhere."""
+        if (self.folder / weights.TEXT).is_dir():
+            return []
+        words = _text_model(self.folder / weights.TEXT_MODEL).words(2 * MOST_WORDS)
+        return list({word.lower(): word for word in reversed(words)}.values())[::-1][:MOST_WORDS]  # "Put" or "put"
 
     def example(self) -> Story | None:
         """The story that comes with them, if any."""

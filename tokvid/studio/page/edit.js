@@ -6,7 +6,7 @@ import { sizes, uploadZone } from "./opening.js";
 import { drawPath, initPath } from "./path.js";
 import { mayBeLarger, state, worldOf } from "./state.js";
 import { has, t } from "./strings.js";
-import { wordsNote } from "./words.js";
+import { knownWords, wordsNote } from "./words.js";
 
 const CANVASES = ["2:1", "16:9", "4:3", "3:4", "9:16", "1:2"];
 let actions;
@@ -64,6 +64,7 @@ function form(edit, world, tasks) {
       .map((name) => OWN[name](edit, world)),
     h("label.stacked", {}, h("span", {}, t("edit_prompt")), prompt),
     wordsNote(prompt, "edit-words"),
+    knownWords(world),
     numbers(edit, world),
   );
 }

@@ -11,6 +11,7 @@ import { initStage, play, renderStage, showFromStart, togglePlay, updateStage } 
 import * as store from "./state.js";
 import { chooseLanguage, has, languageNow, t } from "./strings.js";
 import { playVariants } from "./variants.js";
+import { knownWords } from "./words.js";
 
 const { state } = store;
 const OFTEN = 400; // milliseconds between questions while something is being generated
@@ -356,7 +357,7 @@ function renderSettings() {
   const rates = [...new Set([...store.worldOf(draft).rates, draft.fps])].sort((a, b) => a - b);
   const fps = h("select", { onchange: () => ((draft.fps = Number(fps.value)), change()) }, ...rates.map((rate) => h("option", { value: `${rate}`, selected: rate === draft.fps }, `${rate}`)));
   const negative = h("input", { type: "text", maxlength: "2000", value: draft.negative, title: t("negative_hint"), oninput: () => ((draft.negative = negative.value), change()) });
-  const open = at("settings").querySelector("details")?.open ?? false;
+  const [open, known] = ["details:not(.known)", ".known"].map((each) => at("settings").querySelector(each)?.open ?? false);
   at("settings").replaceChildren(
     h(
       "details.settings",
@@ -364,6 +365,7 @@ function renderSettings() {
       h("summary", {}, t("settings")),
       h("div.numbers", {}, h("label", {}, h("span", {}, t("fps")), fps), h("label.wide", {}, h("span", {}, t("negative")), negative)),
     ),
+    knownWords(store.worldOf(draft), known),
   );
 }
 

@@ -1,4 +1,4 @@
-// A note below a prompt that names the words that the weights hardly know.
+// The words that the weights know, and a note below a prompt that names those that they hardly know.
 
 import { post } from "./api.js";
 import { h } from "./dom.js";
@@ -10,6 +10,13 @@ const MOST = 8; // words that a note names
 const KEPT = 500; // answers
 const answers = new Map(); // words by weights and prompt, so that cards that are rendered anew ask nothing
 
+// A list of the commonest ones, shown when it is opened.
+export function knownWords({ words }, open = false) {
+  if (!words.length) return "";
+  return h("details.settings.known", { open }, h("summary", {}, t("known_words")), h("p.hint", {}, words.join(" · ")));
+}
+
+// A note for a prompt's field, which changes with it.
 export function wordsNote(field, id) {
   const note = h("p.hint.words", { id, "aria-live": "polite" });
   let timer;
