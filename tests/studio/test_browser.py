@@ -326,6 +326,29 @@ def test_a_picture_moves_along_a_drawn_path(page, tmp_path):
     assert np.allclose(points[-1] - points[0], [0.5, 0.65], atol=0.05)
 
 
+def test_a_large_picture_is_shown_whole_where_one_draws(page, tmp_path):
+    """The page has it with fewer pixels."""
+    large = np.zeros((800, 1600, 3), np.uint8)
+    large[:, :800], large[:, 800:] = (250, 0, 0), (0, 0, 250)
+    write_image(tmp_path / "large.png", large)
+    page.get_by_role("button", name="Edit a video").click()
+    page.get_by_label("Task").select_option("inpaint")
+    page.set_input_files("#source", tmp_path / "large.png")
+    expect(page.get_by_text("large.png, 1600×800")).to_be_visible(timeout=PATIENCE)
+    for name, value in (("Left", 1200), ("Top", 0), ("Width", 400), ("Height", 800)):
+        page.get_by_label(name, exact=True).fill(str(value))
+    colors = """(canvas, shares) => shares.map((share) => [...canvas.getContext("2d")
+        .getImageData(Math.floor(share * canvas.width), canvas.height / 2, 1, 1).data.slice(0, 3)])"""
+    left, middle, inside = page.get_by_role("img", name="First frame with the box").evaluate(colors, [0.1, 0.6, 0.9])
+    assert left[0] > left[2] and 0 < middle[2] < 200 and inside[2] > 200, "the box alone is not darkened"
+    page.get_by_label("Task").select_option("animate")
+    picture = page.get_by_role("img", name="Picture with the path")
+    picture.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#edit canvas').width > 300")
+    left, right = picture.evaluate(colors, [0.1, 0.9])
+    assert left[0] > 200 and right[2] > 200 and picture.evaluate("(canvas) => canvas.width === canvas.height")
+
+
 def drawn_track(page):
     """The points (T, 2) of the newest take's track, and its rate."""
     take = page.evaluate("fetch('/api/takes').then((answer) => answer.json())")["takes"][0]

@@ -3,10 +3,10 @@
 import { drawFrame, initSurface, strokeTwice } from "./surface.js";
 
 // Shows the first frame with a box [left, top, width, height]; `ondraw` gets each one that is drawn, in pixels.
-export function initBox(canvas, { id, width, height }, box, ondraw) {
-  const size = [width, height];
+export function initBox(canvas, upload, box, ondraw) {
+  const size = [upload.width, upload.height];
   let start = null;
-  initSurface(canvas, { id }, [0, 0, width, height], {
+  initSurface(canvas, upload, [0, 0, ...size], {
     ready: () => drawBox(canvas, box),
     begin: (point) => (start = point),
     go: (end) => {
@@ -21,12 +21,12 @@ export function initBox(canvas, { id, width, height }, box, ondraw) {
 export function drawBox(canvas, box) {
   const drawn = drawFrame(canvas);
   if (!drawn || box.includes(null)) return;
-  const { context, image, part } = drawn;
+  const { context, image, part, scaled } = drawn;
   const { width, height } = canvas;
   context.fillStyle = "#000a";
   context.fillRect(0, 0, width, height);
   const inside = box.map((value, i) => (value / part[2 + (i % 2)]) * (i % 2 ? height : width));
-  context.drawImage(image, ...box, ...inside);
+  context.drawImage(image, ...scaled(box), ...inside);
   const shape = new Path2D();
   shape.rect(...inside);
   strokeTwice(context, shape, [8, 8]);

@@ -1,16 +1,19 @@
 // The first frame of an upload on a canvas, to draw on by mouse, pen or finger.
 
 const LEAST_PIXELS = 640; // of the longer side of the canvas, so that lines are thin
-const frames = new WeakMap(); // canvas → {image, part}
+const frames = new WeakMap(); // canvas → {image, part, scaled}
 
-// Shows a part [left, top, width, height] of the frame, in pixels. `begin` gets the point where drawing begins, `go`
+// Shows a part [left, top, width, height] of the frame, in pixels of the upload. `begin` gets the point where drawing begins, `go`
 // those after it, as shares of the part's width and height; `ready` is called once the frame is there.
 export function initSurface(canvas, upload, part, { begin, go, ready }) {
   const image = new Image();
   image.onload = () => {
-    const scale = Math.max(1, Math.ceil(LEAST_PIXELS / Math.max(part[2], part[3])));
-    [canvas.width, canvas.height] = [part[2] * scale, part[3] * scale];
-    frames.set(canvas, { image, part });
+    // The picture of a large upload has fewer pixels.
+    const scaled = (box) => box.map((value, i) => value * (i % 2 ? image.height / upload.height : image.width / upload.width));
+    const [, , width, height] = scaled(part);
+    const scale = Math.max(1, Math.ceil(LEAST_PIXELS / Math.max(width, height)));
+    [canvas.width, canvas.height] = [width, height].map((side) => Math.round(scale * side));
+    frames.set(canvas, { image, part, scaled });
     ready();
   };
   image.src = `/api/uploads/${upload.id}/picture`;
@@ -30,13 +33,14 @@ export function initSurface(canvas, upload, part, { begin, go, ready }) {
   for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (drawing = false));
 }
 
-// Draws the frame on the canvas; returns the frame and the canvas's context, or null where it isn't there yet.
+// Draws the frame on the canvas; returns it and the canvas's context, or null where it isn't there yet. `scaled` gives
+// the image's pixels of a box in the upload's.
 export function drawFrame(canvas) {
   const frame = frames.get(canvas);
   if (!frame) return null;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  context.drawImage(frame.image, ...frame.part, 0, 0, canvas.width, canvas.height);
+  context.drawImage(frame.image, ...frame.scaled(frame.part), 0, 0, canvas.width, canvas.height);
   return { ...frame, context };
 }
 
