@@ -54,8 +54,8 @@ tokens. A quarter of the tokenizer's clips are shown as the tasks' conditions, w
 the second part, the loss was 0.78 nats on training tokens and 1.36 on held-out ones; more videos helped more than more
 steps would have: after the third, it was 1.02 and 1.23; after the fourth, on other videos and tasks, 1.10 on held-out
 ones, and after the fifth 1.09. The decoder's first part was ended at step 7,685; it was planned as 3,000 steps, and its
-second as 3,000, so their learning rates rose once. Averages have more of the prompts right than what they are made of. The shipped weights
-are older than `Task.text_dropout`.
+second as 3,000, so their learning rates rose once. Averages have more of the prompts right than what they are made of.
+The shipped weights are older than `Task.text_dropout`.
 """
 
 from tokvid.config import (
