@@ -252,6 +252,7 @@ def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
             "loras should be a list of files, or of pairs",
         ),
         (lambda world: package.load(world.folder, loras=[("a",)]), "a file, or a pair of a file and a scale, got"),
+        (lambda world: package.load(world.folder, loras=[("a", None)]), "a file, or a pair of a file and a scale, got"),
         (lambda world: package.highlights("a.mp4", "clips", seconds="4"), "seconds should be a number, got '4'"),
         (lambda world: package.fit(Recipe(), "run", ["data.fps"]), "changes should be a mapping of fields and values"),
     ],

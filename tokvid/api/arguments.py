@@ -38,7 +38,7 @@ def check_types(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
         hint = hints.get(name)
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         plain = all(kind in (int, float, bool, types.NoneType) for kind in kinds)
-        if plain and not any(_fits(kind, value) for kind in kinds):
+        if plain and not any(fits(kind, value) for kind in kinds):
             raise UserError(f"{name} should be {PLAIN[kinds[0]]}, got {reprlib.repr(value)}")
 
 
@@ -54,7 +54,8 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _fits(kind: type, value: Any) -> bool:
+def fits(kind: type, value: Any) -> bool:
+    """Whether a value is an int, a float or a bool, or None; kinds of NumPy count, texts and bools are no numbers."""
     if kind is types.NoneType or value is None:
         return kind is types.NoneType and value is None
     if kind is bool or isinstance(value, bool | np.bool_):

@@ -11,7 +11,7 @@ from typing import Any, Unpack, cast
 import numpy as np
 
 from tokvid import weights
-from tokvid.api.arguments import typed
+from tokvid.api.arguments import fits, typed
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
@@ -65,7 +65,7 @@ def _scaled(loras: Sequence[LoRALike]) -> list[weights.Scaled]:
         raise UserError(f"loras should be a list of files, or of pairs of a file and a scale, got {loras!r:.60}")
     pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
     for pair in pairs:
-        if len(pair) != 2 or isinstance(pair[1], str):
+        if len(pair) != 2 or not fits(float, pair[1]):
             raise UserError(f"a LoRA should be a file, or a pair of a file and a scale, got {pair!r:.60}")
     return [weights.Scaled(text_of(file), float(scale)) for file, scale in pairs]
 
