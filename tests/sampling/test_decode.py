@@ -49,19 +49,21 @@ def make(
     guided=True,
     frames=4,
     known=(True, False, False, False),
+    fewest=None,
     negative=None,
     latents=None,
     forced=0,
 ):
-    known = np.array(known)  # of latent frames, or of tokens
-    known_BTHW = np.broadcast_to(known if known.ndim == 3 else known[:, None, None], batch.known.shape)
+    known = np.array(known)  # of latent frames, or of tokens, of all samples or each
+    known_BTHW = np.broadcast_to(known[:, None, None] if known.ndim == 1 else known, batch.known.shape)
+    fewest = known_BTHW[0].sum() if fewest is None else fewest
     request = Request(
         batch._replace(known=known_BTHW),
         np.full_like(batch.text, -1) if negative is None else negative,
         jax.vmap(jax.random.key)(np.array(seeds, np.uint32)),
         np.broadcast_to(np.array(guidance, np.float32)[:, None], (len(seeds), 4)),
-        np.int32(known_BTHW[0].sum()),
-        np.int32(4 * frames - known_BTHW[0].sum()),
+        np.int32(fewest),
+        np.int32(4 * frames - fewest),
         np.int32(forced),
     )
     models, how = (models.transformer.graph, models.transformer.params), {"sampling": sampling, "guided": guided}
@@ -347,6 +349,24 @@ def test_any_tokens_may_be_given(any_models, batch, rows):
     for q in range(drawn):
         np.testing.assert_array_equal(hole_BLQ[..., q], logits(now, hole_BLQ)[:, :, q].argmax(-1))
     assert (hole_BLQ[..., drawn:] == model.config.silent).all()
+
+
+@pytest.mark.parametrize("rows, guided", [(0, True), (0, False), (1, False)])
+def test_samples_may_know_different_numbers_of_tokens(any_models, batch, rows, guided):
+    """Together, with the fewest as `known`, each is as it is alone, but for chance, whose keys go by slot."""
+    rng, sampling = np.random.default_rng(8), dataclasses.replace(GREEDY, rows=rows)
+    tokens = rng.integers(30, size=batch.tokens.shape).astype(np.int32)
+    known_BTHW = np.ones((3, 4, 2, 2), bool)
+    known_BTHW[0, 1:], known_BTHW[1, 2:], known_BTHW[2, 3:] = False, False, False
+    if not rows:
+        known_BTHW[2, :, 1, 0] = False
+    batch, fewest = batch._replace(tokens=tokens), int(known_BTHW.sum(axis=(1, 2, 3)).min())
+    how = {"sampling": sampling, "guided": guided}
+    together = make(any_models, batch, known=known_BTHW, fewest=fewest, **how)
+    for i in range(3):
+        alone = make(any_models, only(batch, i), [i + 1], [(2.0, 3.0, 1.0)[i]], known=known_BTHW[i : i + 1], **how)
+        np.testing.assert_array_equal(together[i], alone[0])
+        np.testing.assert_array_equal(together[i][known_BTHW[i]], tokens[i][known_BTHW[i]])
 
 
 def test_one_program_serves_any_number_of_known_tokens(any_models, batch, together):

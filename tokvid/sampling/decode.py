@@ -27,10 +27,10 @@ class Request(NamedTuple):
     """A window to generate; its `stride` and `drawn` are set by the sampling.
 
     Of each sample, `known` tokens are known, and the first `tokens` of the others are generated; the first `forced` of
-    these are the batch's own, for weights that were not trained to see them as known. `guidance_BT` is the guidance
-    scale of each latent frame; with guidance, each step also runs under the negative prompts `negative_BL`, in the form
-    of the batch's `text`. Keys are derived by slot, fold_in(keys_B, slot), so a longer window begins with the same
-    tokens.
+    these are the batch's own, for weights that were not trained to see them as known. Samples may know more than
+    `known` tokens, unless drawn in rounds; these are the batch's own, too. `guidance_BT` is the guidance scale of each
+    latent frame; with guidance, each step also runs under the negative prompts `negative_BL`, in the form of the
+    batch's `text`. Keys are derived by slot, fold_in(keys_B, slot), so a longer window begins with the same tokens.
     """
 
     batch: TokenBatch
@@ -179,19 +179,25 @@ class _Drawer:
         return self.sequence.token.shape[1] - math.prod(self.model.config.latent) + self.known
 
     def at_once(self, width: int, start: int | jax.Array) -> Callable[[jax.Array, Carry], Carry]:
-        """Draws `width` tokens, each at a slot whose input is the token one step before it."""
+        """Draws `width` tokens, each at a slot whose input is the token one step before it.
+
+        Slots that a sample knows keep their own tokens, and where its steps begin, so does BEGIN.
+        """
 
         def body(i: jax.Array, carry: Carry) -> Carry:
             cache, tokens_BLQ, means_BLQC = carry
             rank = start + i * width
-            before_L = rank - width + jnp.arange(width)
-            rows_BLQ = self.model.vocabulary.of_video(tokens_BLQ[:, jnp.maximum(before_L, 0)])
-            hidden_BLD, cache = self._run(cache, rank, jnp.where(before_L[:, None] < 0, self._begin_Q, rows_BLQ))
+            rank_L, vocabulary = rank + jnp.arange(width), self.model.vocabulary
+            slots = jax.tree.map(lambda each: each[:: 1 if self.scale_BL is None else 2], self._slots(rank, width))
+            before_BL = jnp.maximum(rank_L - slots.stride, 0)
+            rows_BLQ = vocabulary.of_video(jnp.take_along_axis(tokens_BLQ, before_BL[..., None], axis=1))
+            is_laid_out_BL = ~slots.generated | (slots.token[..., 0] == vocabulary.begin)
+            input_BLQ = jnp.where(is_laid_out_BL[..., None], slots.token, rows_BLQ)
+            hidden_BLD, cache = self._run(cache, rank, input_BLQ)
             drawn_BLQ, _, drawn_BLQC = self._sample(hidden_BLD, rank, self._keys(rank), tokens_BLQ)
-            own_BLQ = self.sequence.slots(self.first + rank, width).target[:: 1 if self.scale_BL is None else 2]
-            is_forced_L1 = (rank + jnp.arange(width) < self.forced)[:, None]
-            drawn_BLQ = jnp.where(is_forced_L1, own_BLQ, drawn_BLQ)
-            drawn_BLQC = jnp.where(is_forced_L1[..., None], self.latents_VC[own_BLQ], drawn_BLQC)
+            is_own_BL1, own_BLQ = (~slots.generated | (rank_L < self.forced))[..., None], slots.target
+            drawn_BLQ = jnp.where(is_own_BL1, own_BLQ, drawn_BLQ)
+            drawn_BLQC = jnp.where(is_own_BL1[..., None], self.latents_VC[own_BLQ], drawn_BLQC)
             return cache, *_written((tokens_BLQ, means_BLQC), (drawn_BLQ, drawn_BLQC), rank)
 
         return body
@@ -223,13 +229,16 @@ class _Drawer:
 
         return body
 
+    def _slots(self, rank: jax.Array, width: int) -> Sequence:
+        return self.sequence.slots(self.first + rank, width)
+
     @property
     def _begin_Q(self) -> jax.Array:
         return self.model.vocabulary.alone(self.model.vocabulary.begin)
 
     def _near(self, rank: jax.Array, width: int, tokens_BLQ: jax.Array) -> Near:
         """The tokens at the places of `width` slots: those before are known ones or generated ones."""
-        L, slots = tokens_BLQ.shape[1], self.sequence.slots(self.first + rank, width)
+        L, slots = tokens_BLQ.shape[1], self._slots(rank, width)
         if not self.model.config.copies:
             return Near(jnp.full_like(slots.slower, NOTHING), slots.slower)
         if self.scale_BL is not None:
