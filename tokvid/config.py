@@ -244,7 +244,7 @@ class RewardConfig:
     """Fine-tuning of the transformer by a reward of its own videos, with group-relative advantages (GRPO)."""
 
     name: str = ""  # a key of evaluate.rewards.REWARDS, or module:function; "": no reward, but likelihood
-    task: str = "text_to_video"  # whose windows are generated; all have equally many known tokens
+    tasks: tuple[str, ...] = ("text_to_video",)  # whose windows are generated, each as often
     rows: int = 0  # drawn at once, as `layouts.rows`; not all rows, whose rounds have no likelihood
     group: int = 16  # videos generated for each prompt
     kept: int = 8  # of a group are trained on, half with the lowest rewards and half with the highest
@@ -291,6 +291,7 @@ class TrainConfig:
     start: str = ""  # weights to start from: a folder, or a name of shipped ones; "": random weights
     start_without: tuple[str, ...] = ()  # parameters of `start` that are left out, by the beginnings of their names
     lora: int = 0  # rank of LoRA's updates, trained instead of the transformer's parameters; 0: these are trained
+    start_lora: str = ""  # a LoRA of `start`'s, whose training goes on: its file
     perceptual: str = ""  # the tokenizer's: a .safetensors file of a VGG network, see tokenizer/perceptual.py
     freeze: tuple[str, ...] = ()  # parameters not trained, by the beginnings of their names
     freeze_steps: int = 0  # steps for which `freeze` holds; 0: all

@@ -134,6 +134,38 @@ def test_training_all_parameters_starts_from_weights_too(tokvid, trained, tmp_pa
     )
 
 
+def test_the_training_of_a_lora_goes_on(tokvid, trained, tmp_path):
+    """On other clips, say: its rank is read from its file, and the first step is that of the weights with it."""
+    file = trained / "run" / FILE
+    run = shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("transformer"))
+    common = ("train", "transformer", trained / "recipe.py", "--workdir", run, "--train_transformer.steps", 1)
+    going_on = ("--train_transformer.start_lora", file, "--train_transformer.learning_rate", 1e-9)
+    assert tokvid(*common, *going_on)[0] == 0
+    (_, before), (_, after) = weights.read_lora(file), weights.read_lora(run / FILE)
+    assert before.keys() == after.keys()
+    for name, factor in before.items():
+        np.testing.assert_allclose(after[name], factor, atol=1e-4)
+
+
+def test_a_lora_to_go_on_with_is_checked(tokvid, trained, tiny_weights, tmp_path):
+    file, about = trained / "run" / FILE, weights.read_lora(trained / "run" / FILE)[0]
+    common = ("train", "transformer", trained / "recipe.py", "--workdir", tmp_path / "run")
+    field = "--train_transformer.start_lora"
+
+    def refused(*arguments):
+        code, _, errors = tokvid(*common, *arguments)
+        assert code and errors.strip().count("\n") == 0, errors
+        return errors
+
+    assert "has rank 2, train_transformer.lora is 3" in refused(field, file, "--train_transformer.lora", 3)
+    assert "there is no file" in refused(field, "nothing.safetensors")
+    assert "needs the weights that it updates" in refused(field, file, "--train_transformer.start=")
+    said = refused(field, file, "--train_transformer.start", "shapes")
+    assert f"was trained on weights {about['base']}, shapes has" in said
+    with pytest.raises(UserError, match=r"train_tokenizer.start_lora: only the transformer has LoRAs"):
+        fitted(Recipe(train_tokenizer=TrainConfig(start_lora="a")))
+
+
 def test_frozen_parameters_have_no_moments(trained):
     config = TrainConfig(start=str(trained / "start"), lora=2)
     recipe = fitted(Recipe(data=DataConfig(size=(16, 16)), train_transformer=config))

@@ -33,6 +33,7 @@ from tokvid.train.state import (
     make_step,
     make_validation,
     start_from,
+    with_lora,
 )
 from tokvid.train.watchdog import Watchdog
 
@@ -113,6 +114,8 @@ class _Run:
             if self.config.start:
                 folder, without = weights.find(self.config.start), self.config.start_without
                 self.state = start_from(self.state, folder, self.training.name, without)
+            if self.config.start_lora:
+                self.state = with_lora(self.state, self.config.start_lora)
         else:
             _, self.state, saved = restored
             batches.set_state(saved["batches"])

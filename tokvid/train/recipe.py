@@ -58,11 +58,10 @@ def fitted(recipe: Recipe) -> Recipe:
 def _started(recipe: Recipe) -> Recipe:
     """The recipe with the configs of the weights that its transformer starts from, where it leaves these out.
 
-    UserError for a LoRA without such weights, or of the tokenizer.
+    So it is with the rank of a LoRA. UserError for a LoRA without such weights, or of the tokenizer.
     """
+    recipe = _of_rank(recipe)
     start, lora = recipe.train_transformer.start, recipe.train_transformer.lora
-    if recipe.train_tokenizer.lora:
-        raise UserError("train_tokenizer.lora: only the transformer has LoRAs; set train_transformer.lora")
     if lora and not start:
         raise UserError(
             f"train_transformer.lora {lora} needs weights to update; name some: --train_transformer.start robots"
@@ -72,6 +71,29 @@ def _started(recipe: Recipe) -> Recipe:
     folder = weights.find(start)
     both = {kind: _left_out(getattr(recipe, kind), folder, kind) for kind in ("tokenizer", "transformer")}
     return dataclasses.replace(recipe, **both)
+
+
+def _of_rank(recipe: Recipe) -> Recipe:
+    """The recipe with the rank of the LoRA whose training goes on. UserError for another rank, or other weights."""
+    for name in ("lora", "start_lora"):
+        if getattr(recipe.train_tokenizer, name):
+            raise UserError(f"train_tokenizer.{name}: only the transformer has LoRAs; set train_transformer.{name}")
+    config = recipe.train_transformer
+    if not config.start_lora:
+        return recipe
+    if not config.start:
+        raise UserError("train_transformer.start_lora needs the weights that it updates: name train_transformer.start")
+    about, factors = weights.read_lora(config.start_lora)
+    rank = weights.rank_of(factors)
+    if config.lora not in (0, rank):
+        raise UserError(f"{config.start_lora} has rank {rank}, train_transformer.lora is {config.lora}; leave it out")
+    base = weights.describe(weights.find(config.start) / "transformer", "transformer")["fingerprint"]
+    if about.get("base") != base:
+        raise UserError(
+            f"{config.start_lora} was trained on weights {about.get('base')}, {config.start} has {base}; "
+            "name the weights that it started from with --train_transformer.start"
+        )
+    return dataclasses.replace(recipe, train_transformer=dataclasses.replace(config, lora=rank))
 
 
 def _left_out(config: Any, folder: Path, kind: str) -> Any:

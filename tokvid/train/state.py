@@ -98,7 +98,7 @@ class Training(Protocol):
 
 def abstract_state(training: Training, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:
     """The state's shapes, types and shardings, without computing it, and the model's graph definition."""
-    graph, *_ = nnx.split(nnx.eval_shape(lambda: _model(training, config)), nnx.Param, ...)
+    graph, *_ = nnx.split(nnx.eval_shape(lambda: new_model(training, config)), nnx.Param, ...)
     like = jax.eval_shape(_init(training, config))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, shardings(like, mesh)
@@ -112,7 +112,7 @@ def init_state(training: Training, config: TrainConfig, like: TrainState) -> Tra
 
 def _init(training: Training, config: TrainConfig) -> Callable[[], TrainState]:
     def init() -> TrainState:
-        model = _model(training, config)
+        model = new_model(training, config)
         params, buffers = nnx.state(model, nnx.Param), nnx.state(model, BUFFERS)
         zero, opt_state = jnp.zeros((), jnp.int32), make_optimizer(config).init(params)
         return TrainState(zero, params, buffers, opt_state, jax.tree.map(jnp.copy, params), zero)
@@ -120,7 +120,7 @@ def _init(training: Training, config: TrainConfig) -> Callable[[], TrainState]:
     return init
 
 
-def _model(training: Training, config: TrainConfig) -> nnx.Module:
+def new_model(training: Training, config: TrainConfig) -> nnx.Module:
     """A new model, with what is never trained frozen."""
     model = training.make_model(nnx.Rngs(config.seed))
     if config.freeze and not config.freeze_steps:
@@ -137,26 +137,41 @@ def start_from(state: TrainState, folder: Path, kind: str, without: tuple[str, .
     params = jax.tree_util.tree_leaves_with_path(weights.load(folder / kind, kind).params)
     check_beginnings(without, [_name(path) for path, _ in params])
     loaded = {_name(path): leaf for path, leaf in params if not _name(path).startswith(without)}
-    used = set()
-
-    def fill(path, leaf):
-        name = _name(path).removeprefix(f"{kind}.")
-        if name not in loaded:
-            return leaf
-        used.add(name)
-        if loaded[name].shape != leaf.shape:
-            raise UserError(f"{folder / kind}: {name} has shape {loaded[name].shape}, the recipe wants {leaf.shape}")
-        return jax.device_put(jnp.array(loaded[name]), leaf.sharding)  # a copy: the step donates each leaf
-
-    parts = {
-        part: jax.tree_util.tree_map_with_path(fill, getattr(state, part)) for part in ("params", "buffers", "ema")
-    }
+    state, used = _filled(state, loaded, f"{kind}.", folder / kind)
     if missing := sorted(loaded.keys() - used):
         raise UserError(
             f"{folder / kind} has {missing[0]}, which the recipe's {kind} lacks; make their configs agree, or leave it "
             f"out (train_{kind}.start_without)"
         )
-    return state._replace(**parts)
+    return state
+
+
+def with_lora(state: TrainState, path: str) -> TrainState:
+    """The state of a LoRA's training with the updates in a file filled in. UserError if they are of other matrices."""
+    _, factors = weights.read_lora(path)
+    state, used = _filled(state, factors, "updates.", path)
+    if missing := sorted(factors.keys() - used):
+        raise UserError(f"{path} updates {missing[0]}, which the recipe's transformer lacks")
+    return state
+
+
+def _filled(state: TrainState, loaded: Mapping[str, Any], owner: str, where: str | Path) -> tuple[TrainState, set[str]]:
+    """The state with leaves filled in by name, without the `owner` that it may begin with; and the names found."""
+    used = set()
+
+    def fill(path, leaf):
+        name = _name(path).removeprefix(owner)
+        if name not in loaded:
+            return leaf
+        used.add(name)
+        if loaded[name].shape != leaf.shape:
+            raise UserError(f"{where}: {name} has shape {loaded[name].shape}, the recipe wants {leaf.shape}")
+        return jax.device_put(jnp.array(loaded[name], leaf.dtype), leaf.sharding)  # a copy: the step donates each leaf
+
+    parts = {
+        part: jax.tree_util.tree_map_with_path(fill, getattr(state, part)) for part in ("params", "buffers", "ema")
+    }
+    return state._replace(**parts), used
 
 
 def held_leaves(params: nnx.State, config: TrainConfig) -> Any:
