@@ -20,7 +20,7 @@ from tokvid.config import (
     TransformerConfig,
 )
 from tokvid.errors import UserError
-from tokvid.evaluate.rewards import REWARDS, Judge, judge_of, load_reward, shapes
+from tokvid.evaluate.rewards import REWARDS, Judge, Made, judge_of, load_reward, shapes
 from tokvid.input_pipeline.text import TextModel
 from tokvid.shapes.drawing import ShapesDataset, attributes_of, render
 from tokvid.sharding import make_mesh, shard_batch
@@ -68,14 +68,14 @@ def workdir(tmp_path_factory, random_model):
     return folder
 
 
-def small_codes(self, tokens_BTHWQ, fps_B, text_BL):
+def small_codes(self, tokens_BTHWQ, *others):
     return np.mean(tokens_BTHWQ < 8, axis=(1, 2, 3, 4))
 
 
-def tune(workdir, folder, judge, **changes):
+def tune(workdir, folder, judge, recipe=(), **changes):
     """Trains; gives the lines of the log."""
     config = dataclasses.replace(RECIPE.train_transformer, start=str(workdir / "start"), **changes)
-    recipe = dataclasses.replace(RECIPE, train_transformer=config)
+    recipe = dataclasses.replace(RECIPE, train_transformer=config, **dict(recipe))
     train(RewardTraining(recipe, open_token_cache(workdir, recipe), judge), config, folder)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -86,7 +86,7 @@ def judge(workdir, monkeypatch):
     cache = open_token_cache(workdir, RECIPE)
 
     def judging(reward):
-        monkeypatch.setitem(REWARDS, "brightness", lambda video_THWC, fps, prompt: reward(video_THWC, prompt))
+        monkeypatch.setitem(REWARDS, "brightness", lambda made: reward(made.video_THWC, made.prompt))
         return judge_of("brightness", workdir, cache.text)
 
     return judging
@@ -109,6 +109,27 @@ def test_rewards_rise_and_the_first_step_is_that_of_the_start(workdir, judge, tm
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-5) and lines[-1]["kl"] > 1e-3
     about = weights.describe(tmp_path, "transformer")
     assert about["layouts"] == {"tasks": {"infilling": 1}} and about["fps"] == [2.0]  # still known from the start
+
+
+def test_a_lora_is_trained_by_a_reward_and_goes_on(workdir, judge, tmp_path, monkeypatch):
+    """From the start with its updates, of which it keeps the tasks; the transformer stays as it is."""
+    monkeypatch.setattr(Judge, "judge", small_codes)
+    tune(workdir, tmp_path / "first", judge(brightness), lora=2, steps=3)
+    first = tmp_path / "first" / weights.LORA_FILE
+    assert not (tmp_path / "first/weights.safetensors").exists()
+    about, factors = weights.read_lora(first)
+    start = weights.describe(workdir / "start/transformer", "transformer")["fingerprint"]
+    assert about["base"] == start and about["layouts"]["tasks"] == {"text_to_video": 1.0}
+    assert all(np.abs(factor).max() > 1e-3 for factor in factors.values())
+
+    tasks = {"reward": dataclasses.replace(RECIPE.reward, tasks=("inpaint",))}
+    again = {"lora": 2, "start_lora": str(first), "steps": 2}
+    line, *_ = tune(workdir, tmp_path / "second", judge(brightness), **again, recipe=tasks, learning_rate=1e-9)
+    assert line["kl"] == pytest.approx(0, abs=1e-5)
+    about, after = weights.read_lora(tmp_path / "second" / weights.LORA_FILE)
+    assert about["base"] == start and about["layouts"]["tasks"] == {"text_to_video": 1.0, "inpaint": 1.0}
+    for name, factor in factors.items():
+        np.testing.assert_allclose(after[name], factor, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -135,7 +156,7 @@ def test_a_bad_reward_is_one_line(workdir, judge, bad):
     cache = open_token_cache(workdir, RECIPE)
     windows = next(token_batches(cache, 2, 0))
     with pytest.raises(UserError, match=BAD + "[^\n]*; mend it, and run again to go on"):
-        judge(lambda video_THWC, prompt: bad).judge(windows.tokens, windows.fps, windows.text)
+        judge(lambda video_THWC, prompt: bad).judge(windows.tokens, windows.tokens, windows.fps, windows.text)
 
 
 def test_equal_rewards_leave_the_model_where_it_is(workdir, judge, tmp_path):
@@ -147,11 +168,13 @@ def test_equal_rewards_leave_the_model_where_it_is(workdir, judge, tmp_path):
     "reward, changes, said",
     [
         ({}, {"start": ""}, "name their folder with --train_transformer.start"),
-        ({}, {"lora": 2}, "leave out train_transformer.lora"),
         ({}, {"batch": 6}, "batch 6 should be a multiple of reward.kept, the 4 videos of a prompt"),
-        ({"task": "continuation"}, {}, "reward.task can be text_to_video or image_to_video, got 'continuation'"),
+        ({"tasks": ("continuation",)}, {}, "reward.tasks can be text_to_video, .*, interpolation, got 'continuation'"),
+        ({"tasks": ()}, {}, "reward.tasks is empty"),
+        ({"tasks": ("restyle",)}, {}, "has no tokens of the condition edges as it is now"),
         ({"rows": 2}, {}, "reward.rows can't be all rows"),
         ({"rows": 7}, {}, "rows should be"),
+        ({"rows": 1, "tasks": ("inpaint",)}, {}, "windows of inpaint are partly known and drawn token by token"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(workdir, reward, changes, said):
@@ -173,7 +196,8 @@ def test_kept_samples_are_part_of_the_group():
 def test_rewards_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text("def short(video, prompt):\n    return -len(video)\nnumber = 3\n")
     monkeypatch.chdir(tmp_path)
-    assert load_reward("my_rewards:short")(np.zeros((5, 2, 2, 3), np.uint8), 2.0, "a prompt") == -5
+    video_THWC = np.zeros((5, 2, 2, 3), np.uint8)
+    assert load_reward("my_rewards:short")(Made(video_THWC, 2.0, "a prompt", video_THWC)) == -5
     (tmp_path / "my_broken.py").write_text("import nothing_like_it\n")
     for name, said in [
         ("shape", r"unknown reward 'shape' \(did you mean 'shapes'\?\); allowed: shapes; or name a function"),
@@ -189,22 +213,33 @@ def test_the_reward_of_shapes_reads_the_prompts_attributes():
     story = ShapesDataset(1, 3, segments=(1, 1))[0].story
     segment = story.segments[0]
     video_THWC = render(story, fps=4.0, frames=9, size=64)
-    assert shapes(video_THWC, 4.0, segment.caption) == 1
+    assert shapes(Made(video_THWC, 4.0, segment.caption, video_THWC)) == 1
     other = next(
         each.segments[0].caption
         for each in (ShapesDataset(50, 4, segments=(1, 1))[i].story for i in range(50))
         if each.segments[0].attributes.shape != segment.attributes.shape
     )
-    assert 0 <= shapes(video_THWC, 4.0, other) < 1
+    assert 0 <= shapes(Made(video_THWC, 4.0, other, video_THWC)) < 1
     with pytest.raises(UserError, match="'a dog' is no caption of Moving Shapes; captions are like 'a small red"):
-        shapes(video_THWC, 4.0, "a dog")
+        shapes(Made(video_THWC, 4.0, "a dog", video_THWC))
 
 
-@pytest.mark.parametrize("known, rows", [(0, 0), (4, 1)])
-def test_generated_windows_keep_what_is_known(workdir, known, rows):
+def test_without_a_prompt_the_reward_of_shapes_compares_with_the_real_video():
+    """Its object, and where that is."""
+    first, second = (ShapesDataset(9, 3, segments=(1, 1))[i].story for i in range(2))
+    real, other = (render(story, fps=4.0, frames=9, size=64) for story in (first, second))
+    moved = np.roll(real, 20, axis=2)
+    rewards = [shapes(Made(video_THWC, 4.0, "", real)) for video_THWC in (real, moved, other, np.zeros_like(real))]
+    assert rewards[0] == 1 and 0.8 < rewards[1] < 0.9  # six of seven
+    assert rewards[2] < rewards[1] and rewards[3] == 0
+
+
+@pytest.mark.parametrize("task, rows", [("text_to_video", 0), ("image_to_video", 1), ("inpaint", 0)])
+def test_generated_windows_keep_what_is_known(workdir, task, rows):
+    """Whose number differs between windows where a box moves."""
     recipe = dataclasses.replace(
         RECIPE,
-        reward=RewardConfig("shapes", "image_to_video" if known else "text_to_video", rows, group=3, kept=2),
+        reward=RewardConfig("shapes", (task,), rows, group=3, kept=2),
         train_transformer=dataclasses.replace(RECIPE.train_transformer, batch=4, start=str(workdir / "start")),
     )
     cache = open_token_cache(workdir, recipe)
@@ -217,8 +252,9 @@ def test_generated_windows_keep_what_is_known(workdir, known, rows):
     batches.close()
     assert isinstance(judged, Judged) and isinstance(training.rollouts, Judge)
     tokens, real = np.asarray(judged.windows.tokens), np.asarray(judged.real.tokens).repeat(2, axis=0)
-    same = (tokens == real).reshape(4, -1)
-    assert same[:, :known].all() and not same[:, known:].all()
+    known = np.asarray(judged.windows.known)
+    assert (tokens == real)[known].all() and not (tokens == real)[~known].all()
+    assert (np.asarray(judged.windows.start) == 0).all()
     assert (np.asarray(judged.windows.stride) == max(1, 2 * rows)).all()
 
 
@@ -232,6 +268,6 @@ def test_videos_to_judge_are_drawn_from_the_models_own_distribution(workdir):
     for later in (None, 0.1):
         config = dataclasses.replace(RECIPE.transformer, later_temperature=later)
         graph = nnx.split(nnx.eval_shape(lambda config=config: Transformer(config, rngs=nnx.Rngs(0))))[0]
-        drawn.append(np.asarray(rollouts.draw(graph, params, windows, np.arange(8, dtype=np.uint32), 0, 0)))
+        drawn.append(np.asarray(rollouts.draw(graph, params, windows, np.arange(8, dtype=np.uint32), 0)))
     np.testing.assert_array_equal(*drawn)
     assert len(np.unique(drawn[0][:, 1])) > 1

@@ -4,12 +4,13 @@ To add one: a function and a row of `REWARDS`. Users name their own as module:fu
 """
 
 import contextlib
+import dataclasses
 import importlib
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +24,50 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.stream import StreamDecoder
 from tokvid.shapes.drawing import attributes_of
-from tokvid.shapes.reading import read_attributes, score
+from tokvid.shapes.reading import ShapeReading, read_attributes, score, wrap
+from tokvid.shapes.words import WORLD, ShapeAttributes
 from tokvid.types import TokenBatch
 
-# (video uint8 (T, H, W, 3), frames per second, prompt) → a number, the higher the better.
-Reward = Callable[[np.ndarray, float, str], float]
 BATCH = 64  # videos decoded at once
+ATTRIBUTES = [field.name for field in dataclasses.fields(ShapeAttributes)]
+NEAR = 2.0  # pixels of a world of 64: an object so far from its place counts a third
 
 
-def shapes(video_THWC: np.ndarray, fps: float, prompt: str) -> float:
-    """The share of the prompt's attributes that are read from the video, all of them together counted as one more."""
-    right = score(read_attributes(video_THWC, fps), attributes_of(prompt))
-    return float(np.mean([*right.values()]))
+class Made(NamedTuple):
+    """What a reward judges: a generated video, and the real one that it has its prompt, and all else, from.
+
+    Both are uint8 (T, H, W, 3), as decoded from tokens; the prompt is "" where the task shows the model none.
+    """
+
+    video_THWC: np.ndarray
+    fps: float
+    prompt: str
+    real_THWC: np.ndarray
+
+
+Reward = Callable[[Made], float]  # the higher, the better
+
+
+def shapes(made: Made) -> float:
+    """The share of the prompt's attributes that are read from the video, all of them together counted as one more.
+
+    Without a prompt, the attributes are the real video's, and how near the object is to its place counts as one more.
+    """
+    reading = read_attributes(made.video_THWC, made.fps)
+    if made.prompt:
+        return float(np.mean([*score(reading, attributes_of(made.prompt)).values()]))
+    real = read_attributes(made.real_THWC, made.fps)
+    if reading is None or real is None:
+        return 0.0
+    right = [getattr(reading, name) == getattr(real, name) for name in ATTRIBUTES]
+    return float(np.mean([*right, all(right), _nearness(reading, real, made.real_THWC.shape[2])]))
+
+
+def _nearness(reading: ShapeReading, real: ShapeReading, width: int) -> float:
+    """1 where the object moves just as it should, and less the further away it is, on average."""
+    away_TC = wrap(reading.centroid_TC - real.centroid_TC, np.full(2, float(width))) * WORLD / width
+    away_T = np.hypot(*away_TC.T)
+    return 0.0 if np.isnan(away_T).all() else math.exp(-float(np.nanmean(away_T)) / NEAR)
 
 
 REWARDS: dict[str, Reward] = {"shapes": shapes}
@@ -60,7 +93,7 @@ def load_reward(name: str) -> Reward:
             sys.path.remove(str(Path.cwd()))
     if not callable(own):
         raise UserError(f"the module {module} has no function {function!r} for the reward")
-    return lambda video_THWC, fps, prompt: own(video_THWC, prompt)
+    return lambda made: own(made.video_THWC, made.prompt)
 
 
 class Judge:
@@ -71,39 +104,45 @@ class Judge:
         self._tokenizer, self._text = tokenizer, text
 
     def draw(
-        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, known: int, rows: int
+        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, rows: int
     ) -> jax.Array:
         """See `Rollouts`. Neither guidance nor temperature: the gradient is that of the model's own distribution."""
         batch, frames, *grid, _ = windows.tokens.shape
+        known = jnp.min(jnp.sum(windows.known, axis=(1, 2, 3)))
         request = Request(
             windows,
             jnp.full_like(windows.text, -1),
             jax.vmap(jax.random.key)(seeds_B),
             jnp.ones((batch, frames)),
-            jnp.int32(known),
-            jnp.int32(frames * math.prod(grid) - known),
+            known.astype(jnp.int32),
+            (frames * math.prod(grid) - known).astype(jnp.int32),
         )
         own = Sampling(temperature=1.0, later_temperature=1.0, rows=rows)
         return generate(graph, params, request, sampling=own, guided=False)
 
-    def judge(self, tokens_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray) -> np.ndarray:
+    def judge(
+        self, tokens_BTHWQ: np.ndarray, real_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray
+    ) -> np.ndarray:
         """See `Rollouts`."""
+        real, number_B = np.unique(real_BTHWQ, axis=0, return_inverse=True)  # one for each group
+        video_BTHWC, real_NTHWC = self._decoded(tokens_BTHWQ), self._decoded(real)
         rewards = []
-        for first in range(0, len(tokens_BTHWQ), BATCH):
-            part = slice(first, first + BATCH)
-            video_BTHWC = self._decoded(tokens_BTHWQ[part])
-            for video_THWC, fps, text_L in zip(video_BTHWC, fps_B[part], text_BL[part], strict=True):
-                rewards.append(self._of(video_THWC, float(fps), self._text.decode(text_L)))
+        for video_THWC, fps, text_L, number in zip(video_BTHWC, fps_B, text_BL, number_B.ravel(), strict=True):
+            rewards.append(self._of(Made(video_THWC, float(fps), self._text.decode(text_L), real_NTHWC[number])))
         return np.array(rewards, np.float32)
 
-    def _decoded(self, tokens_BTHWQ: np.ndarray) -> np.ndarray:
-        batch, _, rows, columns, _ = tokens_BTHWQ.shape
-        return StreamDecoder(self._tokenizer, batch, rows, columns).feed(tokens_BTHWQ)
+    def _decoded(self, tokens_NTHWQ: np.ndarray) -> np.ndarray:
+        parts = []
+        for first in range(0, len(tokens_NTHWQ), BATCH):
+            part = tokens_NTHWQ[first : first + BATCH]
+            batch, _, rows, columns, _ = part.shape
+            parts.append(StreamDecoder(self._tokenizer, batch, rows, columns).feed(part))
+        return np.concatenate(parts)
 
-    def _of(self, video_THWC: np.ndarray, fps: float, prompt: str) -> float:
-        where, advice = f"the reward {self._name} of a video of {prompt!r:.80}", "mend it, and run again to go on"
+    def _of(self, made: Made) -> float:
+        where, advice = f"the reward {self._name} of a video of {made.prompt!r:.80}", "mend it, and run again to go on"
         try:
-            value: Any = self._reward(video_THWC, fps, prompt)
+            value: Any = self._reward(made)
             number = float(value)
         except UserError:
             raise

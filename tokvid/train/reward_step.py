@@ -1,6 +1,7 @@
 """Fine-tuning of the transformer by a reward of its own videos: GRPO (Shao et al. 2024, section 4.1) on tokens.
 
-For each prompt a group of windows is generated from the model's own distribution and judged. A sample's advantage is
+For each prompt, and whatever else its task is given, a group of windows is generated from the model's own distribution
+and judged. They begin a video each, so that they can be decoded without what came before. A sample's advantage is
 its reward relative to its group's, so that no value network is needed. Each batch gets one update, so there is no ratio
 of policies to clip. Of each group, the samples with the lowest and the highest rewards are trained on: they say most,
 and generating is cheaper than training. The divergence from the start, and the cross-entropy of real windows beside
@@ -9,7 +10,6 @@ and generating is cheaper than training. The divergence from the start, and the 
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,10 +25,10 @@ from tokvid.distributed import from_all, to_all
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING
 from tokvid.sharding import BATCH, on_mesh, shardings
-from tokvid.tasks.tasks import TASKS
-from tokvid.train.state import Metrics, TrainState
+from tokvid.tasks.tasks import TASKS, trained_tasks
+from tokvid.train.state import Metrics, TrainState, new_model
 from tokvid.train.token_cache import TokenCache
-from tokvid.train.transformer_step import TransformerTraining, scored
+from tokvid.train.transformer_step import TransformerTraining, merged, scored
 from tokvid.train.windows import token_batches
 from tokvid.transformer.layout import clip_slots, lay_out
 from tokvid.transformer.lora import LoRA
@@ -42,13 +42,15 @@ class Rollouts(Protocol):
     """Generates and judges windows. It comes from outside, as `train` doesn't import `sampling`."""
 
     def draw(
-        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, known: int, rows: int
+        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, rows: int
     ) -> Int[Array, "b t h w q"]:
-        """The windows' tokens: `known` in each, the others generated anew, `rows` rows at once. Traced by JAX."""
+        """The windows' tokens: known ones, and the others generated anew, `rows` rows at once. Traced by JAX."""
         ...
 
-    def judge(self, tokens_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray) -> Float[np.ndarray, " b"]:
-        """The reward of each window, by its tokens, rate and text; finite, else UserError."""
+    def judge(
+        self, tokens_BTHWQ: np.ndarray, real_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray
+    ) -> Float[np.ndarray, " b"]:
+        """The reward of each window, by its tokens, the real one's, its rate and text; finite, else UserError."""
         ...
 
 
@@ -63,14 +65,14 @@ class Judged(NamedTuple):
     real: TokenBatch
 
 
-def known_tokens(recipe: Recipe) -> int:
-    """The known tokens of each rewarded window. UserError where the recipe can't be trained by a reward."""
+def rewarded_layouts(recipe: Recipe) -> LayoutConfig:
+    """The layouts of rewarded windows. UserError where the recipe can't be trained by a reward."""
     reward, config, (_, height, width) = recipe.reward, recipe.train_transformer, recipe.transformer.latent
-    alike = [name for name, task in TASKS.items() if task.given.always is not None and not task.conditions]
-    if reward.task not in alike:
-        raise UserError(f"reward.task can be {' or '.join(alike)}, got {reward.task!r}")
-    if config.lora:
-        raise UserError("a reward trains all parameters; leave out train_transformer.lora")
+    begin = [name for name, task in TASKS.items() if task.given.first is not None and task.given.first[0] < 2]
+    if not reward.tasks:
+        raise UserError(f"reward.tasks is empty; name some of {', '.join(begin)}")
+    if other := [name for name in reward.tasks if name not in begin]:
+        raise UserError(f"reward.tasks can be {', '.join(begin)}, got {other[0]!r}")
     if not config.start:
         raise UserError("a reward fine-tunes trained weights: name their folder with --train_transformer.start")
     if config.batch % reward.kept:
@@ -79,7 +81,10 @@ def known_tokens(recipe: Recipe) -> int:
         )
     if stride_of(reward.rows, recipe.transformer.latent) == height * width:
         raise UserError("reward.rows can't be all rows, whose decoding in rounds has no likelihood; use fewer, or 0")
-    return (TASKS[reward.task].given.always or 0) * height * width
+    if reward.rows and (masked := [name for name in reward.tasks if TASKS[name].given.mask is not None]):
+        raise UserError(f"windows of {masked[0]} are partly known and drawn token by token; leave out reward.rows")
+    tasks = dict.fromkeys(reward.tasks, 1.0)
+    return LayoutConfig(tasks=tasks, text_dropout=0.0, at_start=1.0, rows=(reward.rows,))
 
 
 class RewardTraining(TransformerTraining):
@@ -87,9 +92,10 @@ class RewardTraining(TransformerTraining):
 
     def __init__(self, recipe: Recipe, cache: TokenCache, rollouts: Rollouts, show: Any = None):
         super().__init__(recipe, cache, show)
-        self.reward, self.rollouts, folder = recipe.reward, rollouts, weights.find(recipe.train_transformer.start)
-        self.known = known_tokens(recipe)
-        self.start = weights.load(folder / "transformer", "transformer")
+        self.reward, self.rollouts, config = recipe.reward, rollouts, recipe.train_transformer
+        self._rewarded = dataclasses.replace(cache, layouts=rewarded_layouts(recipe))
+        loras = [weights.Scaled(config.start_lora)] if config.start_lora else []
+        self.start = weights.load(weights.find(config.start) / "transformer", "transformer", loras)
         self._functions: tuple[Any, ...] = ()
 
     def loss(self, model: Transformer | LoRA, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
@@ -115,10 +121,9 @@ class RewardTraining(TransformerTraining):
         return super().flops() * (1 + (1 + self.reward.group / self.reward.kept) / TRAINING)
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
-        config, count = self.recipe.train_transformer, self.recipe.train_transformer.batch // self.reward.kept
-        layouts = LayoutConfig(tasks={self.reward.task: 1.0}, text_dropout=0.0, rows=(self.reward.rows,))
-        cache, threads = dataclasses.replace(self.cache, layouts=layouts), self.recipe.data.threads
-        self._place = _Place(token_batches(cache, count // shard[1], config.seed, threads=threads, shard=shard))
+        config, threads = self.recipe.train_transformer, self.recipe.data.threads
+        count = config.batch // self.reward.kept // shard[1]
+        self._place = _Place(token_batches(self._rewarded, count, config.seed, threads=threads, shard=shard))
         return self._place
 
     def prepare(self, batch: TokenBatch, state: TrainState, mesh: Mesh) -> Judged:
@@ -127,7 +132,7 @@ class RewardTraining(TransformerTraining):
         prompts, group, kept = len(batch.start), self.reward.group, self.reward.kept
         seed = [self.recipe.train_transformer.seed, int(state.step)]
         seeds_B = np.random.SeedSequence(seed).generate_state(prompts * group)
-        groups, tokens_BTHWQ = draw(state.params, batch, seeds_B)
+        groups, tokens_BTHWQ = draw(state.params, state.buffers, batch, seeds_B)
         reward_PG = self._judged(tokens_BTHWQ, groups).reshape(prompts, group)
         order_PG = np.argsort(reward_PG, axis=1, kind="stable")
         kept_PK = np.concatenate([order_PG[:, : kept // 2], order_PG[:, kept // 2 - kept :]], axis=1)
@@ -143,7 +148,7 @@ class RewardTraining(TransformerTraining):
 
     def _judged(self, tokens_BTHWQ: jax.Array, windows: TokenBatch) -> np.ndarray:
         """The rewards, the same in all processes, each of which judges a part. UserError in all where one fails."""
-        whole = to_all((tokens_BTHWQ, windows.fps, windows.text))
+        whole = to_all((tokens_BTHWQ, windows.tokens, windows.fps, windows.text))
         mine = (np.array_split(each, jax.process_count())[jax.process_index()] for each in whole)
         reward_B, error = None, None
         try:
@@ -158,14 +163,18 @@ class RewardTraining(TransformerTraining):
 
     def _compiled(self, mesh: Mesh) -> tuple[Any, Any, nnx.State]:
         """The functions that generate and that keep, and the start's parameters on the mesh."""
-        graph = nnx.split(nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0))))[0]
+        graph = nnx.split(nnx.eval_shape(lambda: new_model(self, self.recipe.train_transformer)), nnx.Param, ...)[0]
+        start_graph = nnx.split(nnx.eval_shape(lambda: Transformer(self.config, rngs=nnx.Rngs(0))))[0]
         group, rows = self.reward.group, self.reward.rows
         batch = NamedSharding(mesh, BATCH)
 
-        def draw(params: nnx.State, batch: TokenBatch, seeds_B: jax.Array) -> tuple[TokenBatch, jax.Array]:
+        def draw(
+            params: nnx.State, buffers: nnx.State, batch: TokenBatch, seeds_B: jax.Array
+        ) -> tuple[TokenBatch, jax.Array]:
             groups = jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), batch)
             with on_mesh(mesh):
-                return groups, self.rollouts.draw(graph, params, groups, seeds_B, self.known, rows)
+                model = nnx.split(merged(nnx.merge(graph, params, buffers)))
+                return groups, self.rollouts.draw(*model, groups, seeds_B, rows)
 
         def keep(
             params: nnx.State, groups: TokenBatch, tokens: jax.Array, chosen_B: jax.Array, *others_B: jax.Array
@@ -173,17 +182,24 @@ class RewardTraining(TransformerTraining):
             windows = jax.tree.map(lambda leaf: leaf[chosen_B], groups._replace(tokens=tokens))
             with on_mesh(mesh):
                 sequence, clip = lay_out(self.config, windows), clip_slots(windows)
-                scores, _ = scored(nnx.merge(graph, params), sequence, clip)
+                scores, _ = scored(nnx.merge(start_graph, params), sequence, clip)
             return windows, scores.log_likelihood, *others_B
 
         start = jax.device_put(self.start.params, shardings(self.start.params, mesh))
         return jax.jit(draw, out_shardings=batch), jax.jit(keep, out_shardings=batch), start
 
-    def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
-        """Writes the weights; what they know beside the rewarded task, they know from the start."""
-        names = ("tokenizer", "text_model", "fps", "size", "layouts", "coarse_factor")
-        about = {name: self.start.about[name] for name in names if name in self.start.about}
-        weights.save(directory, "transformer", self.config, variables, steps=step, **about)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What weights know beside the rewarded tasks, they know from the start, as a LoRA does from its own."""
+        config = self.recipe.train_transformer
+        if not config.lora:
+            names = ("tokenizer", "text_model", "fps", "size", "layouts", "coarse_factor")
+            return {name: self.start.about[name] for name in names if name in self.start.about}
+        facts = self._rewarded.facts
+        if config.start_lora:
+            tasks = facts["layouts"]["tasks"] | trained_tasks(weights.read_lora(config.start_lora)[0])
+            facts["layouts"] |= {"tasks": tasks}
+        return facts
 
     def describe(self) -> Mapping[str, Any]:
         return {**super().describe(), "reward": to_dict(self.reward), "start": self.start.about["fingerprint"]}

@@ -35,7 +35,7 @@ def scored(
 
     `seen_BLQ`: the tokens in these slots that a head may copy; None: the true ones.
     """
-    model = _merged(model)
+    model = merged(model)
     hidden, _ = model.run(sequence, None, 0)
     target_BLQ = sequence.target[:, clip]
     previous_BLQ = tokens_before(target_BLQ if seen_BLQ is None else seen_BLQ, sequence.previous[:, clip])
@@ -93,7 +93,7 @@ class TransformerTraining:
         self, model: Transformer | LoRA, batch: TokenBatch, key: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the generated video tokens, all sub-codes together, plus z-loss (PaLM, section 5)."""
-        model = _merged(model)
+        model = merged(model)
         sequence, clip, seen_BLQ = lay_out(self.config, batch), clip_slots(batch), None
         layouts = self.recipe.layouts
         if key is not None and (layouts.stalls or layouts.scheduled_sampling):
@@ -161,10 +161,15 @@ class TransformerTraining:
 
     def samples(self, model: Transformer | LoRA, directory: Path, step: int) -> None:
         if self.show is not None:
-            self.show(_merged(model), directory, step)
+            self.show(merged(model), directory, step)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is saved with the weights."""
+        return self.cache.facts
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
-        about = self.cache.facts
+        about = self.facts
         if self.recipe.train_transformer.lora:
             about |= {"steps": step, "rank": self.recipe.train_transformer.lora}
             updates = nnx.to_flat_state(variables["updates"])
@@ -185,5 +190,6 @@ class TransformerTraining:
         }
 
 
-def _merged(model: Transformer | LoRA) -> Transformer:
+def merged(model: Any) -> Transformer:
+    """The transformer that a training's model is: a LoRA's with its updates, or the model itself."""
     return model.merged() if isinstance(model, LoRA) else model

@@ -71,7 +71,8 @@ def cut_window(
     The text is the caption in force at the first generated latent frame, and is in force for at least `least_share` of
     the generated ones; known ones may show an earlier caption. Known parts that end where a caption begins teach the
     model to follow a new prompt, so they are drawn more often than by chance (`Task.at_switch`). So are, by
-    `layouts.at_start`, windows that begin a video from nothing or a first frame, which only few would by chance.
+    `layouts.at_start`, windows that begin a video from nothing or a first frame, which only few would by chance; at 1,
+    tasks that have such windows have no others.
     """
     if (tokens_THWQ := video.tokens) is None:
         raise UserError(f"{video.key} holds no tokens; make a token cache of the videos first")
@@ -93,10 +94,13 @@ def cut_window(
         at_switch_N = fits_N & (caption_T[first_N] != caption_T[first_N - 1])
         if at_switch_N.any() and rng.random() < spec.at_switch:
             fits_N = at_switch_N
-    if at_start:
-        at_start_N = fits_N & (start_N == 0) & (leading_N <= 1)
-        if at_start_N.any() and rng.random() < at_start:
+    begins_N = (start_N == 0) & (leading_N <= 1)
+    if at_start and begins_N.any():
+        at_start_N = fits_N & begins_N
+        if at_start == 1 or (at_start_N.any() and rng.random() < at_start):
             fits_N = at_start_N
+        if not fits_N.any():
+            return None
     chosen = rng.choice(np.flatnonzero(fits_N))
     start, first = int(start_N[chosen]), int(first_N[chosen])
     known_THW = spec.given.known((frames, *tokens_THWQ.shape[1:3]), first - start, rng)
