@@ -69,7 +69,7 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
     """Writes weights and config; returns their fingerprint: 16 hex digits of a hash of both.
 
     They are read back before they replace existing files. UserError, with nothing written, for values beyond float16's
-    65504, or if reading back fails.
+    65504, if `folder` has LoRAs of other weights, or if reading back fails.
     """
     folder = Path(folder)
     tensors = {".".join(map(str, path)): _half(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
@@ -78,6 +78,9 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
             raise UserError(f"{name} has values that float16 cannot hold, so nothing was written to {folder}")
     data = safetensors.numpy.save(dict(sorted(tensors.items())))
     mark = _fingerprint(to_dict(config), data)
+    for path in _loras_in(folder):
+        if read_lora(path)[0].get("base") not in (mark, about.get("base")):
+            raise UserError(f"{path} is a LoRA of other weights than these; move it away, or choose another folder")
     values = {"format": FORMAT, "kind": kind, "fingerprint": mark, "config": to_dict(config), **about}
     if kind == "tokenizer":
         values["codes"] = _codes(to_dict(config), tensors)
@@ -237,9 +240,13 @@ def task_loras(folder: Path) -> dict[str, Path]:
 
     Of several for a task, that with the fewest others.
     """
-    found = [(path, trained_tasks(read_lora(path)[0])) for path in sorted((folder / LORAS).glob("*.safetensors"))]
+    found = [(path, trained_tasks(read_lora(path)[0])) for path in _loras_in(folder)]
     found.sort(key=lambda each: -len(each[1]))
     return {task: path for path, tasks in found for task in tasks}
+
+
+def _loras_in(folder: Path) -> list[Path]:
+    return sorted((folder / LORAS).glob("*.safetensors"))
 
 
 def _updated(

@@ -267,3 +267,8 @@ def test_a_lora_for_a_task_takes_the_place_of_the_weights_own_one(tokvid, traine
     assert tokvid(*merge, mine, "--average", f"{tmp_path / 'merged'}:0.5", "--out", "averaged")[0] == 0
     assert not weights.task_loras(tmp_path / "averaged/transformer")
     assert load_models(tmp_path / "averaged").tuned == {}
+    assert tokvid(*merge, f"{mine}:0.5", "--out", "merged")[0] == 0  # of the same base
+    before = {file: file.read_bytes() for file in (tmp_path / "merged").rglob("*") if file.is_file()}
+    code, _, err = tokvid(*merge, mine, "--average", tmp_path / "averaged", "--out", "merged")
+    assert code and "animate.safetensors is a LoRA of other weights than these; move it away, or choose" in err
+    assert before == {file: file.read_bytes() for file in (tmp_path / "merged").rglob("*") if file.is_file()}

@@ -177,13 +177,13 @@ class Merge(Command):
         merged = models.transformer
         for name, share in others:
             merged = weights.averaged(merged, weights.load(local(name) / "transformer", "transformer"), share)
+        about = weights.facts(merged.about)
+        mark = weights.save(options.out / "transformer", "transformer", merged.config, merged.params, **about)
         weights.copy_files(options.weights, options.out, beside)
         if not others:  # averages are weights that no LoRA was trained on
             files = weights.task_loras(options.weights / "transformer").values()
             names = {str(file.relative_to(options.weights)) for file in files}
             weights.copy_files(options.weights, options.out, sorted(names))
-        about = weights.facts(merged.about)
-        mark = weights.save(options.out / "transformer", "transformer", merged.config, merged.params, **about)
         parts = [several(len(loras), "LoRA")] * bool(loras) + [f"{len(others)} averaged"] * bool(others)
         print(f"{options.out}: weights {mark}, with {' and '.join(parts)}")
 
