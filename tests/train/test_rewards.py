@@ -171,7 +171,11 @@ def test_equal_rewards_leave_the_model_where_it_is(workdir, judge, tmp_path):
         ({}, {"batch": 6}, "batch 6 should be a multiple of reward.kept, the 4 videos of a prompt"),
         ({"tasks": ("continuation",)}, {}, "reward.tasks can be text_to_video, .*, interpolation, got 'continuation'"),
         ({"tasks": ()}, {}, "reward.tasks is empty"),
-        ({"tasks": ("restyle",)}, {}, "has no tokens of the condition edges as it is now"),
+        (
+            {"tasks": ("restyle",)},
+            {},
+            "needs tokens of the condition edges; give one of its tasks",
+        ),
         ({"rows": 2}, {}, "reward.rows can't be all rows"),
         ({"rows": 7}, {}, "rows should be"),
         ({"rows": 1, "tasks": ("inpaint",)}, {}, "windows of inpaint are partly known and drawn token by token"),

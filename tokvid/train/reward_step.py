@@ -25,7 +25,7 @@ from tokvid.distributed import from_all, to_all
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING
 from tokvid.sharding import BATCH, on_mesh, shardings
-from tokvid.tasks.tasks import TASKS, trained_tasks
+from tokvid.tasks.tasks import TASKS, conditions_of, trained_tasks
 from tokvid.train.state import Metrics, TrainState, new_model
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.transformer_step import TransformerTraining, merged, scored
@@ -73,6 +73,12 @@ def rewarded_layouts(recipe: Recipe) -> LayoutConfig:
         raise UserError(f"reward.tasks is empty; name some of {', '.join(begin)}")
     if other := [name for name in reward.tasks if name not in begin]:
         raise UserError(f"reward.tasks can be {', '.join(begin)}, got {other[0]!r}")
+    tasks = dict.fromkeys(reward.tasks, 1.0)
+    if untold := conditions_of(tasks).keys() - conditions_of(recipe.layouts.tasks).keys():
+        raise UserError(
+            f"reward.tasks needs tokens of the condition {min(untold)}; give one of its tasks a share in "
+            "layouts.tasks, and tokenize again"
+        )
     if not config.start:
         raise UserError("a reward fine-tunes trained weights: name their folder with --train_transformer.start")
     if config.batch % reward.kept:
@@ -83,7 +89,6 @@ def rewarded_layouts(recipe: Recipe) -> LayoutConfig:
         raise UserError("reward.rows can't be all rows, whose decoding in rounds has no likelihood; use fewer, or 0")
     if reward.rows and (masked := [name for name in reward.tasks if TASKS[name].given.mask is not None]):
         raise UserError(f"windows of {masked[0]} are partly known and drawn token by token; leave out reward.rows")
-    tasks = dict.fromkeys(reward.tasks, 1.0)
     return LayoutConfig(tasks=tasks, text_dropout=0.0, at_start=1.0, rows=(reward.rows,))
 
 

@@ -357,7 +357,7 @@ function renderSettings() {
   const rates = [...new Set([...store.worldOf(draft).rates, draft.fps])].sort((a, b) => a - b);
   const fps = h("select", { onchange: () => ((draft.fps = Number(fps.value)), change()) }, ...rates.map((rate) => h("option", { value: `${rate}`, selected: rate === draft.fps }, `${rate}`)));
   const negative = h("input", { type: "text", maxlength: "2000", value: draft.negative, title: t("negative_hint"), oninput: () => ((draft.negative = negative.value), change()) });
-  const [open, known] = ["details:not(.known)", ".known"].map((each) => at("settings").querySelector(each)?.open ?? false);
+  const open = at("settings").querySelector("details")?.open ?? false;
   at("settings").replaceChildren(
     h(
       "details.settings",
@@ -365,7 +365,7 @@ function renderSettings() {
       h("summary", {}, t("settings")),
       h("div.numbers", {}, h("label", {}, h("span", {}, t("fps")), fps), h("label.wide", {}, h("span", {}, t("negative")), negative)),
     ),
-    knownWords(store.worldOf(draft), known),
+    knownWords(store.worldOf(draft)),
   );
 }
 

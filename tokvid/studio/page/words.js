@@ -10,10 +10,14 @@ const MOST = 8; // words that a note names
 const KEPT = 500; // answers
 const answers = new Map(); // words by weights and prompt, so that cards that are rendered anew ask nothing
 
+let listed = false; // whether the list is open, also when it is rendered anew
+
 // A list of the commonest ones, shown when it is opened.
-export function knownWords({ words }, open = false) {
+export function knownWords({ words }) {
   if (!words.length) return "";
-  return h("details.settings.known", { open }, h("summary", {}, t("known_words")), h("p.hint", {}, words.join(" · ")));
+  const list = h("details.settings.known", { open: listed }, h("summary", {}, t("known_words")), h("p.hint", {}, words.join(" · ")));
+  list.addEventListener("toggle", () => (listed = list.open));
+  return list;
 }
 
 // A note for a prompt's field, which changes with it.
