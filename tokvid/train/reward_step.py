@@ -2,10 +2,12 @@
 
 For each prompt, and whatever else its task is given, a group of windows is generated from the model's own distribution
 and judged. They begin a video each, so that they can be decoded without what came before. A sample's advantage is
-its reward relative to its group's, so that no value network is needed. Each batch gets one update, so there is no ratio
-of policies to clip. Of each group, the samples with the lowest and the highest rewards are trained on: they say most,
-and generating is cheaper than training. The divergence from the start, and the cross-entropy of real windows beside
-(as in Ouyang et al. 2022), keep the model near real videos.
+its reward relative to its group's, so that no value network is needed, in units of the batch's spread: in units of each
+group's own, groups that differ by next to nothing would count as much as the others (Liu et al. 2025, "Understanding
+R1-Zero-like training", section 3). Each batch gets one update, so there is no ratio of policies to clip. Of each group,
+the samples with the lowest and the highest rewards are trained on: they say most, and generating is cheaper than
+training. The divergence from the start, and the cross-entropy of real windows beside (as in Ouyang et al. 2022), keep
+the model near real videos.
 """
 
 import dataclasses
@@ -142,9 +144,9 @@ class RewardTraining(TransformerTraining):
         order_PG = np.argsort(reward_PG, axis=1, kind="stable")
         kept_PK = np.concatenate([order_PG[:, : kept // 2], order_PG[:, kept // 2 - kept :]], axis=1)
         reward_PK = np.take_along_axis(reward_PG, kept_PK, axis=1)
-        spread_P1 = reward_PK.std(axis=1, keepdims=True)
-        advantage_PK = (reward_PK - reward_PK.mean(axis=1, keepdims=True)) / np.maximum(spread_P1, LEAST_SPREAD)
-        advantage_PK = np.where(spread_P1 < LEAST_SPREAD, 0, advantage_PK)
+        advantage_PK = reward_PK - reward_PK.mean(axis=1, keepdims=True)
+        advantage_PK = np.where(reward_PK.std(axis=1, keepdims=True) < LEAST_SPREAD, 0, advantage_PK)
+        advantage_PK /= max(advantage_PK.std(), LEAST_SPREAD)
         chosen_B = (np.arange(prompts)[:, None] * group + kept_PK).ravel()
         windows, start_BL, advantage_B, reward_B = keep(
             start, groups, tokens_BTHWQ, chosen_B, advantage_PK.ravel(), reward_PG.mean(axis=1).repeat(kept)
