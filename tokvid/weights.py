@@ -230,11 +230,6 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
     return about, factors
 
 
-def rank_of(factors: Mapping[str, np.ndarray]) -> int:
-    """The rank of a LoRA, by its factors; 0 without any."""
-    return next((factor.shape[-1] for name, factor in sorted(factors.items()) if name.endswith(".a")), 0)
-
-
 def task_loras(folder: Path) -> dict[str, Path]:
     """The LoRAs that come with the transformer in `folder`, by the tasks that they were trained for.
 

@@ -83,8 +83,8 @@ def _of_rank(recipe: Recipe) -> Recipe:
         return recipe
     if not config.start:
         raise UserError("train_transformer.start_lora needs the weights that it updates: name train_transformer.start")
-    about, factors = weights.read_lora(config.start_lora)
-    rank = weights.rank_of(factors)
+    about, _ = weights.read_lora(config.start_lora)
+    rank = about["rank"]
     if config.lora not in (0, rank):
         raise UserError(f"{config.start_lora} has rank {rank}, train_transformer.lora is {config.lora}; leave it out")
     base = weights.describe(weights.find(config.start) / "transformer", "transformer")["fingerprint"]
