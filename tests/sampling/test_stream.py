@@ -102,7 +102,7 @@ def fake_generate(monkeypatch):
         for index in range(first, first + count):
             filled[:, index] = batch.start[0] + index
         coarse = [clip.tokens[0, :, 0, 0, 0].tolist() for clip in batch.conditions]
-        calls.append((int(batch.start[0]), first, count, coarse, sampling.rows))
+        calls.append((int(batch.start[0]), first, count, coarse, sampling.rows, guided))
         return filled
 
     monkeypatch.setattr(stream, "generate", generate)
@@ -124,6 +124,17 @@ def test_each_window_takes_over_the_last_latent_frames(tiny_models, fake_generat
     assert fake_generate[0][:3] == (0, 0, 4)
     for first, (start, known, count, *_) in zip(ends, fake_generate[1:], strict=False):
         assert (start + known, known) == (first, keep) and known + count <= 4
+
+
+def test_what_differs_by_no_prompt_is_not_run_twice(tiny_models, fake_generate):
+    """With guidance, a window runs under its prompt and under the negative one."""
+    silent, spoken = (np.full((2, 32), -1, np.int32), np.full((2, 32), -1, np.int32))
+    spoken[0, 0] = 5
+    pairs = ((silent, silent), (spoken, spoken), (spoken, silent), (silent, spoken))
+    for text_BL, negative_BL in pairs:
+        prompt = Prompt(0.0, text_BL, negative_BL, np.array([1, 2]), np.full(2, 3.0), np.full(2, 3.0))
+        RollingWindow(tiny_models, 2, 8.0).extend(prompt, np.full((2, 1), 3.0))
+    assert [guided for *_, guided in fake_generate] == [False, False, True, True]
 
 
 def test_a_window_goes_on_from_what_is_given(tiny_models, fake_generate):
@@ -154,7 +165,7 @@ def test_a_videos_first_latent_frame_is_drawn_token_by_token(tiny_models, fake_g
     models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
     window = RollingWindow(models, 1, 8.0, sampling=Sampling(rows=2))
     made = [window.extend(ask(), np.ones((1, count))) for count in (4, 2)]
-    assert [(known, count, rows) for _, known, count, _, rows in fake_generate] == [(0, 1, 0), (1, 3, 2), (2, 2, 2)]
+    assert [(known, count, rows) for _, known, count, _, rows, _ in fake_generate] == [(0, 1, 0), (1, 3, 2), (2, 2, 2)]
     assert np.concatenate(made, axis=1)[0, :, 0, 0, 0].tolist() == list(range(6))
     RollingWindow(models, 1, 8.0, sampling=Sampling(rows=2)).extend(ask(), np.ones((1, 1)))
     assert fake_generate[-1][1:3] == (0, 1) and fake_generate[-1][4] == 0

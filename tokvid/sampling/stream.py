@@ -386,7 +386,9 @@ class RollingWindow:
     ) -> np.ndarray:
         known, count = self._last.shape[1], guidance_BT.shape[1]
         request, new_T = self._request(prompt, guidance_BT, around), np.s_[:, known : known + count]
-        how = {"sampling": sampling, "guided": bool(np.any(guidance_BT != 1))}
+        # Where no prompt differs from its negative one, as where there is none, both passes would be the same.
+        guided = np.any(guidance_BT != 1) and np.any(prompt.text_BL != prompt.negative_BL)
+        how = {"sampling": sampling, "guided": bool(guided)}
         models, tokenizer = (self.models.transformer.graph, self.models.transformer.params), self.models.tokenizer
         if means:
             latents_VC = _latents_of_codes(tokenizer.graph, tokenizer.params)
