@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tokvid.config import Sampling
+from tokvid.config import Sampling, TransformerConfig
 from tokvid.sampling.decode import Request, generate, generate_means
 from tokvid.sampling.methods import guide
 from tokvid.transformer.head import Near
@@ -186,6 +186,26 @@ def test_greedy_tokens_are_those_of_the_plain_forward_pass(any_models, batch, ro
     np.testing.assert_array_equal(found[:, asked].reshape(made_BLQ.shape), made_BLQ)
     np.testing.assert_array_equal(found[:, ~asked], tokens[:, ~asked])
     assert len(np.unique(made_BLQ)) > 3  # not trivially equal
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_of_a_video_from_nothing_are_all_drawn(rows):
+    """The first rows token by token, the others at once; the last ones are no rest that is left out."""
+    config = TransformerConfig(
+        vocabulary=30, grid=(4, 2), text_vocabulary=320, text_length=4, latent_frames=3, width=16, layers=1, heads=2,
+        kv_heads=2, mlp=32, dtype="float32",
+    )  # fmt: skip
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    graph, leaves = nnx.split(model)
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), leaves)
+    nothing, text, stride = np.zeros((1, 3, 4, 2, 1), np.int32), np.full((1, 4), -1, np.int32), 2 * rows
+    window = token_batch(nothing, np.zeros(1, np.int32), np.ones(1, np.float32), text, np.zeros((1, 3), bool))
+    request = Request(window, text, jax.vmap(jax.random.key)(np.zeros(1, np.uint32)), np.ones((1, 3)), 0, 24)
+    made = np.asarray(generate(graph, params, request, sampling=dataclasses.replace(GREEDY, rows=rows), guided=False))
+    logits = plain(nnx.merge(graph, params), np.ones(1, np.float32), 24)
+    now = window._replace(tokens=made, stride=np.full(1, stride))
+    np.testing.assert_array_equal(made.reshape(1, 24, 1), logits(now, made.reshape(1, 24, 1)).argmax(-1))
 
 
 @pytest.mark.parametrize("rows, guided", [(0, False), (0, True), (1, True)])

@@ -212,9 +212,9 @@ def schedule(latent: tuple[int, int, int], rows: int, given: AnyArray) -> Schedu
 
 
 def _lead(stride: AnyArray, given: AnyArray, latent: tuple[int, ...]) -> AnyArray:
-    """The tokens drawn one by one before rows are: a video's first row, which has none above it."""
+    """The tokens drawn one by one before rows are: a video's first rows, as many as a step's, which have none above."""
     _, H, W = latent
-    return W * ((stride > 1) & (stride < H * W) & (given == 0))
+    return stride * ((stride > 1) & (stride < H * W) & (given == 0))
 
 
 def in_order(known_BTHW: Bool[AnyArray, "b t h w"]) -> Int[Array, "b t*h*w"]:
