@@ -1,7 +1,7 @@
 """A LoRA for the tasks that the shipped weights of Moving Shapes do worst; the other tasks stay as they are.
 
-On two CPU cores, 6 minutes for the tokens, and an hour for the LoRA, which was first trained for fewer steps; then 3 for
-the tokens of other videos, and 23 and 25 for two more parts on these:
+On two CPU cores, 6 minutes for the tokens, and an hour for the LoRA, which was first trained for fewer steps; then 3
+for the tokens of other videos, and 23 and 25 for two more parts on these:
 
     tokvid tokenize configs/tasks.py --workdir runs/tasks
     tokvid train transformer configs/tasks.py --workdir runs/tasks --train_transformer.lora 32 \\

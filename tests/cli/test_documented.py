@@ -65,8 +65,8 @@ def test_every_command_can_be_typed(path, monkeypatch, tmp_path, capsys):
         if not str(getattr(options, "config", "")).startswith("configs/"):
             continue
         recipe = load_recipe(options.config, rest)
-        start = recipe.train_transformer.start
-        if start.startswith("runs/") or recipe.tokens.t5:
+        start, lora = recipe.train_transformer.start, recipe.train_transformer.start_lora
+        if start.startswith("runs/") or lora.startswith("runs/") or recipe.tokens.t5:
             continue  # weights that the commands before it train, or the user's
         recipe = open_recipe(options.config, rest)
         if start:
