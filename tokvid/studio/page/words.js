@@ -15,8 +15,9 @@ let listed = false; // whether the list is open, also when it is rendered anew
 // A list of the commonest ones, shown when it is opened.
 export function knownWords({ words }) {
   if (!words.length) return "";
-  const list = h("details.settings.known", { open: listed }, h("summary", {}, t("known_words")), h("p.hint", {}, words.join(" · ")));
-  list.addEventListener("toggle", () => (listed = list.open));
+  const turn = () => (listed = !list.open); // "toggle" comes later, maybe after the list has been rendered anew
+  const summary = h("summary", { onclick: turn }, t("known_words"));
+  const list = h("details.settings.known", { open: listed }, summary, h("p.hint", {}, words.join(" · ")));
   return list;
 }
 
