@@ -431,11 +431,12 @@ def test_too_little_memory_fails_one_take_and_no_more(monkeypatch, error):
 
 def test_history_is_given_in_parts(client, take, monkeypatch):
     video = wait(client, ask(client, SCENES), "done")
+    first = min(each["number"] for each in client.get("/api/takes").json()["takes"])  # of another test, maybe
     monkeypatch.setattr(server_module, "MOST_LISTED", 1)
     page = client.get("/api/takes").json()
     assert len(page["takes"]) == 1 and page["more"]
     older = client.get("/api/takes", params={"before": take["number"] + 1}).json()
-    assert older["takes"][0]["id"] == take["id"] and not older["more"]
+    assert older["takes"][0]["id"] == take["id"] and older["more"] == (first < take["number"])
     single = wait(client, ask(client, SCENES, until=0), "done")
     assert single["number"] == video["number"]
     assert client.get("/api/takes").json()["takes"][0]["id"] == video["id"]  # else older ones would be asked for
