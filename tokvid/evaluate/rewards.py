@@ -24,7 +24,7 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import Request, generate
 from tokvid.sampling.stream import StreamDecoder
 from tokvid.shapes.drawing import attributes_of
-from tokvid.shapes.reading import ShapeReading, read_attributes, score, wrap
+from tokvid.shapes.reading import mean_distance, read_attributes, score
 from tokvid.shapes.words import WORLD, ShapeAttributes
 from tokvid.types import TokenBatch
 
@@ -60,14 +60,10 @@ def shapes(made: Made) -> float:
     if reading is None or real is None:
         return 0.0
     right = [getattr(reading, name) == getattr(real, name) for name in ATTRIBUTES]
-    return float(np.mean([*right, all(right), _nearness(reading, real, made.real_THWC.shape[2])]))
-
-
-def _nearness(reading: ShapeReading, real: ShapeReading, width: int) -> float:
-    """1 where the object moves just as it should, and less the further away it is, on average."""
-    away_TC = wrap(reading.centroid_TC - real.centroid_TC, np.full(2, float(width))) * WORLD / width
-    away_T = np.hypot(*away_TC.T)
-    return 0.0 if np.isnan(away_T).all() else math.exp(-float(np.nanmean(away_T)) / NEAR)
+    width = made.real_THWC.shape[2]
+    away = mean_distance(reading.centroid_TC, real.centroid_TC, width) * WORLD / width
+    nearness = 0.0 if math.isnan(away) else math.exp(-away / NEAR)
+    return float(np.mean([*right, all(right), nearness]))
 
 
 REWARDS: dict[str, Reward] = {"shapes": shapes}

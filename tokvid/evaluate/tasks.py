@@ -34,7 +34,7 @@ from tokvid.sampling.stream import (
     make_prompt,
 )
 from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, render
-from tokvid.shapes.reading import ShapeReading, read_attributes, score, wrap
+from tokvid.shapes.reading import ShapeReading, mean_distance, read_attributes, score
 from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out
 from tokvid.tasks.conditions import grey
 
@@ -121,8 +121,7 @@ class Batch(Clips):
             return math.nan
         size, seconds_T = self.models.size[0], np.arange(self.frames) / self.fps
         true_TC = positions(story, seconds_T) * size / WORLD
-        away_T = np.hypot(*wrap(reading.centroid_TC - true_TC, np.full(2, float(size))).T)
-        return float(np.nanmean(away_T))
+        return mean_distance(reading.centroid_TC, true_TC, size)
 
 
 def _text_to_video(batch: Batch) -> Outcome:

@@ -113,6 +113,12 @@ def score(reading: ShapeReading | None, attributes: ShapeAttributes) -> dict[str
     return {**correct, "joint": all(correct.values())}
 
 
+def mean_distance(centroid_TC: Float[np.ndarray, "t 2"], place_TC: Float[np.ndarray, "t 2"], width: int) -> float:
+    """How far centroids are from their places on average, in pixels of an image `width` wide; NaN without any."""
+    away_T = np.hypot(*wrap(centroid_TC - place_TC, np.full(2, float(width))).T)
+    return math.nan if np.isnan(away_T).all() else float(np.nanmean(away_T))
+
+
 def _without_background(
     video_THWC: UInt8[np.ndarray, "t h w 3"],
 ) -> tuple[Float[np.ndarray, "t h w 3"], Float[np.ndarray, "3"]]:
