@@ -164,6 +164,22 @@ def test_equal_rewards_leave_the_model_where_it_is(workdir, judge, tmp_path):
     assert all(line["judged_apart"] == 0 and abs(line["kl"]) < 1e-5 for line in lines)
 
 
+def test_groups_that_hardly_differ_count_less(workdir, judge, monkeypatch):
+    """Advantages are in units of the batch's spread, not of each group's own; equal rewards have none."""
+    rewards = np.array([[0.5, 0.5, 0.5, 0.51], [0, 0, 1, 1], [0.3] * 4], np.float32)
+    monkeypatch.setattr(Judge, "judge", lambda self, *windows: rewards.ravel())
+    config = dataclasses.replace(RECIPE.train_transformer, batch=12, start=str(workdir / "start"))
+    reward = dataclasses.replace(RECIPE.reward, group=4, kept=4)
+    recipe = dataclasses.replace(RECIPE, train_transformer=config, reward=reward)
+    training, mesh = RewardTraining(recipe, open_token_cache(workdir, recipe), judge(brightness)), make_mesh((1,) * 4)
+    state = init_state(training, config, abstract_state(training, config, mesh)[0])
+    batches = training.batches()
+    advantage_PK = np.asarray(training.prepare(shard_batch(next(batches), mesh), state, mesh).advantage_B).reshape(3, 4)
+    batches.close()
+    assert advantage_PK.std() == pytest.approx(1) and (advantage_PK[2] == 0).all()
+    np.testing.assert_allclose(np.ptp(advantage_PK, axis=1) / np.ptp(advantage_PK[1]), [0.01, 1, 0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "reward, changes, said",
     [
