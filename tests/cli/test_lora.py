@@ -162,6 +162,9 @@ def test_a_lora_to_go_on_with_is_checked(tokvid, trained, tiny_weights, tmp_path
     assert "needs the weights that it updates" in refused(field, file, "--train_transformer.start=")
     said = refused(field, file, "--train_transformer.start", "shapes")
     assert f"was trained on weights {about['base']}, shapes has" in said
+    facts = {name: value for name, value in about.items() if name not in ("format", "base", "rank")}
+    weights.save_lora(tmp_path / "odd.safetensors", [(("a",), {...: np.zeros(2)})], about["base"], **facts)
+    assert "odd.safetensors doesn't say its rank" in refused(field, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"train_tokenizer.start_lora: only the transformer has LoRAs"):
         fitted(Recipe(train_tokenizer=TrainConfig(start_lora="a")))
 

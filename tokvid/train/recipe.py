@@ -84,7 +84,8 @@ def _of_rank(recipe: Recipe) -> Recipe:
     if not config.start:
         raise UserError("train_transformer.start_lora needs the weights that it updates: name train_transformer.start")
     about, _ = weights.read_lora(config.start_lora)
-    rank = about["rank"]
+    if not isinstance(rank := about.get("rank"), int):
+        raise UserError(f"{config.start_lora} doesn't say its rank; train it again")
     if config.lora not in (0, rank):
         raise UserError(f"{config.start_lora} has rank {rank}, train_transformer.lora is {config.lora}; leave it out")
     base = weights.describe(weights.find(config.start) / "transformer", "transformer")["fingerprint"]
