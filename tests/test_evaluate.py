@@ -219,6 +219,17 @@ def test_reconstruction_with_other_numbers_of_later_codes(any_models):
         with_later_codes(tokenizer, codes + 1)
 
 
+def test_reconstruction_of_larger_clips_than_in_training(any_models):
+    data, size = DataConfig(size=(32, 32), fps=(4.0,), frames=5, videos=20), any_models.tokenizer.config.size
+    assert size == (16, 16)
+    figures = evaluate_reconstruction(any_models.tokenizer, data, 4, 0, FEATURES)
+    smaller = evaluate_reconstruction(any_models.tokenizer, dataclasses.replace(data, size=size), 4, 0, FEATURES)
+    assert figures["size"] == [32, 32] and figures["psnr"] != smaller["psnr"]
+    assert figures["bits_per_pixel"] == pytest.approx(smaller["bits_per_pixel"])
+    with pytest.raises(UserError, match="width 30 is no multiple"):
+        evaluate_reconstruction(any_models.tokenizer, dataclasses.replace(data, size=(32, 30)), 4, 0, FEATURES)
+
+
 def test_reconstruction(any_models, by_two):
     data = DataConfig(size=(16, 16), fps=(4.0, 8.0), frames=5, videos=100)
     figures = evaluate_reconstruction(any_models.tokenizer, data, 40, 0, FEATURES)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokvid.cli.curate import Curate, check_unreadable, map_of, runner_arguments, unreadable_argument
-from tokvid.cli.options import Command, readable, refuse
+from tokvid.cli.options import Command, readable, refuse, size_argument
 from tokvid.cli.printing import several
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import Outputs
@@ -29,7 +29,7 @@ class _Dataset(Command):
     def frames_arguments(self, parser: argparse.ArgumentParser, otherwise: str) -> None:
         """How frames are stored; `otherwise` says what holds where none of it is said."""
         size = f"store frames of this size, in pixels (default 64 64{otherwise})"
-        parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+        size_argument(parser, size)
         fps = f"store this many frames per second (default 8{otherwise})"
         parser.add_argument("--fps", type=float, metavar="X", help=fps)
 

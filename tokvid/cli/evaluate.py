@@ -22,6 +22,7 @@ from tokvid.cli.options import (
     sampling_arguments,
     sampling_of,
     scheme_argument,
+    size_argument,
 )
 from tokvid.cli.printing import in_any_case, markdown, say, table
 from tokvid.config import check_guidance, check_seed
@@ -69,6 +70,8 @@ def _reconstruction(options: argparse.Namespace, settings: SettingsOf, show: Sho
     check_same(tokenizer.about["fingerprint"])
     if options.later_codes is not None:
         tokenizer = with_later_codes(tokenizer, options.later_codes)
+    if options.size is not None:
+        data = dataclasses.replace(data, size=tuple(options.size))
     return evaluate_reconstruction(tokenizer, data, options.samples, options.seed, _features(options), show)
 
 
@@ -109,7 +112,7 @@ def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -
 
 
 # In all processes of a job.
-ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "draws", "features", "later_codes")
+ALIKE = ("what", "samples", "seed", "task", "fps", "seconds", "factor", "draws", "features", "later_codes", "size")
 SAMPLED = {"guidance", "lora", *SAMPLING}
 EVALUATIONS = {
     "shapes": Evaluation(
@@ -120,7 +123,7 @@ EVALUATIONS = {
     ),
     "reconstruction": Evaluation(
         "the tokenizer alone: real clips encoded and decoded (PSNR, SSIM, …)",
-        frozenset({"data", "features", "later_codes", "sheet"}),
+        frozenset({"data", "features", "later_codes", "sheet", "size"}),
         _reconstruction,
     ),
     "interpolation": Evaluation(
@@ -193,6 +196,9 @@ class Evaluate(Command):
         )
         draws_argument(parser, "interpolation: ", default=None)
         later_codes_argument(parser, "reconstruction: ")
+        size_argument(
+            parser, "reconstruction: size of the clips in pixels, also above that of training (default: the training's)"
+        )
         parser.add_argument(
             "--features",
             metavar="NAME",

@@ -244,6 +244,11 @@ def draws_argument(parser: argparse._ActionsContainer, only: str = "", default: 
     parser.add_argument("--draws", type=int, default=default, metavar="N", help=draws)
 
 
+def size_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """--size, of frames."""
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=help)
+
+
 def later_codes_argument(parser: argparse.ArgumentParser, only: str = "") -> None:
     """--later-codes; `only`: begins its help with the evaluation that it is for."""
     parser.add_argument(

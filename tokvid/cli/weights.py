@@ -15,6 +15,7 @@ from tokvid.cli.options import (
     readable,
     refuse,
     scale_argument,
+    size_argument,
     weights,
     weights_arguments,
 )
@@ -45,13 +46,7 @@ class Reconstruct(Command):
             metavar="X",
             help="frames per second, read and written (default: all frames of IN)",
         )
-        parser.add_argument(
-            "--size",
-            type=int,
-            nargs=2,
-            metavar=("HEIGHT", "WIDTH"),
-            help="resize IN to so many pixels first (default: the size that the tokenizer was trained on)",
-        )
+        size_argument(parser, "resize IN to so many pixels first (default: the size that the tokenizer was trained on)")
         parser.add_argument(
             "--fit",
             choices=("crop", "letterbox"),

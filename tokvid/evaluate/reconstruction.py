@@ -48,9 +48,11 @@ def evaluate_reconstruction(
     PSNR (dB), SSIM, L1 and error of frame-to-frame changes (grey levels), fine detail relative to the real clips, bits
     per pixel, codes used. Distances between the sets of clips by `features`, with two references: between two halves of
     the real clips, and between these and their shuffled frames. `show` gets the first clips as arguments for
-    `contact_sheet`. If the data holds nothing out (and is not procedural), training videos are used, as `split` says.
+    `contact_sheet`. `data.size` may be another than that of the tokenizer's training; UserError where its tokens don't
+    divide it. If the data holds nothing out (and is not procedural), training videos are used, as `split` says.
     """
     check_clips(samples, data.size)
+    latent_shape(tokenizer.config, 1, *data.size)
     features.check(data.frames)
     split = split_of(data)
     rng = np.random.default_rng([EVALUATION_SEED, seed])
@@ -201,9 +203,12 @@ def _distances(seen: dict[str, np.ndarray], features: Features) -> dict[str, flo
 def some_clips(
     data: DataConfig, split: str, samples: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, tuple[Caption, ...]]]:
-    """Up to `samples` readable clips of different videos, at random times and rates, with their captions."""
+    """Up to `samples` readable clips of different videos, at random times and rates, with their captions.
+
+    UserError, the last one, where none is readable.
+    """
     source = open_source(data, split)
-    count = 0
+    count, failed = 0, None
     for index in rng.permutation(min(len(source), 10 * samples + 1000)):
         item = source[int(index)]
         if count == samples or not (rates := usable_rates(item.seconds, data.frames, data.fps)):
@@ -212,7 +217,10 @@ def some_clips(
         start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
         try:
             clip_THWC = item.read(start, fps, data.frames, data.size)
-        except UserError:
+        except UserError as error:
+            failed = error
             continue
         count += 1
         yield clip_THWC, captions_within(item.captions, start, start + data.frames / fps)
+    if failed is not None and not count:
+        raise failed
