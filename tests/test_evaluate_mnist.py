@@ -51,7 +51,7 @@ def items(prompts, fps, frames):
     """Videos of what the prompts say, uint8 (B, T, H, W, 3)."""
     rng, made = np.random.default_rng(1), []
     for prompt in prompts:
-        label, first = re.fullmatch(r"the digit (\d) is moving (\w+) then \w+ \.", prompt).groups()
+        label, first = re.fullmatch(r"the digit (\d)(?: is moving (\w+) then \w+)? \.", prompt).groups("up")
         axis = next(axis for axis, words in WORDS.items() if first in words)
         image = drawn(int(label), rng)
         item = MnistItem("", image, int(label), axis, first == WORDS[axis][1], 0.4, rng.uniform())
@@ -59,7 +59,7 @@ def items(prompts, fps, frames):
     return np.stack(made)
 
 
-def perfect(models, fps, parts, seeds_B, settings):
+def perfect(models, fps, parts, seeds_B, settings, given=None):
     ((seconds, prompts),) = parts
     assert len(prompts) == len(seeds_B) == len(set(seeds_B.tolist()))
     return items(prompts, fps, round(seconds * fps))
@@ -95,8 +95,29 @@ def test_a_perfect_model_gets_full_marks(models, data, by_two, monkeypatch):
     assert by_two(lambda: evaluate_mnist(models, data, 12, 0)) == [in_parts, in_parts]
 
 
+def test_by_way_of_a_picture(models, data, monkeypatch):
+    asked = []
+
+    def noted(models, fps, parts, seeds_B, settings, given=None):
+        made = perfect(models, fps, parts, seeds_B, settings)
+        asked.append((parts[0][1][0], made, given))
+        return made
+
+    monkeypatch.setattr(mnist, "generate_batch", noted)
+    models.tasks = ("text_to_video",)
+    with pytest.raises(UserError, match="not trained for image_to_video"):
+        evaluate_mnist(models, data, 4, 0, via_image=True)
+    models.tasks = ("text_to_video", "image_to_video")
+    figures = evaluate_mnist(models, data, 4, 0, via_image=True)
+    assert figures["via_image"] and figures["held_out_axis"]["made"]["joint"] == 1 and len(asked) == 4
+    for (still, pictures, nothing), (told, videos, given) in zip(asked[::2], asked[1::2], strict=True):
+        assert re.fullmatch(r"the digit \d \.", still) and told.startswith(still[:-1]) and "moving" in told
+        assert pictures.shape == (4, 1, 64, 64, 3) and videos.shape[1] == 19
+        assert nothing is None and given is pictures
+
+
 def test_a_model_that_does_not_listen_gets_no_marks(models, data, monkeypatch):
-    def deaf(models, fps, parts, seeds_B, settings):
+    def deaf(models, fps, parts, seeds_B, settings, given):
         ((seconds, prompts),) = parts
         return items(["the digit 3 is moving up then down ."] * len(prompts), fps, round(seconds * fps))
 
@@ -108,7 +129,7 @@ def test_a_model_that_does_not_listen_gets_no_marks(models, data, monkeypatch):
 
 
 def test_a_digit_that_changes_is_seen(models, data, monkeypatch):
-    def changing(models, fps, parts, seeds_B, settings):
+    def changing(models, fps, parts, seeds_B, settings, given):
         ((seconds, prompts),) = parts
         whole = perfect(models, fps, parts, seeds_B, settings)
         other = [re.sub(r"\d", lambda found: str((int(found[0]) + 1) % 10), prompt) for prompt in prompts]

@@ -152,7 +152,8 @@ def test_many_clips_that_are_interrupted_say_how_to_go_on(tokvid, tiny_weights, 
 def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_weights, tmp_path):
     via = ("generate", "--prompt", "up", "--via-image", "--weights", tiny_weights, "--seconds", 0.6, "--guidance", 1)
     assert "needs --sheet" in refused(*via, "--choose", 2)
-    assert "--image-seed is for --via-image" in refused("generate", "--prompt", "a", "--image-seed", 2)
+    for words in (("--image-seed", 2), ("--image-prompt", "b"), ("--choose", 2)):
+        assert f"{words[0]} is for --via-image" in refused("generate", "--prompt", "a", *words)
     code, out, err = tokvid(*via, "--choose", 2, "--image-seed", 7, "--sheet", "s.png")
     said = "s.png: 2 pictures; go on with one of the seeds in it, without --choose\n"
     assert (code, out) == (0, said) and [path.name for path in tmp_path.iterdir()] == ["s.png"], err
@@ -163,6 +164,14 @@ def test_a_clip_begins_with_a_picture_that_may_be_chosen(tokvid, refused, tiny_w
     clip.save(tmp_path / "python.mp4")
     assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
     assert (clip.frames != world.via_image("up", seconds=0.6, guidance=1).frames).any()
+    code, out, err = tokvid(*via, "--image-seed", 8, "--image-prompt", "a red circle", "--out", "own.mp4")
+    own = world.via_image("up", image_prompt="a red circle", image_seed=8, seconds=0.6, guidance=1)
+    own.save(tmp_path / "python.mp4")
+    assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "own.mp4").read_bytes()
+    picture = world.generate("a red circle", seed=8, seconds=1 / 8, guidance=1)
+    assert (own.frames[0] == picture.frames[0]).all() and (own.frames[0] != clip.frames[0]).any()
+    assert tokvid(*via, "--choose", 2, "--image-seed", 7, "--image-prompt", "a red circle", "--sheet", "r.png")[0] == 0
+    assert (tmp_path / "r.png").read_bytes() != (tmp_path / "s.png").read_bytes()
 
 
 def test_a_script(tokvid, refused, tiny_weights, tmp_path):

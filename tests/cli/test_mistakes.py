@@ -157,6 +157,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("evaluate reconstruction --guidance 3", "--guidance is not for evaluate reconstruction"),
         ("evaluate reconstruction --fps 8", "--fps is not for evaluate reconstruction"),
         ("evaluate reconstruction --temperature 0", "--temperature is not for evaluate reconstruction"),
+        ("evaluate mnist --task animate", "--task of evaluate mnist can be via_image, got 'animate'"),
         ("evaluate edits --task animate", "task of evaluate edits"),
         ("evaluate edits --fps 4 8", "evaluate edits is measured at one rate"),
         ("evaluate edits --features x", "--features is not for evaluate edits"),

@@ -130,16 +130,23 @@ class World:
 
     @verb
     def via_image(
-        self, prompt: str, *, seconds: float = 2.0, image_seed: int | None = None, **settings: Unpack[Settings]
+        self,
+        prompt: str,
+        *,
+        seconds: float = 2.0,
+        image_prompt: str | None = None,
+        image_seed: int | None = None,
+        **settings: Unpack[Settings],
     ) -> Stream:
-        """One clip by way of a picture: its first frame is drawn alone, with `image_seed` (the clip's seed), then the
-        rest, which follows it.
+        """One clip by way of a picture: its first frame is drawn alone, then the rest, which follows it.
 
-        To choose a picture, look at those of several seeds: `generate(prompt, seconds=1 / fps, seed=…)`.
+        The picture has a prompt and a seed of its own, or the clip's. To choose a picture, look at those of several
+        seeds: `generate(image_prompt, seconds=1 / fps, seed=…)`.
         """
         story = make_story([Segment(prompt, seconds)], None, settings)
+        shown = prompt if image_prompt is None else image_prompt
         seed = {} if image_seed is None else {"seed": image_seed}
-        picture = make_story([Segment(prompt, 1 / story.fps)], None, cast(Settings, {**settings, **seed}))
+        picture = make_story([Segment(shown, 1 / story.fps)], None, cast(Settings, {**settings, **seed}))
         frames = self._told(picture, None, None, 1).video(quiet=True).frames
         return self._told(story, frames[0], None, 1)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokvid.sampling.stream import Models
 
 Show = Callable[..., object]
-TEXT = "text_to_video"
+TEXT, VIA_IMAGE = "text_to_video", "via_image"
 SettingsOf = Callable[[str], "Settings"]  # of a task
 
 
@@ -96,10 +96,13 @@ def _edits(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dic
 def _mnist(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.mnist import evaluate_mnist
 
+    if options.task not in (None, VIA_IMAGE):
+        raise UserError(f"--task of evaluate mnist can be {VIA_IMAGE}, got {options.task!r:.80}")
     data = _trained_data(options)
     if options.data is not None:
         data = dataclasses.replace(data, path=str(options.data))
-    return evaluate_mnist(_models(options), data, options.samples, options.seed, settings(TEXT), show)
+    via_image = options.task == VIA_IMAGE
+    return evaluate_mnist(_models(options), data, options.samples, options.seed, settings(TEXT), show, via_image)
 
 
 def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
@@ -140,7 +143,7 @@ EVALUATIONS = {
     "mnist": Evaluation(
         "clips generated from captions of Moving MNIST, along the axis that a digit was trained on and the other one, "
         "whose digit and motion are read back from the pixels",
-        frozenset({"data", "scheme", "sheet", *SAMPLED}),
+        frozenset({"data", "scheme", "sheet", "task", *SAMPLED}),
         _mnist,
     ),
     "edits": Evaluation(
@@ -167,7 +170,8 @@ class Evaluate(Command):
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
         task = (
             "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; edits: restyle, colourise, "
-            "either with _from_first, inpaint, outpaint or upscale (default all); all: those that the weights know"
+            "either with _from_first, inpaint, outpaint or upscale (default all); all: those that the weights know; "
+            "mnist: via_image"
         )
         parser.add_argument("--task", metavar="NAME", help=task)
         parser.add_argument(

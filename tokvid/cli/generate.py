@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_PICTURES = 64  # to choose one from
 CLIP, FOLDER = "clip.mp4", "clips"  # what `generate` writes by default
+OF_THE_PICTURE = ("image_prompt", "image_seed", "choose")  # options for --via-image
 MANY = ("batch", "folder", "distributed", "coordinator", "processes", "process")  # options for many clips
 
 
@@ -173,10 +174,9 @@ class Generate(Command):
             help="duration in seconds; with --video, of the new part (default 2)",
         )
         beginning_arguments(parser)
-        via = parser.add_argument_group(
-            "by way of a picture", "the prompt's first frame, then a video that begins with it"
-        )
+        via = parser.add_argument_group("by way of a picture", "a first frame, then a video that begins with it")
         via.add_argument("--via-image", action="store_true", help="draw the first frame as a picture of its own")
+        via.add_argument("--image-prompt", metavar="TEXT", help="what the picture shows (default: --prompt)")
         via.add_argument("--image-seed", type=int, metavar="N", help="random seed of the picture (default: --seed)")
         choose = "only draw N pictures, with seeds from --image-seed on, into --sheet, to choose an --image-seed from"
         via.add_argument("--choose", type=int, metavar="N", help=choose)
@@ -200,12 +200,12 @@ class Generate(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         if _are_many(options):
-            refuse(options, ["via_image", "image_seed", "choose"], "doesn't go with many clips; leave it out")
+            refuse(options, ["via_image", *OF_THE_PICTURE], "doesn't go with many clips; leave it out")
             _fill(options)
             return
         refuse(options, MANY, "is for many clips; give --prompts or --count, or leave it out")
         if not options.via_image:
-            refuse(options, ["image_seed", "choose"], "is for --via-image; give that, too")
+            refuse(options, list(OF_THE_PICTURE), "is for --via-image; give that, too")
             _generate(options)
             return
         refuse(options, ["image", "video"], "doesn't go with --via-image, which draws the first frame")
@@ -316,10 +316,11 @@ def _via_image(options: argparse.Namespace) -> None:
             f"--choose draws 1 to {MOST_PICTURES} pictures, got {options.choose}, and needs --sheet FILE.png"
         )
     world = world_of(options, story)
+    shown = options.prompt if options.image_prompt is None else options.image_prompt
 
     def picture(seed: int) -> "np.ndarray":
         settings: Settings = {**settings_of(options), "seed": seed}
-        return world.generate.stream(options.prompt, seconds=1 / story.fps, **settings).video(quiet=True).frames
+        return world.generate.stream(shown, seconds=1 / story.fps, **settings).video(quiet=True).frames
 
     if options.choose is not None:
         refuse(options, ["audio"], "is for a video; leave it out with --choose")
@@ -329,6 +330,10 @@ def _via_image(options: argparse.Namespace) -> None:
         print(f"{options.sheet}: {len(rows)} pictures; go on with one of the seeds in it, without --choose")
         return
     stream = world.via_image.stream(
-        options.prompt, seconds=options.seconds, image_seed=options.image_seed, **settings_of(options)
+        options.prompt,
+        seconds=options.seconds,
+        image_prompt=options.image_prompt,
+        image_seed=options.image_seed,
+        **settings_of(options),
     )
     save(stream, options)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.distributed import from_all
+from tokvid.sampling.given import restored
 from tokvid.sampling.levels import Levels, rates_of, videos
 from tokvid.sampling.story import defaults_of
 from tokvid.sampling.stream import Guidance, Models, decode_clips, encode_clips, latent_frames_for, make_prompt
@@ -86,19 +87,28 @@ def measured(
 
 
 def generate_batch(
-    models: Models, fps: float, parts: Sequence[tuple[float, Sequence[str]]], seeds_B: np.ndarray, settings: Settings
+    models: Models,
+    fps: float,
+    parts: Sequence[tuple[float, Sequence[str]]],
+    seeds_B: np.ndarray,
+    settings: Settings,
+    given_BTHWC: np.ndarray | None = None,
 ) -> np.ndarray:
     """Generates videos with equal rate and lengths. Each part has its seconds, and a prompt per video.
 
-    Returns uint8 (B, T, H, W, 3).
+    Returns uint8 (B, T, H, W, 3), which begin with `given_BTHWC`, the frames of other videos, or with none.
     """
-    prompts, start = [], 0.0
+    prompts, start, opening = [], 0.0, models.no_tokens(len(seeds_B))
     for seconds, texts in parts:
         prompts.append(make_prompt(models, texts, seeds_B, Guidance(settings.guidance), start))
         start += seconds
     frames = round(start * fps)
-    levels = settings.levels(models, rates_of(models, fps, settings.scheme), frames)
-    made = videos(models, prompts, levels, models.no_tokens(len(seeds_B)))
+    if given_BTHWC is not None:
+        opening = encode_clips(models.tokenizer, given_BTHWC)
+    rates = rates_of(models, fps, settings.scheme) if opening.shape[1] < 2 else [fps]
+    made = videos(models, prompts, settings.levels(models, rates, frames), opening)
+    if given_BTHWC is not None:
+        made = restored(made, iter(np.moveaxis(given_BTHWC, 1, 0)))
     return np.concatenate(list(made), axis=1)[:, :frames]
 
 

@@ -27,6 +27,7 @@ from tokvid.input_pipeline.mnist import FPS, FRAMES, SIZE, MnistItem, MovingMnis
 from tokvid.input_pipeline.mnist import VIDEOS as SPLITS
 from tokvid.io.progress import progress
 from tokvid.metrics.digits import DigitReader
+from tokvid.sampling.edits import check_trained
 from tokvid.sampling.stream import Models, frames_of
 
 AXES = {"trained_axis": "train", "held_out_axis": "test"}  # splits of the data; all videos are new ones
@@ -43,8 +44,11 @@ def evaluate_mnist(
     seed: int,
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
+    via_image: bool = False,
 ) -> dict[str, Any]:
     """Generates `samples` videos of digits along the axis that they were trained on, and of as many along the other.
+
+    `via_image`: each from a picture that is generated before, of what is said of the digit, but not of its motion.
 
     The shares of videos in which the digit, the digit in the last quarter, the motion (where to first and after the
     turn), and digit and motion are as the caption says. The same reader measures real videos and reconstructed ones; it
@@ -58,6 +62,8 @@ def evaluate_mnist(
             f"evaluate mnist needs 4 or more samples of {SIZE}x{SIZE} pixels, got {samples} of "
             f"{models.size[1]}x{models.size[0]}"
         )
+    if via_image:
+        check_trained(models, "image_to_video")
     samples = min(samples, *SPLITS.values())
     sets: dict[str, list[MnistItem]] = {}
     for number, (axis, split) in enumerate(AXES.items()):
@@ -71,13 +77,14 @@ def evaluate_mnist(
     with progress("evaluate mnist", 2 * samples, "videos", quiet=not first()) as advance:
         for number, (axis, items) in enumerate(sets.items()):
             drawn = ((batch, batch.size) for batch in padded(items, min(BATCH, samples), seed, number))
-            lists = measured(drawn, lambda batch: _read(models, reader, fps, batch, settings), advance)
+            lists = measured(drawn, lambda batch: _read(models, reader, fps, batch, settings, via_image), advance)
             shown += lists["shown"][:SHOWN]
             captions += [item.caption for item in items[:SHOWN]]
             figures[axis] = {kind: {name: mean(lists[f"{kind} {name}"]) for name in READ} for kind in VIDEOS}
     show(shown, captions=captions)
     return {
         **figures,
+        "via_image": via_image,
         "samples": samples,
         "fps": fps,
         "seed": seed,
@@ -99,16 +106,17 @@ def _reader(path: str, items: Sequence[MnistItem]) -> DigitReader:
 
 
 def _read(
-    models: Models, reader: DigitReader, fps: float, batch: Padded[MnistItem], settings: Settings
+    models: Models, reader: DigitReader, fps: float, batch: Padded[MnistItem], settings: Settings, via_image: bool
 ) -> dict[str, list[Any]]:
     """What is read of videos made from captions, of the real ones, and of reconstructions of these."""
     patch = models.tokenizer.config.temporal_patch
     most = int(FRAMES * fps / FPS)
     frames = frames_of(1 + (most - 1) // patch, patch)  # whole latent frames
     real = np.stack([item.read(0.0, fps, frames, models.size) for item in batch.items])
-    made = generate_batch(
-        models, fps, [(frames / fps, [item.caption for item in batch.items])], batch.seeds_B, settings
-    )
+    first = [(1 / fps, [item.still_caption for item in batch.items])]
+    pictures = generate_batch(models, fps, first, batch.seeds_B, settings) if via_image else None
+    told = [(frames / fps, [item.caption for item in batch.items])]
+    made = generate_batch(models, fps, told, batch.seeds_B, settings, pictures)
     lists = collections.defaultdict[str, list[Any]](list)
     lists["shown"] = list(made[: min(batch.size, SHOWN)])
     for kind, videos in zip(VIDEOS, (made, real, through(models.tokenizer, real)[0]), strict=True):

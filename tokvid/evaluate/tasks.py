@@ -14,7 +14,7 @@ import numpy as np
 
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, Padded, Settings, mean, measured, padded, through, usual
+from tokvid.evaluate.batches import BATCH, Padded, Settings, generate_batch, mean, measured, padded, through, usual
 from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
 from tokvid.evaluate.shapes import ATTRIBUTES, check, frames_at, stories_of, stream_of
 from tokvid.io.progress import progress
@@ -22,7 +22,6 @@ from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
 from tokvid.sampling.given import restored
-from tokvid.sampling.levels import rates_of, videos
 from tokvid.sampling.stream import (
     Around,
     Guidance,
@@ -95,15 +94,9 @@ class Batch(Clips):
 
     def told(self, given: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
         """Videos of the stories' prompts, which begin with the frames of other videos, or with none."""
-        opening = self.models.no_tokens(len(self.stories))
-        if given is not None:
-            opening = encode_clips(self.models.tokenizer, given)
-        rates = rates_of(self.models, self.fps, self.settings.scheme) if opening.shape[1] < 2 else [self.fps]
-        levels = self.settings.levels(self.models, rates, frames or self.frames)
-        parts = videos(self.models, self.prompts(), levels, opening)
-        if given is not None:
-            parts = restored(parts, iter(np.moveaxis(given, 1, 0)))
-        return np.concatenate(list(parts), axis=1)[:, : frames or self.frames]
+        seconds = (frames or self.frames) / self.fps
+        parts = [(seconds, _texts(self.stories))]
+        return generate_batch(self.models, self.fps, parts, self.seeds_B, self.settings, given)
 
     def read(self, made: np.ndarray, wanted: Sequence[ShapesStory]) -> dict[str, Sequence[float]]:
         """Whether each attribute of the stories is read from the videos, and all; whether the object is the same, by

@@ -53,6 +53,11 @@ class MnistItem:
         return f"the digit {self.label} is moving {first} then {then} ."
 
     @property
+    def still_caption(self) -> str:
+        """What a frame shows: "the digit 3 ."."""
+        return f"the digit {self.label} ."
+
+    @property
     def directions(self) -> tuple[str, str]:
         """Where the digit moves at first, and after it has turned."""
         before, after = WORDS[self.axis]
