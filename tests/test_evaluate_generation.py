@@ -13,6 +13,7 @@ from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.generation import MODES, Request, evaluate_generation
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood, other_captions
 from tokvid.metrics.features import load_features
+from tokvid.sampling.stream import encode_clips
 from tokvid.transformer.layout import lay_out
 from tokvid.types import token_batch
 
@@ -98,7 +99,11 @@ def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
 
 
 def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
-    monkeypatch.setattr(generation, "_generate", lambda models, clips, *rest: clips.truth)
+    truths = []
+    monkeypatch.setattr(
+        generation, "encode_clips", lambda tokenizer, truth: truths.append(truth) or encode_clips(tokenizer, truth)
+    )
+    monkeypatch.setattr(generation, "generate_batch", lambda *asked: truths[-1])
     figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
     for name in MODES:
         of = figures[name]

@@ -12,15 +12,13 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, other_captions
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features, load_features, perceptual_distance
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
-from tokvid.sampling.given import restored
-from tokvid.sampling.levels import rates_of, videos
-from tokvid.sampling.stream import Guidance, Models, encode_clips, frames_of, make_prompt
+from tokvid.sampling.stream import Models, encode_clips, frames_of
 
 MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
 TRAINING_CLIPS = 256  # searched for the nearest one
@@ -132,11 +130,11 @@ def _measure(
     ]
     lists["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
     shown, truth_ND = {"truth": clips.truth}, features.extract(clips.truth)
+    told = [(clips.truth.shape[1] / fps, clips.captions)]
     for name, known in modes.items():
         given = _given(models, known)
-        made, again = (
-            _generate(models, clips, tokens[:, :known], fps, settings, half) for half in np.split(clips.seeds, 2)
-        )
+        opening = clips.truth[:, :given] if given else None
+        made, again = (generate_batch(models, fps, told, half, settings, opening) for half in np.split(clips.seeds, 2))
         compared = {"made": made, **_without_model(clips.truth, given, training_NTHWC)}
         for kind, video_BTHWC in {"again": again, **compared}.items():
             lists[f"{name} {kind} features"].append(features.extract(video_BTHWC))
@@ -217,18 +215,6 @@ def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> It
         captions = [text for _, text in some]
         seeds = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(2 * len(some))
         yield Clips(np.stack([clip_THWC for clip_THWC, _ in some]), captions, other_captions(captions, rng), seeds)
-
-
-def _generate(
-    models: Models, clips: Clips, opening: np.ndarray, fps: float, settings: Settings, seeds_B: np.ndarray
-) -> np.ndarray:
-    """Videos of the clips' captions that begin with latent frames of theirs, or with none."""
-    frames = clips.truth.shape[1]
-    prompt = make_prompt(models, clips.captions, seeds_B, Guidance(settings.guidance))
-    rates = rates_of(models, fps, settings.scheme) if opening.shape[1] < 2 else [fps]
-    made = videos(models, [prompt], settings.levels(models, rates, frames), opening)
-    given = np.moveaxis(clips.truth[:, : _given(models, opening.shape[1])], 1, 0)
-    return np.concatenate(list(restored(made, iter(given))), axis=1)[:, :frames]
 
 
 def _figures(
