@@ -113,8 +113,8 @@ def _read(
     most = int(FRAMES * fps / FPS)
     frames = frames_of(1 + (most - 1) // patch, patch)  # whole latent frames
     real = np.stack([item.read(0.0, fps, frames, models.size) for item in batch.items])
-    first = [(1 / fps, [item.still_caption for item in batch.items])]
-    pictures = generate_batch(models, fps, first, batch.seeds_B, settings) if via_image else None
+    still = [(1 / fps, [item.still_caption for item in batch.items])]
+    pictures = generate_batch(models, fps, still, batch.seeds_B, settings) if via_image else None
     told = [(frames / fps, [item.caption for item in batch.items])]
     made = generate_batch(models, fps, told, batch.seeds_B, settings, pictures)
     lists = collections.defaultdict[str, list[Any]](list)
