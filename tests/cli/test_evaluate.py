@@ -62,13 +62,12 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
 
 
 WORDS = {
-    "fps": 8,
-    "seconds": 1,
-    "factor": 2,
-    "features": "x.py",
-    "sheet": "a.png",
-    "scheme": "one-level",
-    "task": "inpaint",
+    "data": ["."],
+    "features": ["x.py"],
+    "scheme": ["one-level"],
+    "sheet": ["a.png"],
+    "size": [16, 16],
+    "task": ["inpaint"],
 }
 
 
@@ -81,8 +80,7 @@ def test_every_evaluation_is_explained_and_refuses_what_it_does_not_use(name, re
     assert evaluation.help in Evaluate.details and evaluation.uses <= set(flags)
     every = frozenset().union(*(other.uses for other in EVALUATIONS.values()))
     for unused in sorted(every - evaluation.uses):
-        word = WORDS.get(unused, "." if unused == "data" else 1)
-        line = refused("evaluate", name, flags[unused], word)
+        line = refused("evaluate", name, flags[unused], *WORDS.get(unused, [1]))
         assert f"{flags[unused]} is not for evaluate {name}; leave it out" in line
 
 
