@@ -11,8 +11,8 @@ import pytest
 from tokvid.api.worlds import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
-from tokvid.evaluate import interpolation, shapes
-from tokvid.evaluate.batches import through, usual
+from tokvid.evaluate import batches, interpolation, shapes
+from tokvid.evaluate.batches import Settings, generate_batch, through, usual
 from tokvid.evaluate.interpolation import Request, blend, evaluate_interpolation, jitter
 from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction, with_later_codes
 from tokvid.evaluate.shapes import evaluate_shapes, read_segments
@@ -197,6 +197,18 @@ def test_the_shipped_story_says_only_what_was_trained():
     colors = [each.color for each in told]
     assert sum(one != other for one, other in itertools.pairwise(colors)) <= 1
     assert all((a.direction, a.speed) != (b.direction, b.speed) for a, b in itertools.pairwise(told))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_generated_videos_begin_with_given_frames(tiny_models, count, monkeypatch):
+    given = np.random.default_rng(0).integers(0, 256, (2, count, 16, 16, 3), np.uint8)
+    asked = (tiny_models, 4.0, [(2.25, ["up", "down"])], np.array([1, 2], np.uint32), Settings(guidance=1.0), given)
+    made = generate_batch(*asked)
+    assert made.shape == (2, 9, 16, 16, 3)
+    np.testing.assert_array_equal(made[:, :count], given)
+    monkeypatch.setattr(batches, "restored", lambda made, given: made)  # what was decoded is of their tokens, too
+    rebuilt = through(tiny_models.tokenizer, given)[0].astype(int)
+    np.testing.assert_allclose(generate_batch(*asked)[:, :count], rebuilt, atol=1)
 
 
 def test_reconstruction_with_other_numbers_of_later_codes(any_models):
