@@ -31,6 +31,7 @@ from tokvid.train.state import abstract_state, init_state
 from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenize import write_token_cache
 from tokvid.train.windows import token_batches
+from tokvid.transformer.layout import in_order
 from tokvid.transformer.model import Transformer
 
 SIZE = (16, 16)
@@ -254,11 +255,11 @@ def test_without_a_prompt_the_reward_of_shapes_compares_with_the_real_video():
     assert rewards[2] < rewards[1] and rewards[3] == 0
 
 
-@pytest.mark.parametrize("task, rows", [("text_to_video", 0), ("image_to_video", 1), ("inpaint", 0)])
-def test_generated_windows_keep_what_is_known(workdir, task, rows):
-    """Whose number differs between windows where a box moves."""
+def judged_batch(workdir, task, rows, later=None):
+    """A training from the start, and its first batch."""
     recipe = dataclasses.replace(
         RECIPE,
+        transformer=dataclasses.replace(RECIPE.transformer, later_temperature=later),
         reward=RewardConfig("shapes", (task,), rows, group=3, kept=2),
         train_transformer=dataclasses.replace(RECIPE.train_transformer, batch=4, start=str(workdir / "start")),
     )
@@ -266,10 +267,17 @@ def test_generated_windows_keep_what_is_known(workdir, task, rows):
     training = RewardTraining(recipe, cache, judge_of("shapes", workdir, cache.text))
     mesh = make_mesh((-1, 1, 1, 1))
     like, _ = abstract_state(training, recipe.train_transformer, mesh)
-    state = init_state(training, recipe.train_transformer, like)
+    state = init_state(training, recipe.train_transformer, like)._replace(params=training.start.params)
     batches = training.batches()
     judged = training.prepare(shard_batch(next(batches), mesh), state, mesh)
     batches.close()
+    return training, judged
+
+
+@pytest.mark.parametrize("task, rows", [("text_to_video", 0), ("image_to_video", 1), ("inpaint", 0)])
+def test_generated_windows_keep_what_is_known(workdir, task, rows):
+    """Whose number differs between windows where a box moves."""
+    training, judged = judged_batch(workdir, task, rows)
     assert isinstance(judged, Judged) and isinstance(training.rollouts, Judge)
     tokens, real = np.asarray(judged.windows.tokens), np.asarray(judged.real.tokens).repeat(2, axis=0)
     known = np.asarray(judged.windows.known)
@@ -278,16 +286,17 @@ def test_generated_windows_keep_what_is_known(workdir, task, rows):
     assert (np.asarray(judged.windows.stride) == max(1, 2 * rows)).all()
 
 
-def test_videos_to_judge_are_drawn_from_the_models_own_distribution(workdir):
-    """Whatever temperature its weights name for later latent frames."""
-    rollouts = judge_of("shapes", workdir, TextModel.load(workdir / "text.model"))
-    params = weights.load(workdir / "start" / "transformer", "transformer").params
-    batches = token_batches(open_token_cache(workdir, RECIPE), 8, 0, threads=1)
-    windows, drawn = next(batches), []
-    batches.close()
-    for later in (None, 0.1):
-        config = dataclasses.replace(RECIPE.transformer, later_temperature=later)
-        graph = nnx.split(nnx.eval_shape(lambda config=config: Transformer(config, rngs=nnx.Rngs(0))))[0]
-        drawn.append(np.asarray(rollouts.draw(graph, params, windows, np.arange(8, dtype=np.uint32), 0)))
-    np.testing.assert_array_equal(*drawn)
-    assert len(np.unique(drawn[0][:, 1])) > 1
+@pytest.mark.parametrize("later, random", [(None, True), (1e-3, False), (0.0, True)])
+@pytest.mark.parametrize("task", ["text_to_video", "inpaint"])
+def test_later_frames_are_drawn_and_scored_at_the_weights_own_temperature(workdir, task, later, random):
+    """At a low one they are as good as certain. At 0 they would have no likelihood, so 1 stands for it."""
+    training, judged = judged_batch(workdir, task, 0, later)
+    likelihood_BL = np.asarray(judged.start_BL)
+    order_BL = np.asarray(in_order(judged.windows.known))
+    new_BL = np.take_along_axis(~np.asarray(judged.windows.known).reshape(order_BL.shape), order_BL, axis=1)
+    first_BL = order_BL < math.prod(RECIPE.transformer.grid)
+    assert -10 < likelihood_BL[new_BL & first_BL].mean() < -0.5
+    assert (likelihood_BL[new_BL & ~first_BL].mean() < -0.5) == random
+    graph = nnx.split(nnx.eval_shape(lambda: Transformer(training.config, rngs=nnx.Rngs(0))))[0]
+    value, metrics = training.loss(nnx.merge(graph, training.start.params), judged, None)
+    assert np.isfinite(value) and float(metrics["kl"]) == pytest.approx(0, abs=1e-4)

@@ -109,15 +109,19 @@ def test_scores_are_those_worked_out_by_hand(head, hidden_BLD, target_BLQ, near)
     assert len(np.unique(np.round(found.right, 3))) > 1
 
 
-def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ, near):
+@pytest.mark.parametrize("temperature_BL", [None, np.linspace(0.2, 2, 10).reshape(2, 5)])
+def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ, near, temperature_BL):
     """Teacher forcing: the sum of the log-likelihoods that drawing sees, sub-code after sub-code."""
+    by = 1 if temperature_BL is None else temperature_BL[..., None]
 
     @jax.jit
     def forced(hidden_BLD):
         seen = []
 
         def choose(q, logits_BLV):
-            seen.append(jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), target_BLQ[..., q, None], axis=-1)[..., 0])
+            seen.append(
+                jnp.take_along_axis(jax.nn.log_softmax(logits_BLV / by), target_BLQ[..., q, None], axis=-1)[..., 0]
+            )
             return target_BLQ[..., q]
 
         return head.draw(hidden_BLD, choose, near), sum(seen)
@@ -125,7 +129,7 @@ def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ, near):
     ids_BLQ, likelihood_BL = forced(jnp.asarray(hidden_BLD))
     np.testing.assert_array_equal(ids_BLQ[..., : head.generated], target_BLQ[..., : head.generated])
     assert (ids_BLQ[..., head.generated :] == CONFIG.silent).all()
-    scored_BL = jax.jit(head.scores)(hidden_BLD, target_BLQ, near).log_likelihood
+    scored_BL = jax.jit(head.scores)(hidden_BLD, target_BLQ, near, temperature_BL).log_likelihood
     np.testing.assert_allclose(scored_BL, likelihood_BL, rtol=1e-5, atol=1e-5)
 
 

@@ -100,9 +100,9 @@ class Judge:
         self._tokenizer, self._text = tokenizer, text
 
     def draw(
-        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, rows: int
+        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, sampling: Sampling
     ) -> jax.Array:
-        """See `Rollouts`. Neither guidance nor temperature: the gradient is that of the model's own distribution."""
+        """See `Rollouts`. Without guidance, whose gradient would be another."""
         batch, frames, *grid, _ = windows.tokens.shape
         known = jnp.min(jnp.sum(windows.known, axis=(1, 2, 3)))
         request = Request(
@@ -113,8 +113,7 @@ class Judge:
             known.astype(jnp.int32),
             (frames * math.prod(grid) - known).astype(jnp.int32),
         )
-        own = Sampling(temperature=1.0, later_temperature=1.0, rows=rows)
-        return generate(graph, params, request, sampling=own, guided=False)
+        return generate(graph, params, request, sampling=sampling, guided=False)
 
     def judge(
         self, tokens_BTHWQ: np.ndarray, real_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
-from tokvid.config import Sampling, TransformerConfig
+from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
 from tokvid.sampling.methods import draw, guide, surest
-from tokvid.transformer.head import Near
+from tokvid.transformer.head import Near, temperatures
 from tokvid.transformer.layout import NOTHING, Sequence, in_order, lay_out, schedule, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch
@@ -124,7 +124,7 @@ def _filled(
     scales = scale_BL if guided else None
     number_BL = order_BL // (H * W) + jnp.asarray(batch.start)[:, None]
     limit_BL = jnp.where(number_BL == 0, sampling.guidance_limit, jnp.inf) if sampling.guidance_limit else None
-    chance = (request.keys_B, scales, _temperatures(number_BL, sampling, model.config), limit_BL)
+    chance = (request.keys_B, scales, temperatures(number_BL, sampling, model.config), limit_BL)
     drawer = _Drawer(model, sequence, layers, *chance, known, sampling, latents_VC, request.forced)
     none_BLQ = jnp.zeros((B, T * H * W, Q), jnp.int32)
     carry = prefill(model, sequence, layers), none_BLQ, jnp.zeros((*none_BLQ.shape, latents_VC.shape[-1]))
@@ -144,13 +144,6 @@ def _filled(
     pairs = ((tokens_BLQ, carry[1]), (latents_VC[tokens_BLQ], carry[2]))
     tokens_BLQ, means_BLQC = (jax.vmap(filled)(given, order_BL, new) for given, new in pairs)
     return tokens_BLQ.reshape(B, T, H, W, Q), means_BLQC.reshape(B, T, H, W, Q, -1)
-
-
-def _temperatures(number_BL: Int[Array, "b l"], sampling: Sampling, config: TransformerConfig) -> Float[Array, "b l"]:
-    """The temperature of each slot, by the number of its latent frame in the video."""
-    later = config.later_temperature if sampling.later_temperature is None else sampling.later_temperature
-    later = sampling.temperature if later is None else later
-    return jnp.where(number_BL == 0, jnp.float32(sampling.temperature), jnp.float32(later))
 
 
 @dataclasses.dataclass(frozen=True)

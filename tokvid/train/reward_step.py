@@ -1,9 +1,11 @@
 """Fine-tuning of the transformer by a reward of its own videos: GRPO (Shao et al. 2024, section 4.1) on tokens.
 
-For each prompt, and whatever else its task is given, a group of windows is generated from the model's own distribution
-and judged. They begin a video each, so that they can be decoded without what came before. A sample's advantage is
-its reward relative to its group's, so that no value network is needed, in units of the batch's spread: in units of each
-group's own, groups that differ by next to nothing would count as much as the others (Liu et al. 2025, "Understanding
+For each prompt, and whatever else its task is given, a group of windows is generated and judged. They are drawn without
+guidance, from the model's own distribution, but later latent frames at the temperature that the weights name for them:
+what goes wrong at another only is not worth mending. The gradient is that of the distribution they are drawn from.
+They begin a video each, so that they can be decoded without what came before. A sample's advantage is its reward
+relative to its group's, so that no value network is needed, in units of the batch's spread: in units of each group's
+own, groups that differ by next to nothing would count as much as the others (Liu et al. 2025, "Understanding
 R1-Zero-like training", section 3). Each batch gets one update, so there is no ratio of policies to clip. Of each group,
 the samples with the lowest and the highest rewards are trained on: they say most, and generating is cheaper than
 training. The divergence from the start, and the cross-entropy of real windows beside (as in Ouyang et al. 2022), keep
@@ -22,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from tokvid import weights
-from tokvid.config import LayoutConfig, Recipe, to_dict
+from tokvid.config import LayoutConfig, Recipe, Sampling, to_dict
 from tokvid.distributed import from_all, to_all
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING
@@ -32,7 +34,8 @@ from tokvid.train.state import Metrics, TrainState, new_model
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.transformer_step import TransformerTraining, merged, scored
 from tokvid.train.windows import token_batches
-from tokvid.transformer.layout import clip_slots, lay_out
+from tokvid.transformer.head import temperatures
+from tokvid.transformer.layout import clip_slots, in_order, lay_out
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
 from tokvid.types import TokenBatch, stride_of
@@ -44,9 +47,9 @@ class Rollouts(Protocol):
     """Generates and judges windows. It comes from outside, as `train` doesn't import `sampling`."""
 
     def draw(
-        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, rows: int
+        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, sampling: Sampling
     ) -> Int[Array, "b t h w q"]:
-        """The windows' tokens: known ones, and the others generated anew, `rows` rows at once. Traced by JAX."""
+        """The windows' tokens: known ones, and the others generated anew. Traced by JAX."""
         ...
 
     def judge(
@@ -101,6 +104,8 @@ class RewardTraining(TransformerTraining):
         super().__init__(recipe, cache, show)
         self.reward, self.rollouts, config = recipe.reward, rollouts, recipe.train_transformer
         self._rewarded = dataclasses.replace(cache, layouts=rewarded_layouts(recipe))
+        # At 0, drawing has no likelihood; 1 stands for it.
+        self.sampling = Sampling(1.0, self.config.later_temperature or 1.0, rows=recipe.reward.rows)
         loras = [weights.Scaled(config.start_lora)] if config.start_lora else []
         self.start = weights.load(weights.find(config.start) / "transformer", "transformer", loras)
         self._functions: tuple[Any, ...] = ()
@@ -110,7 +115,7 @@ class RewardTraining(TransformerTraining):
         if not isinstance(batch, Judged):
             return super().loss(model, batch, key)
         sequence, clip = lay_out(self.config, batch.windows), clip_slots(batch.windows)
-        scores, weight_BL = scored(model, sequence, clip)
+        scores, weight_BL = scored(model, sequence, clip, temperature_BL=self._temperatures(batch.windows))
         count = jnp.maximum(weight_BL.sum(), 1.0)
         gain = jnp.sum(weight_BL * batch.advantage_B[:, None] * scores.log_likelihood) / count
         less_BL = jnp.where(weight_BL > 0, batch.start_BL - scores.log_likelihood, 0)
@@ -119,6 +124,12 @@ class RewardTraining(TransformerTraining):
         value = self.reward.kl * divergence + self.reward.real * real - gain
         share = jnp.mean(batch.advantage_B != 0)
         return value, metrics | {"kl": divergence, "reward": jnp.mean(batch.reward_B), "judged_apart": share}
+
+    def _temperatures(self, windows: TokenBatch) -> Float[Array, "b l"]:
+        """The temperatures at which the windows' slots were drawn, by the number of their latent frames."""
+        _, _, height, width, _ = windows.tokens.shape
+        number_BL = in_order(windows.known) // (height * width) + jnp.asarray(windows.start)[:, None]
+        return temperatures(number_BL, self.sampling, self.config)
 
     def weight(self, batch: Any) -> jax.Array:
         return super().weight(batch.windows if isinstance(batch, Judged) else batch)
@@ -172,7 +183,7 @@ class RewardTraining(TransformerTraining):
         """The functions that generate and that keep, and the start's parameters on the mesh."""
         graph = nnx.split(nnx.eval_shape(lambda: new_model(self, self.recipe.train_transformer)), nnx.Param, ...)[0]
         start_graph = nnx.split(nnx.eval_shape(lambda: Transformer(self.config, rngs=nnx.Rngs(0))))[0]
-        group, rows = self.reward.group, self.reward.rows
+        group = self.reward.group
         batch = NamedSharding(mesh, BATCH)
 
         def draw(
@@ -181,7 +192,7 @@ class RewardTraining(TransformerTraining):
             groups = jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), batch)
             with on_mesh(mesh):
                 model = nnx.split(merged(nnx.merge(graph, params, buffers)))
-                return groups, self.rollouts.draw(*model, groups, seeds_B, rows)
+                return groups, self.rollouts.draw(*model, groups, seeds_B, self.sampling)
 
         def keep(
             params: nnx.State, groups: TokenBatch, tokens: jax.Array, chosen_B: jax.Array, *others_B: jax.Array
@@ -189,7 +200,8 @@ class RewardTraining(TransformerTraining):
             windows = jax.tree.map(lambda leaf: leaf[chosen_B], groups._replace(tokens=tokens))
             with on_mesh(mesh):
                 sequence, clip = lay_out(self.config, windows), clip_slots(windows)
-                scores, _ = scored(nnx.merge(start_graph, params), sequence, clip)
+                start, temperature_BL = nnx.merge(start_graph, params), self._temperatures(windows)
+                scores, _ = scored(start, sequence, clip, temperature_BL=temperature_BL)
             return windows, scores.log_likelihood, *others_B
 
         start = jax.device_put(self.start.params, shardings(self.start.params, mesh))

@@ -29,18 +29,23 @@ VALIDATION_SEED = 1
 
 
 def scored(
-    model: Transformer | LoRA, sequence: Sequence, clip: slice, seen_BLQ: Int[Array, "b l q"] | None = None
+    model: Transformer | LoRA,
+    sequence: Sequence,
+    clip: slice,
+    seen_BLQ: Int[Array, "b l q"] | None = None,
+    temperature_BL: Float[Array, "b l"] | None = None,
 ) -> tuple[Scores, Float[Array, "b l"]]:
     """The scores of a window's tokens, at its slots `clip`, and which of them count: 1 where generated, else 0.
 
-    `seen_BLQ`: the tokens in these slots that a head may copy; None: the true ones.
+    `seen_BLQ`: the tokens in these slots that a head may copy; None: the true ones. `temperature_BL`: those at which
+    they are drawn; None: 1.
     """
     model = merged(model)
     hidden, _ = model.run(sequence, None, 0)
     target_BLQ = sequence.target[:, clip]
     previous_BLQ = tokens_before(target_BLQ if seen_BLQ is None else seen_BLQ, sequence.previous[:, clip])
     near = Near(previous_BLQ, sequence.slower[:, clip])
-    scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, near)
+    scores = model.head.scores(model.norm(hidden[:, clip]), target_BLQ, near, temperature_BL)
     return scores, sequence.generated[:, clip].astype(jnp.float32)
 
 

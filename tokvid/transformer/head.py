@@ -1,7 +1,8 @@
 """Heads: from a slot's hidden state to its token. To add one: a class with this interface, chosen in `make_head`.
 
-Interface: `scores(hidden, target, near)` for training and likelihoods; `draw(hidden, choose, near)` for sampling,
-where `choose` turns the logits of one sub-code into ids. Only a head with `copies` reads `near`.
+Interface: `scores(hidden, target, near, temperature)` for training and likelihoods, those of what is drawn at a
+temperature where one is given; `draw(hidden, choose, near)` for sampling, where `choose` turns the logits of one
+sub-code into ids. Only a head with `copies` reads `near`.
 """
 
 import math
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tokvid.config import TransformerConfig
+from tokvid.config import Sampling, TransformerConfig
 from tokvid.nn.blocks import BlockShape, RMSNorm, SwiGLU, weight
 from tokvid.nn.products import compute_dtype, project
 from tokvid.sharding import constrain
@@ -43,6 +44,13 @@ class Scores(NamedTuple):
     log_likelihood: Float[Array, "b l"]
     normaliser: Float[Array, "b l"]
     right: Float[Array, "b l"]
+
+
+def temperatures(number_BL: Int[Array, "b l"], sampling: Sampling, config: TransformerConfig) -> Float[Array, "b l"]:
+    """The temperatures at which slots are drawn, by the numbers of their latent frames in the video."""
+    later = config.later_temperature if sampling.later_temperature is None else sampling.later_temperature
+    later = sampling.temperature if later is None else later
+    return jnp.where(number_BL == 0, jnp.float32(sampling.temperature), jnp.float32(later))
 
 
 def make_head(config: TransformerConfig, *, rngs: nnx.Rngs) -> "FlatHead | SubcodeHead":
@@ -84,9 +92,15 @@ class FlatHead(nnx.Module):
         logits_BLV = constrain(logits_BLV, "batch", "length", "vocabulary")
         return logits_BLV if near is None else _raised(self, logits_BLV, hidden_BLD, 0, near)
 
-    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l 1"], near: Near) -> Scores:
+    def scores(
+        self,
+        hidden_BLD: Float[Array, "b l d"],
+        target_BLQ: Int[Array, "b l 1"],
+        near: Near,
+        temperature_BL: Float[Array, "b l"] | None = None,
+    ) -> Scores:
         """The scores of the targets' only sub-code."""
-        return _scores(self.logits(hidden_BLD, near)[:, :, None], target_BLQ)
+        return _scores(self.logits(hidden_BLD, near)[:, :, None], target_BLQ, temperature_BL)
 
     def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> Int[Array, "b l 1"]:
         """The ids that `choose` draws from the logits."""
@@ -129,7 +143,13 @@ class SubcodeHead(nnx.Module):
         self.generated, self.subcodes, self.silent = G, config.subcodes, config.silent
         self.autoregressive, self.dtype = config.head == "autoregressive", config.dtype
 
-    def scores(self, hidden_BLD: Float[Array, "b l d"], target_BLQ: Int[Array, "b l q"], near: Near) -> Scores:
+    def scores(
+        self,
+        hidden_BLD: Float[Array, "b l d"],
+        target_BLQ: Int[Array, "b l q"],
+        near: Near,
+        temperature_BL: Float[Array, "b l"] | None = None,
+    ) -> Scores:
         """The scores of all generated sub-codes at once, each conditioned on the true ones before it."""
         x_BLQW = self._enter(hidden_BLD, near)
         if self.autoregressive:
@@ -139,7 +159,7 @@ class SubcodeHead(nnx.Module):
             x_BLQW += jnp.pad(jnp.cumsum(rows_BLQW, axis=2), ((0, 0), (0, 0), (1, 0), (0, 0)))
         x_BLQW = self._deepen(x_BLQW)
         logits = [self._logits(x_BLQW[:, :, q], q, near) for q in range(self.generated)]
-        return _scores(jnp.stack(logits, axis=2), target_BLQ[..., : self.generated])
+        return _scores(jnp.stack(logits, axis=2), target_BLQ[..., : self.generated], temperature_BL)
 
     def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> Int[Array, "b l q"]:
         """The ids that `choose` draws from the logits, one sub-code after another."""
@@ -210,7 +230,11 @@ def _raised(
     return logits_BLV
 
 
-def _scores(logits_BLQV: Float[Array, "b l q v"], target_BLQ: Int[Array, "b l q"]) -> Scores:
+def _scores(
+    logits_BLQV: Float[Array, "b l q v"], target_BLQ: Int[Array, "b l q"], temperature_BL: Float[Array, "b l"] | None
+) -> Scores:
+    if temperature_BL is not None:
+        logits_BLQV /= temperature_BL[..., None, None]
     normaliser_BLQ = jax.nn.logsumexp(logits_BLQV, axis=-1)
     chosen_BLQ = jnp.take_along_axis(logits_BLQV, target_BLQ[..., None], axis=-1)[..., 0]
     right_BLQ = chosen_BLQ >= jnp.max(logits_BLQV, axis=-1)
