@@ -212,7 +212,8 @@ def tiny_weights(make_weights) -> Path:
 @pytest.fixture(scope="session")
 def editing_weights(tiny_weights, tmp_path_factory) -> Path:
     """`tiny_weights`, as if trained to edit videos."""
-    tasks = ("text_to_video", "continuation", "restyle", "inpaint", "outpaint", "upscale", "variation", "animate")
+    tasks = ("text_to_video", "continuation", "infilling", "restyle", "inpaint", "outpaint", "upscale", "animate")
+    tasks += ("variation", "interpolation")
     return _trained_for(tasks, (0,), tiny_weights, tmp_path_factory.mktemp("editing") / "editing")
 
 

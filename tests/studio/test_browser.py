@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tokvid.io.media import write_image
+from tokvid.io.media import write_image, write_video
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("fastapi", reason="needs fastapi, of the extra studio")
@@ -281,6 +281,33 @@ def test_a_first_frame_for_an_edit(page, tmp_path):
     expect(page.locator("#stage").get_by_role("link", name="First frame")).to_be_visible()
     page.locator("#edit").get_by_role("group", name="First frame").get_by_role("button", name="Remove").click()
     expect(page.get_by_text("With a picture of how the first frame should look")).to_be_visible()
+
+
+def test_a_clip_gets_more_frames_and_a_loop(page, tmp_path):
+    write_video(tmp_path / "clip.mp4", np.full((6, 32, 32, 3), 90, np.uint8), 8)
+    page.get_by_role("button", name="Edit a video").click()
+    page.set_input_files("#source", tmp_path / "clip.mp4")
+    expect(page.get_by_text("clip.mp4, 32×32")).to_be_visible(timeout=PATIENCE)
+    page.get_by_label("Task").select_option("interpolation")
+    page.get_by_label("Times as many frames").select_option("4")
+    page.get_by_label("Draws").select_option("8")
+    page.locator("#edit").get_by_label("Size").select_option("16×16")
+    page.reload()
+    expect(page.get_by_label("Times as many frames")).to_have_value("4")
+    expect(page.get_by_label("Draws")).to_have_value("8")
+    generate(page)
+    finished(page)
+    expect(page.locator("#history .row").first).to_contain_text("Interpolate")
+    page.get_by_text("Generate it with the command line").click()
+    shell = page.locator("#stage pre").first
+    expect(shell).to_contain_text(re.compile("^tokvid interpolate source.mp4 .*--factor 4 --draws 8 --fps 8"))
+    expect(page.locator("#stage pre").last).to_contain_text('interpolate("source.mp4", prompt="", factor=4, draws=8')
+    page.get_by_label("Task").select_option("infilling")
+    expect(page.get_by_label("Draws")).to_have_count(0)
+    generate(page)
+    finished(page)
+    expect(page.locator("#history .row").first).to_contain_text("Loop")
+    expect(shell).to_contain_text(re.compile("^tokvid loop source.mp4 "))
 
 
 def test_a_picture_moves_along_a_drawn_path(page, tmp_path):

@@ -265,6 +265,41 @@ def test_a_picture_moves_along_a_track(client, files, editing_weights, tmp_path,
         assert (tmp_path / name).read_bytes() == client.get(f"/api/takes/{moved['id']}/files/mp4").content, name
 
 
+@pytest.mark.parametrize(
+    "task, own, verb, frames, fps",
+    [
+        ("interpolation", {"factor": 4, "draws": 2}, "interpolate", 37, 32),
+        ("interpolation", {}, "interpolate", 19, 16),
+        ("infilling", {}, "loop", None, 8),
+    ],
+)
+def test_a_clip_gets_more_frames_or_loops(
+    client, files, editing_weights, tmp_path, monkeypatch, task, own, verb, frames, fps
+):
+    """The command line and Python give the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    source = upload(client, "a.mp4", files[".mp4"]).json()["id"]
+    wish = {"weights": "editing", "task": task, "source": source, "prompt": "a star", "fps": 8, "seed": 3, "larger": 2}
+    answer = client.post("/api/edits", json=wish | own)
+    assert answer.status_code == 201, answer.text
+    take = wait(client, answer.json()["id"], "done")
+    assert take["fps"] == fps and take["size"] == [32, 32] and take["done"] == (frames or take["total"])
+    (tmp_path / "a.mp4").write_bytes(client.get(f"/api/uploads/{source}/file").content)
+    options = {**own, "fps": 8, "seed": 3, "larger": 2, "guidance": take["story"]["guidance"]}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    main([verb, "a.mp4", "--prompt", "a star", *words, "--weights", str(editing_weights), "--out", "own.mp4"])
+    getattr(tokvid.load(editing_weights), verb)("a.mp4", prompt="a star", **options).save("python.mp4")
+    for name in ("own.mp4", "python.mp4"):
+        assert (tmp_path / name).read_bytes() == client.get(f"/api/takes/{take['id']}/files/mp4").content, name
+
+
+def test_pictures_are_neither_interpolated_nor_looped(client, files):
+    source = upload(client, "a.png", files[".png"]).json()["id"]
+    for task, verb in (("interpolation", "interpolate"), ("infilling", "loop")):
+        answer = client.post("/api/edits", json={"weights": "editing", "task": task, "source": source})
+        assert f"{verb} needs a clip, a.png is a picture; choose a clip" in answer.json()["error"]["message"]
+
+
 def test_an_edit_without_a_guidance_scale_has_that_of_its_task(client, files):
     source = upload(client, "a.png", files[".png"]).json()["id"]
     for task in ("restyle", "inpaint"):
@@ -312,6 +347,10 @@ def test_a_first_frame_is_a_picture_and_is_kept(client, studio, files, monkeypat
         ({"larger": 5}, "larger"),
         ({"path": "/etc/passwd"}, "path"),
         ({"track": {"fps": 8, "points": [[[0, 0]]]}}, "track is not for task inpaint"),
+        ({"factor": 2}, "factor is not for task inpaint"),
+        ({"task": "infilling"}, "loop needs a clip"),
+        ({"task": "interpolation", "box": None, "factor": 65}, "factor"),
+        ({"task": "interpolation", "box": None, "draws": 0}, "draws"),
         ({"task": "animate"}, "box is not for task animate"),
         ({"task": "animate", "box": None}, "animate needs a track"),
         ({"task": "animate", "box": None, "track": [0, 0]}, "track"),

@@ -24,7 +24,7 @@ from tokvid.io.files import write_json, write_text
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.story import story_text
 from tokvid.studio.records import FILES, FRAMES
-from tokvid.studio.worlds import ANIMATE
+from tokvid.studio.worlds import VERBS
 
 MOST_WINDOWS = 1 << 28  # bytes of kept windows; beyond, they are forgotten
 Tell = Callable[[dict[str, Any]], None]
@@ -154,9 +154,12 @@ class Maker:
             return self._world.stream(order["story"], windows=kept, larger=order["larger"], **opening)
         settings = {**order["story"], **order["own"]}
         (segment,), (source,) = settings.pop("segments"), opening.values()
-        if order["task"] in ANIMATE:
-            return self._world.animate.stream(source, segment["prompt"], **settings)
-        return self._world.edit.stream(source, order["task"], segment["prompt"], larger=order["larger"], **settings)
+        if order["larger"] > 1:
+            settings["larger"] = order["larger"]
+        if order["task"] in VERBS:
+            method = getattr(self._world, VERBS[order["task"]].method)
+            return method.stream(source, prompt=segment["prompt"], **settings)
+        return self._world.edit.stream(source, order["task"], segment["prompt"], **settings)
 
     def _save(self, run: int, place: Path, stream: "tokvid.Stream", total: int) -> list[str]:
         """Writes the video to all files that it fits into; returns their keys."""

@@ -19,11 +19,12 @@ from tokvid.api.edited import check_larger, check_own
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.tracks import load_track
+from tokvid.sampling.levels import MOST_DRAWS, MOST_TIMES
 from tokvid.studio.guard import Guard, problem
 from tokvid.studio.jobs import Queue
 from tokvid.studio.records import ENDED, FILES, FRAMES, RUNNING, Records, Take, Upload
 from tokvid.studio.uploads import MOST_UPLOAD, receive
-from tokvid.studio.worlds import ANIMATE, World
+from tokvid.studio.worlds import VERBS, World
 
 MOST_SECONDS = 600.0  # of a story
 MOST_WAITING = 50
@@ -31,7 +32,7 @@ MOST_LISTED = 40
 MOST_SINGLE = 12  # takes of single scenes that are kept
 MOST_FRAME_BYTES = 1 << 22  # in one answer
 
-OWN = ("box", "canvas", "times", "strength", "first", "track")  # settings of single tasks
+OWN = ("box", "canvas", "times", "strength", "first", "track", "factor", "draws")  # settings of single tasks
 
 Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -82,9 +83,9 @@ class Wish(Body):
 
 
 class Edit(Body):
-    """An upload to be edited by a task, or to be animated.
+    """An upload to be edited by a task, animated, interpolated or made to loop.
 
-    The last fields are the settings of single tasks, as in `World.edit` and `World.animate`.
+    The last fields are the settings of single tasks, as in `World.edit`, `animate` and `interpolate`.
     """
 
     weights: str
@@ -100,6 +101,8 @@ class Edit(Body):
     strength: Finite | None = None
     first: Id | None = None
     track: dict[str, Any] | None = None
+    factor: Annotated[int, pydantic.Field(ge=2, le=MOST_TIMES)] | None = None
+    draws: Annotated[int, pydantic.Field(ge=1, le=MOST_DRAWS)] | None = None
     larger: Larger = 1
 
 
@@ -222,18 +225,19 @@ async def make(wish: Wish, studio: Here) -> dict[str, Any]:
 
 @router.post("/edits", status_code=201)
 async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
-    """Adds an edit of an upload, or its animation, to the queue."""
+    """Adds an edit of an upload, or its animation, interpolation or loop, to the queue."""
     world, upload = studio.world(wish.weights), studio.upload(wish.source)
     own = {name: value for name in OWN if (value := getattr(wish, name)) is not None}
-    if wish.task in ANIMATE:
-        _check_track(upload, own)
+    if wish.task in VERBS:
+        _check_verb(wish.task, upload, own)
     else:
         check_own(wish.task, own)
     if wish.task not in world.tasks:
         others = f", only for {', '.join(world.tasks)}" if world.tasks else ""
         raise UserError(f"{wish.weights} was not trained for {wish.task}{others}; choose other weights")
     if wish.first is None:
-        check_larger(wish.task, wish.larger)
+        if wish.task not in VERBS or not VERBS[wish.task].larger:
+            check_larger(wish.task, wish.larger)
     elif (first := studio.upload(wish.first)).kind != "picture":
         raise UserError(f"the first frame should be a picture, {first.name} is a clip; choose a picture")
     guidance = world.facts()["tasks"][wish.task]["guidance"] if wish.guidance is None else wish.guidance
@@ -243,13 +247,16 @@ async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
     return studio.summary(studio.enqueue(**asked, task=wish.task, own=own))
 
 
-def _check_track(upload: Upload, own: dict[str, Any]) -> None:
-    """UserError where an upload can't be animated with these settings."""
-    if upload.kind != "picture":
-        raise UserError(f"animate needs a picture, {upload.name} is a clip; choose a picture")
+def _check_verb(task: str, upload: Upload, own: dict[str, Any]) -> None:
+    """UserError where one of VERBS can't be done with this upload and these settings."""
+    verb, needed = VERBS[task], "picture" if task == "animate" else "clip"
+    if upload.kind != needed:
+        raise UserError(f"{verb.method} needs a {needed}, {upload.name} is a {upload.kind}; choose a {needed}")
     for name in own:
-        if name != "track":
-            raise UserError(f"{name} is not for task animate; leave it out")
+        if name not in verb.settings:
+            raise UserError(f"{name} is not for task {task}; leave it out")
+    if task != "animate":
+        return
     if not own:
         raise UserError('animate needs a track, as {"fps": 8, "points": [[[0.2, 0.5]], [[0.25, 0.5]]]}')
     if (seconds := len(load_track(own["track"], 1.0))) > MOST_SECONDS:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokvid import weights
 from tokvid.config import GUIDANCE
@@ -13,9 +13,24 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.story import Story, defaults_of, load_story
 from tokvid.tasks.tasks import TASKS, keeps_pixels, trained_tasks
 
-ANIMATE = {"animate": ("track",)}  # a task that is no edit of a video, and what it asks for
 MOST_WORDS = 120  # that are listed
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
+
+
+class Verb(NamedTuple):
+    """A method of a world other than `edit`, its own settings, and whether its videos may be larger."""
+
+    method: str
+    settings: tuple[str, ...] = ()
+    larger: bool = True
+
+
+# The tasks that the page offers beside edits, or does otherwise.
+VERBS = {
+    "animate": Verb("animate", ("track",), larger=False),
+    "interpolation": Verb("interpolate", ("factor", "draws")),
+    "infilling": Verb("loop"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +64,8 @@ class World:
             "tasks": {
                 name: {
                     "help": TASKS[name].help,
-                    "settings": ANIMATE.get(name, TASKS[name].settings),
-                    "larger": keeps_pixels(name),
+                    "settings": VERBS[name].settings if name in VERBS else TASKS[name].settings,
+                    "larger": VERBS[name].larger if name in VERBS else keeps_pixels(name),
                     "guidance": scene["guidance"] if defaults_of(name)[0] == GUIDANCE else defaults_of(name)[0],
                 }
                 for name in self.tasks
@@ -65,9 +80,9 @@ class World:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks of `tokvid edit` and `tokvid animate` that they were trained for."""
+        """The tasks of `tokvid edit`, and of VERBS, that they were trained for."""
         known = trained_tasks(self._about)
-        return [name for name, task in TASKS.items() if (task.edits or name in ANIMATE) and name in known]
+        return [name for name, task in TASKS.items() if (task.edits or name in VERBS) and name in known]
 
     @property
     def _about(self) -> dict[str, Any]:

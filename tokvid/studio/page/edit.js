@@ -101,7 +101,16 @@ function number(object, name, low, high, step, hint, onchange = actions.changeEd
 }
 
 // What single tasks ask for.
-const OWN = { first, box, canvas, times, strength, track };
+const OWN = {
+  first,
+  box,
+  canvas: (edit) => chosen(edit, "canvas", CANVASES),
+  times: (edit) => chosen(edit, "times", [2, 4, 8]),
+  strength,
+  track,
+  factor: (edit) => chosen(edit, "factor", [2, 4, 8]),
+  draws: (edit) => chosen(edit, "draws", [1, 4, 8, 16]),
+};
 
 // The first frame as it should look, where there is one.
 function first(edit) {
@@ -166,14 +175,10 @@ function track(edit, world) {
   return h("div.boxed", { "data-missing": "path_missing" }, h("p.hint", {}, t("path_hint")), canvas, h("div.numbers", {}, ...labels));
 }
 
-function canvas(edit) {
-  const select = h("select", { onchange: () => ((edit.canvas = select.value), actions.changeEdit()) }, ...options(CANVASES, edit.canvas));
-  return h("label.stacked", {}, h("span", {}, t("canvas")), select);
-}
-
-function times(edit) {
-  const select = h("select", { onchange: () => ((edit.times = Number(select.value)), actions.changeEdit()) }, ...options([2, 4, 8], edit.times));
-  return h("label.stacked", {}, h("span", {}, t("times")), select);
+function chosen(edit, name, values) {
+  const change = () => ((edit[name] = values[select.selectedIndex]), actions.changeEdit());
+  const select = h("select", { onchange: change }, ...options(values, edit[name]));
+  return h("label.stacked", {}, h("span", {}, t(name)), select);
 }
 
 function strength(edit) {

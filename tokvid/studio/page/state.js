@@ -58,7 +58,7 @@ export const noBox = () => [null, null, null, null];
 
 export function newEdit(world) {
   const [task, about] = Object.entries(world.tasks)[0] ?? ["", world.defaults];
-  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: noBox(), canvas: "16:9", times: 2, strength: 0.5, first: null, path: [], seconds: 3, larger: 1 };
+  return { task, source: null, prompt: "", fps: world.defaults.fps, guidance: about.guidance, seed: 1, box: noBox(), canvas: "16:9", times: 2, strength: 0.5, factor: 2, draws: 1, first: null, path: [], seconds: 3, larger: 1 };
 }
 
 // An edit as it was asked for, with its uploads.
