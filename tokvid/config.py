@@ -29,6 +29,12 @@ def _at_least(config: Any, least: int, *names: str) -> None:
             raise UserError(f"{name} should be {least} or more, got {value}")
 
 
+def check_guidance(guidance: float) -> None:
+    """UserError for a guidance scale below 0 (away from the text) or above 100 (a single code has all probability)."""
+    if not 0 <= guidance <= 100:
+        raise UserError(f"guidance should be 0 to 100 (1 disables it), got {guidance}")
+
+
 def _check_temperature(name: str, value: float | None) -> None:
     """UserError for a temperature at which nothing can be drawn."""
     if value is not None and not (value == 0 or LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE):
@@ -248,11 +254,13 @@ class RewardConfig:
     rows: int = 0  # drawn at once, as `layouts.rows`; not all rows, whose rounds have no likelihood
     group: int = 16  # videos generated for each prompt
     kept: int = 8  # of a group are trained on, half with the lowest rewards and half with the highest
+    guidance: float = 1.0  # of every second video of a group; 1: none, all are the model's own
     kl: float = 0.05  # weight of the divergence from the start, per token
     real: float = 0.2  # weight of the cross-entropy of the real windows, which keeps their likelihood
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "rows", "kl", "real")
+        check_guidance(self.guidance)
         if not 2 <= self.kept <= self.group:
             raise UserError(f"kept should be 2 to group ({self.group}), got {self.kept}")
 
@@ -381,12 +389,6 @@ def check_seed(seed: int) -> None:
     """UserError for a seed of more than 32 bits, which JAX would silently cut."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
-
-
-def check_guidance(guidance: float) -> None:
-    """UserError for a guidance scale below 0 (away from the text) or above 100 (a single code has all probability)."""
-    if not 0 <= guidance <= 100:
-        raise UserError(f"guidance should be 0 to 100 (1 disables it), got {guidance}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -255,12 +255,13 @@ def test_without_a_prompt_the_reward_of_shapes_compares_with_the_real_video():
     assert rewards[2] < rewards[1] and rewards[3] == 0
 
 
-def judged_batch(workdir, task, rows, later=None):
+def judged_batch(workdir, task, rows, later=None, **reward):
     """A training from the start, and its first batch."""
+    reward = {"group": 3, "kept": 2} | reward
     recipe = dataclasses.replace(
         RECIPE,
         transformer=dataclasses.replace(RECIPE.transformer, later_temperature=later),
-        reward=RewardConfig("shapes", (task,), rows, group=3, kept=2),
+        reward=RewardConfig("shapes", (task,), rows, **reward),
         train_transformer=dataclasses.replace(RECIPE.train_transformer, batch=4, start=str(workdir / "start")),
     )
     cache = open_token_cache(workdir, recipe)
@@ -272,6 +273,12 @@ def judged_batch(workdir, task, rows, later=None):
     judged = training.prepare(shard_batch(next(batches), mesh), state, mesh)
     batches.close()
     return training, judged
+
+
+def start_of(training):
+    """The transformer that a training starts from."""
+    graph = nnx.split(nnx.eval_shape(lambda: Transformer(training.config, rngs=nnx.Rngs(0))))[0]
+    return nnx.merge(graph, training.start.params)
 
 
 @pytest.mark.parametrize("task, rows", [("text_to_video", 0), ("image_to_video", 1), ("inpaint", 0)])
@@ -286,6 +293,23 @@ def test_generated_windows_keep_what_is_known(workdir, task, rows):
     assert (np.asarray(judged.windows.stride) == max(1, 2 * rows)).all()
 
 
+def test_every_second_video_of_a_group_is_drawn_with_guidance(workdir, monkeypatch):
+    """The others are the model's own, whose rewards are logged, and whose divergence from the start counts."""
+    monkeypatch.setattr(Judge, "judge", lambda self, tokens_BTHWQ, *others: np.arange(len(tokens_BTHWQ), dtype=float))
+    (_, own), (training, guided) = (
+        judged_batch(workdir, "text_to_video", 0, group=4, kept=4, guidance=scale) for scale in (1.0, 20.0)
+    )
+    same_B = (np.asarray(own.windows.tokens) == np.asarray(guided.windows.tokens)).all(axis=(1, 2, 3, 4))
+    assert same_B.tolist() == [True, False, True, False]
+    assert own.reward_B.tolist() == [1.5] * 4 and guided.reward_B.tolist() == [1.0] * 4
+    assert own.own_B.tolist() == [1] * 4 and guided.own_B.tolist() == [1, 0, 1, 0]
+    assert guided.advantage_B.tolist() == own.advantage_B.tolist()
+    model = start_of(training)
+    for number, far in ((0, True), (1, False)):
+        moved = guided._replace(start_BL=guided.start_BL.at[number].add(2.0))
+        assert (float(training.loss(model, moved, None)[1]["kl"]) > 0.1) == far
+
+
 @pytest.mark.parametrize("later, random", [(None, True), (1e-3, False), (0.0, True)])
 @pytest.mark.parametrize("task", ["text_to_video", "inpaint"])
 def test_later_frames_are_drawn_and_scored_at_the_weights_own_temperature(workdir, task, later, random):
@@ -297,6 +321,5 @@ def test_later_frames_are_drawn_and_scored_at_the_weights_own_temperature(workdi
     first_BL = order_BL < math.prod(RECIPE.transformer.grid)
     assert -10 < likelihood_BL[new_BL & first_BL].mean() < -0.5
     assert (likelihood_BL[new_BL & ~first_BL].mean() < -0.5) == random
-    graph = nnx.split(nnx.eval_shape(lambda: Transformer(training.config, rngs=nnx.Rngs(0))))[0]
-    value, metrics = training.loss(nnx.merge(graph, training.start.params), judged, None)
+    value, metrics = training.loss(start_of(training), judged, None)
     assert np.isfinite(value) and float(metrics["kl"]) == pytest.approx(0, abs=1e-4)

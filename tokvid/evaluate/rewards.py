@@ -100,20 +100,26 @@ class Judge:
         self._tokenizer, self._text = tokenizer, text
 
     def draw(
-        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, sampling: Sampling
+        self,
+        graph: nnx.GraphDef,
+        params: nnx.State,
+        windows: TokenBatch,
+        seeds_B: jax.Array,
+        sampling: Sampling,
+        guidance_B: np.ndarray,
     ) -> jax.Array:
-        """See `Rollouts`. Without guidance, whose gradient would be another."""
+        """See `Rollouts`."""
         batch, frames, *grid, _ = windows.tokens.shape
         known = jnp.min(jnp.sum(windows.known, axis=(1, 2, 3)))
         request = Request(
             windows,
             jnp.full_like(windows.text, -1),
             jax.vmap(jax.random.key)(seeds_B),
-            jnp.ones((batch, frames)),
+            jnp.broadcast_to(guidance_B[:, None], (batch, frames)),
             known.astype(jnp.int32),
             (frames * math.prod(grid) - known).astype(jnp.int32),
         )
-        return generate(graph, params, request, sampling=sampling, guided=False)
+        return generate(graph, params, request, sampling=sampling, guided=bool((guidance_B != 1).any()))
 
     def judge(
         self, tokens_BTHWQ: np.ndarray, real_BTHWQ: np.ndarray, fps_B: np.ndarray, text_BL: np.ndarray

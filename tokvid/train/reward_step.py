@@ -3,6 +3,9 @@
 For each prompt, and whatever else its task is given, a group of windows is generated and judged. They are drawn without
 guidance, from the model's own distribution, but later latent frames at the temperature that the weights name for them:
 what goes wrong at another only is not worth mending. The gradient is that of the distribution they are drawn from.
+Every second one may be drawn with guidance (`reward.guidance`), which is right more often: the others learn from it
+(as from a better policy in Yan et al. 2025, "Learning to reason under off-policy guidance"; without the ratio of
+probabilities, so this part is biased towards what guidance draws).
 They begin a video each, so that they can be decoded without what came before. A sample's advantage is its reward
 relative to its group's, so that no value network is needed, in units of the batch's spread: in units of each group's
 own, groups that differ by next to nothing would count as much as the others (Liu et al. 2025, "Understanding
@@ -47,7 +50,13 @@ class Rollouts(Protocol):
     """Generates and judges windows. It comes from outside, as `train` doesn't import `sampling`."""
 
     def draw(
-        self, graph: nnx.GraphDef, params: nnx.State, windows: TokenBatch, seeds_B: jax.Array, sampling: Sampling
+        self,
+        graph: nnx.GraphDef,
+        params: nnx.State,
+        windows: TokenBatch,
+        seeds_B: jax.Array,
+        sampling: Sampling,
+        guidance_B: np.ndarray,
     ) -> Int[Array, "b t h w q"]:
         """The windows' tokens: known ones, and the others generated anew. Traced by JAX."""
         ...
@@ -60,11 +69,12 @@ class Rollouts(Protocol):
 
 
 class Judged(NamedTuple):
-    """A batch for the loss: generated windows, their advantages, rewards and log-likelihoods (B, L) under the start's
-    parameters; and the real windows of the same prompts, fewer."""
+    """A batch for the loss: generated windows, their advantages, whether each is the model's own (1, else 0), rewards
+    and log-likelihoods (B, L) under the start's parameters; and the real windows of the same prompts, fewer."""
 
     windows: TokenBatch
     advantage_B: Any
+    own_B: Any
     reward_B: Any
     start_BL: Any
     real: TokenBatch
@@ -106,6 +116,7 @@ class RewardTraining(TransformerTraining):
         self._rewarded = dataclasses.replace(cache, layouts=rewarded_layouts(recipe))
         # At 0, drawing has no likelihood; 1 stands for it.
         self.sampling = Sampling(1.0, self.config.later_temperature or 1.0, rows=recipe.reward.rows)
+        self._guidance = np.resize([1.0, self.reward.guidance], self.reward.group)  # of each video of a group
         loras = [weights.Scaled(config.start_lora)] if config.start_lora else []
         self.start = weights.load(weights.find(config.start) / "transformer", "transformer", loras)
         self._functions: tuple[Any, ...] = ()
@@ -118,8 +129,10 @@ class RewardTraining(TransformerTraining):
         scores, weight_BL = scored(model, sequence, clip, temperature_BL=self._temperatures(batch.windows))
         count = jnp.maximum(weight_BL.sum(), 1.0)
         gain = jnp.sum(weight_BL * batch.advantage_B[:, None] * scores.log_likelihood) / count
-        less_BL = jnp.where(weight_BL > 0, batch.start_BL - scores.log_likelihood, 0)
-        divergence = jnp.sum(jnp.exp(less_BL) - less_BL - 1) / count  # unbiased and never negative (Schulman's k3)
+        # Unbiased and never negative (Schulman's k3), for the model's own windows; for others it would be neither.
+        own_BL = weight_BL * batch.own_B[:, None]
+        less_BL = jnp.where(own_BL > 0, batch.start_BL - scores.log_likelihood, 0)
+        divergence = jnp.sum(jnp.exp(less_BL) - less_BL - 1) / jnp.maximum(own_BL.sum(), 1.0)
         real, metrics = super().loss(model, batch.real, key)
         value = self.reward.kl * divergence + self.reward.real * real - gain
         share = jnp.mean(batch.advantage_B != 0)
@@ -136,7 +149,8 @@ class RewardTraining(TransformerTraining):
 
     def flops(self) -> float:
         # Beside the update, the start reads the trained samples, and generating costs a forward pass each.
-        return super().flops() * (1 + (1 + self.reward.group / self.reward.kept) / TRAINING)
+        generating = self.reward.group / self.reward.kept * (1 + (self.reward.guidance != 1))
+        return super().flops() * (1 + (1 + generating) / TRAINING)
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config, threads = self.recipe.train_transformer, self.recipe.data.threads
@@ -158,11 +172,13 @@ class RewardTraining(TransformerTraining):
         advantage_PK = reward_PK - reward_PK.mean(axis=1, keepdims=True)
         advantage_PK = np.where(reward_PK.std(axis=1, keepdims=True) < LEAST_SPREAD, 0, advantage_PK)
         advantage_PK /= max(advantage_PK.std(), LEAST_SPREAD)
+        own_G = self._guidance == 1
+        own_PK, reward_P = own_G[kept_PK].astype(np.float32), reward_PG[:, own_G].mean(axis=1)
         chosen_B = (np.arange(prompts)[:, None] * group + kept_PK).ravel()
-        windows, start_BL, advantage_B, reward_B = keep(
-            start, groups, tokens_BTHWQ, chosen_B, advantage_PK.ravel(), reward_PG.mean(axis=1).repeat(kept)
+        windows, start_BL, advantage_B, own_B, reward_B = keep(
+            start, groups, tokens_BTHWQ, chosen_B, advantage_PK.ravel(), own_PK.ravel(), reward_P.repeat(kept)
         )
-        return Judged(windows, advantage_B, reward_B, start_BL, batch)
+        return Judged(windows, advantage_B, own_B, reward_B, start_BL, batch)
 
     def _judged(self, tokens_BTHWQ: jax.Array, windows: TokenBatch) -> np.ndarray:
         """The rewards, the same in all processes, each of which judges a part. UserError in all where one fails."""
@@ -183,7 +199,7 @@ class RewardTraining(TransformerTraining):
         """The functions that generate and that keep, and the start's parameters on the mesh."""
         graph = nnx.split(nnx.eval_shape(lambda: new_model(self, self.recipe.train_transformer)), nnx.Param, ...)[0]
         start_graph = nnx.split(nnx.eval_shape(lambda: Transformer(self.config, rngs=nnx.Rngs(0))))[0]
-        group = self.reward.group
+        group, guidance_G = self.reward.group, self._guidance
         batch = NamedSharding(mesh, BATCH)
 
         def draw(
@@ -192,7 +208,8 @@ class RewardTraining(TransformerTraining):
             groups = jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), batch)
             with on_mesh(mesh):
                 model = nnx.split(merged(nnx.merge(graph, params, buffers)))
-                return groups, self.rollouts.draw(*model, groups, seeds_B, self.sampling)
+                guidance_B = np.tile(guidance_G, len(batch.start))
+                return groups, self.rollouts.draw(*model, groups, seeds_B, self.sampling, guidance_B)
 
         def keep(
             params: nnx.State, groups: TokenBatch, tokens: jax.Array, chosen_B: jax.Array, *others_B: jax.Array
