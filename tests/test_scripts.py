@@ -194,6 +194,7 @@ def test_all_of_it_at_the_smallest_size(tmp_path):
         ("flat_memory.py --frames 200 400", "400 frames: "),
         ("ladder.py --samples 4", "token by token"),
         ("many.py --clips 2 --seconds 1 --rounds 1", '"batch": 8'),
+        ("guesses.py --seconds 1 --rounds 1", '"slots": 4'),
         ("bench.py --quick --config configs/shapes64.py", "decoding"),
         ("overhead.py --steps 3 --rounds 1", "checkpoint"),
         ("compare/timeless.py numbered inspect shapes", "transformer"),

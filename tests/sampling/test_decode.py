@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from tokvid.config import Sampling, TransformerConfig
+from tokvid.sampling import decode
 from tokvid.sampling.decode import Request, generate, generate_means
 from tokvid.sampling.methods import guide
 from tokvid.transformer.head import Near
@@ -145,7 +146,9 @@ def plain(model, guidance_B, count):
             model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q], near)
             return jnp.concatenate(every, axis=1)  # guidance is of (B, L, V)
 
-        guided = guide(seen(batch), seen(batch._replace(text=empty)), jnp.asarray(guidance_B))
+        every_BLV = seen(batch)
+        scale_BL = jnp.broadcast_to(jnp.asarray(guidance_B)[:, None], every_BLV.shape[:2])
+        guided = guide(every_BLV, seen(batch._replace(text=empty)), scale_BL)
         return guided.reshape(len(guidance_B), -1, count, guided.shape[-1]).swapaxes(1, 2)
 
     return lambda batch, ids_BLQ: np.asarray(logits(batch, ids_BLQ))
@@ -389,8 +392,67 @@ def test_samples_may_know_different_numbers_of_tokens(any_models, batch, rows, g
         np.testing.assert_array_equal(together[i][known_BTHW[i]], tokens[i][known_BTHW[i]])
 
 
-def test_one_program_serves_any_number_of_known_tokens(any_models, batch, together):
+@pytest.fixture
+def guessing(monkeypatch):
+    """`guessing(width)` guesses tokens of as many slots at once, whatever the device; 1: none."""
+
+    def guess(width):
+        monkeypatch.setattr(decode, "AHEAD", {})
+        monkeypatch.setattr(decode, "AHEAD_ELSEWHERE", width)
+        for each in (generate, generate_means):
+            each.clear_cache()
+
+    yield guess
+    generate.clear_cache()
+    generate_means.clear_cache()
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("known", ["none", "frame", "frames", "hole", "most"])
+def test_tokens_are_the_same_however_many_are_guessed(any_models, batch, guessing, known, samples):
+    """At temperature 1, guided, with the slower video, from nothing, around a hole, and where a step would pass the
+    window's end."""
+    rng, known_THW = np.random.default_rng(9), np.zeros((4, 2, 2), bool)
+    known_THW[: {"none": 0, "frame": 1, "frames": 2, "hole": 4, "most": 3}[known]] = True
+    known_THW[1:, 0] &= known != "hole"
+    known_THW[3, 0] |= known == "most"
+    ids = rng.integers(30, size=batch.tokens.shape).astype(np.int32)
+    slower = Clip(ids[::-1], batch.start // 2, batch.fps / 2, np.zeros(3, np.int32))
+    windows = jax.tree.map(lambda field: field[:samples], batch._replace(tokens=ids, conditions=(slower,)))
+    how = {"sampling": Sampling(temperature=1, later_temperature=0.5), "known": known_THW}
+    made = []
+    for width in (1, 5 * samples, 16 * samples):
+        guessing(width)
+        made.append(make(any_models, windows, range(samples), (2.0,) * samples, **how))
+    np.testing.assert_array_equal(made[1], made[0])
+    np.testing.assert_array_equal(made[2], made[0])
+
+
+def test_guessing_takes_fewer_steps_and_keeps_mean_latents(any_models, batch, guessing, monkeypatch):
+    steps, run = [], decode._Drawer._run
+
+    def counted(self, cache, place, input_BLQ):
+        jax.debug.callback(lambda: steps.append(input_BLQ.shape[1]))
+        return run(self, cache, place, input_BLQ)
+
+    monkeypatch.setattr(decode._Drawer, "_run", counted)
+    latents_VC = np.random.default_rng(5).normal(size=(any_models.transformer.config.vocabulary, 3)).astype(np.float32)
+    taken, every = [], []
+    for width in (1, 4):
+        guessing(width)
+        steps.clear()
+        every.append(make(any_models, only(batch, 0), [1], [1.0], sampling=GREEDY, latents=latents_VC))
+        jax.effects_barrier()
+        assert set(steps) == {width}
+        taken.append(len(steps))
+    assert taken[0] == 12 > taken[1], taken
+    np.testing.assert_array_equal(every[0][0], every[1][0])
+    np.testing.assert_allclose(every[0][1], every[1][1], atol=1e-5)
+
+
+def test_one_program_serves_any_number_of_known_tokens(any_models, batch):
     """A new box of inpainting, or another context, compiles nothing."""
+    make(any_models, batch)
     before = generate._cache_size()
     make(any_models, batch, known=(True, True, False, False))
     make(any_models, batch, known=(False, False, False, False), frames=2)

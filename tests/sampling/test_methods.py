@@ -43,7 +43,7 @@ def expected_shares(logits_V, sampling):
 def test_draws_are_shared_out_as_they_should_be(sampling):
     draws = 4000
     keys_B = jax.random.split(jax.random.key(1), draws)
-    ids_BL = draw(keys_B, jnp.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), sampling)
+    ids_BL = draw(keys_B[:, None], jnp.broadcast_to(LOGITS_V, (draws, 1, len(LOGITS_V))), sampling)
     found_V = np.bincount(np.asarray(ids_BL).ravel(), minlength=len(LOGITS_V)) / draws
     wanted_V = expected_shares(LOGITS_V, sampling)
     np.testing.assert_allclose(found_V, wanted_V, atol=0.03)
@@ -52,8 +52,10 @@ def test_draws_are_shared_out_as_they_should_be(sampling):
 
 def test_temperature_zero_takes_the_likeliest():
     logits_BLV = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
-    keys_B = jax.random.split(jax.random.key(0), 5)
-    np.testing.assert_array_equal(draw(keys_B, jnp.asarray(logits_BLV), Sampling(temperature=0)), logits_BLV.argmax(-1))
+    keys_BL = jax.random.split(jax.random.key(0), (5, 3))
+    np.testing.assert_array_equal(
+        draw(keys_BL, jnp.asarray(logits_BLV), Sampling(temperature=0)), logits_BLV.argmax(-1)
+    )
 
 
 def test_the_likeliest_code_is_always_kept():
@@ -65,8 +67,8 @@ def test_the_likeliest_code_is_always_kept():
 
 def test_guidance_scales_what_the_text_changes():
     conditional, unconditional = np.random.default_rng(0).normal(size=(2, 4, 1, 5)).astype(np.float32)
-    scale_B = np.array([0.0, 1.0, 2.0, 7.5], np.float32)
-    guided = np.asarray(guide(*map(jnp.asarray, (conditional, unconditional, scale_B))))
+    scale_BL = np.array([[0.0], [1.0], [2.0], [7.5]], np.float32)
+    guided = np.asarray(guide(*map(jnp.asarray, (conditional, unconditional, scale_BL))))
     np.testing.assert_allclose(guided[0], unconditional[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(guided[1], conditional[1])
     np.testing.assert_allclose(guided[2], 2 * conditional[2] - unconditional[2], rtol=1e-5, atol=1e-5)
@@ -77,14 +79,14 @@ def test_limited_guidance_leaves_a_rare_code_rare_and_lowers_others():
     """Nothing, an object that the text names, and another one: all three rare but nothing."""
     conditional = jnp.log(jnp.array([[[0.98, 0.0199, 0.0001]]]))
     unconditional = jnp.log(jnp.array([[[0.98, 0.0005, 0.0195]]]))
-    scale_B = jnp.array([3.0])
+    scale_BL = jnp.array([[3.0]])
     free, limited = (
-        jax.nn.softmax(guide(conditional, unconditional, scale_B, limit))[0, 0] for limit in (None, jnp.ones(1))
+        jax.nn.softmax(guide(conditional, unconditional, scale_BL, limit))[0, 0] for limit in (None, jnp.ones((1, 1)))
     )
     assert free[1] > 0.96 and free[2] < 1e-6
     assert limited[1] / limited[0] == pytest.approx(np.e * 0.0199 / 0.98, rel=1e-4) and limited[2] < 1e-6
     sure = jnp.log(jnp.array([[[0.1, 0.6, 0.3]]]))  # where the named object is likeliest, it is raised as ever
-    raised = [guide(sure, unconditional, scale_B, limit) for limit in (None, jnp.ones(1))]
+    raised = [guide(sure, unconditional, scale_BL, limit) for limit in (None, jnp.ones((1, 1)))]
     np.testing.assert_allclose(*(jax.nn.softmax(each)[0, 0] for each in raised), rtol=1e-5)
 
 

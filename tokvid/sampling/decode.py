@@ -14,13 +14,34 @@ from jaxtyping import Array, Float, Int, Key, Num
 from tokvid.config import Sampling
 from tokvid.nn.cache import KVCache
 from tokvid.sampling.methods import draw, guide, surest
+from tokvid.sharding import platform
 from tokvid.transformer.head import Near, temperatures
 from tokvid.transformer.layout import NOTHING, Sequence, in_order, lay_out, schedule, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch
 
-# The cache; the tokens (B, L, Q) generated so far, and the mean latents (B, L, Q, C) of what each could have been.
-Carry = tuple[KVCache, jax.Array, jax.Array]
+# The slots that a step runs where tokens are drawn one by one, of all samples together, but one of each at least. A CPU
+# computes few at a time; where a step takes as long whatever it runs, more of them cost nothing.
+AHEAD = {"cpu": 4}
+AHEAD_ELSEWHERE = 8
+SOME, MANY = 0.25, 0.45  # shares of guesses that are right: below SOME, a step runs one slot until they are MANY
+RECENT = 0.1  # weight of the last step in this share
+
+
+class Carry(NamedTuple):
+    """What the loops carry: the cache, and a window in the order of its slots.
+
+    tokens (B, L, Q): those before `place` are known or generated, those before `guessed` what the last step drew there,
+    given a token that was another one. means (B, L, Q, C): the mean latents of what each could have been. right: the
+    share of guesses that were right lately.
+    """
+
+    cache: KVCache
+    tokens: Int[Array, "b l q"]
+    means: Float[Array, "b l q c"]
+    place: Int[Array, ""]
+    guessed: Int[Array, ""]
+    right: Float[Array, ""]
 
 
 class Request(NamedTuple):
@@ -126,29 +147,36 @@ def _filled(
     limit_BL = jnp.where(number_BL == 0, sampling.guidance_limit, jnp.inf) if sampling.guidance_limit else None
     chance = (request.keys_B, scales, temperatures(number_BL, sampling, model.config), limit_BL)
     drawer = _Drawer(model, sequence, layers, *chance, known, sampling, latents_VC, request.forced)
-    none_BLQ = jnp.zeros((B, T * H * W, Q), jnp.int32)
-    carry = prefill(model, sequence, layers), none_BLQ, jnp.zeros((*none_BLQ.shape, latents_VC.shape[-1]))
+    target_BLQ = sequence.target[:: 2 if guided else 1, -T * H * W :]
+    carry = Carry(prefill(model, sequence, layers), target_BLQ, latents_VC[target_BLQ], known, known, jnp.ones(()))
+    end = known + request.tokens
     if plan.stride == H * W:
-        carry = jax.lax.fori_loop(0, request.tokens // (H * W), drawer.in_rounds(H * W), carry)
+        carry = _until(end, drawer.in_rounds(H * W), carry)
+    elif plan.stride == 1:
+        width = min(max(1, AHEAD.get(platform(), AHEAD_ELSEWHERE) // B), T * H * W)
+        carry = drawer.one_by_one(width, end, carry)
     else:
-        if plan.stride > 1:
-            carry = jax.lax.fori_loop(0, jnp.minimum(plan.lead, request.tokens), drawer.at_once(1, 0), carry)
-        steps = (request.tokens - plan.lead) // plan.stride
-        carry = jax.lax.fori_loop(0, steps, drawer.at_once(plan.stride, plan.lead), carry)
-    tokens_BLQ = jnp.asarray(batch.tokens, jnp.int32).reshape(B, T * H * W, Q)
+        carry = _until(known + jnp.minimum(plan.lead, request.tokens), drawer.at_once(1), carry)
+        carry = _until(end - (request.tokens - plan.lead) % plan.stride, drawer.at_once(plan.stride), carry)
+    is_new_L = jnp.arange(T * H * W) < jnp.minimum(carry.place, end)
 
-    def filled(given: jax.Array, order_L: jax.Array, new: jax.Array) -> jax.Array:
-        is_given = jnp.expand_dims(jnp.arange(len(order_L)) < known, range(1, given.ndim))
-        return given.at[order_L].set(jnp.where(is_given, given[order_L], jnp.roll(new, known, axis=0)))
+    def in_place(slots_BL: jax.Array) -> jax.Array:
+        slots_BL = jnp.where(jnp.expand_dims(is_new_L, range(1, slots_BL.ndim - 1)), slots_BL, 0)
+        return jax.vmap(lambda each, order_L: jnp.zeros_like(each).at[order_L].set(each))(slots_BL, order_BL)
 
-    pairs = ((tokens_BLQ, carry[1]), (latents_VC[tokens_BLQ], carry[2]))
-    tokens_BLQ, means_BLQC = (jax.vmap(filled)(given, order_BL, new) for given, new in pairs)
+    tokens_BLQ, means_BLQC = in_place(carry.tokens), in_place(carry.means)
     return tokens_BLQ.reshape(B, T, H, W, Q), means_BLQC.reshape(B, T, H, W, Q, -1)
+
+
+def _until(
+    end: jax.Array, body: Callable[[Carry], Carry], carry: Carry, also: Callable[[Carry], Any] = lambda carry: True
+) -> Carry:
+    return jax.lax.while_loop(lambda carry: (carry.place < end) & also(carry), body, carry)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Drawer:
-    """Bodies of the loops that generate the slots of a window after its `known` ones; their numbers are ranks.
+    """Bodies of the loops that generate a window's slots.
 
     With `scale_BL`, the guidance scale of each slot of the window, the sequence has every window twice: under its text,
     and under the negative prompt. `temperature_BL` and `limit_BL`, of guidance, are those of each slot.
@@ -167,105 +195,145 @@ class _Drawer:
     forced: int | jax.Array = 0
 
     @property
-    def first(self) -> jax.Array:
-        """The first generated slot."""
-        return self.sequence.token.shape[1] - math.prod(self.model.config.latent) + self.known
+    def count(self) -> int:
+        """The slots of the window, which are the sequence's last."""
+        return math.prod(self.model.config.latent)
 
-    def at_once(self, width: int, start: int | jax.Array) -> Callable[[jax.Array, Carry], Carry]:
+    def one_by_one(self, width: int, end: jax.Array, carry: Carry) -> Carry:
+        """Draws the tokens before `end`, `width` slots in a step while many guesses are right."""
+        if width == 1:
+            return _until(end, self.at_once(1), carry)
+
+        def body(carry: Carry) -> Carry:
+            carry = _until(end, self.at_once(width, guessing=True), carry, lambda carry: carry.right >= SOME)
+            return _until(end, self.at_once(1, guessing=True), carry, lambda carry: carry.right < MANY)
+
+        return _until(end, body, carry)
+
+    def at_once(self, width: int, guessing: bool = False) -> Callable[[Carry], Carry]:
         """Draws `width` tokens, each at a slot whose input is the token one step before it.
 
-        Slots that a sample knows keep their own tokens, and where its steps begin, so does BEGIN.
+        Where that one is drawn in the same step, `guessing`, it is guessed, and what follows the first wrong guess is
+        drawn again. Each slot has its own key, so the tokens are those that are drawn one by one (speculative decoding,
+        as Jacobi iterations: Teng et al. 2024, "Accelerating auto-regressive text-to-image generation with
+        training-free speculative Jacobi decoding"). Slots that a sample knows keep their own tokens, and where its
+        steps begin, so does BEGIN.
         """
 
-        def body(i: jax.Array, carry: Carry) -> Carry:
-            cache, tokens_BLQ, means_BLQC = carry
-            rank = start + i * width
-            rank_L, vocabulary = rank + jnp.arange(width), self.model.vocabulary
-            slots = jax.tree.map(lambda each: each[:: 1 if self.scale_BL is None else 2], self._slots(rank, width))
-            before_BL = jnp.maximum(rank_L - slots.stride, 0)
+        def body(carry: Carry) -> Carry:
+            place = jnp.minimum(carry.place, self.count - width)  # the last step may draw some tokens again
+            place_L, vocabulary = place + jnp.arange(width), self.model.vocabulary
+            slots = jax.tree.map(lambda each: each[:: 1 if self.scale_BL is None else 2], self._slots(place, width))
+            is_own_BL1 = (~slots.generated | (place_L < self.known + self.forced))[..., None]
+            tokens_BLQ, was_BLQ = carry.tokens, _part(carry.tokens, place, width)
+            if guessing:
+                is_guess_BL1 = ~is_own_BL1 & (place_L >= carry.guessed)[:, None]
+                was_BLQ = jnp.where(is_guess_BL1, self._guess(carry, slots.previous), was_BLQ)
+                tokens_BLQ = _written(tokens_BLQ, was_BLQ, place)
+            before_BL = jnp.maximum(place_L - slots.stride, 0)
             rows_BLQ = vocabulary.of_video(jnp.take_along_axis(tokens_BLQ, before_BL[..., None], axis=1))
             is_laid_out_BL = ~slots.generated | (slots.token[..., 0] == vocabulary.begin)
             input_BLQ = jnp.where(is_laid_out_BL[..., None], slots.token, rows_BLQ)
-            hidden_BLD, cache = self._run(cache, rank, input_BLQ)
-            drawn_BLQ, _, drawn_BLQC = self._sample(hidden_BLD, rank, self._keys(rank), tokens_BLQ)
-            is_own_BL1, own_BLQ = (~slots.generated | (rank_L < self.forced))[..., None], slots.target
-            drawn_BLQ = jnp.where(is_own_BL1, own_BLQ, drawn_BLQ)
-            drawn_BLQC = jnp.where(is_own_BL1[..., None], self.latents_VC[own_BLQ], drawn_BLQC)
-            return cache, *_written((tokens_BLQ, means_BLQC), (drawn_BLQ, drawn_BLQC), rank)
+            hidden_BLD, cache = self._run(carry.cache, place, input_BLQ)
+            drawn_BLQ, _, drawn_BLQC = self._sample(hidden_BLD, place, self._keys(place, width), tokens_BLQ)
+            drawn_BLQ = jnp.where(is_own_BL1, slots.target, drawn_BLQ)
+            drawn_BLQC = jnp.where(is_own_BL1[..., None], self.latents_VC[slots.target], drawn_BLQC)
+            stands_L1 = (place_L < carry.place)[:, None]  # whatever rounding says, or a step might go back
+            drawn_BLQ = jnp.where(stands_L1, was_BLQ, drawn_BLQ)
+            drawn_BLQC = jnp.where(stands_L1[..., None], _part(carry.means, place, width), drawn_BLQC)
+            valid, right = jnp.int32(width), carry.right
+            if guessing:
+                is_right_BL = jnp.all(drawn_BLQ == was_BLQ, axis=-1)
+                valid = 1 + jnp.min(jnp.sum(jnp.cumprod(is_right_BL[:, :-1], axis=1), axis=1))
+                share = (valid - 1) / (width - 1) if width > 1 else jnp.all(is_right_BL)
+                right += RECENT * (share - right)
+            written = _written(tokens_BLQ, drawn_BLQ, place), _written(carry.means, drawn_BLQC, place)
+            return Carry(cache, *written, place + valid, place + width, right)
 
         return body
 
-    def in_rounds(self, size: int) -> Callable[[jax.Array, Carry], Carry]:
+    def _guess(self, carry: Carry, previous_BL: jax.Array) -> jax.Array:
+        """The tokens at the same places one latent frame before; where there is none, the last token."""
+        config, last_B1Q = self.model.config, _part(carry.tokens, jnp.maximum(carry.place - 1, 0), 1)
+        before_BLQ = tokens_before(carry.tokens, previous_BL)
+        guess_BLQ = jnp.where(before_BLQ == NOTHING, last_B1Q, before_BLQ)
+        return guess_BLQ.at[..., config.generated or config.subcodes :].set(config.silent)
+
+    def in_rounds(self, size: int) -> Callable[[Carry], Carry]:
         """Draws a latent frame of `size` tokens: each round keeps the most confident ones and draws the others anew."""
 
-        def body(i: jax.Array, carry: Carry) -> Carry:
-            cache, tokens_BLQ, means_BLQC = carry
-            B, _, Q, C = means_BLQC.shape
-            rank, vocabulary = i * size, self.model.vocabulary
+        def body(carry: Carry) -> Carry:
+            (B, _, Q, C), place, vocabulary = carry.means.shape, carry.place, self.model.vocabulary
 
-            def one_round(number: jax.Array, carry: tuple) -> tuple:
-                cache, frame_BLQ, frame_BLQC, stands_BL = carry
+            def one_round(number: jax.Array, frame: tuple) -> tuple:
+                cache, frame_BLQ, frame_BLQC, stands_BL = frame
                 rows_BLQ = jnp.where(stands_BL[..., None], vocabulary.of_video(frame_BLQ), self._begin_Q)
-                hidden_BLD, cache = self._run(cache, rank, rows_BLQ)
-                keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._keys(rank), number)
-                drawn_BLQ, likelihood_BL, drawn_BLQC = self._sample(hidden_BLD, rank, keys_B, tokens_BLQ)
+                hidden_BLD, cache = self._run(cache, place, rows_BLQ)
+                keys_BL = _folded(self._keys(place, size), number)
+                drawn_BLQ, likelihood_BL, drawn_BLQC = self._sample(hidden_BLD, place, keys_BL, carry.tokens)
                 frame_BLQ = jnp.where(stands_BL[..., None], frame_BLQ, drawn_BLQ)
                 frame_BLQC = jnp.where(stands_BL[..., None, None], frame_BLQC, drawn_BLQC)
                 done = (number + 1) / self.sampling.rounds
-                return cache, frame_BLQ, frame_BLQC, surest(keys_B, likelihood_BL, stands_BL, done, self.sampling)
+                stands_BL = surest(keys_BL[:, 0], likelihood_BL, stands_BL, done, self.sampling)
+                return cache, frame_BLQ, frame_BLQC, stands_BL
 
             none_BLQ = jnp.zeros((B, size, Q), jnp.int32)
-            start = (cache, none_BLQ, jnp.zeros((B, size, Q, C)), jnp.zeros((B, size), bool))
+            start = (carry.cache, none_BLQ, jnp.zeros((B, size, Q, C)), jnp.zeros((B, size), bool))
             cache, frame_BLQ, frame_BLQC, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
-            _, cache = self._run(cache, rank, vocabulary.of_video(frame_BLQ))  # the next frames see all of this one
-            return cache, *_written((tokens_BLQ, means_BLQC), (frame_BLQ, frame_BLQC), rank)
+            _, cache = self._run(cache, place, vocabulary.of_video(frame_BLQ))  # the next frames see all of this one
+            written = _written(carry.tokens, frame_BLQ, place), _written(carry.means, frame_BLQC, place)
+            return Carry(cache, *written, place + size, place + size, carry.right)
 
         return body
 
-    def _slots(self, rank: jax.Array, width: int) -> Sequence:
-        return self.sequence.slots(self.first + rank, width)
+    def _slots(self, place: jax.Array, width: int) -> Sequence:
+        return self.sequence.slots(self._first + place, width)
+
+    @property
+    def _first(self) -> int:
+        """The window's first slot."""
+        return self.sequence.token.shape[1] - self.count
 
     @property
     def _begin_Q(self) -> jax.Array:
         return self.model.vocabulary.alone(self.model.vocabulary.begin)
 
-    def _near(self, rank: jax.Array, width: int, tokens_BLQ: jax.Array) -> Near:
-        """The tokens at the places of `width` slots: those before are known ones or generated ones."""
-        L, slots = tokens_BLQ.shape[1], self._slots(rank, width)
+    def _near(self, place: jax.Array, width: int, tokens_BLQ: jax.Array) -> Near:
+        """The tokens at the same places as those of `width` slots."""
+        slots = self._slots(place, width)
         if not self.model.config.copies:
             return Near(jnp.full_like(slots.slower, NOTHING), slots.slower)
         if self.scale_BL is not None:
             tokens_BLQ = jnp.repeat(tokens_BLQ, 2, axis=0)
-        known_L1 = (jnp.arange(L) < self.known)[:, None]
-        all_BLQ = jnp.where(known_L1, self.sequence.target[:, -L:], jnp.roll(tokens_BLQ, self.known, axis=1))
-        return Near(tokens_before(all_BLQ, slots.previous), slots.slower)
+        return Near(tokens_before(tokens_BLQ, slots.previous), slots.slower)
 
-    def _keys(self, rank: jax.Array) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, self.first + rank)
+    def _keys(self, place: jax.Array, width: int) -> jax.Array:
+        number_L = self._first + place + jnp.arange(width)
+        return jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(number_L))(self.keys_B)
 
-    def _run(self, cache: KVCache, rank: jax.Array, input_BLQ: jax.Array) -> tuple[jax.Array, KVCache]:
-        """Runs the slots from the `rank`-th generated one on; with guidance, under both texts."""
+    def _run(self, cache: KVCache, place: jax.Array, input_BLQ: jax.Array) -> tuple[jax.Array, KVCache]:
+        """Runs the slots from `place` on; with guidance, under both texts."""
         input_BLQ = input_BLQ if self.scale_BL is None else jnp.repeat(input_BLQ, 2, axis=0)
-        return step(self.model, self.sequence, cache, self.first + rank, input_BLQ, self.layers)
+        return step(self.model, self.sequence, cache, self._first + place, input_BLQ, self.layers)
 
     def _sample(
-        self, hidden_BLD: jax.Array, rank: jax.Array, keys_B: jax.Array, tokens_BLQ: jax.Array
+        self, hidden_BLD: jax.Array, place: jax.Array, keys_BL: jax.Array, tokens_BLQ: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws the tokens (B, L, Q) of the slots from the `rank`-th on.
+        """Draws the tokens (B, L, Q) of the slots from `place` on.
 
         Also returns their log-likelihoods (B, L), and the mean latents (B, L, Q, C) of what they could have been.
-        `tokens_BLQ` are those generated so far.
+        `tokens_BLQ` are the window's.
         """
-        likelihoods, means, guided = [], [], self.scale_BL is not None
-        near = self._near(rank, hidden_BLD.shape[1], tokens_BLQ)
+        likelihoods, means, guided, width = [], [], self.scale_BL is not None, hidden_BLD.shape[1]
+        near = self._near(place, width, tokens_BLQ)
 
         def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
             if self.scale_BL is not None:
-                slot = self.known + rank
-                limit_B = None if self.limit_BL is None else self.limit_BL[:, slot]
-                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], self.scale_BL[:, slot], limit_B)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) if number else keys_B
-            ids_BL = draw(keys, logits_BLV, self.sampling, self.temperature_BL[:, self.known + rank])
+                limit_BL = None if self.limit_BL is None else _part(self.limit_BL, place, width)
+                scale_BL = _part(self.scale_BL, place, width)
+                logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], scale_BL, limit_BL)
+            keys = _folded(keys_BL, number) if number else keys_BL
+            ids_BL = draw(keys, logits_BLV, self.sampling, _part(self.temperature_BL, place, width))
             log_share_BLV = jax.nn.log_softmax(logits_BLV)
             likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
             means.append(jnp.matmul(jnp.exp(log_share_BLV), self.latents_VC, precision="highest"))
@@ -276,9 +344,13 @@ class _Drawer:
         return ids_BLQ, sum(likelihoods, jnp.zeros(())), jnp.stack(means, axis=2)
 
 
-def _written(
-    all_of: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], rank: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Both arrays with the new ones in the place of their slots from `rank` on."""
-    tokens, means = (jax.lax.dynamic_update_slice_in_dim(*pair, rank, axis=1) for pair in zip(all_of, new, strict=True))
-    return tokens, means
+def _part(of_slots: jax.Array, place: jax.Array, width: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(of_slots, place, width, axis=1)
+
+
+def _written(of_slots: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(of_slots, new, place, axis=1)
+
+
+def _folded(keys_BL: jax.Array, number: int | jax.Array) -> jax.Array:
+    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys_BL)

@@ -13,19 +13,19 @@ from tokvid.config import Sampling
 def guide(
     conditional: Float[Array, "b l v"],
     unconditional: Float[Array, "b l v"],
-    scale_B: Float[Array, " b"],
-    limit_B: Float[Array, " b"] | None = None,
+    scale_BL: Float[Array, "b l"],
+    limit_BL: Float[Array, "b l"] | None = None,
 ) -> Float[Array, "b l v"]:
     """Classifier-free guidance (Ho and Salimans 2022): 1 disables it, a higher scale follows the text more closely.
 
     What tells most of the text is raised most, however unlikely it is at this place: a frame's first tokens would show
-    its object at once, in the corner. With `limit_B`, guidance raises the log-odds of no code, against the code that
+    its object at once, in the corner. With `limit_BL`, guidance raises the log-odds of no code, against the code that
     is likeliest without guidance, by more than that.
     """
-    raised = (scale_B[:, None, None] - 1) * (conditional - unconditional)
-    if limit_B is not None:
+    raised = (scale_BL[..., None] - 1) * (conditional - unconditional)
+    if limit_BL is not None:
         likeliest = jnp.argmax(conditional, axis=-1, keepdims=True)
-        raised = jnp.minimum(raised, jnp.take_along_axis(raised, likeliest, axis=-1) + limit_B[:, None, None])
+        raised = jnp.minimum(raised, jnp.take_along_axis(raised, likeliest, axis=-1) + limit_BL[..., None])
     return conditional + raised
 
 
@@ -45,23 +45,24 @@ def keep_likely(logits_BLV: Float[Array, "b l v"], sampling: Sampling) -> Float[
 
 
 def draw(
-    keys_B: Key[Array, " b"],
+    keys_BL: Key[Array, "b l"],
     logits_BLV: Float[Array, "b l v"],
     sampling: Sampling,
-    temperature_B: Float[Array, " b"] | None = None,
+    temperature_BL: Float[Array, "b l"] | None = None,
 ) -> Int[Array, "b l"]:
-    """One code for each slot. Each sample has its own key, so its codes don't depend on the rest of the batch.
+    """One code for each slot, which has its own key: codes depend neither on the rest of the batch nor on what is drawn
+    in the same step.
 
-    `temperature_B` takes the place of the sampling's, unless that is 0.
+    `temperature_BL` takes the place of the sampling's, unless that is 0.
     """
     if sampling.temperature == 0:
         return _first_largest(logits_BLV)
-    if temperature_B is None:
-        temperature_B = jnp.full(len(logits_BLV), sampling.temperature)
-    temperature_B11 = temperature_B[:, None, None]
-    logits_BLV = keep_likely(logits_BLV / jnp.where(temperature_B11 > 0, temperature_B11, 1), sampling)
-    noise_BLV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BLV.shape[1:], logits_BLV.dtype))(keys_B)
-    return _first_largest(jnp.where(temperature_B11 > 0, logits_BLV + noise_BLV, logits_BLV))
+    if temperature_BL is None:
+        temperature_BL = jnp.full(logits_BLV.shape[:2], sampling.temperature)
+    temperature_BL1 = temperature_BL[..., None]
+    logits_BLV = keep_likely(logits_BLV / jnp.where(temperature_BL1 > 0, temperature_BL1, 1), sampling)
+    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BLV.shape[2:], logits_BLV.dtype)))
+    return _first_largest(jnp.where(temperature_BL1 > 0, logits_BLV + noise(keys_BL), logits_BLV))
 
 
 def _first_largest(x_BLV: Float[Array, "b l v"]) -> Int[Array, "b l"]:
