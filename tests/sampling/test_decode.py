@@ -394,9 +394,13 @@ def test_samples_may_know_different_numbers_of_tokens(any_models, batch, rows, g
 
 @pytest.fixture
 def guessing(monkeypatch):
-    """`guessing(width)` guesses tokens of as many slots at once, whatever the device; 1: none."""
+    """`guessing(width)` runs as many slots at once, whatever the device; 1: it guesses nothing.
 
-    def guess(width):
+    With `recent` 1, it goes on one by one after every step with few right guesses, until one is right.
+    """
+
+    def guess(width, recent=decode.RECENT):
+        monkeypatch.setattr(decode, "RECENT", recent)
         monkeypatch.setattr(decode, "AHEAD", {})
         monkeypatch.setattr(decode, "AHEAD_ELSEWHERE", width)
         for each in (generate, generate_means):
@@ -421,11 +425,11 @@ def test_tokens_are_the_same_however_many_are_guessed(any_models, batch, guessin
     windows = jax.tree.map(lambda field: field[:samples], batch._replace(tokens=ids, conditions=(slower,)))
     how = {"sampling": Sampling(temperature=1, later_temperature=0.5), "known": known_THW}
     made = []
-    for width in (1, 5 * samples, 16 * samples):
-        guessing(width)
+    for width, recent in ((1, 1), (5 * samples, 0), (16 * samples, 0), (4 * samples, 1)):
+        guessing(width, recent)
         made.append(make(any_models, windows, range(samples), (2.0,) * samples, **how))
-    np.testing.assert_array_equal(made[1], made[0])
-    np.testing.assert_array_equal(made[2], made[0])
+    for guessed in made[1:]:
+        np.testing.assert_array_equal(guessed, made[0])
 
 
 def test_guessing_takes_fewer_steps_and_keeps_mean_latents(any_models, batch, guessing, monkeypatch):
@@ -443,7 +447,7 @@ def test_guessing_takes_fewer_steps_and_keeps_mean_latents(any_models, batch, gu
         steps.clear()
         every.append(make(any_models, only(batch, 0), [1], [1.0], sampling=GREEDY, latents=latents_VC))
         jax.effects_barrier()
-        assert set(steps) == {width}
+        assert max(steps) == width
         taken.append(len(steps))
     assert taken[0] == 12 > taken[1], taken
     np.testing.assert_array_equal(every[0][0], every[1][0])
