@@ -106,10 +106,10 @@ def test_what_is_to_be_predicted_stays_true(model, batch, setting, monkeypatch):
     TransformerTraining(Recipe(transformer=CONFIG, layouts=LayoutConfig(**{setting: 1.0}))).loss(
         model, batch, jax.random.key(0)
     )
-    *_, seen, (_, _, target_BLQ, near) = calls
+    *_, seen, (_, _, target_BLQ, near, temperature) = calls
     true, clip = lay_out(CONFIG, batch), clip_slots(batch)
     np.testing.assert_array_equal(target_BLQ, true.target[:, clip])
-    assert (seen.token != true.token).any() and (seen.block == true.block).all()
+    assert (seen.token != true.token).any() and (seen.block == true.block).all() and temperature is None
     assert (near.previous != tokens_before(true.target[:, clip], true.previous[:, clip])).any()
 
 
