@@ -310,8 +310,10 @@ def test_every_second_video_of_a_group_is_drawn_with_guidance(workdir, monkeypat
         assert (float(training.loss(model, moved, None)[1]["kl"]) > 0.1) == far
 
 
-@pytest.mark.parametrize("later, random", [(None, True), (1e-3, False), (0.0, True)])
-@pytest.mark.parametrize("task", ["text_to_video", "inpaint"])
+@pytest.mark.parametrize(
+    "task, later, random",
+    [("text_to_video", None, True), ("text_to_video", 0.0, True), ("inpaint", 1e-3, False), ("inpaint", None, True)],
+)
 def test_later_frames_are_drawn_and_scored_at_the_weights_own_temperature(workdir, task, later, random):
     """At a low one they are as good as certain. At 0 they would have no likelihood, so 1 stands for it."""
     training, judged = judged_batch(workdir, task, 0, later)

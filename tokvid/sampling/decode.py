@@ -24,16 +24,13 @@ from tokvid.types import AnyArray, TokenBatch
 # computes few at a time; where a step takes as long whatever it runs, more of them cost nothing.
 AHEAD = {"cpu": 4}
 AHEAD_ELSEWHERE = 8
-SOME, MANY = 0.25, 0.45  # shares of guesses that are right: below SOME, a step runs one slot until they are MANY
-RECENT = 0.1  # weight of the last step in this share
 
 
 class Carry(NamedTuple):
     """What the loops carry: the cache, and a window in the order of its slots.
 
     tokens (B, L, Q): those before `place` are known or generated, those before `guessed` what the last step drew there,
-    given a token that was another one. means (B, L, Q, C): the mean latents of what each could have been. right: the
-    share of guesses that were right lately.
+    given a token that was another one. means (B, L, Q, C): the mean latents of what each could have been.
     """
 
     cache: KVCache
@@ -41,7 +38,6 @@ class Carry(NamedTuple):
     means: Float[Array, "b l q c"]
     place: Int[Array, ""]
     guessed: Int[Array, ""]
-    right: Float[Array, ""]
 
 
 class Request(NamedTuple):
@@ -148,13 +144,13 @@ def _filled(
     chance = (request.keys_B, scales, temperatures(number_BL, sampling, model.config), limit_BL)
     drawer = _Drawer(model, sequence, layers, *chance, known, sampling, latents_VC, request.forced)
     target_BLQ = sequence.target[:: 2 if guided else 1, -T * H * W :]
-    carry = Carry(prefill(model, sequence, layers), target_BLQ, latents_VC[target_BLQ], known, known, jnp.ones(()))
+    carry = Carry(prefill(model, sequence, layers), target_BLQ, latents_VC[target_BLQ], known, known)
     end = known + request.tokens
     if plan.stride == H * W:
         carry = _until(end, drawer.in_rounds(H * W), carry)
     elif plan.stride == 1:
         width = min(max(1, AHEAD.get(platform(), AHEAD_ELSEWHERE) // B), T * H * W)
-        carry = drawer.one_by_one(width, end, carry)
+        carry = _until(end, drawer.at_once(width, guessing=width > 1), carry)
     else:
         carry = _until(known + jnp.minimum(plan.lead, request.tokens), drawer.at_once(1), carry)
         carry = _until(end - (request.tokens - plan.lead) % plan.stride, drawer.at_once(plan.stride), carry)
@@ -168,10 +164,8 @@ def _filled(
     return tokens_BLQ.reshape(B, T, H, W, Q), means_BLQC.reshape(B, T, H, W, Q, -1)
 
 
-def _until(
-    end: jax.Array, body: Callable[[Carry], Carry], carry: Carry, also: Callable[[Carry], Any] = lambda carry: True
-) -> Carry:
-    return jax.lax.while_loop(lambda carry: (carry.place < end) & also(carry), body, carry)
+def _until(end: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
+    return jax.lax.while_loop(lambda carry: carry.place < end, body, carry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,17 +192,6 @@ class _Drawer:
     def count(self) -> int:
         """The slots of the window, which are the sequence's last."""
         return math.prod(self.model.config.latent)
-
-    def one_by_one(self, width: int, end: jax.Array, carry: Carry) -> Carry:
-        """Draws the tokens before `end`, `width` slots in a step while many guesses are right."""
-        if width == 1:
-            return _until(end, self.at_once(1), carry)
-
-        def body(carry: Carry) -> Carry:
-            carry = _until(end, self.at_once(width, guessing=True), carry, lambda carry: carry.right >= SOME)
-            return _until(end, self.at_once(1, guessing=True), carry, lambda carry: carry.right < MANY)
-
-        return _until(end, body, carry)
 
     def at_once(self, width: int, guessing: bool = False) -> Callable[[Carry], Carry]:
         """Draws `width` tokens, each at a slot whose input is the token one step before it.
@@ -241,14 +224,12 @@ class _Drawer:
             stands_L1 = (place_L < carry.place)[:, None]  # whatever rounding says, or a step might go back
             drawn_BLQ = jnp.where(stands_L1, was_BLQ, drawn_BLQ)
             drawn_BLQC = jnp.where(stands_L1[..., None], _part(carry.means, place, width), drawn_BLQC)
-            valid, right = jnp.int32(width), carry.right
+            valid: jax.Array | int = width
             if guessing:
-                is_right_BL = jnp.all(drawn_BLQ == was_BLQ, axis=-1)
-                valid = 1 + jnp.min(jnp.sum(jnp.cumprod(is_right_BL[:, :-1], axis=1), axis=1))
-                share = (valid - 1) / (width - 1) if width > 1 else jnp.all(is_right_BL)
-                right += RECENT * (share - right)
+                is_right_BL = jnp.all(drawn_BLQ == was_BLQ, axis=-1)[:, :-1]
+                valid = 1 + jnp.min(jnp.sum(jnp.cumprod(is_right_BL, axis=1), axis=1))
             written = _written(tokens_BLQ, drawn_BLQ, place), _written(carry.means, drawn_BLQC, place)
-            return Carry(cache, *written, place + valid, place + width, right)
+            return Carry(cache, *written, place + valid, place + width)
 
         return body
 
@@ -282,7 +263,7 @@ class _Drawer:
             cache, frame_BLQ, frame_BLQC, _ = jax.lax.fori_loop(0, self.sampling.rounds, one_round, start)
             _, cache = self._run(cache, place, vocabulary.of_video(frame_BLQ))  # the next frames see all of this one
             written = _written(carry.tokens, frame_BLQ, place), _written(carry.means, frame_BLQC, place)
-            return Carry(cache, *written, place + size, place + size, carry.right)
+            return Carry(cache, *written, place + size, place + size)
 
         return body
 
