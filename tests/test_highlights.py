@@ -66,5 +66,10 @@ def test_a_short_video_has_few(movie, tmp_path):
     assert not (tmp_path / "none").exists()
     with pytest.raises(UserError, match=r"cannot write to \S*a\.mp4: it exists and is no folder"):
         cut_out(movie, movie, 1.0, 1)
+    video, before = movie.rename(movie.with_name("01.mp4")), movie.with_name("01.mp4").read_bytes()
+    with pytest.raises(UserError, match=r"the highlights would replace .*; choose another folder than"):
+        cut_out(video, video.parent, 1.0, 1)
+    assert video.read_bytes() == before and not (video.parent / "sheet.png").exists()
+    movie = video.rename(movie)
     rows = tokvid.highlights(str(movie), str(tmp_path / "four"), seconds=2.5)
     assert 1 <= len(rows) <= 2 and (tmp_path / "four" / rows[0]["file"]).is_file()

@@ -156,6 +156,12 @@ def test_files_of_others_are_refused(folder, tmp_path):
         bring_in(tmp_path / "text.safetensors", tmp_path / "out")
     with pytest.raises(UserError, match="no weights in"):
         export(tmp_path, tmp_path / "out.safetensors")
+    (tmp_path / "config.json").write_text('{"kind": ["tokenizer"]}')
+    with pytest.raises(UserError, match="unknown kind of weights in"):
+        export(tmp_path, tmp_path / "out.safetensors")
+    (tmp_path / "config.json").write_text(100_000 * "[")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        export(tmp_path, tmp_path / "out.safetensors")
     (tmp_path / "config.json").write_text('{"kind": "vocoder"}')
     with pytest.raises(UserError, match=r"unknown kind of weights in .*'vocoder'"):
         export(tmp_path, tmp_path / "out.safetensors")
@@ -163,6 +169,15 @@ def test_files_of_others_are_refused(folder, tmp_path):
     safetensors.numpy.save_file({}, tmp_path / "vocoder.safetensors", about)
     with pytest.raises(UserError, match=r"unknown kind of model in .*'vocoder'"):
         bring_in(tmp_path / "vocoder.safetensors", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json"])
+def test_a_model_is_not_exported_over_itself(folder, name):
+    file = folder / "tokenizer" / name
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=f"{name} would replace a file of the model itself; name another"):
+        export(folder / "tokenizer", file)
+    assert file.read_bytes() == before
 
 
 def test_weights_are_known_by_what_they_are_not_by_their_folders_name(folder, tmp_path):

@@ -22,9 +22,14 @@ KEY = "tokvid"  # the metadata key of config.json
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the model in `folder` to `out`; returns its number of tensors. UserError if there is no model."""
+    """Writes the model in `folder` to `out`; returns its number of tensors.
+
+    UserError if there is no model, or if `out` is one of its files.
+    """
     kind = weights.kind_of(folder)
     about = weights.describe(folder, kind)
+    if any(path.samefile(out) for path in folder.iterdir() if out.exists()):
+        raise UserError(f"{out} would replace a file of the model itself; name another file")
     weights.load(folder, kind)  # refuses damaged weights
     tensors = dict(
         pair
@@ -62,9 +67,9 @@ def _read(path: Path) -> tuple[dict[str, Any], str, Any, dict[str, np.ndarray]]:
         raise UserError(
             f"{path} lacks {error} in its metadata, which `tokvid export` writes; see docs/weights.md"
         ) from error
-    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a .safetensors file ({error}); export it again") from error
-    if kind not in weights.KINDS:
+    if not isinstance(kind, str) or kind not in weights.KINDS:
         raise UserError(did_you_mean(kind, weights.KINDS, f"kind of model in {path}"))
     config = from_dict(weights.KINDS[kind][0], config, f"the config in {path}")
     inward: dict[str, np.ndarray] = {}

@@ -67,6 +67,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("extend nowhere.mp4", "nowhere.mp4 is not there"),
         ("extend in.mp4 --out ./in.mp4 --weights none", "in.mp4, which is read"),
         ("reconstruct in.mp4 --out a.mp4 --out in.mp4 --weights none", "in.mp4, which is read"),
+        ("generate --prompt a --image in.png --sheet in.png --weights none", "in.png, which is read"),
         ("extend nowhere.mp4 --weights none", "nowhere.mp4 is not there"),  # before weights are loaded
         ("story --prompt a --image . --weights none", ". is not a file"),
         ("generate --prompt a --out gs://bucket/a.mp4", "argument --out: gs://bucket/a.mp4 is a URL; write to a file"),

@@ -6,6 +6,7 @@ Imports nothing slow: `tokvid --help` is there at once.
 import argparse
 import contextlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -96,8 +97,9 @@ class Parser(argparse.ArgumentParser):
         _fail(f"{message}; see {self.prog} --help", 2)
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+def parser(outputs: Outputs | None = None) -> argparse.ArgumentParser:
+    """All commands and their options; `outputs` learns the files and folders that are parsed for results."""
+    outputs = Outputs() if outputs is None else outputs
     top = Parser(
         prog="tokvid",
         description="Text to video with discrete tokens: generate videos from prompts, train models, measure them.",
@@ -105,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "prompts like 'a large red circle moves slowly to the left'; train others with `tokvid train`.",
     )
     top.add_argument("--version", action="version", version=f"tokvid {__version__}")
-    commands, outputs = top.add_subparsers(dest="command", required=True, metavar="COMMAND"), Outputs()
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(commands, outputs)
     return top
@@ -114,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. Exit codes: 0 done, 1 `plan` or `doctor` says no, 2 the user's mistake (one line says which), 130
     and 143 interrupted."""
-    options, rest = parser().parse_known_args(arguments)
+    outputs = Outputs()
+    options, rest = parser(outputs).parse_known_args(arguments)
     command = next(command for command in COMMANDS if command.name == options.command)
     if command.large_arrays and arguments is None:
         _use_huge_pages()
@@ -132,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_warnings()
     try:
         with _interruptible():
-            _run(command, options)
+            _run(command, options, outputs)
             sys.stdout.flush()
     except UserError as error:
         waits = any(not each.daemon for each in threading.enumerate() if each is not threading.main_thread())
@@ -165,20 +168,26 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _keep_inputs(options: argparse.Namespace) -> None:
-    """UserError where a file that is read would be replaced by the result."""
-    given = getattr(options, "out", None)
-    for out in filter(Path.is_file, given if isinstance(given, list) else [given] if given else []):
-        for name, value in vars(options).items():
-            if name != "out" and isinstance(value, Path) and value.is_file() and value.samefile(out):
-                raise UserError(f"--out {out} would replace {value}, which is read; name another file")
+def _keep_inputs(options: argparse.Namespace, outputs: Outputs) -> None:
+    """UserError where a file that is read would be replaced by a result."""
+    files = [path for value in vars(options).values() for path in _paths_in(value) if path.is_file()]
+    for out, other in itertools.permutations(files, 2):
+        if outputs.has(out) and other.samefile(out):
+            raise UserError(f"the output {out} would replace {other}, which is read; name another file")
 
 
-def _run(command: Command, options: argparse.Namespace) -> None:
+def _paths_in(value: object) -> list[Path]:
+    """Those in an option's value: itself, or those of a list, as of LoRAs and their scales."""
+    if isinstance(value, list | tuple):
+        return [path for each in value for path in _paths_in(each)]
+    return [value] if isinstance(value, Path) else []
+
+
+def _run(command: Command, options: argparse.Namespace, outputs: Outputs) -> None:
     for name, value in vars(options).items():
         if isinstance(value, URL):
             setattr(options, name, local(value))
-    _keep_inputs(options)
+    _keep_inputs(options, outputs)
     with contextlib.ExitStack() as stack:
         if command.joins(options):
             from tokvid.distributed import joined

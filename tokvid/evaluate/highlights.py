@@ -22,6 +22,7 @@ OFTEN = 4  # frames, of which one is measured for sharpness
 TURN, CUT, MOTION = 1.0, 1.0, 0.25  # what counts how much
 LEAST, MOST = 0.25, 600.0  # seconds of a clip
 MOST_CLIPS = 1000
+SHEET, ROWS = "sheet.png", "highlights.jsonl"  # beside the clips
 COLUMNS, THUMB = 8, 128  # of the contact sheet: frames of a clip, and about their height in pixels
 
 
@@ -97,9 +98,12 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
     _check(seconds, count)
     check_folder(folder)
     info = probe(path)
+    written = [*(_name(number) for number in range(count)), SHEET, ROWS]
+    if any((folder / name).exists() and path.samefile(folder / name) for name in written):
+        raise UserError(f"the highlights would replace {path} itself; choose another folder than {folder}")
     with progress("highlights", round(info.seconds * FPS), "frames") as advance:
         chosen = highlights(_counted(stream_frames(path, fps=FPS), advance), seconds, count)
-    rate, names = info.rate, [f"{number:02d}.mp4" for number in range(1, len(chosen) + 1)]
+    rate, names = info.rate, [_name(number) for number in range(len(chosen))]
     numbered = enumerate(stream_frames(path, fps=rate))
     rows, captions = [], []
     for name, clip in zip(names, chosen, strict=True):
@@ -116,10 +120,14 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
                     break
         rows.append(np.stack(shown))
         captions.append(f"{name}: {clip.start:.1f} s, score {clip.score:.2f}{', begins at a cut' * clip.cut}")
-    contact_sheet(folder / "sheet.png", rows, captions=captions, columns=COLUMNS)
+    contact_sheet(folder / SHEET, rows, captions=captions, columns=COLUMNS)
     lines = [{"file": name, **dataclasses.asdict(clip)} for name, clip in zip(names, chosen, strict=True)]
-    write_text(folder / "highlights.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(folder / ROWS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def _name(number: int) -> str:
+    return f"{number + 1:02d}.mp4"
 
 
 def _counted(frames: Iterable[np.ndarray], advance: Callable[..., None]) -> Iterator[np.ndarray]:

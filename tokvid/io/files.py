@@ -77,7 +77,7 @@ def _swap(new: Path, place: Path) -> None:
     except OSError:
         old.rename(place)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # the new one is there
 
 
 def _cannot(path: str | Path, error: OSError) -> UserError:
@@ -157,6 +157,10 @@ class Outputs:
         """The type of a folder for output files."""
         return self._checked(text, check_folder)
 
+    def has(self, path: Path) -> bool:
+        """Whether it is one of the outputs."""
+        return os.path.realpath(path) in self._places
+
     def _checked(self, text: str, check: Callable[[Path], None]) -> Path:
         if is_url(text):
             raise argparse.ArgumentTypeError(f"{text} is a URL; write to a file system, maybe a mounted bucket")
@@ -206,7 +210,7 @@ def read_json(path: str | Path, what: str) -> dict:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} should be a JSON object, found {type(value).__name__}")
