@@ -11,15 +11,15 @@ import pytest
 from tokvid.api.worlds import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
-from tokvid.evaluate import batches, interpolation, shapes
+from tokvid.evaluate import batches, interpolation, reconstruction, shapes
 from tokvid.evaluate.batches import Settings, generate_batch, through, usual
 from tokvid.evaluate.interpolation import Request, blend, evaluate_interpolation, jitter
-from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction, with_later_codes
+from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction, some_clips, with_later_codes
 from tokvid.evaluate.shapes import evaluate_shapes, read_segments
 from tokvid.metrics.features import load_features
 from tokvid.metrics.video import psnr
 from tokvid.sampling.story import Segment, Story, load_story
-from tokvid.shapes.drawing import LANGUAGES, PHRASINGS, ShapesSegment, ShapesStory, caption, render
+from tokvid.shapes.drawing import LANGUAGES, PHRASINGS, ShapesDataset, ShapesSegment, ShapesStory, caption, render
 from tokvid.shapes.words import (
     COLORS,
     DIRECTIONS,
@@ -262,6 +262,24 @@ def test_reconstruction_that_cannot_be_is_refused(tiny_models, samples, data):
     config = DataConfig(**({"size": (16, 16), "fps": (4.0,), "frames": 5, "videos": 10} | data))
     with pytest.raises(UserError):
         evaluate_reconstruction(tiny_models.tokenizer, config, samples, 0, FEATURES)
+
+
+def test_damaged_clips_are_left_out_and_no_more_are_read_than_wanted(monkeypatch):
+    data, read = DataConfig(size=(16, 16), fps=(4.0,), frames=5), []
+
+    class Source:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            read.append(index)
+            if len(read) % 3 == 1:
+                raise UserError("the record is damaged")
+            return ShapesDataset(1000, 0)[index]
+
+    monkeypatch.setattr(reconstruction, "open_source", lambda data, split: Source())
+    clips = list(some_clips(data, "train", 8, np.random.default_rng(0)))
+    assert len(clips) == 8 and len(read) == 12 and all(clip_THWC.shape == (5, 16, 16, 3) for clip_THWC, _ in clips)
 
 
 def test_a_streamed_reconstruction_equals_one_of_all_frames(any_models):

@@ -77,6 +77,22 @@ def test_ranks_count_the_captions_that_fit_better(tiny_models, monkeypatch):
     assert better.tolist() == [0, 0]  # nothing to compare with
 
 
+def test_clips_without_other_captions_are_not_retrieved(tiny_models, monkeypatch):
+    """Five clips have two captions to choose from beside their own, and one, alone in its batch, has none."""
+
+    def others(captions, rng):
+        return [["other", "more"] * (len(captions) > 1)] * len(captions)
+
+    monkeypatch.setattr(generation, "caption_ranks", lambda *asked: (np.zeros(len(asked[3])), np.zeros(len(asked[3]))))
+    monkeypatch.setattr(generation, "other_captions", others)
+    monkeypatch.setattr(generation, "BATCH", 5)
+    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    assert figures["samples"] == 6 and figures["caption_retrieval_chance"] == pytest.approx(1 / 3)
+    monkeypatch.setattr(generation, "other_captions", lambda texts, rng: [[]] * len(texts))
+    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    assert figures["caption_retrieval"] is figures["caption_retrieval_chance"] is None
+
+
 def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
     shown = []
     request = Request(samples=6, seconds=1.5, fps=4.0, seed=0)
@@ -158,6 +174,9 @@ def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):
     [
         ({"samples": 3}, "samples should be 4 or more"),
         ({"seconds": 0.1}, "2 or more frames"),
+        ({"seconds": 0.0}, "seconds should be above 0 and finite, got 0"),
+        ({"seconds": float("inf")}, "seconds should be above 0 and finite, got inf"),
+        ({"fps": float("nan")}, "fps should be above 0 and finite, got nan"),
         ({"seconds": 500.0}, "only 0"),
     ],
 )

@@ -89,7 +89,7 @@ def _edits(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dic
     check_edit(options.task or ALL)
     data = _data(options)
     models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
-    request = Request(options.task or ALL, options.samples, options.seconds or 2.0, fps, options.seed)
+    request = Request(options.task or ALL, options.samples, _seconds(options, 2.0), fps, options.seed)
     return evaluate_edits(models, data, request, settings, show)
 
 
@@ -110,7 +110,7 @@ def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -
 
     data = _data(options)
     models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
-    request = Request(options.samples, options.seconds or 3.0, fps, options.seed)
+    request = Request(options.samples, _seconds(options, 3.0), fps, options.seed)
     return evaluate_generation(models, data, request, _features(options), settings(TEXT), show)
 
 
@@ -265,6 +265,10 @@ def _one_rate(options: argparse.Namespace) -> float:
         what = "--task" if options.what == "shapes" else f"evaluate {options.what}"
         raise UserError(f"{what} is measured at one rate; give one --fps, not {len(rates)}")
     return rates[0]
+
+
+def _seconds(options: argparse.Namespace, usual: float) -> float:
+    return usual if options.seconds is None else options.seconds
 
 
 def _draws(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.distributed import from_all
+from tokvid.errors import UserError
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import Levels, rates_of, videos
 from tokvid.sampling.story import defaults_of
@@ -43,6 +45,14 @@ def usual(task: str = "text_to_video", draws: int = 1) -> Settings:
     """The default settings of a task, of which the mean of `draws` may be wanted."""
     guidance, sampling = defaults_of(task, draws)
     return Settings(guidance, sampling=sampling)
+
+
+def frames_in(seconds: float, fps: float) -> int:
+    """The frames of a clip, of which the first is at 0 s. UserError where these are no length and rate."""
+    for name, value in (("seconds", seconds), ("fps", fps)):
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} should be above 0 and finite, got {value:g}")
+    return 1 + round(seconds * fps)
 
 
 class Padded(NamedTuple, Generic[Item]):

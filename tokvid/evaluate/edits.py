@@ -13,7 +13,7 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through, usual
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, frames_in, mean, measured, through, usual
 from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
 from tokvid.evaluate.reconstruction import some_clips, split_of
 from tokvid.io.progress import progress
@@ -230,7 +230,7 @@ def _figures(lists: dict[str, list[float]], motion: list[float]) -> dict[str, An
 def _drawn(models: Models, data: DataConfig, request: Request, settings: Settings) -> Iterator[tuple[RealClips, int]]:
     """Batches of held-out clips, and how many of each count: all batches have one size, for one program."""
     patch, size = models.tokenizer.config.temporal_patch, min(BATCH, request.samples)
-    frames = frames_of(latent_frames_for(1 + round(request.seconds * request.fps), patch), patch)
+    frames = frames_of(latent_frames_for(frames_in(request.seconds, request.fps), patch), patch)
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=frames, fps=(request.fps,))
     pairs = some_clips(wanted, split_of(data), request.samples, rng)

@@ -12,8 +12,8 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, generate_batch, mean, measured
-from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, other_captions
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, frames_in, generate_batch, mean, measured
+from tokvid.evaluate.likelihood import caption_ranks, other_captions
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features, load_features, perceptual_distance
@@ -50,8 +50,8 @@ class Request:
 
     @property
     def frames(self) -> int:
-        """Frames per clip."""
-        return 1 + round(self.seconds * self.fps)
+        """Frames per clip. UserError as by `frames_in`."""
+        return frames_in(self.seconds, self.fps)
 
 
 def evaluate_generation(
@@ -124,10 +124,11 @@ def _measure(
     lists = collections.defaultdict[str, list[Any]](list)
     tokens = encode_clips(models.tokenizer, clips.truth)
     better_B, nats_B = caption_ranks(models, tokens, fps, clips.captions, clips.others, 0)
-    lists["retrieved"] += (better_B == 0).tolist()
-    lists["preferred"] += [
-        1 - better / len(others) for better, others in zip(better_B, clips.others, strict=True) if others
-    ]
+    for better, others in zip(better_B.tolist(), clips.others, strict=True):
+        if others:  # captions to choose from
+            lists["retrieved"].append(better == 0)
+            lists["retrieved by chance"].append(1 / (1 + len(others)))
+            lists["preferred"].append(1 - better / len(others))
     lists["bits_per_pixel"] += (-nats_B / np.log(2) / clips.truth[0, ..., 0].size).tolist()
     shown, truth_ND = {"truth": clips.truth}, features.extract(clips.truth)
     told = [(clips.truth.shape[1] / fps, clips.captions)]
@@ -194,7 +195,7 @@ def _all_figures(
         "kernel_real_halves": kernel_distance(*halves),
         "bits_per_pixel": mean(lists["bits_per_pixel"]),
         "caption_retrieval": mean(lists["retrieved"]),
-        "caption_retrieval_chance": 1 / CANDIDATES,
+        "caption_retrieval_chance": mean(lists["retrieved by chance"]),
         "caption_preferred": mean(lists["preferred"]),
     }
 

@@ -210,12 +210,14 @@ def some_clips(
     source = open_source(data, split)
     count, failed = 0, None
     for index in rng.permutation(min(len(source), 10 * samples + 1000)):
-        item = source[int(index)]
-        if count == samples or not (rates := usable_rates(item.seconds, data.frames, data.fps)):
-            continue
-        fps = float(rng.choice(rates))
-        start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
+        if count == samples:
+            break
         try:
+            item = source[int(index)]
+            if not (rates := usable_rates(item.seconds, data.frames, data.fps)):
+                continue
+            fps = float(rng.choice(rates))
+            start = float(rng.uniform(0, max(0.0, item.seconds - data.frames / fps)))
             clip_THWC = item.read(start, fps, data.frames, data.size)
         except UserError as error:
             failed = error
