@@ -66,12 +66,35 @@ def test_what_does_not_belong_is_refused(kind, values, said):
 
 
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize("name", ["patch", "temporal_patch", "width", "heads", "mlp", "time_window"])
+@pytest.mark.parametrize("name", ["patch", "fold", "groups", "temporal_patch", "width", "heads", "mlp", "time_window"])
 def test_sizes_of_models_are_positive(name, value):
     with pytest.raises(UserError, match=f"{name} should be 1 or more, got {value}"):
         TokenizerConfig(**{name: value})
     with pytest.raises(UserError, match=r"config: grid should be 1 or more, got \(0, 2\)"):
         from_dict(TransformerConfig, {"latent": [4, 0, 2]})
+
+
+@pytest.mark.parametrize(
+    "kind, values, said",
+    [
+        (TrainConfig, {"batch": 0}, "batch should be 1 or more, got 0"),
+        (TrainConfig, {"accumulate": 0}, "accumulate should be 1 or more, got 0"),
+        (TrainConfig, {"seed": -1}, "seed should be 0 to 4294967295, got -1"),
+        (DataConfig, {"seed": 2**32}, "seed should be 0 to 4294967295, got 4294967296"),
+        (TokenizerConfig, {"later_codes": []}, "later_codes is empty; give numbers of sub-codes, 0 for all"),
+        (TokenizerConfig, {"hysteresis": float("nan")}, "hysteresis should be a finite number"),
+    ],
+)
+def test_what_no_training_can_have_is_refused(kind, values, said):
+    with pytest.raises(UserError, match=said):
+        from_dict(kind, values)
+
+
+def test_settings_of_speed_are_no_others():
+    """So a training may go on with rematerialisation, say, also one that an earlier version began."""
+    slow = TransformerConfig(remat="full", scan_layers=True, attention="xla")
+    assert computed(slow) == computed(TransformerConfig()) == computed(to_dict(slow))
+    assert computed(TransformerConfig(width=24)) != computed(TransformerConfig())
 
 
 def test_a_window_of_earlier_versions_is_read():
@@ -91,13 +114,13 @@ def test_a_retired_field_is_accepted_with_the_value_that_still_holds():
         (
             TokenizerConfig(),
             "code_width codes commitment_weight decoder dtype encoder entropy_weight first_frame fold groups "
-            "heads hysteresis l1_weight l2_weight levels mlp patch perceptual_weight quantizer remat size "
+            "heads hysteresis l1_weight l2_weight levels mlp patch perceptual_weight quantizer size "
             "ssim_weight stillness_weight temporal_patch temporal_weight tile time_window width ",
         ),
         (
             TransformerConfig(),
             "conditions copies dtype grid head head_layers head_width heads kv_heads latent_frames layers mlp "
-            "remat scan_layers subcodes temporal_patch text_length text_vocabulary ticks_per_second vocabulary "
+            "subcodes temporal_patch text_length text_vocabulary ticks_per_second vocabulary "
             "width z_loss ",
         ),
         (LayoutConfig(), "corruption lengths rows scheduled_sampling stalls tasks text_dropout "),

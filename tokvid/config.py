@@ -25,7 +25,7 @@ def _at_least(config: Any, least: int, *names: str) -> None:
     """UserError where one of these fields is, or contains, a number below `least`."""
     for name in names:
         value = getattr(config, name)
-        if any(number < least for number in (value if isinstance(value, tuple) else (value,))):
+        if any(not number >= least for number in (value if isinstance(value, tuple) else (value,))):
             raise UserError(f"{name} should be {least} or more, got {value}")
 
 
@@ -33,6 +33,12 @@ def check_guidance(guidance: float) -> None:
     """UserError for a guidance scale below 0 (away from the text) or above 100 (a single code has all probability)."""
     if not 0 <= guidance <= 100:
         raise UserError(f"guidance should be 0 to 100 (1 disables it), got {guidance}")
+
+
+def check_seed(seed: int) -> None:
+    """UserError for a seed of more than 32 bits, which JAX would silently cut."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
 
 
 def _check_temperature(name: str, value: float | None) -> None:
@@ -67,6 +73,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "images")
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +115,11 @@ class TokenizerConfig:
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "size", "patch", "temporal_patch", "width", "heads", "mlp", "time_window", "code_width")
+        _at_least(self, 1, "size", "patch", "fold", "temporal_patch", "width", "heads", "mlp", "time_window")
+        _at_least(self, 1, "groups", "code_width")
         _at_least(self, 0, "tile", "hysteresis", "later_codes")
+        if not self.later_codes:
+            raise UserError("later_codes is empty; give numbers of sub-codes, 0 for all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +316,9 @@ class TrainConfig:
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all remaining devices
 
     def __post_init__(self) -> None:
+        _at_least(self, 1, "batch", "accumulate")
         _at_least(self, 0, "lora")
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,12 +397,6 @@ class Sampling:
             _check_temperature(name, getattr(self, name))
 
 
-def check_seed(seed: int) -> None:
-    """UserError for a seed of more than 32 bits, which JAX would silently cut."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed should be 0 to {2**32 - 1}, got {seed}")
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as JSON-ready plain values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -409,10 +415,17 @@ ADDED = {
 }
 
 
+# Of speed and memory: the numbers are the same but for rounding.
+SPEED = ("attention", "remat", "scan_layers")
+
+
 def computed(config: Any) -> dict[str, Any]:
-    """The settings that a model's training depends on, as JSON values: all but those of speed and of sampling."""
-    others = ("attention", "later_temperature")
-    values = to_dict(config).items()
+    """The settings that a model's training depends on, as JSON values: all but those of speed and of sampling.
+
+    `config` may also be such values, as an earlier version saved them.
+    """
+    others = (*SPEED, "later_temperature")
+    values = (config if isinstance(config, Mapping) else to_dict(config)).items()
     return {name: value for name, value in values if name not in others and (name, value) not in ADDED.items()}
 
 

@@ -297,7 +297,7 @@ def channels(config: TokenizerConfig) -> int:
 def _sizes(config: TokenizerConfig) -> tuple[int, int]:
     """Channels and codes of a sub-code, read from the quantizer without allocating its codebook."""
     quantizers = []
-    jax.eval_shape(lambda: quantizers.append(QUANTIZERS[config.quantizer](config, nnx.Rngs(0))))
+    jax.eval_shape(lambda: quantizers.append(make_quantizer(config, nnx.Rngs(0)).quantizer))
     return quantizers[0].width, quantizers[0].vocabulary
 
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tokvid.config import computed
 from tokvid.distributed import first, from_first, together
 from tokvid.errors import UserError, difference
 from tokvid.io.files import seal, to_json, write_json
@@ -229,7 +230,7 @@ class Checkpoints:
             )
 
     def _check_agreement(self, step: int, like: Any) -> None:
-        record = json.loads(self._record(step).read_text())
+        record = json.loads(self._record(step).read_text(encoding="utf-8"))
         if (version := record.get("format")) != FORMAT:
             raise UserError(
                 f"checkpoint {self._path(step)} has format {version!r}, this version of tokvid reads {FORMAT}; "
@@ -237,9 +238,13 @@ class Checkpoints:
             )
         saved = record["agree"]
         for key in sorted(self.agree.keys() | saved.keys()):
-            if saved.get(key) != self.agree.get(key):
+            was, now = (
+                computed(value) if isinstance(value, Mapping) else value
+                for value in (saved.get(key), self.agree.get(key))
+            )
+            if was != now:
                 raise UserError(
-                    f"{self.folder.parent} was trained with {key} {difference(saved.get(key), self.agree.get(key))}; "
+                    f"{self.folder.parent} was trained with {key} {difference(was, now)}; "
                     "resume with the same config or use another --workdir"
                 )
         # orbax casts types silently.
@@ -266,7 +271,7 @@ def _locked(folder: Path) -> IO[str]:
     """The open lock file of `folder`, created if missing. Closing it, or the end of the process, releases the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115
+        lock = open(folder / "lock", "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
     try:

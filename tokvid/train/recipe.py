@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import Recipe, TokenizerConfig, TransformerConfig, from_dict, load_recipe
+from tokvid.config import SPEED, Recipe, TokenizerConfig, TransformerConfig, from_dict, load_recipe
 from tokvid.errors import UserError
 from tokvid.io.urls import local
 from tokvid.tasks.tasks import conditions_of
@@ -13,7 +13,7 @@ from tokvid.text.t5 import t5_config
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of, silent_code
 
-HOW = ("attention", "dtype", "later_temperature", "remat", "scan_layers")  # of speed, memory and sampling
+HOW = (*SPEED, "dtype", "later_temperature")  # how to compute and sample
 
 
 def open_recipe(path: Path, overrides: list[str]) -> Recipe:
