@@ -27,7 +27,7 @@ from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train.loop import train
 from tokvid.train.reward_step import Judged, RewardTraining
-from tokvid.train.state import abstract_state, init_state
+from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenize import write_token_cache
 from tokvid.train.windows import token_batches
@@ -207,6 +207,16 @@ def test_what_cannot_be_trained_is_refused(workdir, reward, changes, said):
     )
     with pytest.raises(UserError, match=said):
         RewardTraining(recipe, open_token_cache(workdir, recipe), rollouts=None)
+
+
+def test_the_videos_of_a_prompt_stay_together(workdir, judge):
+    """Three prompts of four videos each can't be split in two, though twelve videos can."""
+    config = dataclasses.replace(RECIPE.train_transformer, start=str(workdir / "start"), batch=12, accumulate=2)
+    recipe, mesh = dataclasses.replace(RECIPE, train_transformer=config), make_mesh((1,) * 4)
+    training = RewardTraining(recipe, open_token_cache(workdir, recipe), judge(brightness))
+    said = r"batch 12 can't be split over 1 devices in 2 parts, 4 of a prompt together; use a multiple of 8"
+    with pytest.raises(UserError, match=said):
+        make_step(training, config, mesh, *abstract_state(training, config, mesh))
 
 
 def test_kept_samples_are_part_of_the_group():

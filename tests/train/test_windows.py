@@ -4,6 +4,7 @@ mixture.
 
 import collections
 import dataclasses
+import re
 import types
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokvid.tasks.conditions import CONDITIONS, Condition
 from tokvid.tasks.tasks import TASKS, conditions_of
 from tokvid.train import windows
 from tokvid.train.token_cache import TokenCache
-from tokvid.train.windows import cut_window, windows_in_a_row
+from tokvid.train.windows import cut_window, fewer_words, windows_in_a_row
 from tokvid.transformer.layout import as_generated, slot_count
 from tokvid.types import Caption, captions_in_force
 
@@ -385,6 +386,14 @@ def test_words_are_left_out_each_for_itself(cache, text_model):
     # Each word stays with a chance that is drawn from 0 to 1, so both with 1/3 and none as well.
     assert 90 < fewer["red left"] + fewer["blue right"] < 180 and 90 < fewer[""] < 180
     assert 0.35 < fewer["red"] / (fewer["red"] + fewer["left"]) < 0.65
+
+
+@pytest.mark.parametrize("text", ["红圆向左", "a red circle", "一个 red 圆", "don't stop ."])
+def test_what_is_left_of_a_caption_is_part_of_it(text):
+    rng, words = np.random.default_rng(0), re.findall(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+", text)
+    left = {fewer_words(text, 1.0, rng) for _ in range(2000)}
+    assert {text, "", *words} <= left and len(left) == 2 ** len(words)
+    assert fewer_words(text, 0.0, rng) == text
 
 
 def test_a_track_is_mostly_seen_without_its_text(cache, text_model):

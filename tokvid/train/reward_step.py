@@ -113,6 +113,7 @@ class RewardTraining(TransformerTraining):
     def __init__(self, recipe: Recipe, cache: TokenCache, rollouts: Rollouts, show: Any = None):
         super().__init__(recipe, cache, show)
         self.reward, self.rollouts, config = recipe.reward, rollouts, recipe.train_transformer
+        self.together = recipe.reward.kept
         self._rewarded = dataclasses.replace(cache, layouts=rewarded_layouts(recipe))
         # At 0, drawing has no likelihood; 1 stands for it.
         self.sampling = Sampling(1.0, self.config.later_temperature or 1.0, rows=recipe.reward.rows)

@@ -40,6 +40,7 @@ class Training(Protocol):
     """A model to train, as the loop sees it: its construction, its loss and its data."""
 
     name: str
+    together: int  # samples of a batch that no split over devices or micro-batches parts
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
@@ -196,7 +197,7 @@ def make_step(
 
     UserError if the batch can't be split over the mesh's devices in `config.accumulate` micro-batches.
     """
-    check_batch(config, mesh)
+    check_batch(config, mesh, training.together)
     optimizer, rate = make_optimizer(config), learning_rate(config)
     early = held_leaves(like.params, config)
 
@@ -257,12 +258,14 @@ def make_validation(
     return jax.jit(validate, in_shardings=(_places(like), NamedSharding(mesh, BATCH)))
 
 
-def check_batch(config: TrainConfig, mesh: Mesh) -> None:
-    """UserError unless every device gets an equal share of a batch and of each micro-batch."""
+def check_batch(config: TrainConfig, mesh: Mesh, together: int = 1) -> None:
+    """UserError unless every device gets an equal share of a batch and of each micro-batch (`Training.together`)."""
     devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.accumulate
-    if parts < 1 or config.batch % (devices * parts):
+    least = devices * parts * together
+    if config.batch % least:
         over = f"{devices} devices" + f" in {parts} parts" * (parts != 1)
-        raise UserError(f"batch {config.batch} can't be split over {over}; use a multiple of {devices * max(parts, 1)}")
+        group = f", {together} of a prompt together" * (together != 1)
+        raise UserError(f"batch {config.batch} can't be split over {over}{group}; use a multiple of {least}")
 
 
 def _accumulated(

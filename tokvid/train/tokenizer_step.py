@@ -51,7 +51,7 @@ class Players(nnx.Module):
 class TokenizerTraining:
     """`Training` of the tokenizer, for `train.loop.train`."""
 
-    name = "tokenizer"
+    name, together = "tokenizer", 1
 
     def __init__(self, recipe: Recipe, text: TextModel | None = None):
         """`text`: the text model of an adversary that reads captions. UserError for settings that contradict."""

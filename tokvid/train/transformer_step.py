@@ -73,7 +73,7 @@ def drawn(model: Transformer, batch: TokenBatch, sequence: Sequence, key: jax.Ar
 class TransformerTraining:
     """`Training` of the transformer, for `train.loop.train`."""
 
-    name = "transformer"
+    name, together = "transformer", 1
 
     def __init__(self, recipe: Recipe, cache: TokenCache | None = None, show: Callable[..., None] | None = None):
         """Without a `cache`, there are no batches.

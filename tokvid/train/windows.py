@@ -1,6 +1,7 @@
 """Windows of cached tokens for the transformer: a part of a video, its known tokens, and its text."""
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from tokvid.train.token_cache import TokenCache
 from tokvid.transformer.layout import as_generated, condition_number, condition_shape, slot_count
 from tokvid.types import Clip, TokenBatch, captions_in_force, joined, stride_of
 
+WORD = re.compile(r"\s*(?:[\u2e80-\uffef]|[^\s\u2e80-\uffef]+)")  # Chinese and Japanese have no spaces
 LEAST_SHARE = 0.75  # of the generated latent frames that the text must be in force for
 STRICT_TRIES = 100  # records tried for a sample before any rate and share are accepted
 MOST_TRIES = 200
@@ -304,16 +306,16 @@ class WindowSampler:
 
 
 def fewer_words(text: str, most: float, rng: np.random.Generator) -> str:
-    """A caption without some of its words, a share of them that is drawn from 0 to `most`.
+    """A caption without some of its words (of Chinese, characters), a share of them that is drawn from 0 to `most`.
 
     So each word's meaning is learned without the others. Where two words always come together in training, a model may
     read only one of them, and is then wrong about any other pair.
     """
     if not most:
         return text
-    words = text.split()
+    words = WORD.findall(text)
     stays = rng.random(len(words)) >= rng.uniform(0, most)
-    return " ".join(word for word, stay in zip(words, stays, strict=True) if stay)
+    return "".join(word for word, stay in zip(words, stays, strict=True) if stay).strip()
 
 
 def _draw(rng: np.random.Generator, shares: Sequence[float]) -> int:
