@@ -105,9 +105,9 @@ def kind_of(folder: str | Path) -> str:
     if not path.is_file():
         raise UserError(f"no weights in {folder}; name a folder that `tokvid train` wrote, such as runs/tokenizer")
     kind = read_json(path, "config").get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(did_you_mean(kind, KINDS, f"kind of weights in {path}"))
-    return str(kind)
+    return kind
 
 
 def describe(folder: str | Path, kind: str) -> dict[str, Any]:
@@ -207,9 +207,12 @@ def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about
     tensors = {".".join(map(str, name)): _half(leaf[...]) for name, leaf in factors}
     if bad := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
         raise UserError(f"{bad[0]} has values that float16 cannot hold, so {path} was not written")
+    tensors = dict(sorted(tensors.items()))
     values = {"format": LORA_FORMAT, "base": base, **about}
+    metadata = {LORA: json.dumps(values | {"sha256": _lora_seal(values, tensors)})}
     with atomic(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(dict(sorted(tensors.items())), {LORA: json.dumps(values)}))
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
+        read_lora(temporary)
 
 
 def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -227,7 +230,14 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
         raise UserError(
             f"{path} is no LoRA of this version of tokvid; a training with --train_transformer.lora writes one"
         )
+    intact = about.get("sha256") in (None, _lora_seal(about, factors))  # None: of an earlier version
+    if not intact or not all(np.isfinite(factor).all() for factor in factors.values()):
+        raise UserError(f"{path} is damaged, or was changed after it was written; copy or train it again")
     return about, factors
+
+
+def _lora_seal(about: dict[str, Any], factors: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(seal(about).encode() + safetensors.numpy.save(factors)).hexdigest()
 
 
 def task_loras(folder: Path) -> dict[str, Path]:

@@ -202,11 +202,31 @@ def test_what_doesnt_belong_together_is_refused(refused, trained, tmp_path):
 @pytest.mark.parametrize("name", ["blocks.mlp.gate.a", "blocks.mlp.gate.b", "blocks.mlp.left.a"])
 def test_a_factor_that_doesnt_fit_is_named(trained, tmp_path, name):
     facts, factors = weights.read_lora(trained / "run" / FILE)
+    del facts["sha256"]
     factors[name] = np.ascontiguousarray(factors["blocks.mlp.gate.a"][..., :1])
     file = tmp_path / "odd.safetensors"
     file.write_bytes(safetensors.numpy.save(factors, {weights.LORA: json.dumps(facts)}))
     with pytest.raises(UserError, match=r"odd\.safetensors.* blocks\.mlp"):
         weights.load(trained / "start/transformer", "transformer", [weights.Scaled(file)])
+
+
+def test_a_changed_lora_is_refused_and_one_of_an_earlier_version_is_read(trained, tmp_path):
+    facts, factors = weights.read_lora(trained / "run" / FILE)
+    file = tmp_path / "a.safetensors"
+
+    def read(facts, factors):
+        file.write_bytes(safetensors.numpy.save(factors, {weights.LORA: json.dumps(facts)}))
+        return weights.read_lora(file)
+
+    other = factors | {"blocks.mlp.gate.a": factors["blocks.mlp.gate.a"] * 2}
+    for changed in ((facts, other), (facts | {"rank": 3}, factors)):
+        with pytest.raises(UserError, match=r"a\.safetensors is damaged, or was changed"):
+            read(*changed)
+    before = {name: value for name, value in facts.items() if name != "sha256"}
+    assert read(before, other)[0] == before
+    other["blocks.mlp.gate.a"][0, 0] = np.inf
+    with pytest.raises(UserError, match=r"a\.safetensors is damaged"):
+        read(before, other)
 
 
 def test_a_task_has_a_lora_of_its_own(tokvid, trained, trained_for, movie, tmp_path):
