@@ -66,5 +66,6 @@ def test_loopback_addresses():
 def test_a_port_in_use_is_named():
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"cannot listen on 127.0.0.1:\d+: .*--port"):
         listen("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(UserError, match="check --host"):
-        listen("nowhere.invalid", 0)
+    for host in ("nowhere.invalid", 64 * "a", ".."):
+        with pytest.raises(UserError, match=r"cannot listen on .*; check --host"):
+            listen(host, 0)

@@ -137,10 +137,10 @@ class Records:
         self.takes[take.id] = take
         return take
 
-    def save(self, record: Take | Upload) -> None:
-        """Writes it to disk."""
+    def save(self, record: Take | Upload, place: Path | None = None) -> None:
+        """Writes it to disk, in its folder or in one that becomes it."""
         name = "take" if isinstance(record, Take) else "upload"
-        write_json(self.place(record) / f"{name}.json", dataclasses.asdict(record))
+        write_json((place or self.place(record)) / f"{name}.json", dataclasses.asdict(record))
 
     def remove(self, record: Take | Upload) -> None:
         """Deletes it and its files."""

@@ -1,5 +1,7 @@
 """The studio as a running server: its socket, its address, its token."""
 
+import contextlib
+import errno
 import ipaddress
 import secrets
 import socket
@@ -19,8 +21,8 @@ def serve(folder: Path, worlds: dict[str, World], address: tuple[str, int]) -> N
     listening = listen(host, port)
     port = listening.getsockname()[1]
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    app = application(Studio(folder, worlds), LOOPBACK if token is None else None, token)
     named = f"[{host}]" if ":" in host else host
+    app = application(Studio(folder, worlds), (*LOOPBACK, named) if token is None else None, token)
     if token is None:
         print(f"tokvid studio: http://{named}:{port}  (Ctrl-C stops it)", flush=True)
     else:
@@ -46,13 +48,18 @@ def is_loopback(host: str) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; UserError where none can."""
-    try:
-        family, kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
-    except OSError as error:
-        hint = "choose another --port" if isinstance(error, PermissionError) or error.errno == 98 else "check --host"
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; {hint}") from error
-    listening.listen(128)
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listening = stack.enter_context(socket.socket(family, kind))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(place)
+            listening.listen(128)
+        except UnicodeError as error:  # a label of more than 63 letters, or an empty one
+            raise UserError(f"cannot listen on {host:.80}: it is no name of a machine; check --host") from error
+        except OSError as error:
+            taken = isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE
+            hint = "choose another --port" if taken else "check --host"
+            raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; {hint}") from error
+        stack.pop_all()
     return listening

@@ -41,8 +41,8 @@ async def receive(records: Records, name: str, content: AsyncIterator[bytes]) ->
                     raise TooLarge
                 await asyncio.to_thread(file.write, part)
         upload = await asyncio.to_thread(_checked, hidden, upload_id, _shown(name), size)
+        records.save(upload, hidden)
         hidden.rename(place)
-        records.save(upload)
         records.uploads[upload_id] = upload
         _make_room(records, upload)
         return upload
