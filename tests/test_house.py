@@ -162,3 +162,20 @@ def test_the_rule_itself(module, source, wrong):
 def test_every_room_of_the_order_is_there_to_be_checked():
     rooms = {room_of(module_of(path)) for path in FILES}
     assert set().union(*ORDER, ASIDE) <= rooms
+
+
+def _text_without_encoding(call: ast.Call) -> bool:
+    if any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text")
+    if not isinstance(call.func, ast.Name) or call.func.id != "open":
+        return False
+    modes = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    return not any(isinstance(mode, ast.Constant) and "b" in mode.value for mode in modes)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_files_are_read_in_utf8_whatever_the_locale(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if _text_without_encoding(call)]

@@ -139,7 +139,7 @@ def _memory() -> Iterator[Finding]:
 def _available(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """Bytes of memory that programs may still take; None where the system doesn't say."""
     try:
-        lines = meminfo.read_text().splitlines()
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

@@ -86,7 +86,8 @@ def default_folder() -> Path:
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """16 hex digits that processors of one model share: of its feature flags, where these are known, else its name."""
     try:
-        features = sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))})
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        features = sorted({line for line in lines if line.startswith(("flags", "Features"))})
     except OSError:  # not Linux
         features = [platform.processor(), platform.version()]
     return hashlib.sha256("\n".join([platform.machine(), *features]).encode()).hexdigest()[:16]

@@ -35,9 +35,10 @@ def compute_dtype(dtype: str) -> str:
 @functools.cache
 def _cpu_has_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     try:
-        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
     return any(unit in flags.split() for unit in CPU_UNITS)
 
 

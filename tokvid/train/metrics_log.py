@@ -59,11 +59,11 @@ class MetricsLog:
 
     def _begin(self, folder: Path, step: int, goes_on: bool) -> "list[_TensorBoard | _WandB]":
         with atomic(self._path) as temporary:
-            lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else []
             kept = [line for line in lines if 0 <= _step_of(line) <= step]
             if goes_on:  # a shorter training ended between two lines; what its last one tells, the next one does
                 kept = [line for line in kept if _step_of(line) < step or "skipped" not in json.loads(line)]
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         boards = [
             _tensorboard(folder / "tensorboard", step),
             _WandB(folder, self._config) if self._config.wandb and step < self._config.steps else None,
@@ -144,7 +144,7 @@ class MetricsLog:
         # Nine digits distinguish all float32 values.
         numbers = {name: float(f"{value:.9g}") for name, value in values.items() if math.isfinite(value)}
         try:
-            with open(self._path, "a") as file:
+            with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
             for board in self._boards:
                 board.write(step, numbers)
