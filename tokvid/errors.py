@@ -36,7 +36,7 @@ def did_you_mean(name: object, allowed: Iterable[object], what: str) -> str:
     names = [str(each) for each in allowed]
     close = difflib.get_close_matches(str(name), names, n=5)
     listed = ", ".join(close) + ", …" if close and len(names) > MOST_LISTED else ", ".join(names)
-    return f"unknown {what} {str(name)!r}{suggestion(name, names)}; allowed: {listed}"
+    return f"unknown {what} {str(name)!r:.80}{suggestion(name, names)}; allowed: {listed}"
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:

@@ -108,6 +108,7 @@ def test_features_from_a_file(tmp_path):
     [
         ("x = 1", "defines no `features`"),
         ("def features(): 1 / 0", "ZeroDivisionError"),
+        ("def features(): return {}['weights']", "fails with KeyError: 'weights'"),
         ("def features(): return 3", "returns int"),
     ],
 )

@@ -126,11 +126,11 @@ def load_features(name: str) -> Features:
     if not path.is_file():
         raise UserError(f"no features file {path}; name one that defines `features`, or use {', '.join(FEATURES)}")
     try:
-        features = runpy.run_path(str(path))["features"]()
-    except KeyError as error:
-        raise UserError(
-            f"{path} defines no `features`; define a function of no arguments that returns a Features"
-        ) from error
+        if (make := runpy.run_path(str(path)).get("features")) is None:
+            raise UserError(f"{path} defines no `features`; define a function of no arguments that returns a Features")
+        features = make()
+    except UserError:
+        raise
     except Exception as error:  # the user's code can raise anything
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
     if not isinstance(features, Features):

@@ -96,7 +96,7 @@ def t5_config(source: Path) -> T5Config:
     path = source / "config.json"
     about = read_json(path, "the config of a T5")
     kind, mlp = about.get("model_type"), about.get("feed_forward_proj", "relu")
-    if kind not in MODELS or mlp not in GATED or about.get("layer_norm_epsilon", EPSILON) != EPSILON:
+    if kind not in MODELS or str(mlp) not in GATED or about.get("layer_norm_epsilon", EPSILON) != EPSILON:
         raise UserError(
             f"{path} has model_type {kind!r:.40}, feed_forward_proj {mlp!r:.40}; only {' and '.join(MODELS)} with "
             f"{' or '.join(GATED)} can be read"
