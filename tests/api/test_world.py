@@ -125,6 +125,12 @@ def test_a_story_is_made_shown_and_saved(video, tmp_path):
     assert load_story(video.save(tmp_path / "a.yaml")) == video.story
 
 
+def test_a_sheet_alone_is_no_video(world, tmp_path):
+    with pytest.raises(UserError, match=r"there is no file to write the video to; give its name, \.mp4 or \.gif"):
+        world.stream([PROMPTS[0]]).save(sheet=tmp_path / "a.png")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_command_line_makes_the_same_bytes(video, world, tiny_weights, tmp_path, monkeypatch):
     """Of the story file that the API writes; as does a stream to a file."""
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """Pictures and videos as people have them (files, arrays, Pillow's images), as frames of a model's size and rate."""
 
+import functools
 import itertools
 import logging
 import math
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 
 from tokvid.api.video import Video, checked_frames
 from tokvid.errors import UserError
-from tokvid.input_pipeline.clips import probe, read_image, stream_frames
+from tokvid.input_pipeline.clips import VideoInfo, probe, read_image, stream_frames
 from tokvid.input_pipeline.encoded import MAX_PIXELS
 from tokvid.input_pipeline.picture import Fit, Fitter, on_white
 from tokvid.input_pipeline.records import show
@@ -32,7 +33,7 @@ def read_picture(picture: Picture, size: tuple[int, int], fit: Fit = "crop") -> 
     """A picture of this height and width. UserError for one that cannot be read, or a video."""
     if isinstance(picture, str | os.PathLike):
         path = local(text_of(picture))
-        if (frames := probe(path).frames) > 1:
+        if (frames := _facts(path).frames) > 1:
             raise UserError(f"{path} is a video of {frames} frames; give a picture, or continue it as a video")
         _warn_of_crop(path, size, fit)
         return read_image(path, size, fit)
@@ -66,7 +67,7 @@ def read_clip(clip: Clip, fps: float, size: tuple[int, int], fit: Fit = "crop") 
 def size_of(clip: Clip) -> tuple[int, int]:
     """Height and width of a clip's own frames; UserError for one that cannot be read."""
     if isinstance(clip, str | os.PathLike):
-        info = probe(local(text_of(clip)))
+        info = _facts(local(text_of(clip)))
         return info.height, info.width
     if isinstance(clip, list | tuple) and clip and all(isinstance(each, PIL.Image.Image) for each in clip):
         return clip[0].height, clip[0].width
@@ -77,7 +78,7 @@ def size_of(clip: Clip) -> tuple[int, int]:
 def own_rate(clip: Clip) -> float | None:
     """The rate at which `read_clip` gives all frames; None for frames without one, as an array's, or a picture."""
     if isinstance(clip, str | os.PathLike):
-        return probe(local(text_of(clip))).rate or None
+        return _facts(local(text_of(clip))).rate or None
     return clip.fps if isinstance(clip, Video) else None
 
 
@@ -87,6 +88,20 @@ def rate_of(clip: Clip) -> float:
     if rate is None and not isinstance(clip, str | os.PathLike):
         raise UserError("these frames have no rate; give fps, or a tokvid.Video(frames, fps)")
     return rate or 1.0
+
+
+def _facts(path: Path) -> VideoInfo:
+    """`probe` of a file, which reads all of it, once for each of its states."""
+    try:
+        status = path.stat()
+    except OSError:
+        return probe(path)  # which says what is wrong
+    return _probed(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _probed(path: Path, changed: int, size: int) -> VideoInfo:
+    return probe(path)
 
 
 def _of_file(path: Path, fps: float, size: tuple[int, int], fit: Fit) -> Frames:

@@ -24,13 +24,12 @@ from tokvid.io.files import check_folder, write_text
 from tokvid.io.progress import progress
 from tokvid.io.urls import local
 from tokvid.sampling.many import batches_of, tell_many
-from tokvid.sampling.story import Segment, Story
+from tokvid.sampling.story import NEXT_SEED, Segment, Story
 from tokvid.sampling.stream import Models
 
 INDEX = "index.jsonl"
 LARGEST_FILE = 1 << 26  # bytes of a file of prompts
 LONGEST_NAME = 40  # letters of a prompt in a file's name
-NEXT_SEED = 7919  # from one clip of a prompt to the next
 
 Prompts = str | os.PathLike[str] | Sequence[str | Segment | Mapping[str, Any]]
 

@@ -194,6 +194,8 @@ def _tracks(outs: Sequence[Path], audio: str | os.PathLike[str] | None, cues: Se
 
     UserError, before, where that can't be.
     """
+    if not outs:
+        raise UserError("there is no file to write the video to; give its name, .mp4 or .gif, beside the sheet's")
     mp4s, suffix = [out for out in outs if out.suffix.lower() == ".mp4"], outs[0].suffix
     if audio is not None and not mp4s:
         raise UserError(f"audio needs an .mp4, because a {suffix} has no sound; write one")

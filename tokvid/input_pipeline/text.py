@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import logging
 import re
 from collections import Counter
@@ -148,7 +149,8 @@ class TextModel:
         ids = sorted(range(self.vocabulary), key=self._pieces.get_score, reverse=True)
         pieces = [piece[1:] for piece in self._pieces.id_to_piece(ids) if piece.startswith(SPACE)]
         words = [piece for piece in pieces if len(piece) >= 3 and WORD.fullmatch(piece)]
-        return [word for word in words if not any(other != word and other.startswith(word) for other in words)][:count]
+        parts = {word for word, after in itertools.pairwise(sorted(set(words))) if after.startswith(word)}
+        return [word for word in words if word not in parts][:count]
 
     def decode(self, ids_L: Sequence[int] | np.ndarray) -> str:
         """The text of `ids_L`, without padding. UserError on an id that the model doesn't have."""

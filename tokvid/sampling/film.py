@@ -1,8 +1,10 @@
 """A story as files: videos, written frame by frame as they are generated, and a contact sheet."""
 
 import contextlib
+import hashlib
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from tokvid.sampling.stream import Models, Windows
 WATCHABLE = 256  # pixels: smaller videos are enlarged by a whole factor
 MOST_GIF_BYTES = 1 << 28  # a GIF's frames are kept in memory until its end
 ROWS, COLUMNS = 32, 8  # of a contact sheet at most
+LONGEST_NAME = 240  # bytes, with which a longer one beside it has at most 255
 LONGEST_CAPTION = 500  # characters that fit above a row
 
 
@@ -43,7 +46,7 @@ def film(
     KeyboardInterrupt says how to resume.
     """
     total, done = frames_before(models, opening) + story.frames, 0
-    partial = outs[0].parent / f".{outs[0].name}.tokens"  # with_name would raise for an empty name
+    partial = outs[0].parent / _hidden_beside(outs[0].name)  # with_name would raise for an empty name
 
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         nonlocal done
@@ -102,6 +105,12 @@ def frames_before(models: Models, opening: Opening | None) -> int:
         return 0
     patch = models.tokenizer.config.temporal_patch
     return opening.before(patch) + opening_frames(len(opening.tokens_THWQ), patch)
+
+
+def _hidden_beside(name: str) -> str:
+    """The name of the file of a video's windows; a hash of a long one, as a name has at most 255 bytes."""
+    data = os.fsencode(name)
+    return f".{name if len(data) <= LONGEST_NAME else hashlib.sha256(data).hexdigest()}.tokens"
 
 
 def with_bar(

@@ -4,7 +4,6 @@ A scene is a paragraph: one prompt. Headings become comments of the story file. 
 nothing below it, is a prompt itself.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import re
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from tokvid.errors import UserError
-from tokvid.sampling.story import Segment, Story, read_text
+from tokvid.sampling.story import Segment, Story, read_text, story_values
 
 SUFFIXES = (".txt", ".srt", ".fountain")
 LATE = 0.05  # seconds by which a subtitle may overlap the next, as programs round
@@ -82,9 +81,8 @@ def story_file(script: Script, source: str) -> str:
     The first line names the `source`, and has a mark of the others, by which `is_as_written` knows if it was edited.
     """
     story, headings = script
-    settings = _changed(story)
-    segments = [{"prompt": each.prompt, "seconds": each.seconds, **_changed(each)} for each in story.segments]
-    del settings["segments"]
+    settings = story_values(story)
+    segments = settings.pop("segments")
     lines = [*_yaml({"fps": story.fps, **settings}), "segments:"]
     for segment, above in zip(segments, headings, strict=True):
         lines += [f"  # {_printable(heading)}" for heading in above]
@@ -105,16 +103,6 @@ def _mark(text: str) -> str:
 
 def _printable(text: str) -> str:
     return "".join(filter(str.isprintable, text))
-
-
-def _changed(settings: Any) -> Any:
-    """Dataclasses as dicts of the fields that don't have their default value."""
-    if isinstance(settings, tuple):
-        return [_changed(each) for each in settings]
-    if not dataclasses.is_dataclass(settings):
-        return settings
-    values = ((field, getattr(settings, field.name)) for field in dataclasses.fields(settings))
-    return {field.name: _changed(value) for field, value in values if value != field.default}
 
 
 def _yaml(value: Any) -> list[str]:

@@ -31,6 +31,7 @@ from tokvid.tasks.tasks import TASKS
 LARGEST_FILE = 1 << 20  # bytes of a story file
 MOST_SECONDS = 24 * 3600.0
 FASTEST = 240.0  # frames per second
+NEXT_SEED = 7919  # from one segment to the next, and from one clip of a prompt to the next
 STORY_SUFFIXES = (".yaml", ".yml")
 
 
@@ -86,6 +87,11 @@ class Story:
         checked(self.negative)
         if self.seconds > MOST_SECONDS:
             raise UserError(f"all segments together should have at most {MOST_SECONDS:g} seconds, got {self.seconds:g}")
+
+    def seed_of(self, number: int) -> int:
+        """The seed of a segment: its own, or one that differs from the others'."""
+        own = self.segments[number].seed
+        return own if own is not None else (self.seed + NEXT_SEED * number) % 2**32
 
     @property
     def starts(self) -> list[float]:
@@ -158,22 +164,26 @@ def load_story(path: str | Path) -> Story:
 
 def story_text(story: Story) -> str:
     """A story as YAML that `load_story` reads back to an equal one; fields with their default value are left out."""
+    return yaml.safe_dump(story_values(story), allow_unicode=True, sort_keys=False, width=120)
+
+
+def story_values(story: Story) -> dict[str, Any]:
+    """The fields of a story file: those that haven't their default values, and `segments` at the end."""
     values = _changed(story)
-    if sampling := _changed(story.sampling):
-        values["sampling"] = sampling
+    del values["segments"]
     always = ({"prompt": each.prompt, "seconds": each.seconds} for each in story.segments)
-    values["segments"] = [{**fields, **_changed(each)} for fields, each in zip(always, story.segments, strict=True)]
-    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=120)
+    segments = [{**fields, **_changed(each)} for fields, each in zip(always, story.segments, strict=True)]
+    return {**values, "segments": segments}
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """The plain fields that differ from their defaults."""
-    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
-    return {
-        name: value
-        for name, (value, default) in values.items()
-        if value != default and default is not dataclasses.MISSING and not dataclasses.is_dataclass(value)
+    """The fields that differ from their defaults, as plain values."""
+    values = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
     }
+    return {name: _changed(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
 def read_text(path: str | Path, kind: str) -> str:
@@ -206,15 +216,13 @@ def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt
     """A prompt for each segment: the first from 0 s on, the others `before` seconds later than in the story."""
     prompts = []
     for number, (start, segment) in enumerate(zip(story.starts, story.segments, strict=False)):
-        # A segment with its own seed gives the same tokens after the same past; other seeds differ by segment.
-        seed = segment.seed if segment.seed is not None else (story.seed + 7919 * number) % 2**32
         guidance = Guidance(
             segment.guidance if segment.guidance is not None else story.guidance,
             segment.last_guidance if segment.last_guidance is not None else story.last_guidance,
             segment.negative if segment.negative is not None else story.negative,
         )
         at = start + before if number else 0.0
-        prompts.append(make_prompt(models, [segment.prompt], np.array([seed]), guidance, at))
+        prompts.append(make_prompt(models, [segment.prompt], np.array([story.seed_of(number)]), guidance, at))
     return prompts
 
 
@@ -281,12 +289,7 @@ def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -
 
     Latent frames are aligned to the video's end: its first frames, too few to fill another one, have no tokens.
     """
-    patch = models.tokenizer.config.temporal_patch
-    encoders = [StreamEncoder(models.tokenizer, 1, models.size) for _ in range(patch)]  # one for each first frame
-    parts: list[list[np.ndarray]] = [[] for _ in encoders]
-    given: list[np.ndarray] = []
-    for frame_HWC in frames:
-        given.append(frame_HWC)
-        for encoder, tokens in zip(encoders[: len(given)], parts, strict=False):
-            tokens.append(encoder.feed(reduced(frame_HWC, models.size)[None, None]))
-    return Opening(np.concatenate(parts[(len(given) - 1) % patch], axis=1)[0], np.stack(given))
+    given_THWC = np.stack(list(frames))
+    before = (len(given_THWC) - 1) % models.tokenizer.config.temporal_patch
+    aligned = (reduced(frame_HWC, models.size) for frame_HWC in given_THWC[before:])
+    return Opening(encode_opening(models, aligned), given_THWC)

@@ -125,7 +125,7 @@ def _scenes(story: Story) -> list[dict[str, Any]]:
             "prompt": segment.prompt,
             "seconds": segment.seconds,
             "guidance": story.guidance if segment.guidance is None else segment.guidance,
-            "seed": (story.seed + 7919 * number) % 2**32 if segment.seed is None else segment.seed,
+            "seed": story.seed_of(number),
         }
         for number, segment in enumerate(story.segments)
     ]
