@@ -59,7 +59,7 @@ def _x264() -> dict[str, str]:
     """
     options = {"crf": "16", "preset": "medium"}
     with contextlib.suppress(OSError):  # where there is no such file, Linux is not what runs
-        if "avx512" in Path("/proc/cpuinfo").read_text():
+        if "avx512" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
             options["x264-params"] = "asm=avx2"
     return options
 
@@ -74,15 +74,14 @@ class VideoWriter:
     """Writes frames one by one to an .mp4 (H.264, flat memory) or a looping .gif, in a `with` statement.
 
     The file appears, or replaces an older one, when the block ends without an error. Frames are uint8 (H, W, 3) of one
-    size; `size` (H, W) is checked if given. In an .mp4, the last row or column of an odd side is doubled, because its
-    colours have half the resolution.
+    size. In an .mp4, the last row or column of an odd side is doubled, because its colours have half the resolution.
 
     Raises:
         UserError: another suffix, a rate out of range, no frames, a full disk, a read-only folder.
         ValueError: a frame of another shape or type than the first.
     """
 
-    def __init__(self, path: str | Path, fps: float | fractions.Fraction, size: tuple[int, int] | None = None):
+    def __init__(self, path: str | Path, fps: float | fractions.Fraction):
         self.path = Path(path)
         check_suffix(path, *VIDEO_SUFFIXES)
         self.suffix = self.path.suffix.lower()
@@ -92,7 +91,7 @@ class VideoWriter:
                 f"cannot write {path} at {fps} fps: allowed for {self.suffix} are {lowest:.3g} to {highest}"
             )
         self.fps = fractions.Fraction(fps).limit_denominator(1001)
-        self.size = tuple(size) if size is not None else None
+        self.size: tuple[int, int] | None = None
         self.frames = 0
         self._gif: list[PIL.Image.Image] = []
         self._container: Any = None
@@ -117,7 +116,7 @@ class VideoWriter:
         """Adds one frame, uint8 (H, W, 3)."""
         image_HWC = _frame(image_HWC)
         if self.size is None:
-            self.size = image_HWC.shape[:2]
+            self.size = (image_HWC.shape[0], image_HWC.shape[1])
         if image_HWC.shape[:2] != self.size:
             raise ValueError(f"frame {self.frames} is {image_HWC.shape[:2]}, the ones before were {self.size} (H, W)")
         if self.suffix == ".gif":

@@ -12,7 +12,9 @@ from jaxtyping import Float, Float64, Num, UInt8
 from tokvid.metrics.ssim import RADIUS, ssim_map
 
 
-def _pair(a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None) -> float:
+def _data_range(
+    a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None
+) -> float:
     """The data range of two videos; ValueError if they cannot be compared."""
     if a_THWC.shape != b_THWC.shape or a_THWC.ndim != 4:
         raise ValueError(f"need two videos of one shape (T, H, W, C), got {a_THWC.shape} and {b_THWC.shape}")
@@ -32,24 +34,11 @@ def _squared_error(a_HWC: Num[np.ndarray, "h w c"], b_HWC: Num[np.ndarray, "h w 
     return float(np.mean((a_HWC.astype(np.float64) - b_HWC.astype(np.float64)) ** 2))
 
 
-def psnr_per_frame(
-    a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None = None
-) -> Float64[np.ndarray, " t"]:
-    """Peak signal-to-noise ratio of each frame in dB; inf where frames are equal.
-
-    `data_range` is the difference between the largest and the smallest possible pixel; uint8 needs none. ValueError
-    when the shapes differ.
-    """
-    data_range = _pair(a_THWC, b_THWC, data_range)
-    errors_T = np.array([_squared_error(a, b) for a, b in zip(a_THWC, b_THWC, strict=True)])
-    return _decibels(errors_T, data_range)
-
-
 def psnr(
     a_THWC: Num[np.ndarray, "t h w c"], b_THWC: Num[np.ndarray, "t h w c"], data_range: float | None = None
 ) -> float:
     """PSNR of a whole clip in dB, from the squared error over all frames (not the mean of the frames' PSNRs)."""
-    data_range = _pair(a_THWC, b_THWC, data_range)
+    data_range = _data_range(a_THWC, b_THWC, data_range)
     errors_T = np.array([_squared_error(a, b) for a, b in zip(a_THWC, b_THWC, strict=True)])
     return float(_decibels(errors_T.mean(keepdims=True), data_range)[0])
 
@@ -63,7 +52,7 @@ def ssim_per_frame(
     inside the frame: scikit-image's `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
     ValueError when shapes differ or a side is below 11 pixels.
     """
-    data_range = _pair(a_THWC, b_THWC, data_range)
+    data_range = _data_range(a_THWC, b_THWC, data_range)
     if min(a_THWC.shape[1:3]) < 2 * RADIUS + 1:
         raise ValueError(f"SSIM needs frames of at least 11x11 pixels, got {a_THWC.shape[1]}x{a_THWC.shape[2]}")
     frames = zip(a_THWC, b_THWC, strict=True)
@@ -79,7 +68,7 @@ def ssim(
 
 def temporal_error(a_THWC: UInt8[np.ndarray, "t h w c"], b_THWC: UInt8[np.ndarray, "t h w c"]) -> float:
     """Mean absolute difference between two uint8 videos' changes from frame to frame, in grey levels; 0 for images."""
-    _pair(a_THWC, b_THWC, None)
+    _data_range(a_THWC, b_THWC, None)
     if len(a_THWC) == 1:
         return 0.0
     return float(np.abs(np.diff(a_THWC.astype(np.float32), axis=0) - np.diff(b_THWC.astype(np.float32), axis=0)).mean())
