@@ -28,6 +28,11 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
+def reason(error: BaseException) -> str:
+    """The message of an exception, on one line; of one by the system, what the system says."""
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+
+
 def did_you_mean(name: object, allowed: Iterable[object], what: str) -> str:
     """The message for an unknown name: `unknown colour 'rad' (did you mean 'red'?); allowed: ...`.
 

@@ -6,11 +6,10 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-import PIL.Image
 
 from tokvid.evaluate.batches import Settings
 from tokvid.metrics.video import psnr
-from tokvid.sampling.given import hidden, pasted, restored
+from tokvid.sampling.given import hidden, pasted, resized, restored
 from tokvid.sampling.levels import videos
 from tokvid.sampling.stream import Around, Guidance, Models, Source, encode_clips, latent_frames_for, make_prompt
 from tokvid.tasks.conditions import CONDITIONS
@@ -106,12 +105,5 @@ def psnrs(truth_BTHWC: np.ndarray, made_BTHWC: np.ndarray, where_BTHW: np.ndarra
 
 def bicubic(video_BTHWC: np.ndarray, times: int) -> np.ndarray:
     """Videos `times` as large."""
-    B, T, H, W, _ = video_BTHWC.shape
-
-    def larger(image_HWC: np.ndarray) -> np.ndarray:
-        picture = PIL.Image.fromarray(image_HWC)
-        return np.asarray(picture.resize((times * W, times * H), PIL.Image.Resampling.BICUBIC))
-
-    return np.stack([larger(image_HWC) for image_HWC in video_BTHWC.reshape(B * T, H, W, 3)]).reshape(
-        B, T, times * H, times * W, 3
-    )
+    _, _, height, width, _ = video_BTHWC.shape
+    return np.stack([resized(video_THWC, (times * height, times * width)) for video_THWC in video_BTHWC])

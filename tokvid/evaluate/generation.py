@@ -13,6 +13,7 @@ from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, frames_in, generate_batch, mean, measured
+from tokvid.evaluate.clips import BEST
 from tokvid.evaluate.likelihood import caption_ranks, other_captions
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
@@ -24,7 +25,7 @@ MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames 
 TRAINING_CLIPS = 256  # searched for the nearest one
 Metrics = Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
 COMPARED: Metrics = {  # of a clip and the real one
-    "psnr": lambda truth_THWC, video_THWC: min(psnr(truth_THWC, video_THWC), 100.0),
+    "psnr": lambda truth_THWC, video_THWC: min(psnr(truth_THWC, video_THWC), BEST),
     "ssim": ssim,
     "perceptual": perceptual_distance,
 }

@@ -13,6 +13,7 @@ from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, measured, through
+from tokvid.evaluate.clips import BEST
 from tokvid.input_pipeline.loader import captions_within, usable_rates
 from tokvid.input_pipeline.sources import holds_out, open_source
 from tokvid.io.progress import progress
@@ -140,7 +141,7 @@ class Reconstruction:
         self._tokens += ids_BTHWQ[..., 0].size
         for made_HWC in self._decoder.feed(ids_BTHWQ)[0][: len(self._waiting)]:
             truth_1HWC, made_1HWC = self._waiting.pop(0)[None], made_HWC[None]
-            self._psnrs.append(min(psnr(truth_1HWC, made_1HWC), 100.0))
+            self._psnrs.append(min(psnr(truth_1HWC, made_1HWC), BEST))
             if min(self._size) >= LEAST_FOR_SSIM:
                 self._ssims.append(ssim(truth_1HWC, made_1HWC))
             yield made_HWC
@@ -181,7 +182,7 @@ def _compare(truth_THWC: np.ndarray, rebuilt_THWC: np.ndarray) -> dict[str, floa
     figures = {}
     for prefix, video_THWC in (("", rebuilt_THWC), ("repeat_", repeated_THWC)):
         for name, metric in METRICS.items():
-            figures[prefix + name] = min(metric(truth_THWC, video_THWC), 100.0)
+            figures[prefix + name] = min(metric(truth_THWC, video_THWC), BEST)
     difference = truth_THWC.astype(np.float32) - rebuilt_THWC
     return figures | {
         "l1": float(np.abs(difference).mean()),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
-from tokvid.errors import UserError, suggestion
+from tokvid.errors import UserError, reason, suggestion
 from tokvid.input_pipeline.text import checked
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def read_lines(path: Path, columns: Sequence[Sequence[str]], parse: Callable[[in
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"cannot read {path}: {cause}; save it as UTF-8 text, a video on each line") from error
+        raise UserError(f"cannot read {path}: {reason(error)}; save it as UTF-8 text, a video on each line") from error
     if bad:
         more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
         count = f"{len(bad)} bad line{'s' * (len(bad) > 1)}"

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 
 Encoded = str | Path | bytes  # a path, or the bytes of a file
 
@@ -23,11 +23,6 @@ class NamedBytes(bytes):
         named = super().__new__(cls, content)
         named.name = name
         return named
-
-
-def reason(error: Exception) -> str:
-    """The message of an exception, on one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
 
 
 def name_of(source: Encoded) -> str:

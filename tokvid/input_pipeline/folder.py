@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.captions import captions_file, check_captioned, missing, read_captions
 from tokvid.input_pipeline.checked import CheckedSource
 from tokvid.input_pipeline.clips import Fit, VideoInfo, probe, read_clip
-from tokvid.input_pipeline.encoded import reason
 from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption

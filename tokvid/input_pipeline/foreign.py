@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.input_pipeline.captions import LONGEST_CAPTION
 from tokvid.input_pipeline.clips import probe
-from tokvid.input_pipeline.encoded import NamedBytes, reason
+from tokvid.input_pipeline.encoded import NamedBytes
 from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.records import MOST_BYTES, MOST_FRAMES, Kind, StoredVideo
 from tokvid.input_pipeline.source import Source

@@ -9,8 +9,8 @@ import PIL.Image
 import PIL.ImageOps
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from tokvid.errors import UserError, did_you_mean
-from tokvid.input_pipeline.encoded import IMAGES, MAX_PIXELS, Encoded, image_kind, name_of, opened, reason
+from tokvid.errors import UserError, did_you_mean, reason
+from tokvid.input_pipeline.encoded import IMAGES, MAX_PIXELS, Encoded, image_kind, name_of, opened
 
 Fit = Literal["crop", "letterbox"]
 

@@ -18,9 +18,9 @@ from typing import Any
 import av
 import PIL.Image
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.clock import Clock, steady_times
-from tokvid.input_pipeline.encoded import KINDS, MAX_PIXELS, Encoded, head_of, name_of, reason
+from tokvid.input_pipeline.encoded import KINDS, MAX_PIXELS, Encoded, head_of, name_of
 from tokvid.input_pipeline.picture import on_white
 
 MAX_PACKETS = 20_000_000  # of a file: 90 hours at 60 frames a second

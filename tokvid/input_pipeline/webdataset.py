@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.captions import LONGEST_CAPTION
 from tokvid.input_pipeline.checked import CheckedSource
 from tokvid.input_pipeline.clips import VideoInfo, probe, read_clip
-from tokvid.input_pipeline.encoded import KINDS, NamedBytes, reason
+from tokvid.input_pipeline.encoded import KINDS, NamedBytes
 from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.records import MOST_BYTES
 from tokvid.input_pipeline.source import Source

@@ -8,9 +8,9 @@ from typing import Any
 
 import PIL.Image
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.clock import steady_times
-from tokvid.input_pipeline.encoded import MAX_PIXELS, Encoded, name_of, reason
+from tokvid.input_pipeline.encoded import MAX_PIXELS, Encoded, name_of
 from tokvid.input_pipeline.picture import on_white
 from tokvid.input_pipeline.video_file import MAX_SECONDS, Damage, DamagedVideo, Look, Shown, Survey, damaged, survey
 

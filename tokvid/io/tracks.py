@@ -12,7 +12,7 @@ import av
 import numpy as np
 from jaxtyping import Float32
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.io.files import atomic
 
 MILLISECONDS = fractions.Fraction(1, 1000)
@@ -113,9 +113,8 @@ def _samples(path: Path, count: int) -> Iterator[Float32[np.ndarray, "2 t"]]:
         except UserError:
             raise
         except (av.FFmpegError, OSError, ValueError) as error:
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise UserError(
-                f"cannot read the sound of {path} ({reason}); give a whole file of another kind ({SOUNDS})"
+                f"cannot read the sound of {path} ({reason(error)}); give a whole file of another kind ({SOUNDS})"
             ) from error
         if count == before:
             raise UserError(f"the sound of {path} is empty; give another file")
