@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tokvid
+import tokvid.evaluate.highlights as highlights_module
 from tokvid.errors import UserError
 from tokvid.evaluate.highlights import FPS, cut_out, highlights
 from tokvid.input_pipeline.clips import probe
@@ -53,6 +54,27 @@ def test_clips_are_written(movie, tmp_path):
     assert cut["start"] == 3.0 and all(row["start"] >= 3 for row in rows if row["motion"] > 1)
     for row in rows:
         assert probe(tmp_path / "out" / row["file"]).frames == 12
+
+
+def test_earlier_highlights_go_when_all_new_ones_are_there(movie, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    cut_out(movie, out, 1.0, 4)
+    (out / "mine.mp4").touch()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert len(before) == 7
+
+    def full(*arguments, **options):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="the disk is full"):
+        patched.setattr(highlights_module, "contact_sheet", full)
+        cut_out(movie, out, 2.0, 1)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    cut_out(movie, out, 2.0, 1)
+    assert {path.name for path in out.iterdir()} == {"01.mp4", "highlights.jsonl", "mine.mp4", "sheet.png"}
+    assert (out / "01.mp4").read_bytes() != before["01.mp4"]
+    with pytest.raises(UserError, match="would replace"):
+        cut_out(out / "01.mp4", out, 1.0, 1)
 
 
 def test_a_short_video_has_few(movie, tmp_path):

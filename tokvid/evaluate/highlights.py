@@ -1,7 +1,10 @@
 """The best short clips of a long video: where something happens, in focus. `tokvid highlights`."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,25 +95,38 @@ def _within_a_shot(moment: float, seconds: float, cut_N: Float[np.ndarray, " n"]
 def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[str, Any]]:
     """Writes the highlights of a video file to a folder: 01.mp4, …, a contact sheet.png, and highlights.jsonl.
 
-    Clips have the video's rate and size, and no sound. Returns the rows of highlights.jsonl. UserError as by
-    `highlights`, and for a video that cannot be read.
+    They come when all are complete, in the place of earlier ones. Clips have the video's rate and size, and no sound.
+    Returns the rows of highlights.jsonl. UserError as by `highlights`, and for a video that cannot be read.
     """
     _check(seconds, count)
     check_folder(folder)
     info = probe(path)
-    written = [*(_name(number) for number in range(count)), SHEET, ROWS]
-    if any((folder / name).exists() and path.samefile(folder / name) for name in written):
+    replaced = [*(_name(number) for number in range(count)), *_earlier(folder), SHEET, ROWS]
+    if any((folder / name).exists() and path.samefile(folder / name) for name in replaced):
         raise UserError(f"the highlights would replace {path} itself; choose another folder than {folder}")
     with progress("highlights", round(info.seconds * FPS), "frames") as advance:
         chosen = highlights(_counted(stream_frames(path, fps=FPS), advance), seconds, count)
     rate, names = info.rate, [_name(number) for number in range(len(chosen))]
-    numbered = enumerate(stream_frames(path, fps=rate))
-    rows, captions = [], []
-    for name, clip in zip(names, chosen, strict=True):
+    lines = [{"file": name, **dataclasses.asdict(clip)} for name, clip in zip(names, chosen, strict=True)]
+    with _renamed_together(folder, [*names, SHEET, ROWS]) as hidden:
+        captions = [
+            f"{name}: {clip.start:.1f} s, score {clip.score:.2f}{', begins at a cut' * clip.cut}"
+            for name, clip in zip(names, chosen, strict=True)
+        ]
+        rows = _written(path, [hidden / name for name in names], chosen, rate)
+        contact_sheet(hidden / SHEET, rows, captions=captions, columns=COLUMNS)
+        write_text(hidden / ROWS, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def _written(path: Path, outs: list[Path], clips: list[Highlight], rate: float) -> list[np.ndarray]:
+    """Writes clips, in order of time, and returns some small frames of each."""
+    numbered, rows = enumerate(stream_frames(path, fps=rate)), []
+    for out, clip in zip(outs, clips, strict=True):
         first, shown = round(clip.start * rate), []
-        end = first + max(1, round(seconds * rate))
+        end = first + max(1, round(clip.seconds * rate))
         often = max(1, (end - first) // COLUMNS)
-        with VideoWriter(folder / name, rate) as writer:
+        with VideoWriter(out, rate) as writer:
             for index, image_HWC in numbered:
                 if index >= first:
                     writer.write(image_HWC)
@@ -119,11 +135,29 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
                 if index + 1 >= end:
                     break
         rows.append(np.stack(shown))
-        captions.append(f"{name}: {clip.start:.1f} s, score {clip.score:.2f}{', begins at a cut' * clip.cut}")
-    contact_sheet(folder / SHEET, rows, captions=captions, columns=COLUMNS)
-    lines = [{"file": name, **dataclasses.asdict(clip)} for name, clip in zip(names, chosen, strict=True)]
-    write_text(folder / ROWS, "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+    return rows
+
+
+@contextlib.contextmanager
+def _renamed_together(folder: Path, names: list[str]) -> Iterator[Path]:
+    """A hidden folder, whose files come into `folder` when all are complete, in the place of earlier highlights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as hidden:
+        yield Path(hidden)
+        for name in _earlier(folder):
+            (folder / name).unlink(missing_ok=True)
+        for name in names:
+            os.replace(Path(hidden) / name, folder / name)
+
+
+def _earlier(folder: Path) -> list[str]:
+    """The clips of earlier highlights in a folder, by their list there."""
+    try:
+        rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+        named = {str(row["file"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [name for number in range(MOST_CLIPS) if (name := _name(number)) in named]
 
 
 def _name(number: int) -> str:
