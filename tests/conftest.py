@@ -53,8 +53,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 # Only the tests' subprocesses do, and the tests of training (tests/train/conftest.py): others hardly compile twice.
 jax.config.update("jax_enable_compilation_cache", False)
 
-# A shell starts what is to run in the background with Ctrl-C ignored, and Python leaves that so.
+# A shell starts what is to run in the background with Ctrl-C ignored, nohup with SIGHUP, and Python leaves that so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 WAITING = ("test_kill.py", "test_processes.py", "test_sharding.py")

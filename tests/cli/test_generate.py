@@ -92,7 +92,7 @@ def test_any_prompt_makes_a_video(tokvid, tiny_weights, tmp_path, prompt):
     assert probe(tmp_path / "clip.mp4").frames == 2 and (tmp_path / "s.png").is_file()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_story_says_how_to_go_on(tokvid, tiny_weights, tmp_path, monkeypatch, number, code):
     tell = film.tell
 

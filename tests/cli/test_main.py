@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import gc
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,47 @@ def test_what_else_is_dropped_is_shown_as_ever(tokvid, monkeypatch):
     monkeypatch.setattr(cli.Doctor, "run", lambda *_: Failing() and None)
     monkeypatch.setattr(sys, "unraisablehook", lambda what: print(what.exc_value, file=sys.stderr))
     assert tokvid("doctor") == (0, "", "on leaving\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_compiled_code_is_imported_waits(number):
+    done = []
+    with pytest.raises(KeyboardInterrupt), cli._interruptible():
+        with cli._held():
+            signal.raise_signal(number)
+            done.append("import")
+        done.append("more")
+    assert done == ["import"]
+
+
+def test_under_nohup_a_terminal_may_close(tokvid, monkeypatch):
+    monkeypatch.setattr(cli.Doctor, "run", lambda *_: signal.raise_signal(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert tokvid("doctor") == (0, "", "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_output_is_no_error():
+    program = "from tokvid.cli import main; main.Doctor.run = lambda *_: print('all is well'); main.main()"
+    command = f"{sys.executable} -c {shlex.quote(program)} doctor >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_device_that_is_not_there_is_named(tokvid, monkeypatch):
+    """JAX's own error for a platform that no package is installed for is an assertion without a word."""
+
+    def devices():
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(cli.Doctor, "run", lambda *_: jax.devices())
+    unset = "unset JAX_PLATFORMS=cuda, or set JAX_PLATFORMS=cpu to compute without one"
+    said = f"JAX finds no device (AssertionError); {unset}"
+    assert tokvid("doctor") == (2, "", f"tokvid: {said}\n")
 
 
 def test_an_error_does_not_wait_for_threads_that_go_on(tmp_path):

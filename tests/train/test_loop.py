@@ -37,7 +37,7 @@ class Toy:
     Places are the index of a batch (0 makes step 1), "model" and "loss" (while they are compiled), "save", "samples".
     """
 
-    name = "toy"
+    name, together = "toy", 1
 
     def __init__(self, at=None, width=4, alarm=""):
         self.at, self.width, self.message = at or {}, width, alarm
@@ -189,6 +189,7 @@ STOPS = {
     "during compilation": ({"loss": TERM}, 1),
     "between steps": ({1: TERM}, 2),
     "Ctrl-C": ({1: INT}, 2),
+    "a terminal that closes": ({1: signal.SIGHUP}, 2),
     "during a save": ({"save": TERM}, 1),
     "during sampling": ({"samples": TERM}, 3),
 }
@@ -197,9 +198,9 @@ STOPS = {
 @pytest.mark.parametrize("place", STOPS)
 def test_a_signal_saves_and_stops_and_training_goes_on(lab, whole, place, capsys):
     at, step = STOPS[place]
-    before = signal.getsignal(TERM), signal.getsignal(INT)
+    before = [signal.getsignal(number) for number in (TERM, INT, signal.SIGHUP)]
     training = lab.train(at, sample_every=3)
-    assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
+    assert [signal.getsignal(number) for number in (TERM, INT, signal.SIGHUP)] == before
     assert lab.saved[-1] == step and training.finished[0] == step and training.closed
     said = capsys.readouterr().err
     assert f"toy: stopped at step {step} of 4 and saved; run the same command again to resume" in said

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tokvid import __version__
 from tokvid.api.worlds import WORLDS
 from tokvid.cli.options import Command
-from tokvid.errors import UserError
+from tokvid.errors import UserError, no_device
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import tpu_devices
 from tokvid.io.threads import usable_cores
@@ -70,6 +70,9 @@ def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except Exception as error:  # a broken package may raise anything
+        if why := no_device():
+            yield Finding(*why)
+            return
         seen = " ".join(f"{type(error).__name__}: {error}".split())
         yield Finding(seen, "install tokvid again in a new environment: pip install tokvid")
 
@@ -100,15 +103,12 @@ def _version(package: str) -> str:
 
 
 def _device() -> Iterator[Finding]:
-    try:
-        import jax
-
-        devices = jax.devices()
-    except Exception as error:  # of the driver, mostly
-        seen = f"JAX finds no device: {' '.join(str(error).split())}"
-        yield Finding(seen, "see that no other program uses the device; JAX_PLATFORMS=cpu computes without it")
+    if missing := no_device():
+        yield Finding(*missing)
         return
-    kinds = [device.device_kind for device in devices]
+    import jax
+
+    kinds = [device.device_kind for device in jax.devices()]
     yield Finding(", ".join(f"{kinds.count(kind)} × {kind} ({jax.default_backend()})" for kind in sorted(set(kinds))))
     if jax.default_backend() == "cpu":
         for files, extra in ((glob.glob(NVIDIA), "cuda13"), (tpu_devices(), "tpu")):

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tokvid import __version__
 from tokvid.cli.data import Data
@@ -29,7 +29,7 @@ from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
-from tokvid.errors import Terminated, UserError, lacks_memory, show_warnings, suggestion
+from tokvid.errors import Terminated, UserError, lacks_memory, no_device, show_warnings, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import quiet_without_tpu
 from tokvid.io.urls import URL, local
@@ -126,6 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif rest:
         hint = suggestion(rest[0], (f"--{name.replace('_', '-')}" for name in vars(options)))
         _fail(f"unrecognized arguments: {' '.join(rest)}{hint}; see tokvid {options.command} --help", 2)
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None where they are closed
     for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8, and a terminal may have no Chinese
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -150,12 +151,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
+        if why := no_device():
+            _fail("; ".join(why), 2)
         if not lacks_memory(error):
             raise
         needed = re.search(r"[\d.]+ ?[KMGT]i?B|\d+ bytes", str(error))
         where = f"on the device for an array of {needed[0]}" if needed else "for this"
         _fail(f"there is not enough memory {where}; {command.less_memory}", 2)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _use_huge_pages() -> None:
@@ -188,6 +195,9 @@ def _run(command: Command, options: argparse.Namespace, outputs: Outputs) -> Non
         if isinstance(value, URL):
             setattr(options, name, local(value))
     _keep_inputs(options, outputs)
+    if hasattr(options, "weights") or command.large_arrays:  # it computes
+        with _held():
+            import jax
     with contextlib.ExitStack() as stack:
         if command.joins(options):
             from tokvid.distributed import joined
@@ -199,8 +209,6 @@ def _run(command: Command, options: argparse.Namespace, outputs: Outputs) -> Non
 
             keep_programs()
             if options.mesh:
-                import jax
-
                 from tokvid.sharding import make_mesh, running_on
 
                 stack.enter_context(running_on(make_mesh(tuple(options.mesh), jax.local_devices())))
@@ -208,8 +216,29 @@ def _run(command: Command, options: argparse.Namespace, outputs: Outputs) -> Non
 
 
 @contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Signals wait: what a handler raises while compiled code is imported may end the process there."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    for each, handler in before.items():
+        if callable(handler):
+            signal.signal(each, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile, and neither it nor Ctrl-C is lost. (Training handles them in its own way.)
+    """SIGTERM, and SIGHUP of a terminal that closes, raise Terminated meanwhile, and neither they nor Ctrl-C are lost.
+    (Training handles them in its own way.)
 
     Python drops what is raised in a callback, as those of garbage collection, so such a signal is sent again.
     """
@@ -227,11 +256,12 @@ def _interruptible() -> Iterator[None]:
         again.append(threading.Timer(0.05, os.kill, (os.getpid(), number)))
         again[-1].start()
 
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not in the main thread
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return
+    # Whoever started it with nohup wants it to go on.
+    ending = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {each: signal.signal(each, terminate) for each in ending}
     sys.unraisablehook = dropped
     try:
         yield
@@ -239,7 +269,8 @@ def _interruptible() -> Iterator[None]:
         for timer in again:
             timer.cancel()
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
 def _fail(message: str, code: int, at_once: bool = False) -> NoReturn:

@@ -201,6 +201,7 @@ def agreement(training: Training, config: TrainConfig) -> dict[str, Any]:
 def _stop_signal() -> Iterator[Callable[[int], bool]]:
     """Turns SIGTERM and the first Ctrl-C into a function that says before each step whether to stop.
 
+    So it does with SIGHUP, which comes when a terminal closes, unless it is ignored, as under nohup.
     A signal to one of several processes stops all of them before the same step.
     """
     together, flag = jax.process_count() > 1, list[int]()
@@ -220,7 +221,11 @@ def _stop_signal() -> Iterator[Callable[[int], bool]]:
         return bool(flag)
 
     # With jax.distributed, JAX handles SIGTERM.
-    handlers = {signal.SIGINT: pass_on} if together else {signal.SIGTERM: handler, signal.SIGINT: handler}
+    handlers: dict[signal.Signals, Callable[[int, Any], None]] = {signal.SIGINT: pass_on if together else handler}
+    if not together:
+        handlers[signal.SIGTERM] = handler
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = handlers[signal.SIGINT]
     try:
         before = {number: signal.signal(number, handle) for number, handle in handlers.items()}
     except ValueError:  # not in the main thread: the caller handles signals
