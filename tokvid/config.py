@@ -514,7 +514,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         recipe = runpy.run_path(str(path)).get("recipe")
     except UserError:
         raise
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" in line {lines[-1]}" if lines else ""
         raise UserError(f"config {path} fails{where} with {type(error).__name__}: {error}{_like(error)}") from error
@@ -523,7 +523,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     return _overridden(recipe, overrides)
 
 
-def _like(error: Exception) -> str:
+def _like(error: BaseException) -> str:
     """A suggestion for a misspelt field of a config, or ""."""
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kind = globals().get(match[1]) if match else None

@@ -185,6 +185,9 @@ def test_what_doesnt_belong_together_is_refused(refused, trained, tmp_path):
     assert "there is no file" in refused(*clip, trained / "start", "--lora", "nothing:2")
     (tmp_path / "there").touch()
     assert "what follows there: should be a number, got 'x'" in refused(*clip, trained / "start", "--lora", "there:x")
+    for factor in ("nan", "1e39", "-inf"):
+        said = f"the scale of there should be at most 1000, got {float(factor):g}"
+        assert said in refused(*clip, "shapes", "--lora", f"there:{factor}")
     assert "no LoRA" in refused(*clip, trained / "start", "--lora", trained / "start/transformer/weights.safetensors")
     assert "nothing to merge" in refused("merge", "--weights", trained / "start", "--out", "merged")
     assert "is not for evaluate reconstruction" in refused("evaluate", "reconstruction", "--lora", lora)

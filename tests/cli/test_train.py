@@ -97,6 +97,7 @@ def test_fields_that_cannot_be_changed_so_are_refused(tmp_path, words, said):
         ("\nimport nothing_like_it", "fails in line 2 with ModuleNotFoundError"),
         ("from tokvid.config import *\nTrainConfig(batchsize=4)", "argument 'batchsize' (did you mean 'batch'?)"),
         ("recipe = (", "fails with SyntaxError"),
+        ("import sys\nsys.exit(0)", "fails in line 2 with SystemExit: 0"),
         ("from tokvid.errors import UserError\nraise UserError('so it is')", "so it is"),
         (None, "no config file"),
     ],

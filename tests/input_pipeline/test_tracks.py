@@ -16,6 +16,7 @@ def test_a_track_is_read_at_any_rate(tmp_path):
     same = load_track(tmp_path / "t.json", 4.0)
     assert same.shape == (4, 2, 2) and np.isnan(same[0, 1]).all() and same[1].tolist() == points[1]
     assert load_track(tmp_path / "t.json", 8.0)[:, 0, 0].tolist() == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    (tmp_path / "t.json").write_text(json.dumps({"fps": 4, "points": points}), encoding="utf-8-sig")  # as on Windows
     assert load_track(tmp_path / "t.json", 2.0)[:, 0, 0].tolist() == [0, 0.5]
 
 

@@ -318,8 +318,8 @@ def check_frames(options: argparse.Namespace) -> None:
     """UserError where frames cannot be stored like this."""
     if options.size is not None and min(options.size) < 1:
         raise UserError(f"size should be 1 or more pixels, got {options.size[0]} {options.size[1]}")
-    if options.fps is not None and not 0 < options.fps <= 1000:
-        raise UserError(f"fps should be above 0 and at most 1000, got {options.fps}")
+    if options.fps is not None and not 0.001 <= options.fps <= 1000:
+        raise UserError(f"fps should be 0.001 to 1000, got {options.fps}")
 
 
 @contextlib.contextmanager

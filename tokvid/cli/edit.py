@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     Command,
+    Once,
     draws_argument,
     footage,
     larger_argument,
@@ -49,7 +50,7 @@ class Edit(Command):
             for name, task in tasks.items()
         )
         parser.add_argument("--task", required=True, type=_task, choices=tuple(tasks), help=helps)
-        parser.add_argument("--prompt", default="", help="what the new video shows (default: no prompt)")
+        parser.add_argument("--prompt", action=Once, default="", help="what the new video shows (default: no prompt)")
         rate_argument(parser, "IN")
         seed_argument(parser)
         own = parser.add_argument_group("of single tasks")
@@ -112,7 +113,7 @@ class Animate(Command):
             "what moves and how, which keeps the object's form; where it says another motion than the track, it may "
             "win (default: no prompt)"
         )
-        parser.add_argument("--prompt", default="", help=prompt)
+        parser.add_argument("--prompt", action=Once, default="", help=prompt)
         seconds = "duration with --zero-shot, in seconds (default 2)"
         parser.add_argument("--seconds", type=float, metavar="X", help=seconds)
         rate_argument(parser, "--like", "8, or ")
@@ -158,7 +159,7 @@ class Interpolate(Command):
             help="multiply the frame rate by N: 2, 4, 8, … (default 2)",
         )
         draws_argument(parser)
-        parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
+        parser.add_argument("--prompt", action=Once, default="", help="what the video shows (default: no prompt)")
         parser.add_argument(
             "--fps",
             type=float,
@@ -191,7 +192,7 @@ class Loop(Command):
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.add_argument("video", type=footage, metavar="IN", help="video to loop")
-        parser.add_argument("--prompt", default="", help="what the video shows (default: no prompt)")
+        parser.add_argument("--prompt", action=Once, default="", help="what the video shows (default: no prompt)")
         rate_argument(parser, "IN")
         seed_argument(parser)
         larger_argument(parser)

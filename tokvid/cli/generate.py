@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     Command,
+    Once,
     footage,
     larger_argument,
     processes_arguments,
@@ -159,7 +160,7 @@ class Generate(Command):
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         which = parser.add_mutually_exclusive_group(required=True)
-        which.add_argument("--prompt", help='what to show; "" for no prompt')
+        which.add_argument("--prompt", action=Once, help='what to show; "" for no prompt')
         which.add_argument(
             "--prompts",
             type=readable,
@@ -226,7 +227,7 @@ class Extend(Command):
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.set_defaults(image=None)
         parser.add_argument("video", type=footage, metavar="IN", help="video to continue")
-        parser.add_argument("--prompt", default="", help="what happens next (default: no prompt)")
+        parser.add_argument("--prompt", action=Once, default="", help="what happens next (default: no prompt)")
         parser.add_argument(
             "--seconds", type=float, default=2.0, metavar="X", help="duration of the new part in seconds (default 2)"
         )

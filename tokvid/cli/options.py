@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 STORY = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")  # fields of a story that are flags, too
+LARGEST_SCALE = 1000  # of a LoRA's update
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 FIELDS = "Any field of the recipe (see tokvid/config.py) can be set: --train_tokenizer.steps 100, --data.fps 2 4 8, …"
 
@@ -69,6 +70,15 @@ def readable(text: str) -> URL | Path:
     return URL(text) if is_url(text) else named_path(text)
 
 
+class Once(argparse.Action):
+    """The action of an option of which there can be one only; usually, the last one counts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) != self.default:
+            parser.error(f"argument {option_string}: there can be one only; `tokvid story` takes several prompts")
+        setattr(namespace, self.dest, values)
+
+
 def footage(text: str) -> URL | Path:
     """The type of a video or picture; refuses a path without a file before any weights are loaded."""
     if isinstance(path := readable(text), Path):
@@ -86,7 +96,10 @@ def weights(text: str) -> URL | Path:
 
 def lora(text: str) -> tuple[URL | Path, float]:
     """The type of a LoRA, FILE or FILE:SCALE."""
-    return _with_factor(text, readable, 1.0)
+    file, scale = _with_factor(text, readable, 1.0)
+    if not abs(scale) <= LARGEST_SCALE:
+        raise argparse.ArgumentTypeError(f"the scale of {file} should be at most {LARGEST_SCALE}, got {scale:g}")
+    return file, scale
 
 
 def averaged(text: str) -> tuple[URL | Path, float]:

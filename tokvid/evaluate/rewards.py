@@ -82,7 +82,7 @@ def load_reward(name: str) -> Reward:
     sys.path.insert(0, str(Path.cwd()))
     try:
         own = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise UserError(f"the reward's module {module} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         with contextlib.suppress(ValueError):

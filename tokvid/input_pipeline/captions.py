@@ -85,7 +85,9 @@ def read_lines(path: Path, columns: Sequence[Sequence[str]], parse: Callable[[in
                 bad.append(f"line {number}: {problem}")
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}; check its permissions") from error
+    except ValueError as error:
         raise UserError(f"cannot read {path}: {reason(error)}; save it as UTF-8 text, a video on each line") from error
     if bad:
         more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""

@@ -207,7 +207,7 @@ def seal(record: Mapping[str, object]) -> str:
 def read_json(path: str | Path, what: str) -> dict:
     """The JSON object in `path`; UserError when it is missing or damaged. `what` is its name in the error."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -131,7 +131,7 @@ def load_features(name: str) -> Features:
         features = make()
     except UserError:
         raise
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
     if not isinstance(features, Features):
         raise UserError(f"features() in {path} returns {type(features).__name__}; it should return a Features")
