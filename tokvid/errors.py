@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,19 +26,6 @@ def show_warnings() -> None:
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, the machine's or, by XLA's word for it, the device's."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
-
-
-def no_device() -> tuple[str, str] | None:
-    """Why JAX cannot compute here, and what to do; None where it can."""
-    try:
-        import jax
-
-        jax.devices()
-    except Exception as error:  # of the driver, mostly; any for wrong values of JAX_PLATFORMS and its like
-        named = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_")]
-        what = f"unset {' '.join(named)}" if named else "see that no other program uses the device"
-        return f"JAX finds no device ({reason(error)})", f"{what}, or set JAX_PLATFORMS=cpu to compute without one"
-    return None
 
 
 def reason(error: BaseException) -> str:

@@ -93,7 +93,7 @@ def story_for(task: str, prompt: str, settings: Settings, draws: int = 1) -> Sto
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)
 
 
-def prompts_of(story: Story) -> list[str]:
+def texts_of(story: Story) -> list[str]:
     """All texts that the weights read, negative prompts included."""
     negatives = [segment.negative or "" for segment in story.segments]
     return [segment.prompt for segment in story.segments] + [story.negative, *negatives]

@@ -15,7 +15,7 @@ from tokvid.api.arguments import fits, typed
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, make_story, prompts_of, story_for, warn_of_spelled
+from tokvid.api.stories import Settings, StoryLike, make_story, story_for, texts_of, warn_of_spelled
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video
 from tokvid.api.worlds import WORLDS
@@ -375,7 +375,7 @@ class World:
 
     def _warn_of_words(self, stories: Sequence[Story]) -> None:
         """Names each word once, however many clips its prompt has."""
-        prompts = [prompt for story in stories for prompt in prompts_of(story)]
+        prompts = [prompt for story in stories for prompt in texts_of(story)]
         self._named.update(warn_of_spelled(self.models.text, prompts, self._named))
 
     def _rated(self, clip: Clip | None, settings: Settings) -> Settings:

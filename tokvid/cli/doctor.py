@@ -3,6 +3,7 @@
 import argparse
 import glob
 import importlib.metadata
+import os
 import platform
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from tokvid import __version__
 from tokvid.api.worlds import WORLDS
 from tokvid.cli.options import Command
-from tokvid.errors import UserError, no_device
+from tokvid.errors import UserError, reason
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import tpu_devices
 from tokvid.io.threads import usable_cores
@@ -100,6 +101,19 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def no_device() -> tuple[str, str] | None:
+    """Why JAX cannot compute here, and what to do; None where it can."""
+    try:
+        import jax
+
+        jax.devices()
+    except Exception as error:  # of the driver, mostly; any for wrong values of JAX_PLATFORMS and its like
+        named = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_")]
+        what = f"unset {' '.join(named)}" if named else "see that no other program uses the device"
+        return f"JAX finds no device ({reason(error)})", f"{what}, or set JAX_PLATFORMS=cpu to compute without one"
+    return None
 
 
 def _device() -> Iterator[Finding]:

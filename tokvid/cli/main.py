@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 from tokvid import __version__
 from tokvid.cli.data import Data
 from tokvid.cli.demo import Demo
-from tokvid.cli.doctor import Doctor
+from tokvid.cli.doctor import Doctor, no_device
 from tokvid.cli.edit import Animate, Edit, Highlights, Interpolate, Loop
 from tokvid.cli.evaluate import Evaluate
 from tokvid.cli.generate import Extend, Generate, Tell
@@ -29,7 +29,7 @@ from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
-from tokvid.errors import Terminated, UserError, lacks_memory, no_device, show_warnings, suggestion
+from tokvid.errors import Terminated, UserError, lacks_memory, show_warnings, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import quiet_without_tpu
 from tokvid.io.urls import URL, local

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -71,6 +72,15 @@ def padded(items: Sequence[Item], batch: int, *stream: int) -> Iterator[Padded[I
         now = list(items[start : start + batch])
         seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, start]).generate_state(batch)
         yield Padded(now + now[-1:] * (batch - len(now)), len(now), start, seeds_B)
+
+
+def padded_as_read(items: Iterator[Item], batch: int, *stream: int) -> Iterator[Padded[Item]]:
+    """As `padded`, of items that are read one by one."""
+    for number in itertools.count():
+        if not (now := list(itertools.islice(items, batch))):
+            return
+        seeds_B = np.random.SeedSequence([EVALUATION_SEED, *stream, number]).generate_state(batch)
+        yield Padded(now + now[-1:] * (batch - len(now)), len(now), number * batch, seeds_B)
 
 
 def measured(

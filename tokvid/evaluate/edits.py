@@ -13,7 +13,17 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, frames_in, mean, measured, through, usual
+from tokvid.evaluate.batches import (
+    BATCH,
+    EVALUATION_SEED,
+    Settings,
+    frames_in,
+    mean,
+    measured,
+    padded_as_read,
+    through,
+    usual,
+)
 from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
 from tokvid.evaluate.reconstruction import some_clips, split_of
 from tokvid.io.progress import progress
@@ -234,14 +244,10 @@ def _drawn(models: Models, data: DataConfig, request: Request, settings: Setting
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=frames, fps=(request.fps,))
     pairs = some_clips(wanted, split_of(data), request.samples, rng)
-    for number in itertools.count():
-        if not (some := list(itertools.islice(pairs, size))):
-            return
-        filled = some + some[-1:] * (size - len(some))
-        seeds_B = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(size)
-        texts = [captions[0].text if captions else "" for _, captions in filled]
-        video_BTHWC = np.stack([video_THWC for video_THWC, _ in filled])
-        yield RealClips(models, request.fps, frames, seeds_B, settings, video_BTHWC, texts), len(some)
+    for batch in padded_as_read(pairs, size, request.seed):
+        texts = [captions[0].text if captions else "" for _, captions in batch.items]
+        video_BTHWC = np.stack([video_THWC for video_THWC, _ in batch.items])
+        yield RealClips(models, request.fps, frames, batch.seeds_B, settings, video_BTHWC, texts), batch.size
 
 
 def _measure(name: str, clips: RealClips, count: int) -> dict[tuple[str, str], list[Any]]:

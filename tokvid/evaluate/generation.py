@@ -31,7 +31,7 @@ COMPARED: Metrics = {  # of a clip and the real one
 }
 
 
-class Clips(NamedTuple):
+class Captioned(NamedTuple):
     """Real clips (B, T, H, W, 3), their captions, other captions to compare with each, and two seeds for each (2B,)."""
 
     truth: np.ndarray
@@ -119,7 +119,7 @@ def _measure(
     fps: float,
     features: Features,
     settings: Settings,
-    clips: Clips,
+    clips: Captioned,
 ) -> dict[str, list[Any]]:
     """Generates videos in every mode for these clips: their figures, the features of all sets, and rows for a sheet."""
     lists = collections.defaultdict[str, list[Any]](list)
@@ -206,7 +206,7 @@ def _given(models: Models, latent_frames: int) -> int:
     return frames_of(latent_frames, models.tokenizer.config.temporal_patch)
 
 
-def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> Iterator[Clips]:
+def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> Iterator[Captioned]:
     """Held-out clips with one caption each."""
     every = some_clips(data, split_of(data), 4 * request.samples, rng)
     single_caption = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
@@ -216,7 +216,7 @@ def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> It
             return
         captions = [text for _, text in some]
         seeds = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(2 * len(some))
-        yield Clips(np.stack([clip_THWC for clip_THWC, _ in some]), captions, other_captions(captions, rng), seeds)
+        yield Captioned(np.stack([clip_THWC for clip_THWC, _ in some]), captions, other_captions(captions, rng), seeds)
 
 
 def _figures(

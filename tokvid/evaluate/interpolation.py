@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, mean, measured, through
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Padded, Settings, mean, measured, padded_as_read, through
 from tokvid.evaluate.generation import COMPARED
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
@@ -57,17 +57,9 @@ def evaluate_interpolation(
     batch, fps = min(BATCH, request.samples), max(data.fps)
     every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * request.samples, rng)
     items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), request.samples)
-
-    def drawn() -> Iterator[tuple[tuple[list[Any], np.ndarray], int]]:
-        """Clips with their captions, and a seed for each."""
-        for number in itertools.count():
-            if not (pairs := list(itertools.islice(items, batch))):
-                return
-            seeds_B = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(batch)
-            yield (pairs, seeds_B), len(pairs)
-
+    drawn = ((clips, clips.size) for clips in padded_as_read(items, batch, request.seed))
     with progress("evaluate interpolation", request.samples, "clips", quiet=not first()) as advance:
-        lists = measured(drawn(), lambda clips: _measure(models, *clips, fps, request, settings), advance)
+        lists = measured(drawn, lambda clips: _measure(models, clips, fps, request, settings), advance)
     if len(lists["psnr"]) < 4:
         raise UserError(f"only {len(lists['psnr'])} videos have {frames} frames at {fps:g} fps; 4 are needed")
     shown = lists["shown"][: 3 * SHOWN]
@@ -79,13 +71,12 @@ def evaluate_interpolation(
 
 
 def _measure(
-    models: Models, pairs: list[Any], seeds_B: np.ndarray, fps: float, request: Request, settings: Settings
+    models: Models, batch: Padded[Any], fps: float, request: Request, settings: Settings
 ) -> dict[str, list[Any]]:
     """The figures of clips with their captions, and some of them for a sheet."""
-    filled = pairs + pairs[-1:] * (len(seeds_B) - len(pairs))  # nothing is compiled for the last ones
-    truth = np.stack([video_THWC for video_THWC, _ in filled])
-    captions = [captions[0].text if captions else "" for _, captions in filled]
-    factor, prompt = request.factor, make_prompt(models, captions, seeds_B, Guidance(settings.guidance))
+    truth = np.stack([video_THWC for video_THWC, _ in batch.items])
+    captions = [captions[0].text if captions else "" for _, captions in batch.items]
+    factor, prompt = request.factor, make_prompt(models, captions, batch.seeds_B, Guidance(settings.guidance))
     clips = {
         "": _interpolated(models, truth, prompt, fps / factor, request, settings),
         "blend_": blend(truth, factor),
@@ -93,7 +84,7 @@ def _measure(
         "ceiling_": through(models.tokenizer, truth)[0],
     }
     lists = collections.defaultdict[str, list[Any]](list)
-    for index in range(len(pairs)):
+    for index in range(batch.size):
         _compare(lists, {name: videos[index] for name, videos in clips.items()}, truth[index], fps, factor)
         lists["shown"] += [truth[index], clips[""][index], clips["blend_"][index]]
     lists["shown"] = lists["shown"][: 3 * SHOWN]

@@ -20,7 +20,7 @@ MOST_CLIP_SECONDS = 60.0
 PICTURE = 512  # pixels of the longer side of the picture that stands for it
 
 
-class Unreadable(UserError):
+class Unusable(UserError):
     """A file that the studio cannot use."""
 
     code = "unreadable"
@@ -71,10 +71,10 @@ def _checked(place: Path, upload_id: str, name: str, size: int) -> Upload:
         info, kind = probe(path), image_kind(path)
         first_HWC = read_image(path, _size(info.height, info.width))
     except UserError as error:
-        raise Unreadable(str(error).replace(str(path), name)) from error
+        raise Unusable(str(error).replace(str(path), name)) from error
     still = info.frames == 1 and info.seconds == 0
     if info.seconds > MOST_CLIP_SECONDS:
-        raise Unreadable(f"{name} has {info.seconds:.0f} s, at most {MOST_CLIP_SECONDS:g} are allowed; cut it")
+        raise Unusable(f"{name} has {info.seconds:.0f} s, at most {MOST_CLIP_SECONDS:g} are allowed; cut it")
     write_image(place / "picture.png", first_HWC)
     suffix = f".{kind.lower()}" if kind else Path(name).suffix.lower()
     if suffix.removeprefix(".") not in KINDS.split(", "):
