@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tokvid.io import progress as module
-from tokvid.io.progress import progress
+from tokvid.io.progress import counted, progress
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -30,3 +30,10 @@ def test_rates_are_plain_numbers(monkeypatch, work, said):
     pace = module.Pace()
     assert pace.at(10, 20_010, "steps") == ""  # the first advance includes compiling
     assert pace.at(10 + work, 10 + max(work, 501), "steps") == said
+
+
+def test_what_is_counted_comes_through_and_is_told(capsys):
+    assert list(counted(iter("abc"), "reading a.mp4", 3, "frames")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.startswith("reading a.mp4: 3/3")
+    assert list(counted(iter("abc"), "reading a.mp4", 2, "frames", quiet=True)) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""

@@ -19,6 +19,7 @@ from tokvid.input_pipeline.clips import VideoInfo, probe, read_image, stream_fra
 from tokvid.input_pipeline.encoded import MAX_PIXELS
 from tokvid.input_pipeline.picture import Fit, Fitter, on_white
 from tokvid.input_pipeline.records import show
+from tokvid.io.progress import MANY, counted
 from tokvid.io.urls import local, text_of
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ def _of_file(path: Path, fps: float, size: tuple[int, int], fit: Fit) -> Frames:
     """A generator, so that nothing is said of files that aren't read after all."""
     frames = stream_frames(path, fps=fps, size=size, fit=fit)
     _warn_of_crop(path, size, fit)
-    yield from frames
+    total = round(_facts(path).seconds * fps)
+    yield from counted(frames, f"reading {path.name}", total, "frames", quiet=total < MANY)
 
 
 def _warn_of_crop(path: Path, size: tuple[int, int], fit: Fit) -> None:

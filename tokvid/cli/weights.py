@@ -63,6 +63,7 @@ class Reconstruct(Command):
         from tokvid.evaluate.reconstruction import Reconstruction, with_later_codes
         from tokvid.input_pipeline.clips import probe, stream_frames
         from tokvid.io.media import VideoWriter, write_image
+        from tokvid.io.progress import MANY, counted
         from tokvid.sampling.film import enlarged, scale_for
 
         image = options.out.suffix.lower() == ".png"
@@ -76,8 +77,9 @@ class Reconstruct(Command):
         size = tuple(options.size or tokenizer.config.size)
         reconstruction = Reconstruction(tokenizer, size)
         scale = scale_for(size, options.scale or (1 if image else 0))  # pictures keep their size by default
-        fps = probe(options.file).rate or 1.0 if options.fps is None else options.fps  # an image has no rate
-        truth = stream_frames(options.file, fps=fps, size=size, fit=options.fit)
+        info = probe(options.file)
+        fps = info.rate or 1.0 if options.fps is None else options.fps  # an image has no rate
+        truth, total = stream_frames(options.file, fps=fps, size=size, fit=options.fit), round(info.seconds * fps)
 
         def write() -> None:
             if image:
@@ -85,7 +87,8 @@ class Reconstruct(Command):
                 write_image(options.out, enlarged(image_HWC, scale))
                 return
             with VideoWriter(options.out, fps) as writer:
-                for frame_HWC in reconstruction.frames(truth):
+                shown = counted(truth, options.out.name, total, "frames", quiet=total < MANY)
+                for frame_HWC in reconstruction.frames(shown):
                     writer.write(enlarged(frame_HWC, scale))
 
         def report() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, stream_frames
 from tokvid.io.files import check_folder, write_text
 from tokvid.io.media import VideoWriter, contact_sheet
-from tokvid.io.progress import progress
+from tokvid.io.progress import counted
 from tokvid.metrics.footage import change, cuts, look, motion, sharpness, velocity
 
 FPS = 8.0  # frames a second that are looked at
@@ -104,8 +104,8 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
     replaced = [*(_name(number) for number in range(count)), *_earlier(folder), SHEET, ROWS]
     if any((folder / name).exists() and path.samefile(folder / name) for name in replaced):
         raise UserError(f"the highlights would replace {path} itself; choose another folder than {folder}")
-    with progress("highlights", round(info.seconds * FPS), "frames") as advance:
-        chosen = highlights(_counted(stream_frames(path, fps=FPS), advance), seconds, count)
+    seen = counted(stream_frames(path, fps=FPS), "highlights", round(info.seconds * FPS), "frames")
+    chosen = highlights(seen, seconds, count)
     rate, names = info.rate, [_name(number) for number in range(len(chosen))]
     lines = [{"file": name, **dataclasses.asdict(clip)} for name, clip in zip(names, chosen, strict=True)]
     with _renamed_together(folder, [*names, SHEET, ROWS]) as hidden:
@@ -162,12 +162,6 @@ def _earlier(folder: Path) -> list[str]:
 
 def _name(number: int) -> str:
     return f"{number + 1:02d}.mp4"
-
-
-def _counted(frames: Iterable[np.ndarray], advance: Callable[..., None]) -> Iterator[np.ndarray]:
-    for image_HWC in frames:
-        yield image_HWC
-        advance()
 
 
 def _measured(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -3,12 +3,15 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 15.0
+MANY = 500  # frames, from which on quick work on them is shown
+Item = TypeVar("Item")
 
 
 @contextlib.contextmanager
@@ -52,6 +55,14 @@ def progress(what: str, total: int, unit: str, done: int = 0, quiet: bool = Fals
             print(" · ".join(filter(None, (f"{what}: {at}/{total}", so_far, _notes(notes)))), file=sys.stderr)
 
     yield line
+
+
+def counted(items: Iterable[Item], what: str, total: int, unit: str, quiet: bool = False) -> Iterator[Item]:
+    """The same items, with the progress of how many have come; there may be a few more or fewer than `total`."""
+    with progress(what, total, unit, quiet=quiet) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 class Pace:
