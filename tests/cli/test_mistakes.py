@@ -179,6 +179,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("reconstruct in.png --out a.png --fps 3", "--fps has no meaning for a picture"),
         ("plan recipe.py --topology v5e:2x2 --only training --rows 1", "--rows is for decoding"),
         ("inspect nowhere", "there is nothing at nowhere"),
+        ("inspect /dev/null", "is no file or folder, but a pipe or a device"),
         ("inspect empty", "empty is no weights folder"),
         ("inspect recipe.py", "recipe.py"),
         ("demo --weights nowhere", "nowhere"),

@@ -33,6 +33,8 @@ def what_is(path: Path, every: bool = False) -> dict[str, Any]:
         raise UserError(f"there is nothing at {path}; name weights, a workdir, a dataset, a story or a video")
     if path.is_file():
         return _file(path, every)
+    if not path.is_dir():
+        raise UserError(f"{path} is no file or folder, but a pipe or a device; name weights, a dataset or a video")
     if (path / "dataset.json").is_file():
         source = RecordSource(path)
         return {"kind": f"dataset of {source.kind}", "videos": len(source), **source.metadata}

@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+        advice = "; check its permissions" * isinstance(error, PermissionError)
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}{advice}", 2)
     except Exception as error:
         if why := no_device():
             _fail("; ".join(why), 2)

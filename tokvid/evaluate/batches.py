@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -20,6 +19,7 @@ from tokvid.sampling.stream import Guidance, Models, decode_clips, encode_clips,
 from tokvid.weights import Loaded
 
 BATCH = 32
+MOST = 1_000_000  # seconds, or frames a second
 EVALUATION_SEED = 1_000_003  # far from any training seed
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
@@ -51,8 +51,8 @@ def usual(task: str = "text_to_video", draws: int = 1) -> Settings:
 def frames_in(seconds: float, fps: float) -> int:
     """The frames of a clip, of which the first is at 0 s. UserError where these are no length and rate."""
     for name, value in (("seconds", seconds), ("fps", fps)):
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} should be above 0 and finite, got {value:g}")
+        if not 0 < value <= MOST:
+            raise UserError(f"{name} should be above 0 and at most {MOST}, got {value:g}")
     return 1 + round(seconds * fps)
 
 
