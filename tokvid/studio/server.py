@@ -24,7 +24,7 @@ from tokvid.studio.guard import Guard, problem
 from tokvid.studio.jobs import Queue
 from tokvid.studio.records import ENDED, FILES, FRAMES, RUNNING, Records, Take, Upload
 from tokvid.studio.uploads import MOST_UPLOAD, receive
-from tokvid.studio.worlds import VERBS, World
+from tokvid.studio.worlds import VERBS, World, method_of
 
 MOST_SECONDS = 600.0  # of a story
 MOST_WAITING = 50
@@ -136,8 +136,9 @@ class Studio:
             self.records.close()
 
     def summary(self, take: Take) -> dict[str, Any]:
-        """A take as the page shows it."""
-        return {**vars(take), "left": self.queue.left() if take is self.queue.current else None}
+        """A take as the page shows it; `method` is the world's that makes it, and the name of a command."""
+        left = self.queue.left() if take is self.queue.current else None
+        return {**vars(take), "method": method_of(take.task), "left": left}
 
     def take(self, take_id: str) -> Take:
         """The take of this id; 404 if there is none."""

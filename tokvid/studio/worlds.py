@@ -33,6 +33,11 @@ VERBS = {
 }
 
 
+def method_of(task: str) -> str:
+    """The method of a world that does a task; "" is a story."""
+    return VERBS[task].method if task in VERBS else "edit" if task else "story"
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Weights by the name that requests use."""

@@ -149,17 +149,13 @@ function storyCommands(take, { opening, file, story }) {
   return [`story ${story}${words}`, `story("${story}"${file ? `, ${option}="${file}"` : ""}${larger ? `, larger=${larger}` : ""})`];
 }
 
-// Tasks that have a command of their own.
-const VERBS = { animate: "animate", interpolation: "interpolate", infilling: "loop" };
-
 function editCommands(take, { file, first, track }) {
   const { fps, guidance, seed, segments } = take.story;
   const values = Object.entries({ ...take.own, ...(first ? { first } : {}), ...(take.own.track ? { track } : {}), fps, guidance, seed, ...(take.larger > 1 ? { larger: take.larger } : {}) });
   const options = values.map(([key, value]) => ` --${key} ${Array.isArray(value) ? value.join(" ") : value}`).join("");
   const settings = values.map(([key, value]) => `, ${key}=${JSON.stringify(value)}`).join("");
   const { prompt } = segments[0];
-  const verb = VERBS[take.task];
-  if (verb) return [`${verb} ${file} --prompt ${quoted(prompt)}${options}`, `${verb}("${file}", prompt=${JSON.stringify(prompt)}${settings})`];
+  if (take.method !== "edit") return [`${take.method} ${file} --prompt ${quoted(prompt)}${options}`, `${take.method}("${file}", prompt=${JSON.stringify(prompt)}${settings})`];
   return [`edit ${file} --task ${take.task} --prompt ${quoted(prompt)}${options}`, `edit("${file}", "${take.task}", ${JSON.stringify(prompt)}${settings})`];
 }
 
