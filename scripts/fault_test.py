@@ -82,7 +82,7 @@ FAULTS = {
 class Toy:
     """A linear map learns to double; `fault` happens when batch FAULT_AT is asked for."""
 
-    name = "toy"
+    name, together = "toy", 1
 
     def __init__(self, rank: int, fault: Fault, folder: Path):
         self.rank, self.fault, self.folder = rank, fault, folder

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from tokvid.api.video import Video, checked_frames
 from tokvid.errors import UserError
-from tokvid.input_pipeline.clips import VideoInfo, probe, read_image, stream_frames
+from tokvid.input_pipeline.clips import VideoInfo, count_at, probe, read_image, stream_frames
 from tokvid.input_pipeline.encoded import MAX_PIXELS
 from tokvid.input_pipeline.picture import Fit, Fitter, on_white
 from tokvid.input_pipeline.records import show
@@ -109,7 +109,7 @@ def _of_file(path: Path, fps: float, size: tuple[int, int], fit: Fit) -> Frames:
     """A generator, so that nothing is said of files that aren't read after all."""
     frames = stream_frames(path, fps=fps, size=size, fit=fit)
     _warn_of_crop(path, size, fit)
-    total = round(_facts(path).seconds * fps)
+    total = count_at(_facts(path), fps)
     yield from counted(frames, f"reading {path.name}", total, "frames", quiet=total < MANY)
 
 

@@ -61,7 +61,7 @@ class Reconstruct(Command):
     def run(self, options: argparse.Namespace) -> None:
         from tokvid import weights
         from tokvid.evaluate.reconstruction import Reconstruction, with_later_codes
-        from tokvid.input_pipeline.clips import probe, stream_frames
+        from tokvid.input_pipeline.clips import count_at, probe, stream_frames
         from tokvid.io.media import VideoWriter, write_image
         from tokvid.io.progress import MANY, counted
         from tokvid.sampling.film import enlarged, scale_for
@@ -79,7 +79,7 @@ class Reconstruct(Command):
         scale = scale_for(size, options.scale or (1 if image else 0))  # pictures keep their size by default
         info = probe(options.file)
         fps = info.rate or 1.0 if options.fps is None else options.fps  # an image has no rate
-        truth, total = stream_frames(options.file, fps=fps, size=size, fit=options.fit), round(info.seconds * fps)
+        truth, total = stream_frames(options.file, fps=fps, size=size, fit=options.fit), count_at(info, fps)
 
         def write() -> None:
             if image:

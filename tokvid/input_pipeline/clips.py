@@ -77,6 +77,12 @@ def probe(source: Encoded, *, full: bool = False) -> VideoInfo:
     return VideoInfo(width, height, fps, max(look.end, 0.0), count, tuple(look.warnings), rate)
 
 
+def count_at(info: VideoInfo, fps: float) -> int:
+    """About how many frames `stream_frames` gives at a rate. UserError for what is none."""
+    _check_rate(fps)
+    return round(info.seconds * fps)
+
+
 def _check_rate(fps: float) -> None:
     if not 0 < fps <= 1000:
         raise UserError(f"fps is {fps}, it should be above 0 and at most 1000")
