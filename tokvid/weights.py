@@ -94,6 +94,14 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
     return mark
 
 
+def check_no_loras(folder: Path) -> None:
+    """UserError where a training's weights could not be saved, because there are LoRAs of others in their folder."""
+    if loras := _loras_in(folder):
+        raise UserError(
+            f"{loras[0]} is a LoRA of other weights than this training's; move it away, or use another --workdir"
+        )
+
+
 def find(name: str | Path) -> Path:
     """The folder of weights: one that comes with tokvid, by its name, a path, or a URL, which is fetched."""
     return worlds()[str(name)] if str(name) in worlds() and not Path(name).exists() else local(name)

@@ -134,6 +134,18 @@ def test_training_all_parameters_starts_from_weights_too(tokvid, trained, tmp_pa
     )
 
 
+def test_a_training_beside_loras_of_other_weights_is_refused_before_it_begins(tokvid, trained, tmp_path):
+    """At its end, its weights could not be saved."""
+    for name in ("tokens", "tokenizer"):
+        shutil.copytree(trained / "run" / name, tmp_path / "all" / name)
+    shutil.copy(trained / "run/text.model", tmp_path / "all")
+    (tmp_path / "all/transformer/loras").mkdir(parents=True)
+    shutil.copy(trained / "run" / FILE, tmp_path / "all/transformer/loras/a.safetensors")
+    code, _, err = tokvid("train", "transformer", trained / "recipe.py", "--workdir", "all")
+    assert code == 2 and "a.safetensors is a LoRA of other weights than this training's; move it away" in err
+    assert not (tmp_path / "all/transformer/metrics.jsonl").exists()
+
+
 def test_the_training_of_a_lora_goes_on(tokvid, trained, tmp_path):
     """On other clips, say: its rank is read from its file, and the first step is that of the weights with it."""
     file = trained / "run" / FILE

@@ -121,6 +121,8 @@ class _Run:
             batches.set_state(saved["batches"])
             window = saved["metrics"]
         self.step, self._saved_at = int(self.state.step), time.monotonic()
+        if self.step < self.config.steps and not self.config.lora:
+            weights.check_no_loras(self.folder)
         if restored is not None:
             self._print(f"resumes from step {self.step}")
         return window
