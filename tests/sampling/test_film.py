@@ -148,3 +148,13 @@ def test_an_interrupted_story_ends_up_as_if_it_had_not_been(tiny_models, tmp_pat
     assert hidden(tmp_path) == []
     pairs = zip(stream_frames(tmp_path / "a.mp4"), stream_frames(tmp_path / "whole.mp4"), strict=True)
     assert all((one == other).all() for one, other in pairs)
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(fake_tell, tiny_models, tmp_path):
+    """The file of the windows beside it has a shorter one."""
+    names = [letter * 251 + ".mp4" for letter in "ab"]
+    for name in names:
+        film(tiny_models, STORY, [tmp_path / name])
+    kept = {path.name for path in fake_tell["partials"]}
+    assert len(kept) == 2 and all(len(name) < 255 for name in kept)
+    assert {*names} <= {path.name for path in tmp_path.iterdir()}

@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 
 from tokvid.errors import UserError
+from tokvid.studio import serving
 from tokvid.studio.guard import LOOPBACK, Guard
 from tokvid.studio.serving import is_loopback, listen
 
@@ -61,6 +62,18 @@ def test_a_token_opens_the_door_and_no_other():
 def test_loopback_addresses():
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "localhost.evil.example")))
+
+
+@pytest.mark.parametrize("host, named", [("127.0.0.2", "127.0.0.2"), ("localhost", "localhost")])
+def test_the_page_answers_on_the_address_that_it_is_served_on(monkeypatch, tmp_path, host, named):
+    def application(studio, hosts, token):
+        assert token is None and named in hosts and {*LOOPBACK} <= {*hosts}
+        raise UserError("seen")
+
+    monkeypatch.setattr(serving, "Studio", lambda folder, worlds: None)
+    monkeypatch.setattr(serving, "application", application)
+    with pytest.raises(UserError, match="seen"):
+        serving.serve(tmp_path, {}, (host, 0))
 
 
 def test_a_port_in_use_is_named():

@@ -681,3 +681,15 @@ def test_a_restart_keeps_the_history_and_goes_on(tiny_weights, tmp_path):
     (tmp_path / "s.yaml").write_bytes(text)
     assert load_story(tmp_path / "s.yaml").segments[0].prompt == SCENES[0]["prompt"]
     assert not (tmp_path / "uploads" / ".half").exists()
+
+
+def test_an_upload_that_fails_at_its_end_leaves_nothing(client, studio, files, monkeypatch):
+    def full(*arguments):
+        raise UserError("the disk is full")
+
+    before = {path.name for path in (studio.records.folder / "uploads").iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(studio.records, "save", full)
+        answer = upload(client, "a.png", files[".png"])
+    assert answer.status_code == 400 and "the disk is full" in answer.text
+    assert {path.name for path in (studio.records.folder / "uploads").iterdir()} == before
