@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import tokvid
-from tokvid.api.many import clips_of, first_words, read_prompts
+from tokvid.api.many import _mark, clips_of, first_words, read_prompts
 from tokvid.cli.main import main
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import read_captions
 from tokvid.io import progress
 from tokvid.sampling import many
+from tokvid.sampling.film import scale_for
 from tokvid.sampling.story import Segment, Story
 
 LINES = '{"prompt": "up"}\n{"prompt": "一个圆", "seed": 4, "seconds": 0.5, "guidance": 2}\n{"prompt": "up"}\n'
@@ -36,10 +37,24 @@ def test_each_clip_has_a_seed_of_its_own(tmp_path):
     (tmp_path / "p.jsonl").write_text(LINES, encoding="utf-8")
     clips = clips_of(tmp_path / "p.jsonl", 2, 3.0, {"seed": 1, "fps": 4})
     up = [Story((Segment("up", 3.0),), fps=4.0, seed=1 + 7919 * number) for number in range(4)]
-    circle = [Story((Segment("一个圆", 0.5, guidance=2.0),), fps=4.0, seed=4 + 7919 * number) for number in range(2)]
+    circle = [Story((Segment("一个圆", 0.5),), fps=4.0, seed=4 + 7919 * number, guidance=2.0) for number in range(2)]
     assert clips == [*up[:2], *circle, *up[2:]]
     (tmp_path / "p.txt").write_bytes("\ufeffup\r\n  一个圆 \r\n\n".encode())
     assert read_prompts(tmp_path / "p.txt", 2.0) == [Segment("up", 2.0), Segment("一个圆", 2.0)]
+
+
+def test_clips_that_are_told_alike_are_alike():
+    """However a prompt spells out what its story has."""
+    clips = clips_of(["up", {"prompt": "up", "guidance": 3.0, "negative": ""}, {"prompt": "up", "seed": 0}], 1, 1.0, {})
+    assert [clip.seed for clip in clips] == [0, 7919, 2 * 7919] and len({clip.segments for clip in clips}) == 1
+    with pytest.raises(UserError, match="a negative prompt has no effect where guidance is 1"):
+        clips_of(["up"], 1, 1.0, {"guidance": 1.0, "negative": "a star"})
+
+
+def test_the_default_scale_by_its_number_is_the_default(tiny_models):
+    story = Story((Segment("up"),))
+    marks = [_mark(tiny_models, scale, story) for scale in (0, scale_for(tiny_models.size), 1)]
+    assert marks[0] == marks[1] != marks[2]
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,18 @@ def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
         (lambda world: package.load(world.folder, loras=[("a",)]), "a file, or a pair of a file and a scale, got"),
         (lambda world: package.load(world.folder, loras=[("a", None)]), "a file, or a pair of a file and a scale, got"),
         (lambda world: package.highlights("a.mp4", "clips", seconds="4"), "seconds should be a number, got '4'"),
+        *(
+            (lambda world, fps=fps: world.reconstruct(FRAMES, fps=fps), "fps should be above 0 and at most 1000")
+            for fps in (0, -1, float("nan"), float("inf"), 1e5)
+        ),
+        (lambda world: world.generate("up", guidance=1, negative="a star"), "a negative prompt has no effect where"),
+        (lambda world: world.generate("up", sampling={"rounds": 3}), "rounds is for drawing all rows at once"),
+        (lambda world: world.generate("up", sampling={"choice_temperature": 2}), "choice_temperature is for drawing"),
+        (lambda world: world.interpolate(Video(FRAMES, 8), scheme="one-level"), "scheme is for videos of prompts"),
+        (lambda world: world.loop(FRAMES, scheme="hierarchical"), "scheme is for videos of prompts"),
+        (lambda world: world.animate(PICTURE, like=FRAMES, seconds=5), "a video along a track is as long as that"),
+        (lambda world: Video(FRAMES, 8).save("a.png", scale=2), "scale is for videos and single pictures"),
+        (lambda world: Video(FRAMES[:4], 8, story=Story((Segment("up"),))), "the story has 32 frames, the video 4"),
         (lambda world: package.fit(Recipe(), "run", ["data.fps"]), "changes should be a mapping of fields and values"),
     ],
 )
@@ -545,6 +557,67 @@ def test_a_stream_stops_goes_on_and_keeps_what_did_not_change(world, monkeypatch
     assert 0 < len(calls) < total - 1
     np.testing.assert_array_equal(again[:16], whole[:16])
     assert (again[17:] != whole[17:]).any()
+
+
+def test_a_stream_of_which_frames_were_taken_is_not_shortened(world, tmp_path):
+    taken = "of the 16 frames of this stream were taken already"
+    for begin in (lambda stream: next(iter(stream)), lambda stream: stream.video(quiet=True)):
+        stream = world.story.stream(["up", "down"], seconds=1, guidance=1)
+        begin(stream)
+        assert 0 < stream.done <= 16
+        with pytest.raises(UserError, match=taken):
+            stream.video()
+        with pytest.raises(UserError, match=taken):
+            stream.save(tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_that_raises_loses_no_frames(world):
+    def stop(done, total):
+        if done < 8:
+            raise RuntimeError
+
+    stream = world.stream([{"prompt": "up", "seconds": 1.0}], guidance=1, on_progress=stop)
+    seen = []
+    for _ in range(9):
+        try:
+            for part in stream:
+                seen.append(part)
+        except RuntimeError:
+            continue
+    assert sum(map(len, seen)) == stream.done == stream.total == 8
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_saved_stream_tells_its_progress_and_keeps_its_windows(world, tmp_path, kept):
+    told, windows = [], {}
+    stream = world.stream(
+        [{"prompt": "up", "seconds": 1.0}],
+        guidance=1,
+        windows=windows if kept else None,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    stream.save(tmp_path / "a.mp4")
+    assert stream.done == 8 and told[-1] == (8, 8) and bool(windows) == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("given", [1, 2, 3, 4])
+def test_the_story_of_a_continued_video_is_the_one_that_was_asked_for(world, tmp_path, given):
+    """So its file, told again from the same frames, gives the same video."""
+    made = world.extend(FRAMES[:given], "up", seconds=0.5, guidance=1, fps=8)
+    assert len(made) == given + 4 and made.known == given and made.story.seconds == 0.5
+    made.save(tmp_path / "a.yaml")
+    again = world.story(tmp_path / "a.yaml", video=FRAMES[:given])
+    np.testing.assert_array_equal(again.frames, made.frames)
+    made.save(tmp_path / "a.png")
+    assert PIL.Image.open(tmp_path / "a.png").text["captions"] == "given\nup"
+
+
+def test_a_story_may_be_told_in_json(world, tmp_path):
+    (tmp_path / "a.json").write_text('{"segments": [{"prompt": "up", "seconds": 0.5}]}', encoding="utf-8")
+    assert world.story.stream(tmp_path / "a.json").story == Story((Segment("up", 0.5),))
+    assert world.story.stream({"segments": [Segment("up", 0.5)]}).story == Story((Segment("up", 0.5),))
 
 
 def test_several_threads_may_share_a_world(tiny_weights, world):

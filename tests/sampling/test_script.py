@@ -96,6 +96,35 @@ def test_plain_text(read):
     ]
 
 
+@pytest.mark.parametrize(
+    "text, scenes",
+    [
+        (
+            "Scene 1: a circle\n\nScene 2 - it rests\nScene 3: [2 s] it goes",
+            [("a circle", 4), ("it rests", 4), ("it goes", 2)],
+        ),
+        ("Scene 1: The kitchen\n\na circle", [("a circle", 4)]),
+        ("Scene 2 shows a circle\n\nScene 3\nit rests", [("Scene 2 shows a circle", 4), ("it rests", 4)]),
+        ("第一幕 花园\n一个圆\n\n场景2：红色的圆", [("一个圆", 4), ("红色的圆", 4)]),
+        ("场景很美，一个圆", [("场景很美，一个圆", 4)]),
+        ("[0:05] a circle\n\nit rests", [("a circle", 9), ("it rests", 4)]),  # the first begins at 0
+    ],
+)
+def test_what_a_heading_says_is_a_scene_where_nothing_is_below(read, text, scenes):
+    assert read("a.txt", text)[0] == scenes
+
+
+@pytest.mark.parametrize(
+    "text, scenes",
+    [
+        ("/* a note */\nTitle: X\nDraft date: today\n\nA circle moves.", [("A circle moves.", 4)]),
+        ("Red circle: it moves\n\nIt rests.", [("Red circle: it moves", 4), ("It rests.", 4)]),
+    ],
+)
+def test_a_screenplay_may_have_a_title_page(read, text, scenes):
+    assert read("a.fountain", text)[0] == scenes
+
+
 def test_subtitles(read):
     for text in (SUBTITLES, SUBTITLES.replace("\n", "\r\n")):
         scenes, _ = read("a.SRT", text)

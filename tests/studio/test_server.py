@@ -196,6 +196,16 @@ def test_weights_with_a_lora(client, lora, take, tiny_weights, tmp_path, monkeyp
         offered({}, tiny_weights, [(tiny_weights / "transformer" / "weights.safetensors", 1.0)])
 
 
+def test_loras_of_one_name_are_all_offered(tiny_weights, lora, tmp_path):
+    files = [(tmp_path / version / "style.safetensors", 1.0) for version in "abc"]
+    for file, _ in files:
+        file.parent.mkdir()
+        shutil.copyfile(lora, file)
+    worlds = offered({"tiny": tiny_weights}, tiny_weights, files)
+    assert list(worlds) == ["tiny", "tiny+style", "tiny+style-2", "tiny+style-3"]
+    assert [world.loras[0][0] for world in worlds.values() if world.loras] == [file for file, _ in files]
+
+
 @pytest.mark.parametrize(
     "task, own, size",
     [
@@ -681,6 +691,49 @@ def test_a_restart_keeps_the_history_and_goes_on(tiny_weights, tmp_path):
     (tmp_path / "s.yaml").write_bytes(text)
     assert load_story(tmp_path / "s.yaml").segments[0].prompt == SCENES[0]["prompt"]
     assert not (tmp_path / "uploads" / ".half").exists()
+
+
+def test_a_take_whose_weights_are_not_offered_any_more_says_so(tiny_weights, tmp_path):
+    records = Records(tmp_path)
+    take = records.add(weights="tiny+style", story={"segments": SCENES[:1], "fps": 8})
+    records.close()
+    studio = Studio(tmp_path, offered({"tiny": tiny_weights}, tiny_weights))
+    with TestClient(application(studio, LOOPBACK), base_url="http://127.0.0.1") as client:
+        failed = wait(client, take.id, "failed")
+        assert failed["error"] == "the weights tiny+style are not offered now; start the studio with them"
+
+
+@pytest.mark.parametrize("task, read", [("interpolation", 24.0), ("variation", 8.0)])
+def test_a_clip_is_read_at_its_own_rate(client, tmp_path, task, read):
+    """Within those that the weights were trained on, 4 and 8, where frames are only taken from it."""
+    write_video(tmp_path / "a.mp4", RNG.integers(256, size=(12, 20, 30, 3), dtype=np.uint8), 24)
+    source = upload(client, "a.mp4", (tmp_path / "a.mp4").read_bytes()).json()["id"]
+    answer = client.post("/api/edits", json={"weights": "editing", "task": task, "source": source})
+    assert answer.status_code == 201, answer.text
+    done = wait(client, answer.json()["id"], "done")
+    assert done["story"]["fps"] == read and done["total"] == (23 if task == "interpolation" else 4)
+
+
+@pytest.mark.parametrize(
+    "wish, said",
+    [
+        ({"task": "interpolation", "factor": 3}, "should be 2, 4, 8, …, got 3"),
+        ({"task": "upscale", "times": 3}, "should be 2, 4, 8, …, got 3"),
+        ({"task": "variation", "strength": 7}, "strength"),
+        ({"task": "outpaint", "canvas": "wide"}, "canvas"),
+        ({"task": "inpaint", "box": [0, 0, 0, 0]}, "the box 0 0 0 0 is not within the video of 30x20 pixels"),
+        ({"task": "inpaint", "box": [9, 9, 40, 2]}, "the box 9 9 40 2 is not within the video of 30x20 pixels"),
+    ],
+)
+def test_edits_that_cannot_be_made_are_refused_when_they_are_asked_for(client, files, wish, said):
+    source = upload(client, "a.mp4", files[".mp4"]).json()["id"]
+    answer = client.post("/api/edits", json={"weights": "editing", "source": source, **wish})
+    assert answer.status_code in (400, 422) and said in answer.text
+
+
+def test_a_request_that_is_no_json_says_so(client):
+    answer = client.post("/api/takes", content="{bad", headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and "the request is no JSON" in answer.text
 
 
 def test_an_upload_that_fails_at_its_end_leaves_nothing(client, studio, files, monkeypatch):

@@ -64,6 +64,16 @@ def check_own(task: str, own: Mapping[str, Any]) -> None:
         raise UserError("inpaint needs either a box, its left, top, width and height in pixels, or a mask")
 
 
+def check_box(box: tuple[int, int, int, int], clip_size: tuple[int, int]) -> None:
+    """UserError for a box that isn't within a clip of this height and width."""
+    (x, y, width, height), (rows, columns) = box, clip_size
+    if not (0 <= x < x + width <= columns and 0 <= y < y + height <= rows):
+        raise UserError(
+            f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels; give left, top, "
+            "width and height"
+        )
+
+
 def check_larger(task: str, larger: int) -> None:
     """UserError for a larger video of a task that keeps no pixels."""
     if larger > 1 and not keeps_pixels(task):
@@ -106,13 +116,8 @@ def _box(box: tuple[int, int, int, int], clip_size: tuple[int, int], size: tuple
         x, y, width, height = (operator.index(each) for each in box)
     except (TypeError, ValueError) as error:
         raise UserError(f"a box is four whole numbers, left, top, width and height, got {box!r:.60}") from error
-    rows, columns = clip_size
-    if not (0 <= x < x + width <= columns and 0 <= y < y + height <= rows):
-        raise UserError(
-            f"the box {x} {y} {width} {height} is not within the video of {columns}x{rows} pixels; give left, top, "
-            "width and height"
-        )
-    mask_HWC = np.zeros((rows, columns, 3), np.uint8)
+    check_box((x, y, width, height), clip_size)
+    mask_HWC = np.zeros((*clip_size, 3), np.uint8)
     mask_HWC[y : y + height, x : x + width] = 255
     return fitted(mask_HWC, size)
 

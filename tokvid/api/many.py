@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tokvid.api.stories import Settings, make_story
+from tokvid.api.stories import Settings, check_negative, make_story
 from tokvid.api.video import Video
 from tokvid.config import from_dict
 from tokvid.distributed import first, together
@@ -23,11 +23,13 @@ from tokvid.errors import UserError
 from tokvid.io.files import check_folder, write_text
 from tokvid.io.progress import progress
 from tokvid.io.urls import local
+from tokvid.sampling.film import scale_for
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import NEXT_SEED, Segment, Story
 from tokvid.sampling.stream import Models
 
 INDEX = "index.jsonl"
+OWN = ("seed", "guidance", "last_guidance", "negative")  # what a segment may have instead of its story's
 LARGEST_FILE = 1 << 26  # bytes of a file of prompts
 LONGEST_NAME = 40  # letters of a prompt in a file's name
 
@@ -45,8 +47,11 @@ def clips_of(prompts: Prompts, count: int, seconds: float, settings: Settings) -
     for prompt in prompts:
         story = make_story([Segment(prompt, seconds) if isinstance(prompt, str) else prompt], seconds, settings)
         (segment,) = story.segments
-        seed = story.seed if segment.seed is None else segment.seed
-        story = dataclasses.replace(story, segments=(dataclasses.replace(segment, seed=None),), seed=seed)
+        # A story's own, so that clips are equal if they are told alike.
+        own: dict[str, Any] = {name: value for name in OWN if (value := getattr(segment, name)) is not None}
+        story = dataclasses.replace(story, segments=(Segment(segment.prompt, segment.seconds),), **own)
+        check_negative(story)
+        seed = story.seed
         for number in range(seen[story], seen[story] + count):
             clips.append(dataclasses.replace(story, seed=(seed + NEXT_SEED * number) % 2**32))
         seen[story] += count
@@ -129,6 +134,7 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
 
 def _mark(models: Models, scale: int, story: Story) -> str:
     """32 hex digits of all that decides a clip."""
+    scale = 0 if scale == scale_for(models.size) else scale
     return hashlib.sha256(f"{models.mark} {scale} {story}".encode()).hexdigest()[:32]
 
 

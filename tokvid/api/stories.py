@@ -73,14 +73,14 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
 
 def _told_in(file: str | os.PathLike[str], seconds: float | None) -> tuple[Story, float | None]:
     """The story in a file, and the length that its prompts still need: none, after a script."""
-    name = text_of(file).lower()
-    if not name.endswith((*STORY_SUFFIXES, *script.SUFFIXES)):
+    name, told = text_of(file).lower(), (*STORY_SUFFIXES, ".json")  # JSON is YAML
+    if not name.endswith((*told, *script.SUFFIXES)):
         raise UserError(
             f"{text_of(file)!r:.60} is no story file (.yaml) or script ({', '.join(script.SUFFIXES)}); give one, or "
             'a list of prompts, ["…", "…"]'
         )
     path = local(text_of(file))
-    if name.endswith(STORY_SUFFIXES):
+    if name.endswith(told):
         return load_story(path), seconds
     return script.read_script(path, SECONDS if seconds is None else seconds).story, None
 
@@ -91,6 +91,16 @@ def story_for(task: str, prompt: str, settings: Settings, draws: int = 1) -> Sto
     if settings.get("negative") and guidance == 1:
         guidance = GUIDANCE  # at 1, a negative prompt has no effect
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)
+
+
+def check_negative(story: Story) -> None:
+    """UserError for negative prompts without guidance, which have no effect."""
+    each = [(s.guidance, s.last_guidance, s.negative) for s in story.segments]
+    own = (story.guidance, story.last_guidance, story.negative)
+    told = [tuple(b if a is None else a for a, b in zip(of_segment, own, strict=True)) for of_segment in each]
+    scales = {scale for *of_segment, _ in told for scale in of_segment if scale is not None}
+    if scales == {1} and any(negative for *_, negative in told):
+        raise UserError("a negative prompt has no effect where guidance is 1; raise guidance, or leave it out")
 
 
 def texts_of(story: Story) -> list[str]:
@@ -128,6 +138,8 @@ def _segment(each: str | Segment | Mapping[str, Any], seconds: float) -> Any:
 
 def _plain(value: Any) -> Any:
     """Tuples as lists, and NumPy's numbers as Python's, which `from_dict` wants."""
+    if isinstance(value, Segment | Sampling):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -48,8 +48,10 @@ class Video:
         figures: dict[str, Any] | None = None,
     ):
         self.frames = checked_frames(frames, "the frames of a video", ("T", "H", "W", "3"))
-        if not 0 < fps <= 1000:
-            raise UserError(f"fps should be above 0 and at most 1000, got {fps}")
+        if story is not None and story.frames > len(self.frames):
+            few = f"the story has {story.frames} frames, the video {len(self.frames)}"
+            raise UserError(f"{few}; give the story that it tells, or none")
+        check_fps(fps)
         self.fps, self.story, self.known, self.figures = float(fps), story, known, figures or {}
 
     def __len__(self) -> int:
@@ -79,7 +81,7 @@ class Video:
         """Writes the video to a file, by its suffix; returns the path.
 
         - `.mp4` or `.gif`: the video, every pixel enlarged `scale` times (0: until the shorter side has 256 or more);
-        - `.png`: a contact sheet, with a row for each prompt; of a single frame, the picture itself;
+        - `.png`: a contact sheet, with a row for each prompt; of a single frame, the picture itself, enlarged, too;
         - `.yaml`: the story, as `tokvid story` reads it.
 
         The sound of a file, `audio`, is joined to an .mp4, cut off or repeated to the video's length; `captions` adds
@@ -89,6 +91,8 @@ class Video:
         path = Path(text_of(path))
         check_suffix(path, *VIDEO_SUFFIXES, *SHEET_SUFFIXES, *STORY_SUFFIXES)
         suffix = path.suffix.lower()
+        if scale and suffix not in VIDEO_SUFFIXES and (suffix not in SHEET_SUFFIXES or len(self) > 1):
+            raise UserError(f"scale is for videos and single pictures, {path} is neither; leave it out")
         with _tracks([path], audio, _cues(self.story, len(self)) if captions else None):
             if suffix in STORY_SUFFIXES:
                 if self.story is None:
@@ -122,8 +126,8 @@ class Video:
 class Stream:
     """A video while it is made: `for frames in stream` gives its frames in order, uint8 (T, H, W, 3), a few at a time.
 
-    Frames are made when they are asked for, and once. Memory doesn't grow with the length. Leaving the loop stops the
-    work.
+    Frames are made when they are asked for, and once: `video` and `save` are for a stream of which none was taken.
+    Memory doesn't grow with the length. Leaving the loop stops the work.
 
     Attributes:
         total, done: the number of frames, and of those made so far.
@@ -142,7 +146,8 @@ class Stream:
         **about: Any,
     ):
         """`about`: known, left_out; on_progress; figures(), when all is made; to_files, for stories."""
-        self.total, self.fps, self.size, self.story, self.done = total, fps, size, story, 0
+        self.total, self.fps, self.size, self.story = total, fps, size, story
+        self.done, self._taken = 0, False
         self._on_progress: OnProgress | None = about.get("on_progress")
         self.known: int = about.get("known", 0)
         self.left_out: int = about.get("left_out", 0)
@@ -150,15 +155,31 @@ class Stream:
 
     def __iter__(self) -> Parts:
         for video_THWC in self._parts:
+            self._taken = True
             self.done += len(video_THWC)
-            if self._on_progress is not None:
-                self._on_progress(self.done, self.total)
             yield video_THWC
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.done, self.total)
+
+    def _check_whole(self) -> None:
+        if self._taken:
+            raise UserError(
+                f"{self.done} of the {self.total} frames of this stream were taken already, and none is made twice; "
+                "call the verb again for all of them"
+            )
 
     def video(self, quiet: bool = False) -> Video:
-        """All frames, in memory; `quiet` shows no progress."""
+        """All frames, in memory; `quiet` shows no progress. UserError where some were taken before."""
+        self._check_whole()
         parts = list(with_bar(self, "video", self.total, quiet))
         return Video(np.concatenate(parts), self.fps, story=self.story, known=self.known, figures=self._figures())
+
+    def _watch(self, frame_HWC: UInt8[np.ndarray, "h w 3"]) -> None:
+        self.done += 1
+        self._tell()
 
     @typed
     def save(
@@ -172,13 +193,15 @@ class Stream:
         """Writes an .mp4 or a .gif, or several, as the frames are made, and a contact `sheet`, a .png.
 
         An interrupted story, written to the same path again, goes on where it was. `scale`, `audio` and
-        `captions` as in `Video.save`.
+        `captions` as in `Video.save`. UserError as there, and where frames were taken before.
         """
+        self._check_whole()
         outs = [Path(text_of(path)) for path in paths]
         picture = None if sheet is None else Path(text_of(sheet))
         with _tracks(outs, audio, _cues(self.story, self.total) if captions else None):
             if self._to_files is not None:
-                self._to_files(outs, sheet=picture, scale=scale)
+                self.done = 0
+                self._to_files(outs, sheet=picture, scale=scale, watch=self._watch)
                 return
             shown = with_sheet(with_bar(self, outs[0].name, self.total), picture, self.total, self.story)
             try:
@@ -219,6 +242,12 @@ def _cues(story: Story | None, frames: int) -> list[Cue]:
     before = (frames - story.frames) / story.fps
     spans = zip(story.segments, story.starts, strict=False)
     return [Cue(before + start, before + start + each.seconds, each.prompt) for each, start in spans if each.prompt]
+
+
+def check_fps(fps: float) -> None:
+    """UserError where it is no rate of a video."""
+    if not 0 < fps <= 1000:
+        raise UserError(f"fps should be above 0 and at most 1000, got {fps}")
 
 
 def checked_frames(array: Any, what: str, axes: tuple[str, ...]) -> np.ndarray:

@@ -15,9 +15,9 @@ from tokvid.api.arguments import fits, typed
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, make_story, story_for, texts_of, warn_of_spelled
+from tokvid.api.stories import Settings, StoryLike, check_negative, make_story, story_for, texts_of, warn_of_spelled
 from tokvid.api.verbs import verb
-from tokvid.api.video import OnProgress, Stream, Video
+from tokvid.api.video import OnProgress, Stream, Video, check_fps
 from tokvid.api.worlds import WORLDS
 from tokvid.errors import UserError, suggestion
 from tokvid.evaluate.reconstruction import Reconstruction
@@ -35,6 +35,7 @@ from tokvid.sampling.stream import Models, Windows, load_models
 from tokvid.tasks.conditions import salient_points
 
 MOST_LARGER = 16
+UNTRACKED_SECONDS = 2.0  # of an animated picture without a track
 MOST_JUMP = 2.0  # of a loop, as a seam ratio, without a warning
 
 log = logging.getLogger(__name__)
@@ -183,9 +184,9 @@ class World:
     ) -> Stream:
         """`story.stream` for interactive programs.
 
-        `on_progress(done, total)` is called with numbers of frames after each part, and may raise to stop. `windows` is
-        a dict, or another store, of tokens: a window whose prompt, seed and past are the same as before isn't generated
-        again. So a stopped story goes on, and one with a changed segment keeps those before it.
+        `on_progress(done, total)` is called with numbers of frames as they are made, and may raise to stop. `windows`
+        is a dict, or another store, of tokens: a window whose prompt, seed and past are the same as before isn't
+        generated again. So a stopped story goes on, and one with a changed segment keeps those before it.
         """
         return self._told(make_story(story, None, settings), image, video, larger, windows, on_progress)
 
@@ -260,7 +261,7 @@ class World:
         own = {name: value for name, value in settings.items() if name not in Settings.__annotations__}
         check_own(task, own)
         plain = cast(Settings, {name: value for name, value in settings.items() if name not in own})
-        story = self._checked(story_for(task, prompt, self._rated(video, plain)))
+        story = self._of_task(story_for(task, prompt, self._rated(video, plain)))
         self._times(larger)
         total, parts, size = edited(self.models.for_task(task), story, task, video, own, larger)
         return Stream(parts, total, story.fps, size, _lasting(story, total))
@@ -274,7 +275,7 @@ class World:
         track: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         like: Clip | None = None,
         at_path: bool = False,
-        seconds: float = 2.0,
+        seconds: float | None = None,
         **settings: Unpack[Settings],
     ) -> Stream:
         """A video that begins with a picture, whose object moves along a track, or as the prompt says.
@@ -282,12 +283,15 @@ class World:
         `track` is {"fps": 8, "points": [[[x, y], …], …]}, the points of each frame, from 0 to 1, or a JSON file of
         that; `like` is a clip whose object shows the path. The path is moved to begin at the picture's object, or, with
         `at_path`, stays where it is, and the object is drawn there from the first frame on. Where the prompt says
-        another motion, it may win. Without either, the video has `seconds`, and the picture's tokens take the place of
-        drawn ones: the weights need not be trained for that (zero-shot).
+        another motion, it may win. Without either, the video has `seconds` (2), and the picture's tokens take the place
+        of drawn ones: the weights need not be trained for that (zero-shot).
         """
-        story = self._checked(make_story([Segment(prompt, seconds)], None, self._rated(like, settings)))
+        length = UNTRACKED_SECONDS if seconds is None else seconds
+        story = self._of_task(make_story([Segment(prompt, length)], None, self._rated(like, settings)))
         if track is not None and like is not None:
             raise UserError("give a track or a clip whose object shows it, not both")
+        if seconds is not None and not (track is None and like is None):
+            raise UserError("a video along a track is as long as that; leave out seconds")
         if track is None and like is None:
             if at_path:
                 raise UserError("at_path is for a path; give a track or a clip whose object shows it, or leave it out")
@@ -324,7 +328,7 @@ class World:
         It is `larger` times the world's size: what stands still keeps the detail of the given frames beside it.
         """
         rated: Settings = settings if "fps" in settings else {"fps": rate_of(video), **settings}
-        story = self._checked(story_for("interpolation", prompt, rated, draws))
+        story = self._of_task(story_for("interpolation", prompt, rated, draws))
         size = self._times(larger)
         models = self.models.for_task("interpolation")
         total, parts = edits.interpolate(models, story, read_clip(video, story.fps, size), factor, draws)
@@ -334,7 +338,7 @@ class World:
     def loop(self, video: Clip, prompt: str = "", *, larger: int = 1, **settings: Unpack[Settings]) -> Stream:
         """A video that can be repeated without a seam: its frames, but for the first ones (`Stream.left_out`), and new
         ones from its end back to its beginning. It is `larger` times the world's size."""
-        story = self._checked(make_story([Segment(prompt)], None, self._rated(video, settings)))
+        story = self._of_task(make_story([Segment(prompt)], None, self._rated(video, settings)))
         size = self._times(larger)
         models = self.models.for_task("infilling")
         edits.check_loop(models, story)
@@ -363,6 +367,7 @@ class World:
         size, fps = self.tokenizer.config.size if size is None else size, rate_of(video) if fps is None else fps
         if not isinstance(size, list | tuple) or [type(each) for each in size] != [int, int]:
             raise UserError(f"size should be two whole numbers, height and width, got {size!r:.60}")
+        check_fps(fps)
         reconstruction = Reconstruction(self.tokenizer, size)
         frames = np.stack(list(reconstruction.frames(read_clip(video, fps, size, fit))))
         return Video(frames, fps, figures=reconstruction.figures())
@@ -370,8 +375,15 @@ class World:
     def _checked(self, story: Story) -> Story:
         """The story, if these weights know its settings; a warning names the words that they hardly know."""
         check_rows(self.models, story.sampling)
+        check_negative(story)
         self._warn_of_words([story])
         return story
+
+    def _of_task(self, story: Story) -> Story:
+        """The same of a prompt for a task."""
+        if story.scheme is not None:
+            raise UserError("scheme is for videos of prompts, this one is made at one level; leave it out")
+        return self._checked(story)
 
     def _warn_of_words(self, stories: Sequence[Story]) -> None:
         """Names each word once, however many clips its prompt has."""
@@ -397,22 +409,23 @@ class World:
         models, known, story = self.models, 0, self._checked(story)
         if video is None:
             rates_of(models, story.fps, story.scheme)
-        opening = self._opening(story, image, video, larger)
+        opening, told = self._opening(story, image, video, larger), story
         if video is not None and opening is not None:
             known = len(opening.frames_THWC)
             if len(opening.tokens_THWQ) == 1:  # which is the story's first frame
                 first, *others = story.segments
                 longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)
-                story = dataclasses.replace(story, segments=(longer, *others))
+                told = dataclasses.replace(story, segments=(longer, *others))
         return Stream(
-            show(models, story, opening, windows=windows),
-            frames_before(models, opening) + story.frames,
+            show(models, told, opening, windows=windows),
+            frames_before(models, opening) + told.frames,
             story.fps,
             size_of(models, opening),
             story,
             known=known,
             on_progress=on_progress,
-            to_files=functools.partial(film, models, story, opening=opening),
+            # A store of the caller's takes the place of the file in which `film` keeps windows.
+            to_files=None if windows is not None else functools.partial(film, models, told, opening=opening),
         )
 
     def _times(self, larger: int) -> tuple[int, int]:

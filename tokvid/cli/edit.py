@@ -125,14 +125,13 @@ class Animate(Command):
             refuse(options, ["at_path"], "is for a track; leave it out with --zero-shot")
         else:
             refuse(options, ["seconds"], "is for --zero-shot; the track decides the duration")
-        seconds = 2.0 if options.seconds is None else options.seconds
         stream = _world(options).animate.stream(
             options.picture,
             options.prompt,
             track=options.track,
             like=options.like,
             at_path=options.at_path,
-            seconds=seconds,
+            seconds=options.seconds,
             **settings_of(options),
         )
         save(stream, options)

@@ -351,24 +351,16 @@ def sampling_of(options: argparse.Namespace, sampling: Sampling = Sampling()) ->
     return dataclasses.replace(sampling, **values)
 
 
-def check_rounds(sampling: Sampling, models: "Models", options: argparse.Namespace) -> None:
-    """UserError where rounds are asked for, but rows are not drawn in rounds."""
-    rows = models.transformer.config.latent[1]
-    if options.rounds is not None and sampling.rows != rows:
-        raise UserError(f"--rounds is for drawing all rows at once; give --rows {rows}, too, or leave it out")
-
-
 def story_of(options: argparse.Namespace, story: "Story") -> "Story":
     """The story with the command line's values on top."""
-    from tokvid.api.stories import make_story
+    from tokvid.api.stories import check_negative, make_story
 
     settings = settings_of(options)
     for name in settings:
         if all(getattr(segment, name, None) is not None for segment in story.segments):
             raise UserError(f"{flag(name)} has no effect: each segment has its own {name}; change them in the story")
     story = make_story(story, None, settings)
-    if options.negative and _guidance_scales(story) == {1.0}:
-        raise UserError("--negative has no effect where guidance is 1; raise --guidance, or leave it out")
+    check_negative(story)
     return story
 
 
@@ -383,9 +375,7 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
     """The models of --weights, with each --lora added, which know what the story asks for."""
     from tokvid.api.world import load
 
-    world = load(options.weights, loras=options.lora or ())
-    check_rounds(story.sampling, world.models, options)
-    return world
+    return load(options.weights, loras=options.lora or ())
 
 
 def save(stream: "Stream", options: argparse.Namespace, made: str = "") -> None:
@@ -396,12 +386,3 @@ def save(stream: "Stream", options: argparse.Namespace, made: str = "") -> None:
     print(f"{options.out}: {made}")
     if options.sheet is not None:
         print(f"{options.sheet}: a contact sheet of it")
-
-
-def _guidance_scales(story: "Story") -> set[float | None]:
-    """All that hold anywhere in the story."""
-    scales = {story.guidance if segment.guidance is None else segment.guidance for segment in story.segments}
-    lasts = {
-        story.last_guidance if segment.last_guidance is None else segment.last_guidance for segment in story.segments
-    }
-    return scales | (lasts - {None})

@@ -1,7 +1,7 @@
 """Scripts as stories: plain text, SubRip subtitles (.srt) and Fountain screenplays, read into scenes.
 
-A scene is a paragraph: one prompt. Headings become comments of the story file. A place at the end, with
-nothing below it, is a prompt itself.
+A scene is a paragraph: one prompt. Headings become comments of the story file. What a heading says behind its number,
+"Scene 2: …", is a prompt itself where nothing is below it, and so is a place at the end.
 """
 
 import hashlib
@@ -28,7 +28,11 @@ SUBTITLE = re.compile(rf"\s*(?P<begin>{CLOCK})\s*-->\s*(?P<end>{CLOCK})(?:\s.*)?
 TAGS = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, {\an8}
 
 PLACE = re.compile(r"\.(?=[^.\s])|(?:INT|EXT|EST|INT\.?/EXT|I/E)(?:\.|\s)", re.IGNORECASE)  # a screenplay's heading
-HEADING = re.compile(r"#+\s|scene\s+\d+\b|第.{1,3}[幕场]|场景", re.IGNORECASE)  # of plain text, beside PLACE
+# Of plain text, beside PLACE. `words` are a title, or, with nothing below, all that the scene says.
+HEADING = re.compile(
+    r"#+\s|(?:scene\s+\d+(?:\s*[:.,)–—-]+\s*(?P<words>.*))?|(?:第.{1,3}[幕场]|场景\s*\d*)(?:[\s:：.、]+(?P<words_zh>.*))?)\s*$",
+    re.IGNORECASE,
+)
 
 
 class Scene(NamedTuple):
@@ -43,11 +47,12 @@ class Scene(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A paragraph's text or a heading, which may name a place, and its line."""
+    """A paragraph's text or a heading, which may name a place, and its line; `words` are a heading's own."""
 
     line: int
     text: str
     kind: Literal["text", "heading", "place"] = "text"
+    words: str = ""
 
 
 class Script(NamedTuple):
@@ -113,7 +118,8 @@ def _lengths(scenes: list[Scene], seconds: float) -> list[float]:
     """The seconds of each scene. A scene goes on until the next one begins; the first begins at 0."""
     starts, now = [0.0], 0.0
     for scene, after in zip(scenes, [*scenes[1:], None], strict=True):
-        end = scene.end if scene.end is not None else now + (seconds if scene.seconds is None else scene.seconds)
+        begun = now if scene.begin is None else scene.begin  # later than `now` for the first one only
+        end = scene.end if scene.end is not None else begun + (seconds if scene.seconds is None else scene.seconds)
         if scene.begin is not None and scene.end is not None and scene.end <= scene.begin:
             raise UserError(f"line {scene.line}: the scene ends at {scene.end:g} s, before it begins; mend its times")
         begin = None if after is None else after.begin
@@ -156,11 +162,12 @@ def _plain(lines: list[str]) -> Iterator[Scene]:
         for number, paragraph in _paragraphs(lines):
             text: list[str] = []
             for index, line in enumerate(paragraph):
-                place = PLACE.match(line)
-                if place or HEADING.match(line):
+                place, heading = PLACE.match(line), HEADING.match(line)
+                if place or heading:
                     if text:
                         yield Part(number + index - len(text), " ".join(text))
-                    yield Part(number + index, line.lstrip("#. "), "place" if place else "heading")
+                    words = "" if place or heading is None else heading["words"] or heading["words_zh"] or ""
+                    yield Part(number + index, line.lstrip("#. "), "place" if place else "heading", words.strip())
                     text = []
                 else:
                     text.append(line)
@@ -171,35 +178,44 @@ def _plain(lines: list[str]) -> Iterator[Scene]:
 
 
 def _under_headings(parts: Iterable[Part]) -> Iterator[Scene]:
-    """Scenes from texts and the headings above them. A place without a text below it is a scene itself."""
+    """Scenes from texts and the headings above them. A heading's words, and at the end a place, without a text below
+    are a scene themselves."""
     headings: list[str] = []
     last = Part(0, "")
-    for last in parts:
-        number, text, kind = last
-        if kind != "text":
-            headings.append(text)
-            continue
-        timing = TIMING.match(text)
-        if text.startswith("[") and not timing:
-            raise UserError(
-                f"line {number}: {text.partition(']')[0]!r:.40} begins with a bracket, but is no timing; write [4 s], "
-                "[0:08] or [0:08 - 0:12], or leave out the bracket"
-            )
-        times = timing.groupdict() if timing else {}
-        prompt = text[timing.end() :] if timing else text
-        if not prompt.strip():
-            raise UserError(f"line {number}: the timing {text} has no text; write behind it what is seen")
-        yield Scene(
-            prompt.strip(),
-            tuple(headings),
-            float(times["seconds"]) if times.get("seconds") else None,
-            _seconds(times["begin"]) if times.get("begin") else None,
-            _seconds(times["end"]) if times.get("end") else None,
-            number,
+    for part in parts:
+        if part.kind == "text":
+            yield _scene(part.line, part.text, headings)
+            headings = []
+        else:
+            if last.words:
+                yield _scene(last.line, last.words, headings[:-1])
+                headings = []
+            headings.append(part.text)
+        last = part
+    if last.words or last.kind == "place":
+        yield _scene(last.line, last.words or last.text, headings[:-1])
+
+
+def _scene(line: int, text: str, headings: list[str]) -> Scene:
+    """A scene whose text may begin with its timing."""
+    timing = TIMING.match(text)
+    if text.startswith("[") and not timing:
+        raise UserError(
+            f"line {line}: {text.partition(']')[0]!r:.40} begins with a bracket, but is no timing; write [4 s], "
+            "[0:08] or [0:08 - 0:12], or leave out the bracket"
         )
-        headings = []
-    if last.kind == "place":
-        yield Scene(last.text, tuple(headings[:-1]), line=last.line)
+    times = timing.groupdict() if timing else {}
+    prompt = text[timing.end() :] if timing else text
+    if not prompt.strip():
+        raise UserError(f"line {line}: the timing {text} has no text; write behind it what is seen")
+    return Scene(
+        prompt.strip(),
+        tuple(headings),
+        float(times["seconds"]) if times.get("seconds") else None,
+        _seconds(times["begin"]) if times.get("begin") else None,
+        _seconds(times["end"]) if times.get("end") else None,
+        line,
+    )
 
 
 def _subtitles(lines: list[str]) -> Iterator[Scene]:
@@ -221,7 +237,10 @@ def _subtitles(lines: list[str]) -> Iterator[Scene]:
 # Of a Fountain screenplay
 HIDDEN = re.compile(r"/\*.*?\*/", re.DOTALL)  # what its writer has set aside
 NOTE = re.compile(r"\[\[\s*(.*?)\s*\]\]", re.DOTALL)
-TITLE = re.compile(r"[^\W\d_][\w ]*:")
+TITLE = re.compile(
+    r"(?:title|credit|authors?|source|notes?|(?:draft )?date|contact|copyright|revision|format|episode|series)\s*:",
+    re.IGNORECASE,
+)
 EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.+?)(?<=\S)\1")
 
 
@@ -229,14 +248,9 @@ def _screenplay(lines: list[str]) -> Iterator[Scene]:
     """Fountain: what is seen are its action paragraphs. A note [[4 s]] in one says its length."""
     text = HIDDEN.sub(lambda match: "\n" * match[0].count("\n"), "\n".join(lines))
     paragraphs = list(_paragraphs(text.split("\n")))
-    if paragraphs and paragraphs[0][0] == 1 + _blank(lines) and TITLE.match(paragraphs[0][1][0]):
+    if paragraphs and TITLE.match(paragraphs[0][1][0]):
         paragraphs = paragraphs[1:]  # the title page
     return _under_headings(part for number, paragraph in paragraphs for part in _seen(number, paragraph))
-
-
-def _blank(lines: list[str]) -> int:
-    """The number of blank lines at the beginning."""
-    return next((index for index, line in enumerate(lines) if line.strip()), len(lines))
 
 
 def _seen(number: int, paragraph: list[str]) -> Iterator[Part]:

@@ -100,6 +100,10 @@ class Queue:
         return str(self.records.place(self.records.uploads[upload_id]) / "file")
 
     async def _make(self, take: Take) -> None:
+        if take.weights not in self.worlds:  # it waited while the server was started anew
+            return self._end(
+                take, "failed", f"the weights {take.weights} are not offered now; start the studio with them"
+            )
         self._pace.clear()
         self._began, take.status, take.done = time.monotonic(), "loading", 0
         take.error, take.warnings = "", ()

@@ -4,6 +4,7 @@ The server starts it and keeps it, so that weights and compiled programs stay in
 and a crash ends nothing else. It ends when its input does.
 """
 
+import contextlib
 import itertools
 import json
 import logging
@@ -81,23 +82,26 @@ class Maker:
 
     def run(self) -> None:
         """Works until there are no more orders."""
-        while (order := self._orders.get()) is not None:
-            try:
-                self._load(order["weights"], [(path, scale) for path, scale in order["loras"]])
-                if "run" in order:
-                    with Warned(order["run"], order["names"], self._tell):
-                        self._make(order)
-            except Stopped:
-                self._tell({"run": order["run"], "status": "stopped"})
-            except BrokenPipeError:  # the server is gone
-                return
-            except (UserError, OSError) as error:
-                self._tell({"run": order.get("run"), "status": "failed", "error": str(error)})
-            except (MemoryError, RuntimeError) as error:
-                if not lacks_memory(error):
-                    raise
-                why = "there is not enough memory for this"
-                self._tell({"run": order.get("run"), "status": "failed", "error": why})
+        with contextlib.suppress(BrokenPipeError):  # the server is gone
+            while (order := self._orders.get()) is not None:
+                self._heeded(order)
+
+    def _heeded(self, order: dict[str, Any]) -> None:
+        try:
+            self._load(order["weights"], [(path, scale) for path, scale in order["loras"]])
+            if "run" in order:
+                with Warned(order["run"], order["names"], self._tell):
+                    self._make(order)
+        except Stopped:
+            self._tell({"run": order["run"], "status": "stopped"})
+        except BrokenPipeError:
+            raise
+        except (UserError, OSError) as error:
+            self._tell({"run": order.get("run"), "status": "failed", "error": str(error)})
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            self._tell({"run": order.get("run"), "status": "failed", "error": "there is not enough memory for this"})
 
     def _load(self, folder: str, loras: list[tuple[str, float]]) -> None:
         if self._world is None or self._loaded != (folder, loras):
@@ -129,8 +133,8 @@ class Maker:
             self._tell({"run": run, "status": "saving"})
             files = self._save(run, place, stream, total)
             if not order["task"]:
-                # The stream's own story may be longer, by the last frame of a clip; a second run would add it again.
-                write_text(place / FILES["story"][0], story_text(tokvid.make_story(order["story"])))
+                assert stream.story is not None
+                write_text(place / FILES["story"][0], story_text(stream.story))
                 files.append("story")
             if "track" in order["own"]:
                 write_json(place / FILES["track"][0], order["own"]["track"])

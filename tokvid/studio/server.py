@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 import tokvid
-from tokvid.api.edited import check_larger, check_own
+from tokvid.api.edited import check_box, check_larger, check_own
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.tracks import load_track
@@ -38,6 +38,15 @@ Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Prompt = Annotated[str, pydantic.StringConstraints(max_length=2000)]
 router = fastapi.APIRouter(prefix="/api")
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"should be 2, 4, 8, …, got {value}")
+    return value
+
+
+PowerOfTwo = pydantic.AfterValidator(_power_of_two)
 
 
 class Body(pydantic.BaseModel):
@@ -92,16 +101,16 @@ class Edit(Body):
     task: Annotated[str, pydantic.StringConstraints(max_length=40)]
     source: Id
     prompt: Prompt = ""
-    fps: Finite = 8.0
+    fps: Finite | None = None  # as the world's methods read a clip
     guidance: Finite | None = None  # the task's default
     seed: Seed = 0
     box: tuple[Pixels, Pixels, Pixels, Pixels] | None = None
-    canvas: Annotated[str, pydantic.StringConstraints(max_length=9)] | None = None
-    times: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
-    strength: Finite | None = None
+    canvas: Annotated[str, pydantic.StringConstraints(pattern=r"^[1-9]\d{0,3}:[1-9]\d{0,3}$")] | None = None
+    times: Annotated[int, pydantic.Field(ge=2, le=8), PowerOfTwo] | None = None
+    strength: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     first: Id | None = None
     track: dict[str, Any] | None = None
-    factor: Annotated[int, pydantic.Field(ge=2, le=MOST_TIMES)] | None = None
+    factor: Annotated[int, pydantic.Field(ge=2, le=MOST_TIMES), PowerOfTwo] | None = None
     draws: Annotated[int, pydantic.Field(ge=1, le=MOST_DRAWS)] | None = None
     larger: Larger = 1
 
@@ -233,6 +242,8 @@ async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
         _check_verb(wish.task, upload, own)
     else:
         check_own(wish.task, own)
+        if wish.box is not None:
+            check_box(wish.box, (upload.height, upload.width))
     if wish.task not in world.tasks:
         others = f", only for {', '.join(world.tasks)}" if world.tasks else ""
         raise UserError(f"{wish.weights} was not trained for {wish.task}{others}; choose other weights")
@@ -241,11 +252,19 @@ async def edit(wish: Edit, studio: Here) -> dict[str, Any]:
             check_larger(wish.task, wish.larger)
     elif (first := studio.upload(wish.first)).kind != "picture":
         raise UserError(f"the first frame should be a picture, {first.name} is a clip; choose a picture")
-    guidance = world.facts()["tasks"][wish.task]["guidance"] if wish.guidance is None else wish.guidance
-    values = {"fps": wish.fps, "guidance": guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
+    facts = world.facts()
+    guidance = facts["tasks"][wish.task]["guidance"] if wish.guidance is None else wish.guidance
+    fps = _rate(wish.task, upload, facts) if wish.fps is None else wish.fps
+    values = {"fps": fps, "guidance": guidance, "seed": wish.seed, "segments": [{"prompt": wish.prompt}]}
     tokvid.make_story(values)  # refuses what is out of range
     asked = {"weights": wish.weights, "story": values, "opening": upload.id, "larger": wish.larger}
     return studio.summary(studio.enqueue(**asked, task=wish.task, own=own))
+
+
+def _rate(task: str, upload: Upload, facts: dict[str, Any]) -> float:
+    """The clip's own, within those that the weights were trained on where frames are only taken from it."""
+    rates, own = facts["rates"], upload.fps or facts["defaults"]["fps"]
+    return own if task == "interpolation" else min(max(own, rates[0]), rates[-1])
 
 
 def _check_verb(task: str, upload: Upload, own: dict[str, Any]) -> None:
@@ -407,6 +426,8 @@ def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def invalid(request: Request, error: fastapi.exceptions.RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return problem(422, "invalid", f"the request is no JSON: {first['ctx']['error']}")
         place, said = ".".join(str(part) for part in first["loc"][1:]), first["msg"].removeprefix("Value error, ")
         return problem(422, "invalid", f"{place}: {said}" if place else said)
 

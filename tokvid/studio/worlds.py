@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,7 +156,9 @@ def offered(shipped: dict[str, Path], chosen: Path, loras: Sequence[tuple[Path, 
     for path, scale in loras:
         weights.read_lora(path)
         stem = path.stem if path.name != weights.LORA_FILE else path.absolute().parent.parent.name  # of its training
-        name = f"{first.name}+{_plain(stem)}" + (f"-{scale:g}" if scale != 1 else "")
+        plain = f"{first.name}+{_plain(stem)}" + (f"-{scale:g}" if scale != 1 else "")
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([plain], numbered) if name not in worlds)
         worlds[name] = dataclasses.replace(first, name=name, shipped=False, loras=((path, scale),))
     return worlds
 

@@ -4,7 +4,7 @@ import { drawBox, initBox } from "./box.js";
 import { h, iconButton, newSeed } from "./dom.js";
 import { sizes, uploadZone } from "./opening.js";
 import { drawPath, initPath } from "./path.js";
-import { mayBeLarger, state, worldOf } from "./state.js";
+import { mayBeLarger, rated, state, worldOf } from "./state.js";
 import { has, t } from "./strings.js";
 import { knownWords, wordsNote } from "./words.js";
 
@@ -40,7 +40,7 @@ export function renderEdit() {
   place.replaceChildren(source(edit), form(edit, world, tasks), bar());
 }
 
-const chooseTask = (edit, world, task) => Object.assign(edit, { task, guidance: world.tasks[task].guidance });
+const chooseTask = (edit, world, task) => Object.assign(edit, rated({ ...edit, task, guidance: world.tasks[task].guidance }));
 
 function source(edit) {
   const picture = edit.task === "animate";
@@ -69,11 +69,11 @@ function form(edit, world, tasks) {
   );
 }
 
-const options = (values, chosen) => values.map((value) => h("option", { value: `${value}`, selected: value === chosen }, `${value}`));
+const options = (values, chosen, shown = (value) => value) => values.map((value) => h("option", { value: `${value}`, selected: value === chosen }, `${shown(value)}`));
 
 function numbers(edit, world) {
   const rates = [...new Set([...world.rates, edit.fps])].sort((a, b) => a - b);
-  const fps = h("select", { onchange: () => ((edit.fps = Number(fps.value)), actions.changeEdit()) }, ...options(rates, edit.fps));
+  const fps = h("select", { onchange: () => ((edit.fps = Number(fps.value)), actions.changeEdit()) }, ...options(rates, edit.fps, (rate) => Number(rate.toFixed(2))));
   const guidance = number(edit, "guidance", 0, 100, "any", t("guidance_hint"));
   const seed = number(edit, "seed", 0, 2 ** 32 - 1, "1", "");
   const dice = iconButton("dice", t("new_seed"), () => {

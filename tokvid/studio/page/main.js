@@ -292,7 +292,7 @@ const actions = {
   },
   setMode,
   makeEdit,
-  setSource: (value) => openEditor({ ...state.edit, source: value, box: store.noBox(), path: [], larger: store.fitting(store.worldOf(state.draft), value) }),
+  setSource: (value) => openEditor(store.rated({ ...state.edit, source: value, box: store.noBox(), path: [], larger: store.fitting(store.worldOf(state.draft), value) })),
   setFirst: (value) => openEditor({ ...state.edit, first: value }),
   changeEdit: (again) => {
     store.save();
@@ -304,7 +304,7 @@ const actions = {
   editVideo: async (take) => {
     const source = await attempt(() => post(`/api/takes/${take.id}/upload`));
     const larger = Math.floor(take.size[0] / store.worldOf(state.draft).size[0]);
-    if (source) openEditor({ ...state.edit, source, box: store.noBox(), path: [], larger: Math.min(4, Math.max(1, larger)) });
+    if (source) openEditor(store.rated({ ...state.edit, source, box: store.noBox(), path: [], larger: Math.min(4, Math.max(1, larger)) }));
   },
 };
 

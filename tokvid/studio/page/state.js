@@ -69,6 +69,14 @@ export function editOf(take, source, first) {
   return { ...newEdit(state.facts.weights[0]), ...own, ...path, first, larger: take.larger, task: take.task, source, prompt: segments[0].prompt, fps, guidance, seed };
 }
 
+// An edit at its clip's own rate, within those of the weights where frames are only taken from it.
+export function rated(edit) {
+  const { source, task } = edit;
+  if (!source?.fps) return edit;
+  const { rates } = worldOf(state.draft);
+  return { ...edit, fps: task === "interpolation" ? source.fps : Math.min(Math.max(source.fps, rates[0]), rates.at(-1)) };
+}
+
 // Whether an edit's video may be larger than the weights' own.
 export const mayBeLarger = ({ task, first }, world) => world.tasks[task].larger || (first && world.tasks[task].settings.includes("first"));
 
