@@ -316,8 +316,18 @@ class TrainConfig:
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all remaining devices
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch", "accumulate")
-        _at_least(self, 0, "lora")
+        _at_least(self, 1, "steps", "batch", "accumulate", "keep", "max_non_finite")
+        _at_least(
+            self, 0, "lora", "warmup", "log_every", "save_every", "profile", "sample_every", "val_every", "val_batches"
+        )
+        _at_least(self, 0, "freeze_steps", "save_minutes", "step_timeout", "learning_rate", "adversary_learning_rate")
+        _at_least(self, 0, "weight_decay", "final_learning_rate")
+        if not self.clip_norm > 0:
+            raise UserError(f"clip_norm should be above 0, got {self.clip_norm}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema should be 0 or more and below 1, got {self.ema}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas should be 0 or more and below 1, got {self.betas}")
         check_seed(self.seed)
 
 

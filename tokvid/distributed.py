@@ -1,15 +1,20 @@
 """Several processes as one job: joining, dividing the work, and ending together."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import pickle
+import platform
+import random
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import jax
@@ -23,6 +28,7 @@ from tokvid.errors import Terminated, UserError
 HEARTBEAT_SECONDS = 6
 # How long finished processes wait for one that is still writing. JAX's default is 300 s.
 SHUTDOWN_SECONDS = 3600
+NETWORK_SECONDS = 30  # in which a new file is seen by all processes
 # A companion of each process that prints its last step when it is killed, by a signal or by JAX after another's death.
 WITNESS = """
 import sys
@@ -151,14 +157,14 @@ def shard_of(sharding: Sharding, rows: int) -> tuple[int, int]:
 def to_first(tree: Any) -> Any:
     """Gathers a sharded tree to process 0, and returns None in the others. With one process, returns the tree.
 
-    Gathers leaf by leaf, so that devices hold at most one unsharded leaf.
+    Gathers leaf by leaf, as NumPy arrays, so that devices hold at most one unsharded leaf.
     """
     if jax.process_count() == 1:
         return tree
 
-    def one(leaf: jax.Array) -> jax.Array | None:
-        whole = multihost_utils.process_allgather(leaf, tiled=True)
-        return jax.numpy.asarray(whole) if first() else None
+    def one(leaf: jax.Array) -> np.ndarray | None:
+        whole = np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return whole if first() else None
 
     gathered = jax.tree.map(one, tree)
     return gathered if first() else None
@@ -193,17 +199,55 @@ def together(name: str) -> None:
 
 
 def check_same(value: Any) -> None:
-    """UserError if processes were started with different settings (JSON values)."""
+    """UserError if processes were started with different settings (JSON values), or run different programs."""
     if jax.process_count() == 1:
         return
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
-    different = np.flatnonzero((digests != digests[0]).any(axis=1))
-    if different.size:
-        raise UserError(
-            f"process {different[0]} of {len(digests)} was started with other settings or data than process 0; "
-            "start all with the same"
-        )
+    for what, each in (("versions or code of tokvid", _program()), ("settings or data", value)):
+        digest = hashlib.sha256(json.dumps(each, sort_keys=True).encode()).digest()
+        digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+        different = np.flatnonzero((digests != digests[0]).any(axis=1))
+        if different.size:
+            raise UserError(
+                f"process {different[0]} of {len(digests)} was started with other {what} than process 0; "
+                "start all with the same"
+            )
+
+
+def check_shared(folder: Path) -> None:
+    """UserError where `folder`, which may be missing yet, isn't the same one for all processes of a job."""
+    if jax.process_count() == 1:
+        return
+    name = folder / f".shared-{from_first(random.getrandbits(31))}"
+    error: OSError | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if first():
+            name.touch()
+    except OSError as failed:
+        error = failed
+    together("a file in the folder")
+    until = time.monotonic() + NETWORK_SECONDS
+    while not (there := name.exists()) and error is None and time.monotonic() < until:
+        time.sleep(0.1)
+    seen = from_all((there, error and (error.strerror or str(error))))
+    if first():
+        name.unlink(missing_ok=True)
+    for number, (sees, why) in enumerate(seen):
+        if why:
+            raise UserError(f"process {number} cannot write to {folder}: {why}; choose another --workdir")
+        if not sees:
+            raise UserError(
+                f"{folder} of process {number} of {len(seen)} is not that of process 0; use a folder that all share"
+            )
+
+
+@functools.cache
+def _program() -> list[str]:
+    """The versions of what all processes run, and a digest of tokvid's own code."""
+    code, package = hashlib.sha256(), Path(__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        code.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return [platform.python_version(), jax.__version__, np.__version__, code.hexdigest()]
 
 
 def _one_of_several() -> bool:

@@ -9,6 +9,7 @@ for the tasks that they were trained for.
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,8 @@ from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.lora import product
 from tokvid.transformer.model import Transformer
 from tokvid.transformer.t5 import T5
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 UNSEALED = 1  # the format of earlier versions, which wrote no sha256
@@ -223,6 +226,23 @@ def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about
         read_lora(temporary)
 
 
+def average_loras(path: Path, one: str | os.PathLike[str], other: str | os.PathLike[str], share: float) -> None:
+    """Writes the average of two LoRAs' factors, with `share` of the other's, as the LoRA `path`.
+
+    It helps where one was trained from the other, or both from the same LoRA: an average of factors is of no use
+    otherwise. Its facts are the first one's. UserError where the share isn't between 0 and 1, or they don't match.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the share of a LoRA to average with should be between 0 and 1, got {share:g}")
+    (about, mine), (others, theirs) = read_lora(one), read_lora(other)
+    alike = {name: factor.shape for name, factor in mine.items()} == {name: f.shape for name, f in theirs.items()}
+    if not alike or about.get("base") != others.get("base"):
+        raise UserError(f"{one} and {other} are of other weights or ranks; average those trained from the same LoRA")
+    factors = {name: (1 - share) * factor.astype(np.float32) + share * theirs[name] for name, factor in mine.items()}
+    facts = {name: value for name, value in about.items() if name not in ("format", "base", "sha256")}
+    save_lora(path, ((name.split("."), factor) for name, factor in factors.items()), about["base"], **facts)
+
+
 def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The facts of a LoRA's file, and its factors by name. UserError if it is none, or is damaged."""
     path = local(os.fspath(path))
@@ -266,7 +286,7 @@ def _updated(
     config: Any, tensors: dict[str, np.ndarray], about: dict[str, Any], loras: Sequence[Scaled]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors with all updates added, rounded once, and the config.json of these weights."""
-    wide, marks = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, []
+    wide, marks = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, list[list[Any]]()
     tasks = set(about.get("lora_tasks", ()))
     for path, scale in loras:
         claims, factors = read_lora(path)
@@ -277,7 +297,10 @@ def _updated(
             )
         for name in sorted({factor.rpartition(".")[0] for factor in factors}):
             _add(wide, name, factors, scale, path)
-        marks.append([_fingerprint(claims, safetensors.numpy.save(factors)), scale])
+        mark = _fingerprint(claims, safetensors.numpy.save(factors))
+        if mark in [own for own, _ in [*about.get("loras", []), *marks]]:
+            log.warning("%s is part of these weights already, and counts twice now; leave it out, maybe", path)
+        marks.append([mark, scale])
         tasks |= trained_tasks(claims).keys()
     tensors = {name: _half(tensor) for name, tensor in wide.items()}
     for name, tensor in tensors.items():

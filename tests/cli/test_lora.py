@@ -86,6 +86,26 @@ def test_merged_weights_give_what_the_lora_gives(tokvid, trained, tmp_path):
     assert tokvid("merge", "--weights", "merged", *lora, "--out", "twice")[0] == 0  # of the same base
 
 
+def test_loras_are_averaged_factor_by_factor(tokvid, refused, trained, tmp_path):
+    lora = trained / "run" / FILE
+    about, factors = weights.read_lora(lora)
+    facts = {name: value for name, value in about.items() if name not in ("format", "base", "sha256")}
+    doubled = ((name.split("."), 2 * factor) for name, factor in factors.items())
+    weights.save_lora(tmp_path / "doubled.safetensors", doubled, about["base"], **facts)
+    merge = ("merge", "--lora", lora, "--average-lora")
+    assert tokvid(*merge, "doubled.safetensors:0.25", "--out", "mean.safetensors")[0] == 0
+    found, mean = weights.read_lora(tmp_path / "mean.safetensors")
+    assert {**found, "sha256": ""} == {**about, "sha256": ""} and mean.keys() == factors.keys()
+    for name, factor in factors.items():
+        np.testing.assert_allclose(mean[name], 1.25 * factor.astype(np.float32), rtol=2e-3, atol=1e-6)
+    assert "between 0 and 1, got 1" in refused(*merge, f"{lora}:1", "--out", "b.safetensors")
+    assert "--average-lora is for one --lora" in refused("merge", "--average-lora", lora, "--out", "b.safetensors")
+    fewer = ((name.split("."), factor) for name, factor in list(factors.items())[2:])
+    weights.save_lora(tmp_path / "fewer.safetensors", fewer, about["base"], **facts)
+    assert "are of other weights or ranks" in refused(*merge, "fewer.safetensors", "--out", "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
 def test_averaged_weights_lie_between(tokvid, refused, trained, tmp_path):
     """A quarter of the way to weights with a LoRA merged; their own average with themselves changes nothing."""
     start, lora = trained / "start", trained / "run" / FILE
@@ -100,6 +120,8 @@ def test_averaged_weights_lie_between(tokvid, refused, trained, tmp_path):
         np.testing.assert_allclose(c, 0.75 * a + 0.25 * b, atol=1e-3)
     assert between.about["averaged"] == [[last.about["fingerprint"], 0.25]]
     assert what_is(tmp_path / "between")["transformer/"]["averaged"] == between.about["averaged"]
+    _, _, said = tokvid("merge", "--weights", "merged", "--lora", lora, "--out", "twice")
+    assert f"{lora} is part of these weights already, and counts twice now" in said
     assert "was trained on weights" in refused("merge", "--weights", "between", "--lora", lora, "--out", "more")
     assert tokvid("merge", "--weights", "between", "--average", "between", "--out", "same")[0] == 0
     same, text = tmp_path / "same/transformer/weights.safetensors", tmp_path / "between/text.model"

@@ -90,6 +90,27 @@ def test_limited_guidance_leaves_a_rare_code_rare_and_lowers_others():
     np.testing.assert_allclose(*(jax.nn.softmax(each)[0, 0] for each in raised), rtol=1e-5)
 
 
+def test_the_choice_of_tokens_is_less_random_from_round_to_round():
+    """At first chance decides; in the end the least likely tokens are left, whatever the choice's temperature."""
+    keys_B, least = jax.random.split(jax.random.key(0), 2), 6
+    likelihood_BL = jnp.tile(jnp.where(jnp.arange(4096) < least, -1.0, 0.0), (2, 1))
+    for done, decided in ((0.3, False), (0.999, True)):
+        none_BL, sampling = jnp.zeros((2, 4096), bool), Sampling(choice_temperature=9.0)
+        stands_BL = surest(keys_B, likelihood_BL, none_BL, jnp.float32(done), sampling)
+        assert (stands_BL == (jnp.arange(4096) >= least)).all() == decided
+        assert (stands_BL[0] == stands_BL[1]).all() == decided
+
+
+def test_the_choice_is_no_draw_of_a_subcode():
+    """Which has a key of its own, derived from the slot's by its number."""
+    key, count = jax.random.key(3), 64
+    stands_BL = surest(key[None], jnp.zeros((1, count)), jnp.zeros((1, count), bool), jnp.float32(0.5), Sampling())
+    chosen = set(np.flatnonzero(stands_BL[0]).tolist())
+    for number in range(16):
+        noise = jax.random.gumbel(jax.random.fold_in(key, number) if number else key, (count,))
+        assert chosen != set(np.argsort(-np.asarray(noise))[: len(chosen)].tolist())
+
+
 @pytest.mark.parametrize("count, rounds", [(4, 3), (64, 3), (256, 6), (64, 8), (1, 2)])
 def test_as_many_tokens_stand_as_the_cosine_says(count, rounds):
     """Also where it leaves a whole number, half of them after two of three rounds: rounding may make a little less."""

@@ -5,17 +5,19 @@ import gc
 import itertools
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
+from tokvid.sampling.canvas import paint
 from tokvid.sampling.film import show
 from tokvid.sampling.kept import KeptWindows
-from tokvid.sampling.levels import rates_of, spans_of
-from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, joins, load_story, tell
-from tokvid.sampling.stream import frames_of
+from tokvid.sampling.levels import Levels, rates_of, spans_of, tokens_of
+from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, joins, load_story, prompts_of, tell
+from tokvid.sampling.stream import Around, frames_of
 
 PROMPTS = (
     "a small red circle moves slowly to the left",
@@ -306,6 +308,26 @@ def test_rates_of_the_levels(levels_models, tiny_models, fps, scheme, wanted):
     assert rates_of(tiny_models, 8.0, None) == [8.0]
     with pytest.raises(UserError, match="not trained to interpolate"):
         rates_of(tiny_models, 8.0, "hierarchical")
+
+
+def test_no_level_and_no_place_draws_with_the_noise_of_another(levels_models, monkeypatch):
+    """What one drew chose its noise: a level that shared it would not be drawn from its own distribution."""
+    keys = []
+
+    def generate(graph, params, request, *, sampling, guided):
+        keys.append((float(request.batch.fps[0]), bytes(np.asarray(jax.random.key_data(request.keys_B)))))
+        return np.where(request.batch.known[..., None], request.batch.tokens, 1)
+
+    monkeypatch.setattr(stream, "generate", generate)
+    prompts = prompts_of(Story((Segment("up", 2.0),), seed=3), levels_models)
+    none_BTHWQ, levels = levels_models.no_tokens(1), Levels([4.0, 8.0, 16.0], 17)
+    list(tokens_of(levels_models, prompts, levels, none_BTHWQ))
+    assert {fps for fps, _ in keys} == {4.0, 8.0, 16.0} and len({key for _, key in keys}) == len(keys) > 6
+    keys.clear()
+    none_BTHW = np.zeros((1, 3, 2, 6), bool)
+    empty = Around(np.zeros((*none_BTHW.shape, none_BTHWQ.shape[-1]), np.int32), none_BTHW)
+    paint(levels_models, prompts, Levels([8.0], 3), empty, [(0, 0), (0, 2), (0, 4)])
+    assert len({key for _, key in keys}) == len(keys) == 3
 
 
 def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):

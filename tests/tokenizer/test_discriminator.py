@@ -68,7 +68,10 @@ def test_the_judges_are_heard_from_the_step_they_start_at():
     config, made, truth = dataclasses.replace(CONFIG, start=2), videos(0), videos(1)
     players = adversary(config)
     played = nnx.jit(lambda players: play(config, players, made, truth, TEXT, jnp.float32(1.0)).pull_BTHWC)
-    pulls = [np.linalg.norm(played(players)) for _ in range(4)]
+    pulls = []
+    for step in range(4):
+        players.steps[...] = jnp.float32(step)
+        pulls.append(np.linalg.norm(played(players)))
     assert pulls[:2] == [0, 0] and pulls[2:] == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
@@ -106,6 +109,10 @@ def test_lecam_remembers_and_r1_punishes_slopes():
     apart = jnp.mean(jax.nn.relu(real) ** 2) + jnp.mean(jax.nn.relu(-fake) ** 2)  # both averages were 0
     assert float(found.losses["frame_lecam"]) == pytest.approx(2 * float(apart), rel=1e-5)
     np.testing.assert_allclose(judge.average[...], [0.01 * real.mean(), 0.01 * fake.mean()], rtol=1e-4)
+    judge.average[...] = jnp.array([0.3, -0.4])  # of real videos, and of made ones
+    again = play(config, players, made, truth, TEXT, jnp.float32(1.0))
+    apart = jnp.mean(jax.nn.relu(real + 0.4) ** 2) + jnp.mean(jax.nn.relu(0.3 - fake) ** 2)
+    assert float(again.losses["frame_lecam"]) == pytest.approx(2 * float(apart), rel=1e-5)
     slopes = [jax.grad(lambda video: judge(video[None], TEXT[:1]).mean())(video) for video in truth]
     wanted = 0.25 * np.mean([np.sum(np.square(slope)) for slope in slopes])
     assert float(found.losses["frame_r1"]) == pytest.approx(wanted, rel=1e-4)

@@ -19,6 +19,7 @@ from tokvid.config import TrainConfig
 from tokvid.errors import UserError
 from tokvid.nn.blocks import Linear
 from tokvid.sharding import AXES, make_mesh
+from tokvid.train import loop
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.loop import agreement, train
 from tokvid.train.metrics_log import RATES
@@ -181,6 +182,10 @@ def test_a_line_says_how_fast_and_what_share_of_the_chips_that_is(lab, monkeypat
     *_, last = [json.loads(line) for line in (lab.folder / "metrics.jsonl").read_text().splitlines()]
     assert last["flops_per_second"] == pytest.approx(1e6 * last["clips_per_second"]) and last["clips_per_second"] > 0
     assert last["mfu"] == pytest.approx(last["flops_per_second"] / (peak * jax.device_count()))
+    monkeypatch.setattr("tokvid.train.metrics_log.jax.device_count", lambda: 8)
+    lab.train(steps=8)
+    *_, last = [json.loads(line) for line in (lab.folder / "metrics.jsonl").read_text().splitlines()]
+    assert last["mfu"] == pytest.approx(last["flops_per_second"] / (8 * peak))
 
 
 # What comes at a place, and the step that is saved then.
@@ -375,6 +380,23 @@ def test_tensorboard_sees_the_same_numbers(lab, whole):
     assert losses[-2:] == [(line["step"], pytest.approx(line["loss"])) for line in whole.lines[2:]]
 
 
+def test_several_processes_ask_the_clock_of_the_first_every_few_seconds(monkeypatch):
+    """Whatever `log_every` is: at the same steps in all, which take 4 seconds each here."""
+    run, now, asked = object.__new__(loop._Run), [0.0], []
+    run.config = dataclasses.replace(CONFIG, save_minutes=1.0, log_every=0)
+    run.step, run._saved_at, run._asked, run._asks = 0, 0.0, (0.0, 0), 1
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop, "from_first", lambda value: asked.append(run.step) or value)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    late = []
+    for run.step in range(1, 41):
+        now[0] += 4.0
+        if run.overdue():
+            late.append(run.step)
+            run._saved_at = now[0]
+    assert asked == [1, *range(3, 41, 2)] and late == [17, 33]
+
+
 def test_a_batch_that_cannot_be_split(lab, monkeypatch):
     monkeypatch.setattr("tokvid.train.loop.make_mesh", lambda shape: AbstractMesh((2, 2, 1, 1), AXES))
     with pytest.raises(UserError, match="batch 2 can't be split over 4 devices; use a multiple of 4"):
@@ -383,7 +405,7 @@ def test_a_batch_that_cannot_be_split(lab, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "toy").write_text("")
-    with pytest.raises(UserError, match=r"^cannot write checkpoints to .*; free some space or choose another"):
+    with pytest.raises(UserError, match=r"^cannot write to .*; free some space or choose another"):
         Lab(tmp_path / "toy").train()
 
 

@@ -101,6 +101,38 @@ def test_every_optimizer_moves_all_parameters_downhill(optimizer, moments):
     assert all(leaf.dtype == moments for leaf in jax.tree.leaves(state) if leaf.ndim)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weight_decay_shrinks_matrices_and_nothing_else(optimizer):
+    """By the learning rate times the decay, where gradients are 0; Muon only its own ones. Norms of stacked layers
+    have two axes."""
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, warmup=0, weight_decay=0.5)
+    params, optimizer = parameters("transformer"), make_optimizer(config)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    update = jax.jit(optimizer.update)
+    _, state = update(zeros, jax.jit(optimizer.init)(params), params)
+    updates, before = by_name(update(zeros, state, params)[0]), by_name(params)
+    rate = float(learning_rate(config)(1))
+    matrices = {name for name, leaf in before.items() if leaf.ndim > 1 and not name.endswith(".scale")}
+    if config.optimizer == "muon":
+        matrices = {name for name in matrices if (".attention." in name or ".mlp." in name) and "norm" not in name}
+    for name, leaf in before.items():
+        wanted = -rate * 0.5 * leaf if name in matrices else jnp.zeros_like(leaf)
+        np.testing.assert_allclose(updates[name], wanted, rtol=1e-3, atol=1e-8, err_msg=name)
+    assert len(matrices) >= 7 and any(leaf.ndim > 1 for name, leaf in before.items() if name not in matrices)
+
+
+@pytest.mark.parametrize("side", ["model", "adversary"])
+def test_gradients_are_clipped_on_either_side(side):
+    config = dataclasses.replace(CONFIG, optimizer="adamw", clip_norm=2.0, adversary_learning_rate=1e-3)
+    params = {"model": {"kernel": jnp.ones((4, 4))}, "adversary": {"kernel": jnp.ones((4, 4))}}
+    optimizer, none = make_optimizer(config), jax.tree.map(jnp.zeros_like, params)
+    gradients = {**none, side: {"kernel": jnp.full((4, 4), 1e6)}}
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    (mean,) = (leaf for leaf in jax.tree.leaves(state) if leaf.shape == (4, 4) and (leaf > 0.05).any())
+    b1 = 0.5 if side == "adversary" else CONFIG.betas[0]
+    assert float(jnp.linalg.norm(mean)) in (pytest.approx(2 * (1 - b1), rel=1e-4),)
+
+
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(UserError, match=r"muno.*muon"):
         make_optimizer(dataclasses.replace(CONFIG, optimizer="muno"))

@@ -1,6 +1,7 @@
 """Two processes with two devices each train and tokenize as one with one device does; and faults on one of them."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -198,6 +200,50 @@ def test_two_processes_train_by_a_reward_as_one_does(tmp_path, random_model, mon
     for name in ("reward", "loss", "kl"):
         wanted = [line[name] for line in alone]
         assert [line[name] for line in two] == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """`second_of_two(seen)`: this process is the second, and the first has what `seen` makes of its own."""
+
+    def with_first(seen):
+        monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+        gathered = lambda mine: np.stack([seen(mine), mine])  # noqa: E731
+        monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gathered)
+        monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda value: value)
+        monkeypatch.setattr(distributed.multihost_utils, "sync_global_devices", lambda name: None)
+
+    return with_first
+
+
+def test_other_settings_and_other_programs_are_told_apart(second_of_two, monkeypatch):
+    second_of_two(lambda mine: mine)
+    distributed.check_same({"a": 1})
+    second_of_two(lambda mine: mine + 1)
+    with pytest.raises(UserError, match="process 1 of 2 was started with other versions or code of tokvid than"):
+        distributed.check_same({"a": 1})
+    own = distributed._program()
+    alike = np.frombuffer(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).digest(), np.uint32)
+    second_of_two(lambda mine: mine if (mine == alike).all() else mine + 1)
+    with pytest.raises(UserError, match="process 1 of 2 was started with other settings or data than process 0"):
+        distributed.check_same({"a": 1})
+    assert len(own) == 4 and own[1] == jax.__version__
+
+
+def test_a_folder_that_is_not_shared_is_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "from_first", lambda value: value)
+    monkeypatch.setattr(distributed, "together", lambda name: None)
+    for other, said in (
+        ((False, None), "of process 1 of 2 is not that of process 0"),
+        ((True, "Read-only"), "Read-only"),
+    ):
+        monkeypatch.setattr(distributed, "from_all", lambda mine, other=other: [mine, other])
+        with pytest.raises(UserError, match=said):
+            distributed.check_shared(tmp_path / "new")
+    monkeypatch.setattr(distributed, "from_all", lambda mine: [mine, mine])
+    distributed.check_shared(tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
 
 
 @pytest.mark.parametrize(

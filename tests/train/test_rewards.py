@@ -30,6 +30,7 @@ from tokvid.train.reward_step import Judged, RewardTraining
 from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenize import write_token_cache
+from tokvid.train.transformer_step import TransformerTraining
 from tokvid.train.windows import token_batches
 from tokvid.transformer.layout import in_order
 from tokvid.transformer.model import Transformer
@@ -318,6 +319,20 @@ def test_every_second_video_of_a_group_is_drawn_with_guidance(workdir, monkeypat
     for number, far in ((0, True), (1, False)):
         moved = guided._replace(start_BL=guided.start_BL.at[number].add(2.0))
         assert (float(training.loss(model, moved, None)[1]["kl"]) > 0.1) == far
+
+
+def test_the_loss_is_the_gain_less_the_divergence_and_the_real_windows_by_their_weights(workdir, monkeypatch):
+    monkeypatch.setattr(Judge, "judge", lambda self, tokens_BTHWQ, *others: np.arange(len(tokens_BTHWQ), dtype=float))
+    values = {}
+    for kl, real in ((0.0, 0.0), (0.5, 0.0), (0.0, 2.0)):
+        training, judged = judged_batch(workdir, "text_to_video", 0, group=4, kept=4, kl=kl, real=real)
+        moved = judged._replace(start_BL=judged.start_BL + 1.0)
+        value, metrics = training.loss(start_of(training), moved, None)
+        values[kl, real] = float(value)
+    plain = TransformerTraining.loss(training, start_of(training), judged.real, None)[0]
+    assert values[0.5, 0.0] - values[0.0, 0.0] == pytest.approx(0.5 * float(metrics["kl"]), rel=1e-4)
+    assert values[0.0, 2.0] - values[0.0, 0.0] == pytest.approx(2 * float(plain), rel=1e-4)
+    assert float(metrics["kl"]) == pytest.approx(np.e - 2, rel=1e-3)  # exp(1) - 1 - 1 for each token
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from tokvid.config import AdversaryConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig
+from tokvid.config import AdversaryConfig, DataConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, transformer_flops
 from tokvid.plan.work import work
@@ -17,7 +18,7 @@ from tokvid.train.state import abstract_state, init_state, make_step
 from tokvid.train.tokenizer_step import TokenizerTraining
 from tokvid.train.transformer_step import TransformerTraining
 from tokvid.transformer.layout import slot_count
-from tokvid.types import joined, token_batch
+from tokvid.types import VideoBatch, joined, token_batch
 
 MODEL = TransformerConfig(
     vocabulary=50, text_vocabulary=20, text_length=4, latent_frames=3, grid=(2, 2), width=32, layers=1, heads=2,
@@ -61,6 +62,34 @@ def test_a_batch_in_parts_is_the_batch(whole):
     moments = (optax.tree_utils.tree_get(of.opt_state, "mu") for of in (state, whole[0]))
     for in_parts, at_once in zip(*map(jax.tree.leaves, moments), strict=True):
         assert np.linalg.norm(in_parts - at_once) < 1e-3 * np.linalg.norm(at_once) + 1e-9
+
+
+def test_the_loss_is_the_cross_entropy_and_keeps_logits_near_0(whole):
+    for metrics in whole[1]:
+        assert metrics["loss"] == pytest.approx(metrics["cross_entropy"] + metrics["z_loss"], rel=1e-6)
+    # Of nearly equal logits near 0, log Z is nearly that of their number, and rises with their spread.
+    least = MODEL.z_loss * np.log(MODEL.vocabulary) ** 2
+    assert least < whole[1][0]["z_loss"] < 2 * least
+
+
+class Judged(TokenizerTraining):
+    """The loss of a video is its mean, and that of an image."""
+
+    def _loss(self, players, truth, text, key):
+        return truth.mean(), {"l1": truth.mean()}
+
+
+def test_images_beside_videos_count_as_many_as_they_are_and_one_step():
+    config = TokenizerConfig(size=(8, 8), width=16, heads=2, mlp=16, encoder=("space",), decoder=("space",), patch=4)
+    adversary, rate = AdversaryConfig(weight=0.1, width=8, judges=("frame",)), TrainConfig(adversary_learning_rate=1e-4)
+    data = DataConfig(size=(8, 8), frames=3, images=2)
+    training = Judged(Recipe(data=data, tokenizer=config, adversary=adversary, train_tokenizer=rate))
+    players = training.make_model(nnx.Rngs(0))
+    video, images = np.full((2, 3, 8, 8, 3), 255, np.uint8), np.zeros((2, 3, 8, 8, 3), np.uint8)
+    batch = VideoBatch(video, np.ones(2, np.float32), images, np.full((2, 0), -1, np.int32))
+    loss, metrics = training.loss(players, batch, jax.random.key(0))
+    assert float(loss) == pytest.approx((2 * 1 - 6 * 1) / 8) and float(metrics["image_l1"]) == -1
+    assert float(players.adversary.steps[...]) == 1
 
 
 def test_a_batch_that_cant_be_split_is_refused():

@@ -132,6 +132,19 @@ def test_no_tokens_of_an_earlier_cache_are_validated_with(workdir, tmp_path):
     assert training_of("transformer", tmp_path / "copy", fewer).validation() is None
 
 
+def test_a_job_that_ended_while_it_validated_validates_when_it_goes_on(workdir, tmp_path):
+    train(training_of("tokenizer", workdir), TRAIN, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text(encoding="utf-8").splitlines()
+    assert '"step": 4, "val_' in whole[-1]
+    path.write_text("".join(f"{line}\n" for line in whole[:-1]), encoding="utf-8")
+    train(training_of("tokenizer", workdir), dataclasses.replace(TRAIN, steps=5), tmp_path)
+    again = path.read_text(encoding="utf-8").splitlines()
+    assert again.count(whole[-1]) == 1
+    train(training_of("tokenizer", workdir), dataclasses.replace(TRAIN, steps=6, val_every=4), tmp_path)
+    assert path.read_text(encoding="utf-8").splitlines().count(whole[-1]) == 1
+
+
 def test_no_batches_are_no_validation(workdir, tmp_path):
     train(training_of("tokenizer", workdir), dataclasses.replace(TRAIN, val_batches=0), tmp_path)
     assert "val_loss" not in (tmp_path / "metrics.jsonl").read_text()

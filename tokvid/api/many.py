@@ -18,7 +18,7 @@ import numpy as np
 from tokvid.api.stories import Settings, check_negative, make_story
 from tokvid.api.video import Video
 from tokvid.config import from_dict
-from tokvid.distributed import first, together
+from tokvid.distributed import check_same, first, together
 from tokvid.errors import UserError
 from tokvid.io.files import check_folder, write_text
 from tokvid.io.progress import progress
@@ -112,6 +112,7 @@ def fill(models: Models, folder: Path, clips: Sequence[Story], batch: int, scale
     check_folder(folder)
     index = _Index(folder)
     marks = {_mark(models, scale, story): story for story in clips}
+    check_same([*marks])
     mine = list(marks.items())[jax.process_index() :: jax.process_count()]
     missing = [(mark, story) for mark, story in mine if mark not in index.rows]
     if not missing and first():

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tokvid.api.world import World, load
-from tokvid.config import Recipe, changed, load_recipe
+from tokvid.config import Recipe, changed, load_recipe, to_dict
+from tokvid.distributed import check_same
 from tokvid.evaluate.rewards import judge_of
 from tokvid.evaluate.samples import training_samples
 from tokvid.input_pipeline.sources import open_source
@@ -47,6 +48,7 @@ def fit(
 
 def train_tokenizer(recipe: Recipe, workdir: Path) -> bool:
     """The first of three steps: `workdir`/tokenizer. False where it was interrupted."""
+    check_same(to_dict(recipe.tokenizer))  # `loop` compares what must stay on resuming, which isn't all
     text = None
     if recipe.adversary.captions:
         text = write_text_model(recipe, open_source(recipe.data), workdir)
@@ -56,6 +58,7 @@ def train_tokenizer(recipe: Recipe, workdir: Path) -> bool:
 
 def train_transformer(recipe: Recipe, workdir: Path) -> bool:
     """The last of three steps, after `write_token_cache`: `workdir`/transformer. False where it was interrupted."""
+    check_same(to_dict(recipe.transformer))
     cache = open_token_cache(workdir, recipe)
     show = training_samples(workdir, cache)
     if recipe.reward.name:

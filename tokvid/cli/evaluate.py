@@ -292,12 +292,19 @@ def _features(options: argparse.Namespace) -> "Features":
 
 def _data(options: argparse.Namespace) -> "DataConfig":
     """The data that the tokenizer was trained on, or the clips of --data at its size and rates."""
+    import jax
+
+    from tokvid.distributed import check_same
+    from tokvid.input_pipeline.sources import fingerprint
+
     data = _trained_data(options)
-    if options.data is None:
-        return data
-    path: Path = options.data
-    source = "records" if (path / "dataset.json").is_file() else "folder"
-    return dataclasses.replace(data, source=source, path=str(path), held_out=0)
+    if options.data is not None:
+        path: Path = options.data
+        source = "records" if (path / "dataset.json").is_file() else "folder"
+        data = dataclasses.replace(data, source=source, path=str(path), held_out=0)
+    if jax.process_count() > 1:
+        check_same(fingerprint(data))
+    return data
 
 
 def _trained_data(options: argparse.Namespace) -> "DataConfig":

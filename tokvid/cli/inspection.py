@@ -18,7 +18,7 @@ from tokvid.portable import KEY
 from tokvid.sampling import script
 from tokvid.sampling.story import STORY_SUFFIXES, Story, load_story
 
-SIZES = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "groups", "latent_frames", "grid")
+SIZES = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "codes", "groups", "latent_frames", "grid")
 CONFIG = (*SIZES, "subcodes", "width", "layers", "text_length", "conditions")  # what is shown of it unless all is
 WORDS = 40  # of a text model that are shown
 FOR_PROGRAMS = ("format", "sha256")
@@ -133,8 +133,13 @@ def _shown(about: dict[str, Any], every: bool) -> dict[str, Any]:
         return about
     config, tasks = about.get("config", {}), about.get("layouts", {}).get("tasks", {})
     facts = {name: value for name, value in about.items() if not isinstance(value, dict) and name not in FOR_PROGRAMS}
-    facts |= {name: config[name] for name in CONFIG if name in config}
+    facts |= {name: config[name] for name in CONFIG if name in config and _says(config, name)}
     return facts | ({"tasks": ", ".join(name for name, share in tasks.items() if share)} if tasks else {})
+
+
+def _says(config: dict[str, Any], name: str) -> bool:
+    """Whether a setting has an effect: of `levels` and `codes`, the quantizer has one."""
+    return name not in ("levels", "codes") or (name == "levels") == (config["quantizer"] == "fsq")
 
 
 def _prepared(path: Path) -> dict[str, Any]:

@@ -107,6 +107,11 @@ def averaged(text: str) -> tuple[URL | Path, float]:
     return _with_factor(text, weights, 0.5)
 
 
+def averaged_lora(text: str) -> tuple[URL | Path, float]:
+    """The type of a LoRA to average with, FILE or FILE:SHARE."""
+    return _with_factor(text, readable, 0.5)
+
+
 def _with_factor(text: str, read: Callable[[str], URL | Path], otherwise: float) -> tuple[URL | Path, float]:
     name, colon, factor = text.rpartition(":")
     try:

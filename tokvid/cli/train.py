@@ -30,7 +30,7 @@ class Train(Command):
         rewards = (
             "fine-tune the transformer in --train_transformer.start so that its videos get higher rewards: shapes (the "
             "prompt's attributes, read from the pixels), or module:function, a Python function from a video, uint8 "
-            "(T, H, W, 3), and its prompt to a number"
+            "(T, H, W, 3), and its prompt, as the model reads it, to a number"
         )
         parser.add_argument("--rewards", default="", metavar="NAME", help=rewards)
         processes_arguments(parser)

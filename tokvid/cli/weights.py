@@ -8,6 +8,7 @@ from pathlib import Path
 from tokvid.cli.options import (
     Command,
     averaged,
+    averaged_lora,
     footage,
     later_codes_argument,
     models_arguments,
@@ -158,7 +159,12 @@ class Merge(Command):
             "rest that of --weights; may be repeated"
         )
         parser.add_argument("--average", type=averaged, action="append", metavar="NAME[:SHARE]", help=average)
-        out = "weights folder to write, for --weights"
+        average_lora = (
+            "a LoRA to average --lora with, factor by factor, where both were trained from the same one; SHARE is its "
+            "(default 0.5)"
+        )
+        parser.add_argument("--average-lora", type=averaged_lora, metavar="FILE[:SHARE]", help=average_lora)
+        out = "weights folder to write, for --weights; with --average-lora, the new LoRA's file"
         parser.add_argument("--out", type=outputs.folder, required=True, metavar="FOLDER", help=out)
 
     def run(self, options: argparse.Namespace) -> None:
@@ -166,6 +172,13 @@ class Merge(Command):
         from tokvid.io.urls import local
 
         loras, others = options.lora or [], options.average or []
+        if options.average_lora is not None:
+            if len(loras) != 1 or loras[0][1] != 1 or others:
+                raise UserError("--average-lora is for one --lora without a scale, and without --average; name that")
+            (one, _), (other, share) = loras[0], options.average_lora
+            weights.average_loras(options.out, one, other, share)
+            print(f"{options.out}: {1 - share:g} of {one} and {share:g} of {other}")
+            return
         if not loras and not others:
             raise UserError("there is nothing to merge; name a LoRA, --lora FILE, or weights, --average NAME")
         models = models_of(options)

@@ -36,7 +36,8 @@ NEAR = 2.0  # pixels of a world of 64: an object so far from its place counts a 
 class Made(NamedTuple):
     """What a reward judges: a generated video, and the real one that it has its prompt, and all else, from.
 
-    Both are uint8 (T, H, W, 3), as decoded from tokens; the prompt is "" where the task shows the model none.
+    Both are uint8 (T, H, W, 3), as decoded from tokens. The prompt is what the model reads of the caption: normalised
+    (NFKC, single spaces), cut off after `transformer.text_length` pieces, and "" where the task shows it none.
     """
 
     video_THWC: np.ndarray
@@ -144,11 +145,14 @@ class Judge:
         where, advice = f"the reward {self._name} of a video of {made.prompt!r:.80}", "mend it, and run again to go on"
         try:
             value: Any = self._reward(made)
-            number = float(value)
         except UserError:
             raise
         except Exception as error:  # the user's code can raise anything
             raise UserError(f"{where} raised {type(error).__name__}: {error}; {advice}") from error
+        try:
+            number = float(value)
+        except Exception as error:  # also of arrays of other libraries
+            raise UserError(f"{where} is {value!r:.40}, it should be a number; {advice}") from error
         if not math.isfinite(number):
             raise UserError(f"{where} is {number}, it should be a finite number; {advice}")
         return number

@@ -36,6 +36,7 @@ from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, 
 from tokvid.shapes.reading import ShapeReading, mean_distance, read_attributes, score
 from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out
 from tokvid.tasks.conditions import grey
+from tokvid.tasks.tasks import TASKS
 
 IDENTITY = ("size", "color", "shape")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of variation
@@ -301,6 +302,8 @@ ALL = "all"
 
 def check_task(name: str) -> None:
     """UserError for what is no key of MEASURES, nor "all"."""
+    if name in TASKS and name not in MEASURES:
+        raise UserError(f"nothing measures {name} yet; to add it, a row of MEASURES in tokvid/evaluate/tasks.py")
     if name != ALL and name not in MEASURES:
         raise UserError(did_you_mean(name, [*MEASURES, ALL], "task"))
 

@@ -22,6 +22,7 @@ from tokvid.sampling.stream import (
     decode_clips,
     encode_clips,
     latent_frames_for,
+    with_noise_of,
 )
 from tokvid.tasks.conditions import with_means
 from tokvid.tokenizer.cvivit import token_side
@@ -45,12 +46,13 @@ def paint(
     tokens_BTHWQ, known_BTHW = canvas.tokens_BTHWQ.copy(), canvas.known_BTHW.copy()
     _, rows, columns = models.transformer.config.latent
     none_BTHWQ = models.no_tokens(len(tokens_BTHWQ))
-    for top, left in places:
+    for number, (top, left) in enumerate(places):
         at = np.s_[:, :, top : top + rows, left : left + columns]
         if known_BTHW[at].all():
             continue
         around, beside = Around(tokens_BTHWQ[at], known_BTHW[at]), sources(top, left)
-        parts = tokens_of(models, prompts, levels, none_BTHWQ, sources=beside, around=around)
+        own = with_noise_of(number, prompts)
+        parts = tokens_of(models, own, levels, none_BTHWQ, sources=beside, around=around)
         tokens_BTHWQ[at], known_BTHW[at] = np.concatenate(list(parts), axis=1), True
     return tokens_BTHWQ
 

@@ -24,6 +24,7 @@ from tokvid.sampling.stream import (
     StreamDecoder,
     Windows,
     window_ends,
+    with_noise_of,
 )
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
@@ -233,7 +234,7 @@ def tokens_of(
         if slower and not opening_BTHWQ.shape[1]:
             opening_BTHWQ = slower[0].take(0, 1)  # the first latent frame is one frame, the same at every rate
         means = levels.means and number == len(rates) - 1
-        tokens = _level(window, prompts, count, opening_BTHWQ, None if number else around, means)
+        tokens = _level(window, with_noise_of(number, prompts), count, opening_BTHWQ, None if number else around, means)
     return tokens
 
 

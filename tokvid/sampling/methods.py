@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tokvid.config import Sampling
 
+CHOICE = 1 << 30  # what the key of a choice is derived by: no number of a sub-code
+
 
 def guide(
     conditional: Float[Array, "b l v"],
@@ -85,7 +87,7 @@ def surest(
     3.2).
     """
     count = likelihood_BL.shape[1]
-    noise_BL = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, 1), (count,)))(keys_B)
+    noise_BL = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, CHOICE), (count,)))(keys_B)
     confidence_BL = likelihood_BL + sampling.choice_temperature * (1 - done) * noise_BL
     rank_BL = jnp.argsort(jnp.argsort(-jnp.where(stands_BL, jnp.inf, confidence_BL), axis=1), axis=1)
     left = jnp.floor(count * jnp.cos(jnp.pi / 2 * done) + 1e-4)  # against rounding errors just below whole numbers

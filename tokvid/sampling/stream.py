@@ -26,6 +26,7 @@ from tokvid.tokenizer.quantizers import codes_of
 from tokvid.transformer.layout import condition_number
 from tokvid.types import Clip, token_batch
 
+OWN_NOISE = 15_485_863  # between the seeds of levels, and of places
 MOST_PATCHES = 8192  # of a latent frame; attention among them takes one to two gigabytes
 
 
@@ -233,6 +234,13 @@ def make_prompt(
         np.full(batch, guidance.scale, np.float32),
         np.full(batch, last, np.float32),
     )
+
+
+def with_noise_of(number: int, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The same prompts with other seeds, for a further level, or place on a canvas: noise that it shared with another
+    one would have been chosen by what that one drew."""
+    each = (np.asarray(prompt.seeds_B, np.uint64) + np.uint64(OWN_NOISE * number) for prompt in prompts)
+    return [prompt._replace(seeds_B=seeds_B % 2**32) for prompt, seeds_B in zip(prompts, each, strict=True)]
 
 
 class Source:

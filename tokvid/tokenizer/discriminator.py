@@ -135,5 +135,4 @@ def play(
                 truth_BTHWC
             )
             losses[f"{name}_r1"] = config.r1 / 2 * jnp.mean(jnp.sum(jnp.square(slope_BTHWC), axis=(1, 2, 3, 4)))
-    adversary.steps[...] += 1
     return Round(strength * pull_BTHWC, losses, metrics)

@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tokvid.config import computed
-from tokvid.distributed import first, from_first, together
+from tokvid.distributed import check_shared, first, from_first, together
 from tokvid.errors import UserError, difference
 from tokvid.io.files import seal, to_json, write_json
 
@@ -38,6 +38,7 @@ FORMAT = 3
 HASHING = 4  # threads
 READ_BACK = 1 << 28  # bytes at once
 NONE = -1  # no step
+OF_WEIGHTS = ("start", "lora of")  # what must agree and is a fingerprint
 ADVICE = "free some space or choose another --workdir, then run again: training resumes from the last checkpoint"
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
         self._read_back = False  # whether this run has read back all values of a save
         self._held = contextlib.ExitStack()
         if first():
-            self._held.enter_context(_locked(self.folder))
+            self._held.enter_context(locked(self.folder / "lock", f"training in {self.folder.parent}"))
         logging.getLogger("absl").addFilter(_without_traceback)
         if not isinstance(sys.unraisablehook, _WithoutClosedLoop):
             sys.unraisablehook = _WithoutClosedLoop(sys.unraisablehook)
@@ -66,6 +67,7 @@ class Checkpoints:
                     log.warning("checkpoint %d in %s was never finished: removed", step, self.folder)
                     shutil.rmtree(self._path(step))
             together("checkpoints")  # no process reads them before
+            check_shared(self.folder)
             self._literal = self._held.enter_context(_literal(self.folder))
             # At least two, because orbax removes old checkpoints before the new one is committed.
             options = ocp.CheckpointManagerOptions(max_to_keep=max(2, keep), cleanup_tmp_directories=True)
@@ -242,6 +244,11 @@ class Checkpoints:
                 computed(value) if isinstance(value, Mapping) else value
                 for value in (saved.get(key), self.agree.get(key))
             )
+            if was != now and key in OF_WEIGHTS and was and now:
+                raise UserError(
+                    f"{self.folder.parent} was trained from weights {was}, those at train_transformer.start are {now} "
+                    "now; resume with the weights that it started from, or use another --workdir"
+                )
             if was != now:
                 raise UserError(
                     f"{self.folder.parent} was trained with {key} {difference(was, now)}; "
@@ -267,20 +274,23 @@ class Checkpoints:
         return self._path(step) / "commit.json"
 
 
-def _locked(folder: Path) -> IO[str]:
-    """The open lock file of `folder`, created if missing. Closing it, or the end of the process, releases the lock."""
+def locked(file: Path, doing: str) -> IO[str]:
+    """The open lock file of a workdir, created if missing. Closing it, or the end of the process, releases the lock.
+
+    UserError where another job holds it, which is said to be `doing` that.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w", encoding="utf-8")  # noqa: SIM115
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
+        raise UserError(f"cannot write to {file.parent}: {error.strerror or error}; {ADVICE}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
-        raise UserError(f"another job is training in {folder.parent}; wait for it or use another --workdir") from error
+        raise UserError(f"another job is {doing} ({file}); wait for it or use another --workdir") from error
     except OSError as error:
-        log.warning("%s cannot be locked (%s): make sure that no other job trains there", folder, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other job is %s there", file, error.strerror, doing)
     return lock
 
 

@@ -21,7 +21,7 @@ from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import check_same, first, from_first, shard_of, to_first
 from tokvid.errors import UserError
 from tokvid.io.progress import progress
-from tokvid.sharding import BATCH, make_mesh, shard_batch
+from tokvid.sharding import BATCH, make_mesh, shard_batch, shardings
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
 from tokvid.train.profiler import Profiler
@@ -36,6 +36,9 @@ from tokvid.train.state import (
     with_lora,
 )
 from tokvid.train.watchdog import Watchdog
+
+# The seconds, about, and the steps at most, after which several processes look at the clock again.
+ASKED_SECONDS, MOST_UNASKED = 10.0, 1000
 
 
 def train(training: Training, config: TrainConfig, folder: Path) -> int:
@@ -65,6 +68,8 @@ def train(training: Training, config: TrainConfig, folder: Path) -> int:
                 MetricsLog(folder, training, config, begun, window, advance, checkpoints.newest) as run.log,
                 Profiler(folder / "profile", config.profile) as profiler,
             ):
+                if begun and due(begun, config.val_every) and run.log.lacks_validation(begun):
+                    run.validate()  # the job ended meanwhile
                 while run.step < config.steps and not stopped(run.step):
                     run.state, metrics = train_step(run.state, run.batch(batches))
                     run.step += 1
@@ -121,6 +126,7 @@ class _Run:
             batches.set_state(saved["batches"])
             window = saved["metrics"]
         self.step, self._saved_at = int(self.state.step), time.monotonic()
+        self._asked, self._asks = (self._saved_at, self.step), self.step + 1
         if self.step < self.config.steps and not self.config.lora:
             weights.check_no_loras(self.folder)
         if restored is not None:
@@ -144,10 +150,17 @@ class _Run:
 
     def overdue(self) -> bool:
         """Whether `save_minutes` have passed since the last checkpoint."""
-        # Process 0's clock decides for all; they ask it only at log steps.
-        if not self.config.save_minutes or (jax.process_count() > 1 and not due(self.step, self.config.log_every)):
+        now = time.monotonic()
+        late = now - self._saved_at > 60 * self.config.save_minutes > 0
+        if jax.process_count() == 1:
+            return late
+        if self.step < self._asks:
             return False
-        return bool(from_first(time.monotonic() - self._saved_at > 60 * self.config.save_minutes))
+        # Process 0's clock decides for all, and also when they ask it again: they do so at the same step.
+        pace = (now - self._asked[0]) / (self.step - self._asked[1])
+        answer = from_first(2 * max(1, min(MOST_UNASKED, round(ASKED_SECONDS / max(pace, 1e-6)))) + late)
+        self._asked, self._asks = (now, self.step), self.step + answer // 2
+        return bool(answer % 2)
 
     def validate(self) -> None:
         """Logs the mean metrics of the averaged weights on held-out batches, if there are any."""
@@ -166,6 +179,9 @@ class _Run:
     def sample(self) -> None:
         """Shows what the averaged weights make."""
         if (variables := to_first((self.state.ema, self.state.buffers))) is not None:
+            if jax.process_count() > 1:  # over this process's own devices: a single one might not hold them
+                own = make_mesh((1, -1, 1, 1), jax.local_devices())
+                variables = jax.device_put(variables, shardings(variables, own))
             self.training.samples(nnx.merge(self.graph, *variables), self.folder / "samples", self.step)
 
     def finish(self) -> None:

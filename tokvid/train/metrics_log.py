@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from tokvid.config import TrainConfig, to_dict
-from tokvid.distributed import first
+from tokvid.distributed import first, from_first
 from tokvid.errors import UserError
 from tokvid.flops import chip_of
 from tokvid.io.files import atomic
@@ -108,6 +108,11 @@ class MetricsLog:
         elif step == self._config.steps:  # the sums stay: a longer training's next line has them
             self._write(step)
         self._advance(1, **self._notes)
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether no means over held-out batches were written after `step`; the same in all processes."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if first() else []
+        return not from_first(any(_step_of(line) == step and '"val_' in line for line in lines))
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the means over held-out batches after `step`, on a separate line."""

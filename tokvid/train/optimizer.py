@@ -1,4 +1,4 @@
-"""Muon, AdamW or Adafactor with warm-up and decay, clipped; weight decay on matrices only."""
+"""Muon, AdamW or Adafactor with warm-up and decay, clipped; weight decay on matrices only, by Muon on its own ones."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from tokvid.nn.blocks import MATRICES
 
 OPTIMIZERS = ("adamw", "muon", "adafactor")
 UPDATE_SIZE = 0.2  # RMS of Muon's and Adafactor's updates, close to AdamW's, so that learning rates carry over
+VECTORS = ("scale", "bias")  # names of parameters that are no matrices
 LEAST_FACTORED = 64  # rows and columns, enough to factor single heads, but not stacked norms of fewer layers
 SLOWEST_IN_BFLOAT16 = 0.98  # maximum beta: with 8 bits, changes below 1/256 per step are rounded away
 
@@ -80,21 +81,24 @@ def _adamw(config: TrainConfig, rate: optax.Schedule, betas: tuple[float, float]
 
 def _adafactor(config: TrainConfig) -> optax.GradientTransformation:
     """Second moments as a row and a column of each matrix (Shazeer and Stern 2018), at AdamW's learning rates."""
-    optimizer = optax.chain(
+    factored = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=LEAST_FACTORED),
         optax.clip_by_block_rms(1.0),
         optax.scale(UPDATE_SIZE),
+    )
+    stepped = optax.chain(
         optax.add_decayed_weights(config.weight_decay, _are_matrices),
         optax.scale_by_learning_rate(learning_rate(config)),
     )
 
-    # As a list of plain arrays: otherwise rows and columns would be sharded by the parameter's axis names.
+    # A list of plain arrays is factored: otherwise rows and columns would be sharded by the parameter's axis names.
     def init(params: Any) -> Any:
-        return optimizer.init(jax.tree.leaves(params))
+        return (*factored.init(jax.tree.leaves(params)), *stepped.init(params))
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(jax.tree.leaves(gradients), state, jax.tree.leaves(params))
-        return jax.tree.unflatten(jax.tree.structure(gradients), updates), state
+        updates, rows = factored.update(jax.tree.leaves(gradients), state[:3], jax.tree.leaves(params))
+        updates, counts = stepped.update(jax.tree.unflatten(jax.tree.structure(gradients), updates), state[3:], params)
+        return updates, (*rows, *counts)
 
     return optax.GradientTransformation(init, update)
 
@@ -116,7 +120,12 @@ def _kept_as(optimizer: optax.GradientTransformation, dtype: Any) -> optax.Gradi
 
 
 def _are_matrices(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """Per leaf, whether it is one; stacked layers give norms a second axis."""
+
+    def is_matrix(path: Any, leaf: Any) -> bool:
+        return leaf.ndim > 1 and not any(getattr(key, "key", None) in VECTORS for key in path)
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _sides(params: Any) -> Any:

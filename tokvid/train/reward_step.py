@@ -149,9 +149,11 @@ class RewardTraining(TransformerTraining):
         return super().weight(batch.windows if isinstance(batch, Judged) else batch)
 
     def flops(self) -> float:
-        # Beside the update, the start reads the trained samples, and generating costs a forward pass each.
-        generating = self.reward.group / self.reward.kept * (1 + (self.reward.guidance != 1))
-        return super().flops() * (1 + (1 + generating) / TRAINING)
+        # Beside the update, which also reads a real window for each prompt, the start reads the trained samples, and
+        # generating costs a forward pass each.
+        kept = self.reward.kept
+        generating = self.reward.group / kept * (1 + (self.reward.guidance != 1))
+        return super().flops() * (1 + 1 / kept + (1 + generating) / TRAINING)
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         config, threads = self.recipe.train_transformer, self.recipe.data.threads

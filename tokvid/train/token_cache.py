@@ -41,7 +41,10 @@ class TokenCache:
             ("temporal_patch", config.temporal_patch),
         ):
             if (stored := (earlier | about).get(name, value)) != value:
-                raise UserError(f"{path} needs transformer {name} {stored}, the config has {value}; use one tokenizer")
+                raise UserError(
+                    f"{path} needs transformer {name} {stored}, the config has {value}; use one tokenizer, and give "
+                    "the settings, --tokenizer.…, that it was trained with"
+                )
         if (stored := about.get("text_model", self.text.fingerprint)) != self.text.fingerprint:
             raise UserError(f"{path} was made with text model {stored}, this one is {self.text.fingerprint}; {AGAIN}")
         if self.text.width != config.text_width:

@@ -4,6 +4,7 @@ Videos are tokenized in parts, which are kept until all are done: several proces
 resumes after the last one. A whole cache is never made again, nor replaced by another.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, to_dict
-from tokvid.distributed import check_same, first, from_first, reached, together
+from tokvid.distributed import check_same, check_shared, first, from_first, reached, together
 from tokvid.errors import UserError, difference
 from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.loader import captions_within, usable_rates
@@ -35,6 +36,7 @@ from tokvid.tasks.tasks import conditions_of
 from tokvid.text.t5 import drop_t5, load_text, take_t5
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of
+from tokvid.train.checkpoints import locked
 from tokvid.train.token_cache import HELD_OUT
 from tokvid.train.tokenizer_step import describe_data, encode_ids
 from tokvid.train.windows import batch_kinds
@@ -42,6 +44,7 @@ from tokvid.types import Caption, VideoItem, VideoSource
 
 BATCH = 16  # videos that a device tokenizes at once
 PART = 4096  # videos; whole batches for any usual number of devices
+LOCK = ".tokens.lock"
 JUDGED = 4096  # reads before which a share of unusable videos says nothing
 Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
@@ -60,7 +63,10 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     folders = {"train": workdir / "tokens", "held_out": workdir / HELD_OUT}
     for folder in folders.values():
         check_replaceable(folder)
-    with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
+    with contextlib.ExitStack() as held, running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
+        if first():
+            held.enter_context(locked(workdir / LOCK, f"tokenizing in {workdir}"))
+        check_shared(workdir)
         _take_tokenizer(recipe, workdir)
         tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
         _check(recipe, tokenizer, workdir)
@@ -101,6 +107,8 @@ def _write(
     together("tokens")
     if first():
         written = [RecordSource(part) for part in parts]
+        if others := [what for part in written for what in _differences(part.metadata, metadata)]:
+            raise UserError(f"{parts_folder} has parts with {others[0]}, of another job; run again to make them anew")
         failed = recipe.tokens.videos - sum(map(len, written))
         errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
         unreadable = _unreadable(recipe, recipe.tokens.videos)

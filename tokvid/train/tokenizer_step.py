@@ -83,8 +83,16 @@ class TokenizerTraining:
 
     def loss(self, players: Players, batch: VideoBatch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         loss, metrics = self._loss(players, to_signed(batch.video), batch.text, key)
-        if not batch.images.size:
-            return loss, metrics
+        if batch.images.size:
+            loss, metrics = self._with_images(players, batch, key, (loss, metrics))
+        if players.adversary is not None:
+            players.adversary.steps[...] += 1
+        return loss, metrics
+
+    def _with_images(
+        self, players: Players, batch: VideoBatch, key: jax.Array | None, of_videos: tuple[jax.Array, Metrics]
+    ) -> tuple[jax.Array, Metrics]:
+        loss, metrics = of_videos
         images = to_signed(batch.images).reshape(-1, 1, *batch.images.shape[2:])
         no_text = jnp.full((len(images), batch.text.shape[1]), PADDING)
         image_loss, image_metrics = self._loss(

@@ -105,7 +105,7 @@ class TransformerTraining:
             seen = lay_out(self.config, batch._replace(tokens=self._seen(model, batch, sequence, key)))
             sequence, seen_BLQ = seen._replace(target=sequence.target), seen.target[:, clip]
         if key is not None and layouts.corruption:
-            sequence = corrupted(sequence, clip, layouts.corruption, model.vocabulary, key)
+            sequence = corrupted(sequence, clip, layouts.corruption, model.vocabulary, jax.random.fold_in(key, 3))
         scores, weight_BL = scored(model, sequence, clip, seen_BLQ)
         count = jnp.maximum(weight_BL.sum(), 1.0)
         cross_entropy = -jnp.sum(weight_BL * scores.log_likelihood) / count
