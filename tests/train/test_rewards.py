@@ -157,7 +157,9 @@ def test_nothing_is_lost_to_a_reward_that_raises(workdir, judge, tmp_path):
 def test_a_bad_reward_is_one_line(workdir, judge, bad):
     cache = open_token_cache(workdir, RECIPE)
     windows = next(token_batches(cache, 2, 0))
-    with pytest.raises(UserError, match=BAD + "[^\n]*; mend it, and run again to go on"):
+    with pytest.raises(
+        UserError, match=BAD + "is [^\n]*, it should be a (finite )?number; mend it, and run again to go on"
+    ):
         judge(lambda video_THWC, prompt: bad).judge(windows.tokens, windows.tokens, windows.fps, windows.text)
 
 
