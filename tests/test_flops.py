@@ -26,18 +26,18 @@ def compiled(model, method, *arguments):
     return work(program.compile().as_text(), 1).flops
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer, later_codes", [*((name, (0,)) for name in QUANTIZERS), ("fsq", (1, 0))])
 @pytest.mark.parametrize("frames", [1, 9])
-def test_tokenizer(quantizer, frames):
+def test_tokenizer(quantizer, later_codes, frames):
     """With narrow layers, in which the quantizer's channels and the pixels weigh, for clips and images."""
-    layers = ("space", "time")
+    layers, fold = ("space", "time"), 2 if any(later_codes) else 1
     config = TokenizerConfig(
         size=(16, 32), width=32, heads=2, mlp=32, encoder=layers, decoder=layers, temporal_patch=4, quantizer=quantizer,
-        levels=(3, 3), codes=16, code_width=24,
+        levels=(3, 3), codes=16, code_width=24, fold=fold, later_codes=later_codes,
     )  # fmt: skip
     model, latent = CViViT(config, rngs=nnx.Rngs(0)), 1 + (frames - 1) // 4
     assert (model.quantizer.width, model.quantizer.vocabulary) == (channels(config), codes_of(config).vocabulary)
-    video, ids = jnp.zeros((1, frames, 16, 32, 3)), jnp.zeros((1, latent, 2, 4, 1), jnp.int32)
+    video, ids = jnp.zeros((1, frames, 16, 32, 3)), jnp.zeros((1, latent, 2 // fold, 4 // fold, fold**2), jnp.int32)
     encoding = compiled(model, lambda model, video: model.encode_step(video)[0].latents, video)
     decoding = compiled(model, lambda model, ids: model.decode(ids), ids)
     compared = latent * 8 * 2 * 16 * 24 if quantizer == "vq" else 0  # with the codes
@@ -45,12 +45,12 @@ def test_tokenizer(quantizer, frames):
         assert found == pytest.approx(tokenizer_flops(config, part, latent, latent, channels(config)), rel=0.01), part
 
 
-@pytest.mark.parametrize("subcodes", [1, 3])
-def test_transformer(subcodes):
+@pytest.mark.parametrize("subcodes, generated", [(1, 0), (3, 0), (3, 2)])
+def test_transformer(subcodes, generated):
     """One narrow layer, in which places, rates, steps and the head weigh."""
     config = TransformerConfig(
         vocabulary=32, text_vocabulary=300, text_length=9, latent_frames=2, grid=(3, 5), width=16, layers=1, heads=2,
-        kv_heads=2, mlp=8, subcodes=subcodes, head_width=24,
+        kv_heads=2, mlp=8, subcodes=subcodes, head_width=24, generated=generated,
     )  # fmt: skip
     batch = token_batch(
         np.zeros((1, 2, 3, 5, subcodes), np.int32), *np.zeros((2, 1), np.float32), np.zeros((1, 9), np.int32)

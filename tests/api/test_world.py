@@ -248,6 +248,8 @@ def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
         (lambda world: world.reconstruct(FRAMES, fps="8"), "fps should be a number, got '8'"),
         (lambda world: world.reconstruct(FRAMES, fps=8, size=16), "size should be two whole numbers, height and width"),
         (lambda world: Video(FRAMES, "8"), "fps should be a number, got '8'"),
+        (lambda world: Story((Segment("up"),), fps="8"), "fps should be above 0 and at most 240, got '8'"),
+        (lambda world: Story(("up",)), "the segments of a Story should be Segments"),
         (lambda world: Video(FRAMES, 8).save("a.mp4", scale="2"), "scale should be a whole number, got '2'"),
         (
             lambda world: world.generate.stream("up").save("a.mp4", captions=1),

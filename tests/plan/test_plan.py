@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tokvid.config import LayoutConfig, Recipe, TrainConfig, TransformerConfig
 from tokvid.io import libtpu
+from tokvid.plan import report
+from tokvid.train.transformer_step import TransformerTraining
+from tokvid.train.windows import batch_kinds
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -33,6 +38,29 @@ def planned(*arguments):
         timeout=280,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def test_days_are_those_of_the_mixture_and_shares_those_of_the_longest_batches(monkeypatch):
+    recipe = Recipe(
+        transformer=TransformerConfig(latent_frames=4, grid=(2, 2)),
+        layouts=LayoutConfig(tasks={"text_to_video": 0.75, "interpolation": 0.25}),
+        train_transformer=TrainConfig(steps=1000, batch=8),
+    )
+    given = {}
+
+    def judge(program, target, mesh, flops):
+        given["flops"] = flops
+        return {"seconds": {"at least": 2.0}, "memory": {"total": 0, "of": 1}}
+
+    monkeypatch.setattr(report, "training_program", lambda recipe, mesh: SimpleNamespace(text=""))
+    monkeypatch.setattr(report, "judge", judge)
+    found = report._training(recipe, None, None, lambda name, text: None)
+    training = TransformerTraining(recipe)
+    short, long = sorted(map(training.flops_of, batch_kinds(recipe.layouts, recipe.transformer)))
+    assert given["flops"] == 8 * long > 8 * short
+    seconds = 2.0 * (0.75 * short + 0.25 * long) / long
+    assert found["days"] == pytest.approx(1000 * seconds / 86400)
+    assert found["videos a day"] == pytest.approx(8 * 86400 / seconds)
 
 
 @needs_libtpu

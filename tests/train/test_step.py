@@ -9,7 +9,15 @@ import optax
 import pytest
 from flax import nnx
 
-from tokvid.config import AdversaryConfig, DataConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig
+from tokvid.config import (
+    AdversaryConfig,
+    DataConfig,
+    LayoutConfig,
+    Recipe,
+    TokenizerConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, transformer_flops
 from tokvid.plan.work import work
@@ -90,6 +98,12 @@ def test_images_beside_videos_count_as_many_as_they_are_and_one_step():
     loss, metrics = training.loss(players, batch, jax.random.key(0))
     assert float(loss) == pytest.approx((2 * 1 - 6 * 1) / 8) and float(metrics["image_l1"]) == -1
     assert float(players.adversary.steps[...]) == 1
+
+
+def test_corruption_needs_other_samples():
+    config, layouts = dataclasses.replace(CONFIG, batch=8, accumulate=8), LayoutConfig(corruption=0.3)
+    with pytest.raises(UserError, match="tokens from other samples of a batch, but 8 in 8 parts is one each"):
+        TransformerTraining(Recipe(transformer=MODEL, layouts=layouts, train_transformer=config))
 
 
 def test_a_batch_that_cant_be_split_is_refused():

@@ -27,7 +27,7 @@ from tokvid.sampling.decode import Request, generate
 from tokvid.sharding import BATCH, make_mesh, on_mesh, shardings
 from tokvid.train.state import abstract_state, make_step
 from tokvid.train.transformer_step import TransformerTraining
-from tokvid.train.windows import batch_kinds
+from tokvid.train.windows import Share, batch_kinds
 from tokvid.transformer.layout import condition_shape
 from tokvid.transformer.model import Transformer
 from tokvid.types import Clip, TokenBatch, token_batch
@@ -119,12 +119,17 @@ def _tpus(name: str, slices: int) -> Topology:
     return Topology(name, chip, dims, devices)
 
 
+def longest_kind(recipe: Recipe) -> Share:
+    """The kind of batch with the most slots, which needs the most memory and time."""
+    return max(batch_kinds(recipe.layouts, recipe.transformer), key=lambda each: each.windows * each.slots)
+
+
 def training_program(recipe: Recipe, mesh: Mesh) -> Program:
-    """The transformer's training step, as `train.loop` runs it. DoesNotFit if XLA runs out of memory."""
+    """The transformer's training step of its longest batches, as `train.loop` runs it. DoesNotFit if XLA runs out of
+    memory."""
     training, config = TransformerTraining(recipe), recipe.train_transformer
     like, graph = abstract_state(training, config, mesh)
-    longest = max(batch_kinds(recipe.layouts, recipe.transformer), key=lambda each: each.windows * each.slots)
-    batch = _laid_out(windows(recipe.transformer, config.batch, longest.kind.conditions), mesh)
+    batch = _laid_out(windows(recipe.transformer, config.batch, longest_kind(recipe).kind.conditions), mesh)
     program = _compile(make_step(training, config, mesh, like, graph), mesh, like, batch)
     parts = {"parameters": like.params, "optimizer": like.opt_state, "averaged parameters": like.ema}
     return _by_kind(program, {name: _bytes(part) for name, part in parts.items()})

@@ -16,6 +16,7 @@ from tokvid.plan.aot import (
     Topology,
     decoding_mesh,
     decoding_program,
+    longest_kind,
     topology,
     training_program,
 )
@@ -72,8 +73,10 @@ def _training(recipe: Recipe, target: Topology, mesh: Mesh, keep: Callable[[str,
     config, slots = recipe.train_transformer, slot_count(recipe.transformer)
     program = training_program(recipe, mesh)
     keep("training", program.text)
-    result = judge(program, target, mesh, config.batch * TransformerTraining(recipe).flops())
-    steps = DAY / result["seconds"]["at least"]
+    training = TransformerTraining(recipe)
+    longest = training.flops_of(longest_kind(recipe))
+    result = judge(program, target, mesh, config.batch * longest)
+    steps = DAY / (result["seconds"]["at least"] * training.flops() / longest)  # other batches are shorter
     return result | {
         "clips a step": config.batch,
         "tokens a day": steps * config.batch * slots,

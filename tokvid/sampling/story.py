@@ -79,8 +79,10 @@ class Story:
     def __post_init__(self) -> None:
         if not self.segments:
             raise UserError("a story needs at least one segment with a prompt")
-        if not 0 < self.fps <= FASTEST:
-            raise UserError(f"fps should be above 0 and at most {FASTEST:g}, got {self.fps}")
+        if not all(isinstance(each, Segment) for each in self.segments):
+            raise UserError('the segments of a Story should be Segments; tokvid.make_story(["…", "…"]) takes texts')
+        if not isinstance(self.fps, numbers.Real) or not 0 < self.fps <= FASTEST:
+            raise UserError(f"fps should be above 0 and at most {FASTEST:g}, got {self.fps!r:.40}")
         check_seed(self.seed)
         check_guidance(self.guidance)
         check_guidance(self.guidance if self.last_guidance is None else self.last_guidance)

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from tokvid import weights
 from tokvid.config import DataConfig, Recipe, computed
+from tokvid.errors import UserError
 from tokvid.flops import TRAINING, transformer_flops
 from tokvid.input_pipeline.sources import fingerprint
 from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
-from tokvid.train.windows import batch_kinds, token_batches
+from tokvid.train.windows import Share, batch_kinds, token_batches
 from tokvid.transformer.head import Near, Scores
 from tokvid.transformer.layout import Sequence, clip_slots, corrupted, in_order, lay_out, stalled, tokens_before
 from tokvid.transformer.lora import LoRA
@@ -82,6 +83,12 @@ class TransformerTraining:
         `sampling`.
         """
         self.recipe, self.config, self.show = recipe, recipe.transformer, show
+        batch, parts = recipe.train_transformer.batch, recipe.train_transformer.accumulate
+        if recipe.layouts.corruption and batch // parts < 2:
+            raise UserError(
+                f"layouts.corruption takes tokens from other samples of a batch, but {batch} in {parts} parts is one "
+                "each; raise batch, or lower accumulate"
+            )
         if cache is not None:
             self.cache = cache
 
@@ -140,12 +147,13 @@ class TransformerTraining:
         return lay_out(self.config, batch).generated.sum().astype(jnp.float32)
 
     def flops(self) -> float:
-        c, tokens = self.config, math.prod(self.config.grid)
-        rows = [
-            each.share * each.windows * transformer_flops(c, each.slots, each.slots, each.kind.frames * tokens)
-            for each in batch_kinds(self.recipe.layouts, c)
-        ]
-        return (TRAINING + bool(self.recipe.layouts.scheduled_sampling)) * sum(rows)
+        return sum(each.share * self.flops_of(each) for each in batch_kinds(self.recipe.layouts, self.config))
+
+    def flops_of(self, kind: Share) -> float:
+        """FLOPs for each row of a kind of batch."""
+        tokens, slots = kind.kind.frames * math.prod(self.config.grid), kind.slots
+        passes = TRAINING + bool(self.recipe.layouts.scheduled_sampling)
+        return passes * kind.windows * transformer_flops(self.config, slots, slots, tokens)
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Any:
         return self._batches(self.cache, self.recipe.train_transformer.seed, shard)
