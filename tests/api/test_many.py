@@ -190,6 +190,19 @@ def test_a_folder_is_completed(tiny_weights, tmp_path, monkeypatch, capsys):
     assert "c/index.jsonl, line 1 is no row of tokvid's index of clips" in capsys.readouterr().err
 
 
+def test_all_processes_must_be_asked_for_the_same_clips(world, tmp_path, monkeypatch):
+    """Of other seeds, say, each would make its share, and half of the clips would be missing."""
+
+    def differ(marks):
+        assert len(marks) == 6 and len(set(marks)) == 6
+        raise UserError("process 1 was started with other settings")
+
+    monkeypatch.setattr("tokvid.api.many.check_same", differ)
+    with pytest.raises(UserError, match="process 1 was started with other settings"):
+        world.fill(tmp_path / "clips", ["up", "down"], count=3, seconds=0.5)
+    assert not list((tmp_path / "clips").glob("*.mp4"))
+
+
 def test_progress_counts_frames_of_all_clips(tiny_weights, tmp_path, monkeypatch, capsys):
     """While a batch is made, not only after it; a clip that fills up the last batch doesn't count."""
     monkeypatch.chdir(tmp_path)
