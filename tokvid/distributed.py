@@ -219,12 +219,12 @@ def check_shared(folder: Path) -> None:
         return
     name = folder / f".shared-{from_first(random.getrandbits(31))}"
     error: OSError | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if first():
+    if first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             name.touch()
-    except OSError as failed:
-        error = failed
+        except OSError as failed:
+            error = failed
     together("a file in the folder")
     until = time.monotonic() + NETWORK_SECONDS
     while not (there := name.exists()) and error is None and time.monotonic() < until:

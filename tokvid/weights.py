@@ -229,8 +229,8 @@ def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about
 def average_loras(path: Path, one: str | os.PathLike[str], other: str | os.PathLike[str], share: float) -> None:
     """Writes the average of two LoRAs' factors, with `share` of the other's, as the LoRA `path`.
 
-    It helps where one was trained from the other, or both from the same LoRA: an average of factors is of no use
-    otherwise. Its facts are the first one's. UserError where the share isn't between 0 and 1, or they don't match.
+    It helps where one was trained from the other, or both from the same LoRA; otherwise, the average of the factors
+    means nothing. Its facts are the first one's. UserError where the share isn't between 0 and 1, or they don't match.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of a LoRA to average with should be between 0 and 1, got {share:g}")

@@ -266,9 +266,6 @@ def test_an_unknown_argument_is_told_with_those_of_the_verb(world, verb):
             (lambda world, fps=fps: world.reconstruct(FRAMES, fps=fps), "fps should be above 0 and at most 1000")
             for fps in (0, -1, float("nan"), float("inf"), 1e5)
         ),
-        (lambda world: world.generate("up", guidance=1, negative="a star"), "a negative prompt has no effect where"),
-        (lambda world: world.generate("up", sampling={"rounds": 3}), "rounds is for drawing all rows at once"),
-        (lambda world: world.generate("up", sampling={"choice_temperature": 2}), "choice_temperature is for drawing"),
         (lambda world: world.interpolate(Video(FRAMES, 8), scheme="one-level"), "scheme is for videos of prompts"),
         (lambda world: world.loop(FRAMES, scheme="hierarchical"), "scheme is for videos of prompts"),
         (lambda world: world.animate(PICTURE, like=FRAMES, seconds=5), "a video along a track is as long as that"),
@@ -562,7 +559,7 @@ def test_a_stream_stops_goes_on_and_keeps_what_did_not_change(world, monkeypatch
 
 
 def test_a_stream_of_which_frames_were_taken_is_not_shortened(world, tmp_path):
-    taken = "of the 16 frames of this stream were taken already"
+    taken = r"frames of this stream were taken already \(.* of 16\)"
     for begin in (lambda stream: next(iter(stream)), lambda stream: stream.video(quiet=True)):
         stream = world.story.stream(["up", "down"], seconds=1, guidance=1)
         begin(stream)
@@ -572,6 +569,24 @@ def test_a_stream_of_which_frames_were_taken_is_not_shortened(world, tmp_path):
         with pytest.raises(UserError, match=taken):
             stream.save(tmp_path / "a.mp4")
     assert not list(tmp_path.iterdir())
+    stream = world.story.stream(["up", "down"], seconds=1, guidance=1)
+    stream.save(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=taken):
+        stream.video()
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"guidance": 1, "negative": "a star"}, "a negative prompt has no effect where guidance is 1"),
+        ({"sampling": {"rounds": 3}}, "rounds has no effect: it is for drawing all rows at once; give rows 2"),
+        ({"sampling": {"choice_temperature": 2}}, "choice_temperature has no effect: it is for drawing all rows"),
+        ({"guidance": 1, "last_guidance": 2, "negative": "a star"}, ""),
+    ],
+)
+def test_settings_without_an_effect_are_told(world, caplog, settings, said):
+    world.generate.stream("up", **settings)
+    assert said in caplog.text and ("no effect" in caplog.text) == bool(said)
 
 
 def test_progress_that_raises_loses_no_frames(world):
@@ -580,14 +595,14 @@ def test_progress_that_raises_loses_no_frames(world):
             raise RuntimeError
 
     stream = world.stream([{"prompt": "up", "seconds": 1.0}], guidance=1, on_progress=stop)
-    seen = []
+    seen, raised = [], 0
     for _ in range(9):
         try:
             for part in stream:
                 seen.append(part)
         except RuntimeError:
-            continue
-    assert sum(map(len, seen)) == stream.done == stream.total == 8
+            raised += 1
+    assert raised > 0 and sum(map(len, seen)) == stream.done == stream.total == 8
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -613,13 +628,32 @@ def test_the_story_of_a_continued_video_is_the_one_that_was_asked_for(world, tmp
     again = world.story(tmp_path / "a.yaml", video=FRAMES[:given])
     np.testing.assert_array_equal(again.frames, made.frames)
     made.save(tmp_path / "a.png")
+    stream = world.extend.stream(FRAMES[:given], "up", seconds=0.5, guidance=1, fps=8)
+    stream.save(tmp_path / "a.mp4", sheet=tmp_path / "b.png")
     assert PIL.Image.open(tmp_path / "a.png").text["captions"] == "given\nup"
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
 def test_a_story_may_be_told_in_json(world, tmp_path):
     (tmp_path / "a.json").write_text('{"segments": [{"prompt": "up", "seconds": 0.5}]}', encoding="utf-8")
     assert world.story.stream(tmp_path / "a.json").story == Story((Segment("up", 0.5),))
     assert world.story.stream({"segments": [Segment("up", 0.5)]}).story == Story((Segment("up", 0.5),))
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"segments": [\n\t{"prompt": "\\ud83e\\udd8a"}]}', ""),
+        ('{"segments": [', "a.json is not valid JSON: Expecting"),
+    ],
+)
+def test_json_is_read_as_json(world, tmp_path, text, said):
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    if not said:
+        assert world.story.stream(tmp_path / "a.json").story.segments[0].prompt == "🦊"
+        return
+    with pytest.raises(UserError, match=said):
+        world.story.stream(tmp_path / "a.json")
 
 
 def test_several_threads_may_share_a_world(tiny_weights, world):

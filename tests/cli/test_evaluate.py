@@ -89,8 +89,11 @@ def test_every_evaluation_is_explained_and_refuses_what_it_does_not_use(name, re
     [
         (["--sheet", "a.png"], "--sheet is not for evaluate shapes; leave it out, or give a --task"),
         (["--task", "colorise"], "unknown task 'colorise' (did you mean 'colourise'?)"),
-        (["--task", "interpolation"], "nothing measures interpolation on Moving Shapes alone; tokvid evaluate interp"),
-        (["--task", "recall"], "nothing measures recall on Moving Shapes alone; add a row of MEASURES"),
+        (
+            ["--task", "interpolation"],
+            "measures interpolation on Moving Shapes alone (MEASURES in tokvid.evaluate.tasks); tokvid evaluate interp",
+        ),
+        (["--task", "recall"], "nothing measures recall on Moving Shapes alone (MEASURES in tokvid.evaluate.tasks)"),
         (["--task", "inpaint", "--fps", 2, 4], "--task is measured at one rate; give one --fps, not 2"),
         (["--task", "inpaint"], "not trained for inpaint"),
         (["--task", "all", "--samples", 3], "4 or more samples"),

@@ -99,11 +99,15 @@ def test_loras_are_averaged_factor_by_factor(tokvid, refused, trained, tmp_path)
     for name, factor in factors.items():
         np.testing.assert_allclose(mean[name], 1.25 * factor.astype(np.float32), rtol=2e-3, atol=1e-6)
     assert "between 0 and 1, got 1" in refused(*merge, f"{lora}:1", "--out", "b.safetensors")
-    assert "--average-lora is for one --lora" in refused("merge", "--average-lora", lora, "--out", "b.safetensors")
+    assert "--average-lora takes one --lora" in refused("merge", "--average-lora", lora, "--out", "b.safetensors")
     fewer = ((name.split("."), factor) for name, factor in list(factors.items())[2:])
     weights.save_lora(tmp_path / "fewer.safetensors", fewer, about["base"], **facts)
     assert "are of other weights or ranks" in refused(*merge, "fewer.safetensors", "--out", "b.safetensors")
-    assert not (tmp_path / "b.safetensors").exists()
+    assert "its name should end in .safetensors" in refused(*merge, lora, "--out", "b")
+    assert "there can be one only" in refused(*merge, lora, "--average-lora", lora, "--out", "b.safetensors")
+    before = lora.read_bytes()
+    assert "cannot write to" in refused(*merge, "doubled.safetensors", "--out", lora)
+    assert not (tmp_path / "b.safetensors").exists() and lora.read_bytes() == before
 
 
 def test_averaged_weights_lie_between(tokvid, refused, trained, tmp_path):

@@ -104,6 +104,17 @@ def test_plain_text(read):
             [("a circle", 4), ("it rests", 4), ("it goes", 2)],
         ),
         ("Scene 1: The kitchen\n\na circle", [("a circle", 4)]),
+        ("Scene 1: The kitchen\nINT. KITCHEN - DAY\na circle", [("a circle", 4)]),
+        ("第一幕：花园\n第一场：清晨\n一个圆", [("一个圆", 4)]),
+        ("第一场：清晨\n第二场：夜晚", [("清晨", 4), ("夜晚", 4)]),
+        *(
+            (f"{heading}\na circle", [("a circle", 4)])
+            for heading in (
+                *("Scene 1", "Scene 1 KITCHEN", "Scene 2 (night)", "Scene 1 [4 s]", "Scene 3：厨房", "Scene 1 | x"),
+                *("场景一", "场景一：厨房", "场景 2", "第一幕（夜）", "第一幕，夜", "第1场-厨房", "第一幕《花园》"),
+            )
+        ),
+        ("Scene 10-12\n\nScene 3.5\na circle\n\nScene 4: [2 s]", [("a circle", 4)]),
         ("Scene 2 shows a circle\n\nScene 3\nit rests", [("Scene 2 shows a circle", 4), ("it rests", 4)]),
         ("第一幕 花园\n一个圆\n\n场景2：红色的圆", [("一个圆", 4), ("红色的圆", 4)]),
         ("场景很美，一个圆", [("场景很美，一个圆", 4)]),
@@ -119,6 +130,8 @@ def test_what_a_heading_says_is_a_scene_where_nothing_is_below(read, text, scene
     [
         ("/* a note */\nTitle: X\nDraft date: today\n\nA circle moves.", [("A circle moves.", 4)]),
         ("Red circle: it moves\n\nIt rests.", [("Red circle: it moves", 4), ("It rests.", 4)]),
+        ("Titel: X\nAutor: Y\n\nIt rests.", [("It rests.", 4)]),
+        ("Written by: me\n\nIt rests.", [("It rests.", 4)]),
     ],
 )
 def test_a_screenplay_may_have_a_title_page(read, text, scenes):

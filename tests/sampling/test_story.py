@@ -12,7 +12,7 @@ import pytest
 from tokvid.config import Sampling
 from tokvid.errors import UserError
 from tokvid.sampling import stream
-from tokvid.sampling.canvas import paint
+from tokvid.sampling.canvas import doubled, paint
 from tokvid.sampling.film import show
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.levels import Levels, rates_of, spans_of, tokens_of
@@ -328,6 +328,12 @@ def test_no_level_and_no_place_draws_with_the_noise_of_another(levels_models, mo
     empty = Around(np.zeros((*none_BTHW.shape, none_BTHWQ.shape[-1]), np.int32), none_BTHW)
     paint(levels_models, prompts, Levels([8.0], 3), empty, [(0, 0), (0, 2), (0, 4)])
     assert len({key for _, key in keys}) == len(keys) == 3
+    keys.clear()
+    config = dataclasses.replace(levels_models.transformer.config, conditions=())
+    models = levels_models._replace(transformer=levels_models.transformer._replace(config=config))
+    for size in (8, 16, 32):  # nor does a doubling
+        doubled(models, prompts, Levels([8.0], 3), np.zeros((1, 5, size, size, 3), np.uint8))
+    assert len({key for _, key in keys}) == len(keys) > 30
 
 
 def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):

@@ -701,6 +701,7 @@ def test_a_take_whose_weights_are_not_offered_any_more_says_so(tiny_weights, tmp
     with TestClient(application(studio, LOOPBACK), base_url="http://127.0.0.1") as client:
         failed = wait(client, take.id, "failed")
         assert failed["error"] == "the weights tiny+style are not offered now; start the studio with them"
+        assert failed["seconds"] < 9
 
 
 @pytest.mark.parametrize("task, read", [("interpolation", 24.0), ("variation", 8.0)])

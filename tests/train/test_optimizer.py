@@ -130,7 +130,7 @@ def test_gradients_are_clipped_on_either_side(side):
     _, state = optimizer.update(gradients, optimizer.init(params), params)
     (mean,) = (leaf for leaf in jax.tree.leaves(state) if leaf.shape == (4, 4) and (leaf > 0.05).any())
     b1 = 0.5 if side == "adversary" else CONFIG.betas[0]
-    assert float(jnp.linalg.norm(mean)) in (pytest.approx(2 * (1 - b1), rel=1e-4),)
+    assert float(jnp.linalg.norm(mean)) == pytest.approx(2 * (1 - b1), rel=1e-4)
 
 
 def test_an_unknown_optimizer_is_named():

@@ -20,7 +20,7 @@ from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train import tokenize
 from tokvid.train.checkpoints import locked
 from tokvid.train.token_cache import TokenCache, open_token_cache
-from tokvid.train.tokenize import LOCK, cut_stretch, write_token_cache
+from tokvid.train.tokenize import cut_stretch, write_token_cache
 from tokvid.train.tokenizer_step import to_signed
 from tokvid.train.transformer_step import TransformerTraining
 from tokvid.types import Caption
@@ -228,7 +228,7 @@ def test_the_parts_together_are_the_cache(workdir, tmp_path, model, small_parts)
     assert records_of(tmp_path) == records_of(workdir)
     assert RecordSource(tmp_path / "tokens").counts == [16, 16, 8]
     assert open_token_cache(tmp_path, RECIPE).about == open_token_cache(workdir, RECIPE).about
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "text.model", "tokenizer", "tokens"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.model", "tokenizer", "tokens"]
 
 
 class Broken:
@@ -306,8 +306,7 @@ def test_what_is_no_token_cache_is_not_replaced(tmp_path, model):
 def test_a_finished_cache_is_neither_made_again_nor_replaced(workdir, tmp_path, model, random_model, capsys):
     folder = tmp_path / "run"
     shutil.copytree(workdir, folder)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
     write_token_cache(change(RECIPE, data={"threads": 5}), folder)
     assert capsys.readouterr().err == (
         f"{folder}/tokens is finished already; to do it again, delete it or use another --workdir\n"
@@ -341,7 +340,10 @@ def test_parts_of_other_settings_are_made_again(workdir, tmp_path, model, small_
 def test_a_second_job_is_refused(workdir, tmp_path, model, capsys):
     shutil.copytree(workdir, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "tokens")
-    with locked(tmp_path / "copy" / LOCK, "tokenizing"), pytest.raises(UserError, match="another job is tokenizing in"):
+    with (
+        locked(tmp_path / "copy" / ".tokens.lock", "tokenizing in it"),
+        pytest.raises(UserError, match="another job is tokenizing in "),
+    ):
         write_token_cache(RECIPE, tmp_path / "copy")
     assert not (tmp_path / "copy" / "tokens").exists()
     write_token_cache(RECIPE, tmp_path / "copy")

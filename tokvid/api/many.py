@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tokvid.api.stories import Settings, check_negative, make_story
+from tokvid.api.stories import Settings, make_story
 from tokvid.api.video import Video
 from tokvid.config import from_dict
 from tokvid.distributed import check_same, first, together
@@ -50,7 +50,6 @@ def clips_of(prompts: Prompts, count: int, seconds: float, settings: Settings) -
         # A story's own, so that clips are equal if they are told alike.
         own: dict[str, Any] = {name: value for name in OWN if (value := getattr(segment, name)) is not None}
         story = dataclasses.replace(story, segments=(Segment(segment.prompt, segment.seconds),), **own)
-        check_negative(story)
         seed = story.seed
         for number in range(seen[story], seen[story] + count):
             clips.append(dataclasses.replace(story, seed=(seed + NEXT_SEED * number) % 2**32))

@@ -47,9 +47,9 @@ class Settings(TypedDict, total=False):
 def make_story(story: StoryLike, seconds: float | None = None, settings: Settings | None = None) -> Story:
     """A story from a list of prompts or segments, a mapping as in story files, a file, or another story.
 
-    A file is a story file (.yaml) or a script (.txt, .srt, .fountain). `seconds` is the length of each prompt, or scene
-    of a script, without its own (4); `settings` replace the story's. UserError for anything that is missing, unknown,
-    mistyped or out of range.
+    A file is a story file (.yaml, .json) or a script (.txt, .srt, .fountain). `seconds` is the length of each prompt,
+    or scene of a script, without its own (4); `settings` replace the story's. UserError for anything that is missing,
+    unknown, mistyped or out of range.
     """
     if isinstance(story, str | os.PathLike):
         story, seconds = _told_in(story, seconds)
@@ -73,11 +73,11 @@ def make_story(story: StoryLike, seconds: float | None = None, settings: Setting
 
 def _told_in(file: str | os.PathLike[str], seconds: float | None) -> tuple[Story, float | None]:
     """The story in a file, and the length that its prompts still need: none, after a script."""
-    name, told = text_of(file).lower(), (*STORY_SUFFIXES, ".json")  # JSON is YAML
+    name, told = text_of(file).lower(), (*STORY_SUFFIXES, ".json")
     if not name.endswith((*told, *script.SUFFIXES)):
         raise UserError(
-            f"{text_of(file)!r:.60} is no story file (.yaml) or script ({', '.join(script.SUFFIXES)}); give one, or "
-            'a list of prompts, ["…", "…"]'
+            f"{text_of(file)!r:.60} is no story file (.yaml, .json) or script ({', '.join(script.SUFFIXES)}); give "
+            'one, or a list of prompts, ["…", "…"]'
         )
     path = local(text_of(file))
     if name.endswith(told):
@@ -93,14 +93,13 @@ def story_for(task: str, prompt: str, settings: Settings, draws: int = 1) -> Sto
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)
 
 
-def check_negative(story: Story) -> None:
-    """UserError for negative prompts without guidance, which have no effect."""
+def has_idle_negatives(story: Story) -> bool:
+    """Whether it has negative prompts, but no guidance, without which they have no effect."""
     each = [(s.guidance, s.last_guidance, s.negative) for s in story.segments]
     own = (story.guidance, story.last_guidance, story.negative)
     told = [tuple(b if a is None else a for a, b in zip(of_segment, own, strict=True)) for of_segment in each]
     scales = {scale for *of_segment, _ in told for scale in of_segment if scale is not None}
-    if scales == {1} and any(negative for *_, negative in told):
-        raise UserError("a negative prompt has no effect where guidance is 1; raise guidance, or leave it out")
+    return scales == {1} and any(negative for *_, negative in told)
 
 
 def texts_of(story: Story) -> list[str]:

@@ -167,13 +167,14 @@ class Stream:
     def _check_whole(self) -> None:
         if self._taken:
             raise UserError(
-                f"{self.done} of the {self.total} frames of this stream were taken already, and none is made twice; "
+                f"frames of this stream were taken already ({self.done} of {self.total}), and none is made twice; "
                 "call the verb again for all of them"
             )
 
     def video(self, quiet: bool = False) -> Video:
         """All frames, in memory; `quiet` shows no progress. UserError where some were taken before."""
         self._check_whole()
+        self._taken = True
         parts = list(with_bar(self, "video", self.total, quiet))
         return Video(np.concatenate(parts), self.fps, story=self.story, known=self.known, figures=self._figures())
 
@@ -192,22 +193,22 @@ class Stream:
     ) -> None:
         """Writes an .mp4 or a .gif, or several, as the frames are made, and a contact `sheet`, a .png.
 
-        An interrupted story, written to the same path again, goes on where it was. `scale`, `audio` and
+        An interrupted story, written to the same path again by a new stream, goes on where it was. `scale`, `audio` and
         `captions` as in `Video.save`. UserError as there, and where frames were taken before.
         """
         self._check_whole()
+        self._taken = True
         outs = [Path(text_of(path)) for path in paths]
         picture = None if sheet is None else Path(text_of(sheet))
         with _tracks(outs, audio, _cues(self.story, self.total) if captions else None):
             if self._to_files is not None:
-                self.done = 0
                 self._to_files(outs, sheet=picture, scale=scale, watch=self._watch)
                 return
             shown = with_sheet(with_bar(self, outs[0].name, self.total), picture, self.total, self.story)
             try:
                 write(shown, outs, self.fps, self.total, self.size, scale=scale)
             except KeyboardInterrupt as error:
-                so_far = f"interrupted after {self.done} of {self.total} frames; nothing is kept"
+                so_far = f"interrupted after {self.done} of {self.total} frames; no file is kept"
                 raise type(error)(so_far) from None
 
 

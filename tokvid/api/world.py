@@ -15,7 +15,7 @@ from tokvid.api.arguments import fits, typed
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, check_negative, make_story, story_for, texts_of, warn_of_spelled
+from tokvid.api.stories import Settings, StoryLike, has_idle_negatives, make_story, story_for, texts_of, warn_of_spelled
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video, check_fps
 from tokvid.api.worlds import WORLDS
@@ -28,7 +28,7 @@ from tokvid.io.urls import local, text_of
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of
-from tokvid.sampling.levels import check_rows, rates_of
+from tokvid.sampling.levels import check_rows, of_rounds, rates_of
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.story import FASTEST, Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.stream import Models, Windows, load_models
@@ -375,7 +375,10 @@ class World:
     def _checked(self, story: Story) -> Story:
         """The story, if these weights know its settings; a warning names the words that they hardly know."""
         check_rows(self.models, story.sampling)
-        check_negative(story)
+        for name, why in of_rounds(self.models, story.sampling).items():
+            log.warning("%s has no effect: it %s", name, why)
+        if has_idle_negatives(story):
+            log.warning("a negative prompt has no effect where guidance is 1; raise guidance, or leave it out")
         self._warn_of_words([story])
         return story
 
@@ -409,23 +412,19 @@ class World:
         models, known, story = self.models, 0, self._checked(story)
         if video is None:
             rates_of(models, story.fps, story.scheme)
-        opening, told = self._opening(story, image, video, larger), story
+        opening = self._opening(story, image, video, larger)
         if video is not None and opening is not None:
             known = len(opening.frames_THWC)
-            if len(opening.tokens_THWQ) == 1:  # which is the story's first frame
-                first, *others = story.segments
-                longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)
-                told = dataclasses.replace(story, segments=(longer, *others))
         return Stream(
-            show(models, told, opening, windows=windows),
-            frames_before(models, opening) + told.frames,
+            show(models, story, opening, windows=windows),
+            frames_before(opening) + story.frames,
             story.fps,
             size_of(models, opening),
             story,
             known=known,
             on_progress=on_progress,
             # A store of the caller's takes the place of the file in which `film` keeps windows.
-            to_files=None if windows is not None else functools.partial(film, models, told, opening=opening),
+            to_files=None if windows is not None else functools.partial(film, models, story, opening=opening),
         )
 
     def _times(self, larger: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokvid.cli.options import (
     SAMPLING,
     Command,
+    check_rounds,
     draws_argument,
     guidance_argument,
     later_codes_argument,
@@ -276,10 +277,9 @@ def _draws(options: argparse.Namespace) -> int:
 
 def _models(options: argparse.Namespace) -> "Models":
     from tokvid.distributed import check_same
-    from tokvid.sampling.levels import check_rows
 
     models = models_of(options)
-    check_rows(models, sampling_of(options))
+    check_rounds(sampling_of(options), models, options)
     check_same(models.mark)
     return models
 

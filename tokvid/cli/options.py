@@ -75,7 +75,8 @@ class Once(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest) != self.default:
-            parser.error(f"argument {option_string}: there can be one only; `tokvid story` takes several prompts")
+            several = "; `tokvid story` takes several prompts" if option_string == "--prompt" else ""
+            parser.error(f"argument {option_string}: there can be one only{several}")
         setattr(namespace, self.dest, values)
 
 
@@ -356,16 +357,26 @@ def sampling_of(options: argparse.Namespace, sampling: Sampling = Sampling()) ->
     return dataclasses.replace(sampling, **values)
 
 
+def check_rounds(sampling: Sampling, models: "Models", options: argparse.Namespace) -> None:
+    """UserError for settings of rounds where rows are not drawn in rounds."""
+    from tokvid.sampling.levels import of_rounds
+
+    for name, why in of_rounds(models, sampling).items():
+        if getattr(options, name) is not None:
+            raise UserError(f"{flag(name)} {why}")
+
+
 def story_of(options: argparse.Namespace, story: "Story") -> "Story":
     """The story with the command line's values on top."""
-    from tokvid.api.stories import check_negative, make_story
+    from tokvid.api.stories import has_idle_negatives, make_story
 
     settings = settings_of(options)
     for name in settings:
         if all(getattr(segment, name, None) is not None for segment in story.segments):
             raise UserError(f"{flag(name)} has no effect: each segment has its own {name}; change them in the story")
     story = make_story(story, None, settings)
-    check_negative(story)
+    if options.negative and has_idle_negatives(story):
+        raise UserError("--negative has no effect where guidance is 1; raise --guidance, or leave it out")
     return story
 
 
@@ -380,7 +391,9 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
     """The models of --weights, with each --lora added, which know what the story asks for."""
     from tokvid.api.world import load
 
-    return load(options.weights, loras=options.lora or ())
+    world = load(options.weights, loras=options.lora or ())
+    check_rounds(story.sampling, world.models, options)
+    return world
 
 
 def save(stream: "Stream", options: argparse.Namespace, made: str = "") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokvid.cli.options import (
     Command,
+    Once,
     averaged,
     averaged_lora,
     footage,
@@ -22,7 +23,7 @@ from tokvid.cli.options import (
 )
 from tokvid.cli.printing import in_any_case, say, several, table
 from tokvid.errors import UserError
-from tokvid.io.files import VIDEO_SUFFIXES, Outputs
+from tokvid.io.files import VIDEO_SUFFIXES, Outputs, check_suffix
 
 
 class Reconstruct(Command):
@@ -163,7 +164,9 @@ class Merge(Command):
             "a LoRA to average --lora with, factor by factor, where both were trained from the same one; SHARE is its "
             "(default 0.5)"
         )
-        parser.add_argument("--average-lora", type=averaged_lora, metavar="FILE[:SHARE]", help=average_lora)
+        parser.add_argument(
+            "--average-lora", type=averaged_lora, action=Once, metavar="FILE[:SHARE]", help=average_lora
+        )
         out = "weights folder to write, for --weights; with --average-lora, the new LoRA's file"
         parser.add_argument("--out", type=outputs.folder, required=True, metavar="FOLDER", help=out)
 
@@ -174,7 +177,8 @@ class Merge(Command):
         loras, others = options.lora or [], options.average or []
         if options.average_lora is not None:
             if len(loras) != 1 or loras[0][1] != 1 or others:
-                raise UserError("--average-lora is for one --lora without a scale, and without --average; name that")
+                raise UserError("--average-lora takes one --lora, without a scale, and no --average")
+            check_suffix(options.out, ".safetensors")
             (one, _), (other, share) = loras[0], options.average_lora
             weights.average_loras(options.out, one, other, share)
             print(f"{options.out}: {1 - share:g} of {one} and {share:g} of {other}")

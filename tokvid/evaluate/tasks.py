@@ -303,8 +303,8 @@ ALL = "all"
 def check_task(name: str) -> None:
     """UserError for what is no key of MEASURES, nor "all"."""
     if name in TASKS and name not in MEASURES:
-        instead = "tokvid evaluate interpolation does" if name == "interpolation" else "add a row of MEASURES"
-        raise UserError(f"nothing measures {name} on Moving Shapes alone; {instead}")
+        instead = "; tokvid evaluate interpolation does" if name == "interpolation" else ""
+        raise UserError(f"nothing measures {name} on Moving Shapes alone (MEASURES in {__name__}){instead}")
     if name != ALL and name not in MEASURES:
         raise UserError(did_you_mean(name, [*MEASURES, ALL], "task"))
 

@@ -28,6 +28,7 @@ from tokvid.tasks.conditions import with_means
 from tokvid.tokenizer.cvivit import token_side
 
 WIDEST = 4.0  # of a canvas: the longer side over the shorter one
+PLACE, DOUBLING = 1_000, 1_000_000  # between the numbers whose noise places and doublings have; those of levels are few
 LARGEST = 64  # times the size of an upscaled video
 Place = tuple[int, int]  # the first row and column of a window on the canvas
 
@@ -51,7 +52,7 @@ def paint(
         if known_BTHW[at].all():
             continue
         around, beside = Around(tokens_BTHWQ[at], known_BTHW[at]), sources(top, left)
-        own = with_noise_of(number, prompts)
+        own = with_noise_of(PLACE * number, prompts)
         parts = tokens_of(models, own, levels, none_BTHWQ, sources=beside, around=around)
         tokens_BTHWQ[at], known_BTHW[at] = np.concatenate(list(parts), axis=1), True
     return tokens_BTHWQ
@@ -178,7 +179,8 @@ def doubled(
     blank_BTHWQ = np.zeros((len(video_BTHWC), levels.latent_frames, *shape, config.subcodes), np.int32)
     places = [(top, left) for top in tiled(shape[0], rows) for left in tiled(shape[1], columns)]
     canvas = Around(blank_BTHWQ, np.zeros(blank_BTHWQ.shape[:-1], bool))
-    painted_BTHWQ = paint(models, prompts, levels, canvas, places, sources)
+    doublings = video_BTHWC.shape[2] * 2 // models.size[0] - 1  # those before, of which each has noise of its own
+    painted_BTHWQ = paint(models, with_noise_of(DOUBLING * doublings, prompts), levels, canvas, places, sources)
     made_BTHWC = decode_clips(models.tokenizer, painted_BTHWQ)[:, : video_BTHWC.shape[1]]
     return np.stack([with_means(made, small) for made, small in zip(made_BTHWC, video_BTHWC, strict=True)])
 

@@ -1,6 +1,7 @@
 """A story as files: videos, written frame by frame as they are generated, and a contact sheet."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -18,7 +19,7 @@ from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
 from tokvid.sampling.given import restored_alone
 from tokvid.sampling.kept import KeptWindows
-from tokvid.sampling.story import Opening, Story, opening_frames, tell
+from tokvid.sampling.story import Opening, Story, tell
 from tokvid.sampling.stream import Models, Windows
 
 WATCHABLE = 256  # pixels: smaller videos are enlarged by a whole factor
@@ -45,7 +46,7 @@ def film(
     of `outs`: after an interruption, the same call resumes from it. UserError where a file cannot be written;
     KeyboardInterrupt says how to resume.
     """
-    total, done = frames_before(models, opening) + story.frames, 0
+    total, done = frames_before(opening) + story.frames, 0
     partial = outs[0].parent / _hidden_beside(outs[0].name)  # with_name would raise for an empty name
 
     def watched() -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
@@ -86,6 +87,10 @@ def show(
         yield from tell(models, story, windows, None)
         return
     before = opening.before(models.tokenizer.config.temporal_patch)
+    if len(opening.tokens_THWQ) == 1 and not opening.is_first:  # told as the first frame of the story that follows
+        first, *others = story.segments
+        longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)
+        story = dataclasses.replace(story, segments=(longer, *others))
     if before:
         yield opening.frames_THWC[:before]
     made = tell(models, story, windows, opening.tokens_THWQ)
@@ -99,12 +104,9 @@ def size_of(models: Models, opening: Opening | None) -> tuple[int, int]:
     return opening.frames_THWC.shape[1], opening.frames_THWC.shape[2]
 
 
-def frames_before(models: Models, opening: Opening | None) -> int:
+def frames_before(opening: Opening | None) -> int:
     """The number of frames before a story: those of its opening, unless that is its first frame."""
-    if opening is None:
-        return 0
-    patch = models.tokenizer.config.temporal_patch
-    return opening.before(patch) + opening_frames(len(opening.tokens_THWQ), patch)
+    return 0 if opening is None or opening.is_first else len(opening.frames_THWC)
 
 
 def _hidden_beside(name: str) -> str:

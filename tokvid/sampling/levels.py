@@ -80,17 +80,23 @@ def refinement(models: Models) -> tuple[str, Condition]:
 
 
 def check_rows(models: Models, sampling: Sampling) -> None:
-    """UserError where the weights weren't trained to draw `sampling.rows` rows at once, or draw none in rounds."""
-    stride_of(sampling.rows, latent := models.transformer.config.latent)
-    for name in ("rounds", "choice_temperature"):
-        if sampling.rows != latent[1] and getattr(sampling, name) != getattr(Sampling(), name):
-            raise UserError(f"{name} is for drawing all rows at once; give rows {latent[1]}, too, or leave it out")
+    """UserError where the weights weren't trained to draw `sampling.rows` rows at once."""
+    stride_of(sampling.rows, models.transformer.config.latent)
     trained = sorted(set(models.transformer.about.get("layouts", {}).get("rows", [0])))
     if sampling.rows not in trained:
         ways = " or ".join(f"rows {rows}" if rows else "token by token (rows 0)" for rows in trained)
         raise UserError(
             f"these weights draw {ways}, got rows {sampling.rows}; choose that, or train others with layouts.rows"
         )
+
+
+def of_rounds(models: Models, sampling: Sampling) -> dict[str, str]:
+    """The settings of rounds that aren't the default, and what is to be said of them; none where there are rounds."""
+    rows = models.transformer.config.latent[1]
+    if sampling.rows == rows:
+        return {}
+    names = [name for name in ("rounds", "choice_temperature") if getattr(sampling, name) != getattr(Sampling(), name)]
+    return dict.fromkeys(names, f"is for drawing all rows at once; give rows {rows}, too, or leave it out")
 
 
 @functools.cache  # says it once

@@ -1,7 +1,7 @@
 """Scripts as stories: plain text, SubRip subtitles (.srt) and Fountain screenplays, read into scenes.
 
 A scene is a paragraph: one prompt. Headings become comments of the story file. What a heading says behind its number,
-"Scene 2: …", is a prompt itself where nothing is below it, and so is a place at the end.
+"Scene 2: …", is a prompt itself where the next such heading follows at once, and so is a place at the end.
 """
 
 import hashlib
@@ -28,10 +28,12 @@ SUBTITLE = re.compile(rf"\s*(?P<begin>{CLOCK})\s*-->\s*(?P<end>{CLOCK})(?:\s.*)?
 TAGS = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, {\an8}
 
 PLACE = re.compile(r"\.(?=[^.\s])|(?:INT|EXT|EST|INT\.?/EXT|I/E)(?:\.|\s)", re.IGNORECASE)  # a screenplay's heading
-# Of plain text, beside PLACE. `words` are a title, or, with nothing below, all that the scene says.
-HEADING = re.compile(
-    r"#+\s|(?:scene\s+\d+(?:\s*[:.,)–—-]+\s*(?P<words>.*))?|(?:第.{1,3}[幕场]|场景\s*\d*)(?:[\s:：.、]+(?P<words_zh>.*))?)\s*$",
-    re.IGNORECASE,
+# Of plain text, beside PLACE; "scene 2 shows a circle" is none.
+NUMERALS = "0-9〇零一二两三四五六七八九十百"
+HEADING = re.compile(rf"#+\s|(?i:scene)\s+\d+\b(?!\s+[a-z])|第.{{1,3}}[幕场]|场景(?=\s*(?:[{NUMERALS}]|[^\w\s]|$)|\s)")
+# What a numbered heading says, which may be a title, or, with nothing below, all of its scene.
+NUMBERED = re.compile(
+    rf"(?P<kind>(?i:scene)|第|场景)\s*[{NUMERALS}]{{1,3}}(?P<part>[幕场]?)(?:\s*[:：]|\s+[-–—]+\s)\s*(?P<words>[^\s\[(].*|[\[(].*[\])].*\w.*)"
 )
 
 
@@ -47,12 +49,13 @@ class Scene(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A paragraph's text or a heading, which may name a place, and its line; `words` are a heading's own."""
+    """A paragraph's text or a heading, which may name a place, and its line; `words` are what a `numbered` one says."""
 
     line: int
     text: str
     kind: Literal["text", "heading", "place"] = "text"
     words: str = ""
+    numbered: str = ""  # as what: "scene", "第幕", …
 
 
 class Script(NamedTuple):
@@ -162,12 +165,11 @@ def _plain(lines: list[str]) -> Iterator[Scene]:
         for number, paragraph in _paragraphs(lines):
             text: list[str] = []
             for index, line in enumerate(paragraph):
-                place, heading = PLACE.match(line), HEADING.match(line)
-                if place or heading:
+                place = PLACE.match(line)
+                if place or HEADING.match(line):
                     if text:
                         yield Part(number + index - len(text), " ".join(text))
-                    words = "" if place or heading is None else heading["words"] or heading["words_zh"] or ""
-                    yield Part(number + index, line.lstrip("#. "), "place" if place else "heading", words.strip())
+                    yield _heading(number + index, line, "place" if place else "heading")
                     text = []
                 else:
                     text.append(line)
@@ -177,9 +179,19 @@ def _plain(lines: list[str]) -> Iterator[Scene]:
     return _under_headings(parts())
 
 
+def _heading(number: int, line: str, kind: Literal["heading", "place"]) -> Part:
+    part, said = Part(number, line.lstrip("#. "), kind), NUMBERED.match(line)
+    if said is None or kind == "place":
+        return part
+    return part._replace(words=said["words"], numbered=said["kind"].lower() + said["part"])
+
+
 def _under_headings(parts: Iterable[Part]) -> Iterator[Scene]:
-    """Scenes from texts and the headings above them. A heading's words, and at the end a place, without a text below
-    are a scene themselves."""
+    """Scenes from texts and the headings above them.
+
+    What a numbered heading says is a scene itself where the next one of its kind, or the end, follows at once, and so
+    is a place at the end.
+    """
     headings: list[str] = []
     last = Part(0, "")
     for part in parts:
@@ -187,7 +199,7 @@ def _under_headings(parts: Iterable[Part]) -> Iterator[Scene]:
             yield _scene(part.line, part.text, headings)
             headings = []
         else:
-            if last.words:
+            if last.words and part.numbered == last.numbered:
                 yield _scene(last.line, last.words, headings[:-1])
                 headings = []
             headings.append(part.text)
@@ -238,9 +250,11 @@ def _subtitles(lines: list[str]) -> Iterator[Scene]:
 HIDDEN = re.compile(r"/\*.*?\*/", re.DOTALL)  # what its writer has set aside
 NOTE = re.compile(r"\[\[\s*(.*?)\s*\]\]", re.DOTALL)
 TITLE = re.compile(
-    r"(?:title|credit|authors?|source|notes?|(?:draft )?date|contact|copyright|revision|format|episode|series)\s*:",
+    r"(?:title|credit|authors?|written by|source|notes?|(?:draft )?date|contact|copyright|revision|format|episode|"
+    r"series|language|genre|logline)\s*:",
     re.IGNORECASE,
 )
+ENTRY = re.compile(r"[^\W\d_][\w ]*:")  # of a title page, which may have any names
 EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.+?)(?<=\S)\1")
 
 
@@ -248,7 +262,8 @@ def _screenplay(lines: list[str]) -> Iterator[Scene]:
     """Fountain: what is seen are its action paragraphs. A note [[4 s]] in one says its length."""
     text = HIDDEN.sub(lambda match: "\n" * match[0].count("\n"), "\n".join(lines))
     paragraphs = list(_paragraphs(text.split("\n")))
-    if paragraphs and TITLE.match(paragraphs[0][1][0]):
+    first = paragraphs[0][1] if paragraphs else []
+    if any(map(TITLE.match, first[:1])) or sum(bool(ENTRY.match(line)) for line in first) > 1:
         paragraphs = paragraphs[1:]  # the title page
     return _under_headings(part for number, paragraph in paragraphs for part in _seen(number, paragraph))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import numbers
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,13 +147,16 @@ def defaults_of(task: str, draws: int = 1) -> tuple[float, Sampling]:
 
 
 def load_story(path: str | Path) -> Story:
-    """Reads a story from YAML: `fps`, `seed`, `guidance`, `sampling`, …, and `segments` with `prompt`, `seconds`, …
+    """Reads a story, YAML or JSON: `fps`, `seed`, `guidance`, `sampling`, …, and `segments` with `prompt`, `seconds`, …
 
     UserError for a file that is missing, too large, not UTF-8, not YAML, or that has unknown or mistyped fields.
     """
     text = read_text(path, "story")
     try:
-        return from_dict(Story, _Loader(text).get_single_data(), "story")
+        is_json = Path(path).suffix.lower() == ".json"
+        return from_dict(Story, json.loads(text) if is_json else _Loader(text).get_single_data(), "story")
+    except json.JSONDecodeError as error:
+        raise UserError(f"story {path} is not valid JSON: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
@@ -275,6 +279,7 @@ class Opening(NamedTuple):
 
     tokens_THWQ: Int[np.ndarray, "tl hl wl q"]
     frames_THWC: UInt8[np.ndarray, "t h w 3"]
+    is_first: bool = False  # the story's own first frame, a picture; a video comes before it
 
     def before(self, temporal_patch: int) -> int:
         """The number of frames before those of the tokens."""
@@ -283,7 +288,7 @@ class Opening(NamedTuple):
 
 def encode_picture(models: Models, image_HWC: UInt8[np.ndarray, "h w 3"]) -> Opening:
     """An image, uint8 (H, W, 3) of the models' size or a multiple, as the first frame of a story."""
-    return Opening(encode_opening(models, iter([reduced(image_HWC, models.size)])), image_HWC[None])
+    return Opening(encode_opening(models, iter([reduced(image_HWC, models.size)])), image_HWC[None], is_first=True)
 
 
 def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -> Opening:

@@ -100,12 +100,13 @@ class Queue:
         return str(self.records.place(self.records.uploads[upload_id]) / "file")
 
     async def _make(self, take: Take) -> None:
+        self._began = time.monotonic()
         if take.weights not in self.worlds:  # it waited while the server was started anew
             return self._end(
                 take, "failed", f"the weights {take.weights} are not offered now; start the studio with them"
             )
         self._pace.clear()
-        self._began, take.status, take.done = time.monotonic(), "loading", 0
+        take.status, take.done = "loading", 0
         take.error, take.warnings = "", ()
         opening = None
         if take.opening is not None:

@@ -39,7 +39,7 @@ HASHING = 4  # threads
 READ_BACK = 1 << 28  # bytes at once
 NONE = -1  # no step
 OF_WEIGHTS = ("start", "lora of")  # what must agree and is a fingerprint
-ADVICE = "free some space or choose another --workdir, then run again: training resumes from the last checkpoint"
+ADVICE = "free some space or choose another --workdir, then run again to resume"
 
 
 class Checkpoints:
@@ -286,11 +286,15 @@ def locked(file: Path, doing: str) -> IO[str]:
         raise UserError(f"cannot write to {file.parent}: {error.strerror or error}; {ADVICE}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise UserError(f"another job is {doing} ({file}); wait for it or use another --workdir") from error
+        taken = not file.exists() or not os.path.samestat(os.fstat(lock.fileno()), file.stat())  # it has just ended
+    except BlockingIOError:
+        taken = True
     except OSError as error:
-        log.warning("%s cannot be locked (%s): make sure that no other job is %s there", file, error.strerror, doing)
+        log.warning("%s cannot be locked (%s): make sure that no other job is %s", file, error.strerror, doing)
+        taken = False
+    if taken:
+        lock.close()
+        raise UserError(f"another job is {doing}; wait for it or use another --workdir")
     return lock
 
 

@@ -150,8 +150,10 @@ class _Run:
 
     def overdue(self) -> bool:
         """Whether `save_minutes` have passed since the last checkpoint."""
+        if not self.config.save_minutes:
+            return False
         now = time.monotonic()
-        late = now - self._saved_at > 60 * self.config.save_minutes > 0
+        late = now - self._saved_at > 60 * self.config.save_minutes
         if jax.process_count() == 1:
             return late
         if self.step < self._asks:

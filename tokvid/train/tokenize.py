@@ -44,7 +44,6 @@ from tokvid.types import Caption, VideoItem, VideoSource
 
 BATCH = 16  # videos that a device tokenizes at once
 PART = 4096  # videos; whole batches for any usual number of devices
-LOCK = ".tokens.lock"
 JUDGED = 4096  # reads before which a share of unusable videos says nothing
 Stretch = tuple[np.ndarray, float, tuple[Caption, ...], str]
 
@@ -63,9 +62,7 @@ def write_token_cache(recipe: Recipe, workdir: Path) -> None:
     folders = {"train": workdir / "tokens", "held_out": workdir / HELD_OUT}
     for folder in folders.values():
         check_replaceable(folder)
-    with contextlib.ExitStack() as held, running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
-        if first():
-            held.enter_context(locked(workdir / LOCK, f"tokenizing in {workdir}"))
+    with running_on(make_mesh((-1, 1, 1, 1), jax.local_devices())):
         check_shared(workdir)
         _take_tokenizer(recipe, workdir)
         tokenizer = weights.load(workdir / "tokenizer", "tokenizer")
@@ -103,21 +100,41 @@ def _write(
         raise UserError(f"{folder} was made with {others[0]}; use the same config or another --workdir, or delete it")
     parts_folder = folder.with_name(f"{folder.name}.parts")
     parts = [parts_folder / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
-    _write_parts(recipe, models, source, parts, metadata)
-    together("tokens")
-    if first():
-        written = [RecordSource(part) for part in parts]
-        if others := [what for part in written for what in _differences(part.metadata, metadata)]:
-            raise UserError(f"{parts_folder} has parts with {others[0]}, of another job; run again to make them anew")
-        failed = recipe.tokens.videos - sum(map(len, written))
-        errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
-        unreadable = _unreadable(recipe, recipe.tokens.videos)
-        unreadable.good(recipe.tokens.videos - failed)
-        unreadable.add(*(errors[-1:] * failed))
-        join_records(parts, folder, "tokens", metadata)
-        shutil.rmtree(parts_folder)
-        print(f"{folder}: tokens of {recipe.tokens.videos - failed} stretches of video", file=sys.stderr)
-    together("token cache")
+    with _alone(folder):
+        _write_parts(recipe, models, source, parts, metadata)
+        together("tokens")
+        if first():
+            _join(recipe, parts, folder, metadata)
+        together("token cache")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second job from writing the same tokens; process 0 holds the lock."""
+    if not first():
+        yield
+        return
+    file = folder.with_name(f".{folder.name}.lock")
+    with locked(file, f"tokenizing in {folder.parent}"):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _join(recipe: Recipe, parts: Sequence[Path], folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Makes the token cache of its parts. UserError where another job has replaced one."""
+    written = [RecordSource(part) for part in parts]
+    if others := [what for part in written for what in _differences(part.metadata, metadata)]:
+        raise UserError(f"{parts[0].parent} has parts with {others[0]}, of another job; run again to make them anew")
+    failed = recipe.tokens.videos - sum(map(len, written))
+    errors = [part.metadata["last_error"] for part in written if part.metadata["last_error"]]
+    unreadable = _unreadable(recipe, recipe.tokens.videos)
+    unreadable.good(recipe.tokens.videos - failed)
+    unreadable.add(*(errors[-1:] * failed))
+    join_records(parts, folder, "tokens", metadata)
+    shutil.rmtree(parts[0].parent)
+    print(f"{folder}: tokens of {recipe.tokens.videos - failed} stretches of video", file=sys.stderr)
 
 
 def _take_tokenizer(recipe: Recipe, workdir: Path) -> None:

@@ -40,7 +40,11 @@ export function renderEdit() {
   place.replaceChildren(source(edit), form(edit, world, tasks), bar());
 }
 
-const chooseTask = (edit, world, task) => Object.assign(edit, rated({ ...edit, task, guidance: world.tasks[task].guidance }));
+function chooseTask(edit, world, task) {
+  const others = [edit.task, task].filter((each) => each === "interpolation").length === 1; // rates
+  const chosen = { ...edit, task, guidance: world.tasks[task].guidance };
+  Object.assign(edit, others ? rated(chosen) : chosen);
+}
 
 function source(edit) {
   const picture = edit.task === "animate";

@@ -71,10 +71,9 @@ export function editOf(take, source, first) {
 
 // An edit at its clip's own rate, within those of the weights where frames are only taken from it.
 export function rated(edit) {
-  const { source, task } = edit;
-  if (!source?.fps) return edit;
   const { rates } = worldOf(state.draft);
-  return { ...edit, fps: task === "interpolation" ? source.fps : Math.min(Math.max(source.fps, rates[0]), rates.at(-1)) };
+  const fps = edit.source?.fps || edit.fps; // a picture has none
+  return { ...edit, fps: edit.task === "interpolation" ? fps : Math.min(Math.max(fps, rates[0]), rates.at(-1)) };
 }
 
 // Whether an edit's video may be larger than the weights' own.
