@@ -185,7 +185,7 @@ def test_a_story_may_be_given_in_many_ways(tmp_path):
             "a red circle",
             None,
             {},
-            "no story file (.yaml) or script (.txt, .srt, .fountain); give one, or a list",
+            "no story file (.yaml, .json) or script (.txt, .srt, .fountain); give one, or a list",
         ),
         ("none.yaml", None, {}, "cannot read story none.yaml"),
         (7, None, {}, "should be a list of prompts, a story or a story file, got int"),

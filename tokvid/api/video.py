@@ -197,10 +197,10 @@ class Stream:
         `captions` as in `Video.save`. UserError as there, and where frames were taken before.
         """
         self._check_whole()
-        self._taken = True
         outs = [Path(text_of(path)) for path in paths]
         picture = None if sheet is None else Path(text_of(sheet))
         with _tracks(outs, audio, _cues(self.story, self.total) if captions else None):
+            self._taken = True
             if self._to_files is not None:
                 self._to_files(outs, sheet=picture, scale=scale, watch=self._watch)
                 return
@@ -208,7 +208,7 @@ class Stream:
             try:
                 write(shown, outs, self.fps, self.total, self.size, scale=scale)
             except KeyboardInterrupt as error:
-                so_far = f"interrupted after {self.done} of {self.total} frames; no file is kept"
+                so_far = f"interrupted after {self.done} of {self.total} frames; nothing is kept"
                 raise type(error)(so_far) from None
 
 
