@@ -306,7 +306,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^cannot write checkpoints to .*file/job/checkpoints: Not a directory; free"):
+    with pytest.raises(UserError, match=r"^cannot write to .*file/job/checkpoints: Not a directory; free"):
         open_at(tmp_path / "file" / "job")
 
 
@@ -331,7 +331,7 @@ def test_a_folder_that_may_only_be_read():
         (folder / "checkpoints" / "lock").unlink()
         with (
             without_rights(),
-            pytest.raises(UserError, match=r"^cannot write checkpoints to .*: Permission denied; fr"),
+            pytest.raises(UserError, match=r"^cannot write to .*: Permission denied; fr"),
         ):
             open_at(folder)
         assert newest(folder) == 1
