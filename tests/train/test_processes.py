@@ -88,8 +88,8 @@ def tokenize(folder, address, process):
         tokenizing.write_token_cache(RECIPE, Path(folder))
 
 
-def brightness(video_THWC, fps, prompt):
-    return float(video_THWC.mean()) / 255
+def brightness(made):
+    return float(made.video_THWC.mean()) / 255
 
 
 def fine_tune(workdir, folder, mesh=RECIPE.train_transformer.mesh):
