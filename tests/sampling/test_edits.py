@@ -90,8 +90,9 @@ def test_the_mean_of_several_draws_is_shown(models):
         return np.concatenate(list(interpolated(models, prompt._replace(seeds_B=seeds_B), alone, tokens_BTHWQ)), axis=1)
 
     each_NBTHWC = np.stack([drawn(number) for number in range(3)]).astype(float)
-    assert mean_BTHWC.shape == (2, 17, 16, 16, 3) and each_NBTHWC[:, :, 1:].std(axis=0).mean() > 3
+    assert mean_BTHWC.shape == (2, 17, 16, 16, 3)
     assert np.abs(mean_BTHWC - each_NBTHWC.mean(axis=0)).max() < 1
+    assert all(np.abs(mean_BTHWC - each_BTHWC).max() > 10 for each_BTHWC in each_NBTHWC)  # which none of them is
 
 
 def test_draws_that_make_no_sense_are_refused(models):
