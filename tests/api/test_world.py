@@ -587,6 +587,9 @@ def test_a_stream_of_which_frames_were_taken_is_not_shortened(world, tmp_path):
 def test_settings_without_an_effect_are_told(world, caplog, settings, said):
     world.generate.stream("up", **settings)
     assert said in caplog.text and ("no effect" in caplog.text) == bool(said)
+    caplog.clear()
+    world.many(["up", "down"], count=2, **settings)
+    assert said in caplog.text and caplog.text.count("no effect") == bool(said)
 
 
 def test_progress_that_raises_loses_no_frames(world):

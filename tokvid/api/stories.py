@@ -93,6 +93,9 @@ def story_for(task: str, prompt: str, settings: Settings, draws: int = 1) -> Sto
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)
 
 
+IDLE_NEGATIVES = "a negative prompt has no effect where guidance is 1; raise guidance, or leave it out"
+
+
 def has_idle_negatives(story: Story) -> bool:
     """Whether it has negative prompts, but no guidance, without which they have no effect."""
     each = [(s.guidance, s.last_guidance, s.negative) for s in story.segments]

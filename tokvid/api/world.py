@@ -15,7 +15,16 @@ from tokvid.api.arguments import fits, typed
 from tokvid.api.edited import EditSettings, check_own, edited
 from tokvid.api.inputs import Clip, Picture, own_rate, rate_of, read_clip, read_picture
 from tokvid.api.many import Prompts, clips_of, fill
-from tokvid.api.stories import Settings, StoryLike, has_idle_negatives, make_story, story_for, texts_of, warn_of_spelled
+from tokvid.api.stories import (
+    IDLE_NEGATIVES,
+    Settings,
+    StoryLike,
+    has_idle_negatives,
+    make_story,
+    story_for,
+    texts_of,
+    warn_of_spelled,
+)
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video, check_fps
 from tokvid.api.worlds import WORLDS
@@ -208,7 +217,7 @@ class World:
         """
         clips = clips_of(prompts, count, seconds, settings)
         batches_of(self.models, clips, batch)  # errors come now, not later
-        self._warn_of_words(clips)
+        self._warn(clips)
         batches = tell_many(self.models, clips, batch)
         pairs = (pair for numbers, videos in batches for pair in zip(numbers, videos, strict=True))
         return (Video(video_THWC, clips[number].fps, story=clips[number]) for number, video_THWC in pairs)
@@ -231,7 +240,7 @@ class World:
         one with more prompts, or a higher `count`, adds to the folder.
         """
         clips = clips_of(prompts, count, seconds, settings)
-        self._warn_of_words(clips)
+        self._warn(clips)
         return fill(self.models, Path(text_of(folder)), clips, batch, scale)
 
     @verb
@@ -375,11 +384,7 @@ class World:
     def _checked(self, story: Story) -> Story:
         """The story, if these weights know its settings; a warning names the words that they hardly know."""
         check_rows(self.models, story.sampling)
-        for name, why in of_rounds(self.models, story.sampling).items():
-            log.warning("%s has no effect: it %s", name, why)
-        if has_idle_negatives(story):
-            log.warning("a negative prompt has no effect where guidance is 1; raise guidance, or leave it out")
-        self._warn_of_words([story])
+        self._warn([story])
         return story
 
     def _of_task(self, story: Story) -> Story:
@@ -388,8 +393,13 @@ class World:
             raise UserError("scheme is for videos of prompts, this one is made at one level; leave it out")
         return self._checked(story)
 
-    def _warn_of_words(self, stories: Sequence[Story]) -> None:
-        """Names each word once, however many clips its prompt has."""
+    def _warn(self, stories: Sequence[Story]) -> None:
+        """Of settings without effect, and of words that these weights hardly know: of each once, in however many."""
+        idle = {name: why for story in stories for name, why in of_rounds(self.models, story.sampling).items()}
+        for name, why in idle.items():
+            log.warning("%s has no effect: it %s", name, why)
+        if any(map(has_idle_negatives, stories)):
+            log.warning(IDLE_NEGATIVES)
         prompts = [prompt for story in stories for prompt in texts_of(story)]
         self._named.update(warn_of_spelled(self.models.text, prompts, self._named))
 

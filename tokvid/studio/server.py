@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 import tokvid
 from tokvid.api.edited import check_box, check_larger, check_own
-from tokvid.api.stories import has_idle_negatives
+from tokvid.api.stories import IDLE_NEGATIVES, has_idle_negatives
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.tracks import load_track
@@ -229,7 +229,7 @@ async def make(wish: Wish, studio: Here) -> dict[str, Any]:
     values["segments"] = [scene.model_dump() for scene in wish.scenes]
     story = tokvid.make_story(values)
     if has_idle_negatives(story):
-        raise UserError("a negative prompt has no effect where guidance is 1; raise guidance, or leave it out")
+        raise UserError(IDLE_NEGATIVES)
     if story.seconds > MOST_SECONDS:
         raise UserError(f"a story here has at most {MOST_SECONDS:g} seconds, got {story.seconds:g}")
     asked = {"weights": wish.weights, "story": values, "opening": wish.opening, "larger": wish.larger}
