@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import struct
 import subprocess
 import sys
@@ -248,6 +249,22 @@ def test_times_of_steady_rates():
     assert steady_times([0, 0.12, 1.0, 1.12], 0.01, 8) == [0, 0.125, 1.0, 1.125]  # equal frames were joined
     assert steady_times([0, 0.12, 0.24, 0.36], 0.01, 4) == [0, 0.125, 0.25, 0.375]  # half of the rate
     assert steady_times([0, 0.11, 0.6, 0.8, 0.87], 0.01, 8) is None
+    assert steady_times([0, 0.03, 0.06, 0.09], 0.01, 15) == [0, 1 / 30, 2 / 30, 3 / 30]
+    assert steady_times([0.04 * n for n in range(30)], 0.01, 8) is None  # 25 frames a second aren't 24
+
+
+@pytest.mark.parametrize(
+    "delay, fps",
+    [(2, 12), (2, 13), (2, 9), (2, 10), (3, 7), (3, 10), (3, 13), (4, 7), (5, 12), (5, 7), (6, 5), (2, 40)],
+)
+def test_a_gif_that_is_faster_than_a_multiple_of_the_rate_keeps_its_length(tmp_path, delay, fps):
+    gif(tmp_path / "v.gif", [delay] * 60)
+    count = math.ceil(round(0.6 * delay * fps, 6))
+    shown = [(n * 100 / fps + rounding) / delay for n in range(count) for rounding in (-0.5, 0.5)]
+    found = numbers(stream_frames(tmp_path / "v.gif", fps=fps))
+    assert len(found) == count
+    for number, early, late in zip(found, shown[::2], shown[1::2], strict=True):
+        assert math.floor(early - 1e-6) <= number % 60 <= math.floor(late + 1e-6)
     assert steady_rate([0, 0.12, 1.0, 1.13], 0.01, 3.5) == 8
     assert steady_rate([i / 29.97 for i in range(8)], 0.001, 29.97) == 29.97
     assert steady_rate([0, 0.03, 0.07, 0.1, 0.13], 0.01, 30.3, rounded=True) == 30

@@ -17,6 +17,7 @@ import numpy as np
 B_FRAME = 3  # FFmpeg's number for the type
 JUMP = 10.0  # seconds: a longer gap in a transport stream is a join of two recordings, as in FFmpeg
 HIGHEST = 240  # frames a second, of rates that are considered
+MOST_DRIFT = 0.11  # share of a frame's length that rounding takes: 3 hundredths stand for 3.33, but 2 for no 2.78
 OF_A_KIND = 0.05  # share of the gaps between frames that may be shorter than the gap of the rate found
 
 
@@ -168,7 +169,7 @@ def steady_times(starts: Sequence[float], unit: float, fps: float) -> list[float
     """Starts of frames and the end of the last, at `fps`, before rounding to `unit` seconds; None for another rate.
 
     Either the starts were rounded, or the lengths: then each of 8 frames a second lasts 12 hundredths, and the starts
-    drift. Equal frames may have been joined, and `fps` may be a fraction of the rate.
+    drift. Equal frames may have been joined, and `fps` may be a fraction of the rate, or half of it where starts drift.
     """
     first = starts[0]
     for times in range(1, 5):
@@ -183,7 +184,8 @@ def steady_times(starts: Sequence[float], unit: float, fps: float) -> list[float
         lengths = [b - a for a, b in itertools.pairwise(places)]
         counts = [max(1, round(length / step)) for length in lengths]
         least = min(counts)
-        if all(-n < (length - n * step) * least <= 0.501 * n for length, n in zip(lengths, counts, strict=True)):
+        late = [(length - n * step) / n for length, n in zip(lengths, counts, strict=True)]  # of each frame
+        if times <= 2 and all(-1 < units * least <= 0.501 and abs(units) <= MOST_DRIFT * step for units in late):
             return [n / (fps * times) for n in itertools.accumulate(counts, initial=0)]
     return None
 
