@@ -205,6 +205,43 @@ def test_scaling_averages_and_fits(tmp_path):
     assert tall.shape == (240, 40, 3)
 
 
+def coloured(path: Path, form: str, size: tuple[int, int], *, codec="ffv1", matrix=2, curve=2, rgba=(200, 60, 20, 255)):
+    """A video of one colour in a pixel format: red, green and blue by the `matrix`, or by BT.709 where it is untold."""
+    height, width = size
+    with av.open(path, "w") as file:
+        stream = file.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = width, height, form
+        stream.codec_context.colorspace, stream.codec_context.color_trc = matrix, curve
+        image = np.broadcast_to(np.array(rgba, np.uint8), (height, width, 4)).copy()
+        frame = av.VideoFrame.from_ndarray(image, format="rgba")
+        frame = frame.reformat(format=form, dst_colorspace=1 if matrix == 2 else matrix, dst_color_range=1)
+        frame.colorspace, frame.color_range, frame.pts = matrix, 1, 0
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("matrix, size", [(1, (32, 64)), (5, (32, 64)), (5, (600, 64)), (2, (600, 64)), (2, (32, 1280))])
+def test_colours_are_those_of_the_matrix(tmp_path, matrix, size):
+    """Where it is untold, players take large video's for BT.709."""
+    coloured(tmp_path / "v.mkv", "yuv444p", size, matrix=matrix)
+    assert np.abs(read_image(tmp_path / "v.mkv")[0, 0].astype(int) - [200, 60, 20]).max() <= 2
+
+
+@pytest.mark.parametrize("suffix, codec, form", [("mkv", "ffv1", "yuva444p"), ("mov", "prores_ks", "yuva444p10le")])
+@pytest.mark.parametrize("alpha, seen", [(255, [200, 60, 20]), (0, [255, 255, 255]), (128, [227, 157, 137])])
+def test_transparent_video_is_on_white(tmp_path, suffix, codec, form, alpha, seen):
+    coloured(tmp_path / f"v.{suffix}", form, (32, 64), codec=codec, matrix=1, rgba=(200, 60, 20, alpha))
+    frames = list(stream_frames(tmp_path / f"v.{suffix}"))
+    assert len(frames) == 1 and np.abs(frames[0][5, 5].astype(int) - seen).max() <= 3
+
+
+@pytest.mark.parametrize("curve, said", [(1, ""), (16, "PQ"), (18, "HLG")])
+def test_high_dynamic_range_is_told(tmp_path, curve, said):
+    coloured(tmp_path / "v.mkv", "yuv444p", (32, 64), matrix=1, curve=curve)
+    warnings = probe(tmp_path / "v.mkv").warnings
+    assert [said in warning and "tone mapping" in warning for warning in warnings] == [True] * bool(said)
+
+
 def test_pixels_that_are_not_square(tmp_path):
     with av.open(tmp_path / "v.mp4", "w") as file:
         stream = file.add_stream("libx264", rate=10)

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.input_pipeline.encoded import IMAGES, MAX_PIXELS, Encoded, image_kind, name_of, opened
@@ -16,6 +16,22 @@ Fit = Literal["crop", "letterbox"]
 
 # FFmpeg's fast paths are 1.4 grey levels too dark on real clips; these flags agree with exact averaging to 0.3.
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+
+UNTOLD = 2  # FFmpeg's number of a frame's colour matrix that the file doesn't tell
+
+
+def _matrix(frame: Any) -> Colorspace | None:
+    """The colour matrix of large video that doesn't tell it: BT.709, as players assume; None for all other frames."""
+    large = frame.width >= 1280 or frame.height > 576
+    return Colorspace.ITU709 if large and frame.colorspace == UNTOLD and not frame.format.is_rgb else None
+
+
+def _opaque(frame: Any) -> Any:
+    """A frame without transparency, on white."""
+    if not frame.format.has_palette and not any(each.is_alpha for each in frame.format.components):
+        return frame
+    rgba = frame.reformat(format="rgba", src_colorspace=_matrix(frame), interpolation=Interpolation.BILINEAR | ACCURATE)
+    return on_white(PIL.Image.fromarray(rgba.to_ndarray()))
 
 
 def _turn(frame: Any) -> tuple[bool, bool, bool]:
@@ -61,8 +77,15 @@ class Fitter:
             raise UserError(f"a frame of {shown_w}x{shown_h} pixels cannot be cropped to {w}x{h}; use fit letterbox")
         filter_ = Interpolation.AREA if scale < 1 else Interpolation.BILINEAR
         to_w, to_h = (new_h, new_w) if swap else (new_w, new_h)
+        frame = _opaque(frame)
         image_HWC = self.scaler.reformat(
-            frame, width=to_w, height=to_h, format="rgb24", interpolation=filter_ | ACCURATE, threads=1
+            frame,
+            width=to_w,
+            height=to_h,
+            format="rgb24",
+            src_colorspace=_matrix(frame),
+            interpolation=filter_ | ACCURATE,
+            threads=1,
         ).to_ndarray()
         if swap:
             image_HWC = image_HWC.swapaxes(0, 1)

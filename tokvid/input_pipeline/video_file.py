@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
-import PIL.Image
 
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.clock import Clock, steady_times
 from tokvid.input_pipeline.encoded import KINDS, MAX_PIXELS, Encoded, head_of, name_of
-from tokvid.input_pipeline.picture import on_white
 
 MAX_PACKETS = 20_000_000  # of a file: 90 hours at 60 frames a second
 MAX_SECONDS = 24 * 3600.0
@@ -32,6 +30,8 @@ CODECS = "h264,hevc,libdav1d,av1,vp8,vp9,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,a
 SOUND = "aac,mp3float,mp3,opus,vorbis,flac,ac3,eac3,pcm_s16le"
 ONE_TO_ONE = ("h264", "hevc", "libdav1d", "av1", "gif", "apng")  # every packet is one shown frame
 ROUNDED = {"gif": 1e-2, "apng": 1e-3}  # seconds to which these round a frame's length
+HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of transfer curves
+TONES = "convert it with ffmpeg -i IN -vf zscale=t=linear,tonemap=hable,zscale=t=bt709:m=bt709,format=yuv420p OUT"
 PACKED = rb"DivX\d+(b|Build)\d+p"  # in the headers of MPEG-4 with two frames in a packet
 NEAR_A_JOIN = 4  # packets: FFmpeg may mark one of the last before a join of recordings as damaged
 
@@ -320,9 +320,6 @@ class VideoFile:
             raise damage
 
     def _shown(self, frame: Any, ticks: int) -> Shown:
-        if frame.format.name != "rgb24" and self.container.format.name == "apng":
-            white = on_white(PIL.Image.fromarray(frame.to_ndarray(format="rgba")))
-            white.pts, white.duration, frame = frame.pts, frame.duration, white
         if self._steady is not None and frame.pts + 1 < len(self._steady):
             return Shown(self._steady[frame.pts], self._steady[frame.pts + 1], frame)
         return Shown(self.time(ticks), self.time(ticks + int(frame.duration or self.clock.usual)), frame)
@@ -409,6 +406,8 @@ class VideoFile:
         if full:
             starts = starts[:shown]
         end = self.time(self.clock.end) if end is None else end
+        if (curve := HDR.get(first.frame.color_trc)) is not None:
+            warnings.append(f"has high dynamic range ({curve}), which is read without tone mapping: flat and grey; {TONES}")
         rate = self.stream.average_rate or self.stream.guessed_rate
         return Look(first.frame, [self.time(start) for start in starts] or [0.0], end, float(rate or 0), warnings)
 
