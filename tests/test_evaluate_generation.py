@@ -114,6 +114,14 @@ def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
     assert again == [figures, figures]
 
 
+def test_clips_are_not_compared_with_themselves(tiny_models, monkeypatch):
+    """Where none are held out, as of a folder that is given, all clips are measured."""
+    monkeypatch.setattr(generation, "split_of", lambda data: "train")
+    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    assert figures["split"] == "train" and "repeat_frechet" in figures["first_frame"]
+    assert not [key for name in MODES for key in figures[name] if key == "copying" or key.startswith("nearest_")]
+
+
 def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
     truths = []
     monkeypatch.setattr(

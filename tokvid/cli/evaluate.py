@@ -251,6 +251,8 @@ class Evaluate(Command):
                 steps.append(functools.partial(contact_sheet, options.sheet, rows, **how))
 
         figures = evaluation.measure(options, settings, show)
+        if options.data is not None and "split" in figures:
+            figures["split"] = str(options.data)
         if options.json is not None:
             steps.append(lambda: write_json(options.json, figures))
         if options.markdown is not None:

@@ -71,9 +71,10 @@ def evaluate_generation(
     between two seeds ÷ that between two real clips; copying, the distance to the nearest training clip ÷ that of the
     real clips (near 0: copied). Where frames are given, the same of two videos that need no model: `repeat_`, the last
     given frame, and `nearest_`, what follows in the training clip whose first frames are nearest to the given ones.
-    Once: bits per pixel of the real clips; the share of them that are likelier under their own caption than under any
-    other; and the share of the other captions under which a clip is less likely, half of them by chance. `show` gets
-    the first clips as arguments for `contact_sheet`. UserError for fewer than 4 clips.
+    Where no clips are held out, those of training are measured, and neither copying nor `nearest_` is. Once: bits per
+    pixel of the real clips; the share of them that are likelier under their own caption than under any other; and the
+    share of the other captions under which a clip is less likely, half of them by chance. `show` gets the first clips
+    as arguments for `contact_sheet`. UserError for fewer than 4 clips.
     """
     check_clips(request.samples, data.size)
     if request.frames < 2:
@@ -107,7 +108,9 @@ def evaluate_generation(
 
 
 def _training(data: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """Training clips (N, T, H, W, 3), perhaps none."""
+    """Training clips (N, T, H, W, 3), perhaps none; and none where no clips are held out, which are measured then."""
+    if split_of(data) == "train":
+        return np.zeros((0, data.frames, *data.size, 3), np.uint8)
     clips = [clip_THWC for clip_THWC, _ in some_clips(data, "train", TRAINING_CLIPS, rng)]
     return np.stack(clips) if clips else np.zeros((0, data.frames, *data.size, 3), np.uint8)
 
@@ -242,7 +245,7 @@ def _figures(
     }
     if training_ND is not None:
         nearest = [np.min(apart(each_ND[:, None], training_ND), axis=1).mean() for each_ND in (made_ND, truth_ND)]
-        figures["copying"] = float(nearest[0] / nearest[1])
+        figures["copying"] = float(nearest[0] / max(nearest[1], 1e-9))
     for kind in ("made", "repeat", "nearest"):
         before, prefix = f"{mode} {kind} ", "" if kind == "made" else f"{kind}_"
         of_kind = {key.removeprefix(before): values for key, values in lists.items() if key.startswith(before)}
