@@ -220,7 +220,9 @@ def coloured(path: Path, form: str, size: tuple[int, int], *, codec="ffv1", matr
         file.mux(stream.encode(None))
 
 
-@pytest.mark.parametrize("matrix, size", [(1, (32, 64)), (5, (32, 64)), (5, (600, 64)), (2, (600, 64)), (2, (32, 1280))])
+@pytest.mark.parametrize(
+    "matrix, size", [(1, (32, 64)), (5, (32, 64)), (5, (600, 64)), (2, (600, 64)), (2, (32, 1280))]
+)
 def test_colours_are_those_of_the_matrix(tmp_path, matrix, size):
     """Where it is untold, players take large video's for BT.709."""
     coloured(tmp_path / "v.mkv", "yuv444p", size, matrix=matrix)

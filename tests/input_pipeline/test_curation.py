@@ -1,10 +1,12 @@
 """Curation: planted faults are found, what is kept can be trained on, and it doesn't matter where the work is done."""
 
+import functools
 import json
 import os
 import signal
 import time
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -116,6 +118,55 @@ def test_what_is_kept_can_be_trained_on(raw, shots, tmp_path):
         write_shots(raw[0], raw[0] / "out", shots, kept)
     with pytest.raises(UserError, match="holds no curated clips"):
         write_shots(raw[0], tmp_path, shots, kept)
+
+
+@pytest.mark.parametrize(
+    "name, line, said",
+    [
+        ("notes.txt", "mine", r"holds notes\.txt, too; move that"),
+        ("sub/mine.mp4", "", r"holds sub/mine\.mp4, too"),
+        ("captions.jsonl", '{"file": "whole.mp4", "caption": "by hand"}', r"its captions\.jsonl was changed"),
+        ("shots.jsonl", "[1]", r"cannot read .*shots\.jsonl"),
+        (".DS_Store", "", ""),
+    ],
+)
+def test_what_was_added_to_curated_clips_is_not_replaced(raw, shots, tmp_path, name, line, said):
+    write_shots(raw[0], tmp_path / "out", shots, [shot for shot in shots if shot.file == "whole.mp4"])
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    with open(tmp_path / "out" / name, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = functools.partial(write_shots, raw[0], tmp_path / "out", shots, [])
+    if not said:
+        return again()
+    with pytest.raises(UserError, match=said):
+        again()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_the_copy_with_a_caption_is_kept(raw, tmp_path):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes((raw[0] / "whole.mp4").read_bytes())
+    (tmp_path / "captions.jsonl").write_text('{"file": "b.mp4", "caption": "a whole scene"}\n')
+    found = {shot.file: shot.duplicate_of for shot in all_shots(tmp_path)}
+    assert found == {"a.mp4": "b.mp4", "b.mp4": "", "c.mp4": "b.mp4"}
+
+
+def test_of_a_damaged_file_the_good_part_is_kept(tmp_path):
+    (tmp_path / "raw").mkdir()
+    write_video(tmp_path / "raw" / "a.mp4", scene(5, frames=48), 12)
+    with av.open(tmp_path / "raw" / "a.mp4") as file:
+        packets = [(packet.pos, packet.size) for packet in file.demux(video=0) if packet.size]
+    data = bytearray((tmp_path / "raw" / "a.mp4").read_bytes())
+    position, size = packets[32]
+    data[position : position + size] = bytes(size)
+    (tmp_path / "raw" / "a.mp4").write_bytes(data)
+    (shot,) = shots = all_shots(tmp_path / "raw")
+    assert 24 <= shot.frames <= 40 and shot.name == "a.mp4.000000.mp4"
+    write_shots(tmp_path / "raw", tmp_path / "out", shots, shots)
+    good = np.stack(list(stream_frames(tmp_path / "out" / shot.name)))
+    before = np.stack(list(stream_frames(tmp_path / "raw" / "a.mp4", fps=12)))
+    assert good.shape == before.shape and np.abs(good.astype(int) - before).mean() < 4
 
 
 def test_too_many_unreadable_videos(raw, tmp_path):

@@ -107,6 +107,15 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
+def test_what_was_added_to_records_is_not_replaced(tmp_path):
+    with RecordWriter(tmp_path / "set", "frames"):
+        pass
+    (tmp_path / "set" / "notes.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"holds notes\.txt, too"), RecordWriter(tmp_path / "set", "frames"):
+        pass
+    assert (tmp_path / "set" / "notes.txt").read_text() == "precious"
+
+
 def test_an_empty_dataset_is_one(tmp_path):
     with RecordWriter(tmp_path / "set", "frames"):
         pass

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.captions import NAMES, read_captions
 from tokvid.input_pipeline.clips import probe, stream_frames
 from tokvid.input_pipeline.folder import VIDEOS, videos_below
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.workers import Map, in_threads
-from tokvid.io.files import atomic, check_replaced
+from tokvid.io.files import atomic, check_replaced, refuse_others
 from tokvid.io.media import VideoWriter
 from tokvid.io.progress import progress
 from tokvid.metrics.footage import (
@@ -158,7 +158,7 @@ def shots_of(folder: Path, captioned: tuple[str, str]) -> list[Scored] | UserErr
     edges = [0, *cuts(np.array(video.changes)), len(video.changes)]
     spans = [(first, end) for first, end in itertools.pairwise(edges) if end - first >= video.closely]
     about = {"file": file, "caption": caption, "words": len(caption.split())}
-    about["whole"] = spans == [(0, len(video.changes))]
+    about["whole"] = not video.damaged and spans == [(0, len(video.changes))]
     return [video.shot(first, end, about) for first, end in spans]
 
 
@@ -166,7 +166,8 @@ class _Measured:
     """All that is kept of a video's frames: about 300 bytes of each."""
 
     def __init__(self, path: Path):
-        self.fps = probe(path).rate or 1.0
+        info = probe(path)
+        self.fps = info.rate or 1.0
         self.closely, self.between = max(1, round(self.fps * SHORTEST)), max(1, round(self.fps * BETWEEN))
         self.size = (0, 0)
         self.changes: list[float] = []
@@ -189,6 +190,9 @@ class _Measured:
                 self.size = image_HWC.shape[:2]
                 self.lit[index], self.details[index] = brightest(image_HWC), _detail(image_HWC)
             before = now
+        # Damage ends the frames early, or is told.
+        early = len(self.changes) + 1 < info.seconds * self.fps
+        self.damaged = early or any(warning.startswith("damaged") for warning in info.warnings)
 
     def shot(self, first: int, end: int, about: Mapping[str, Any]) -> Scored:
         """The scores of the frames from `first` to before `end`."""
@@ -228,9 +232,10 @@ def _detail(image_HWC: UInt8[np.ndarray, "h w 3"]) -> dict[str, float]:
 
 
 def _compared(scored: Sequence[Scored]) -> list[Shot]:
-    """All shots, each copy of an earlier one named, and captions counted. A black shot is no copy.
+    """All shots, each copy of another one named, and captions counted. A black shot is no copy.
 
-    Copies look alike and change alike: two shots of one scene have only the former in common.
+    Of copies, the first that has a caption is the original, or just the first where none has. Copies look alike and
+    change alike: two shots of one scene have only the former in common.
     """
     if not scored:
         return []
@@ -240,10 +245,10 @@ def _compared(scored: Sequence[Scored]) -> list[Shot]:
     size = phases_NTP[0].size
     flat_ND = phases_NTP.reshape(len(scored), size)
     square_N = np.sum(flat_ND**2, axis=1)
-    result: list[Shot] = []
+    result = [shot for shot, _ in scored]
     originals: list[int] = []
-    for index, (shot, _) in enumerate(scored):
-        shot = dataclasses.replace(shot, same_caption=captions[shot.caption])
+    for index in sorted(range(len(scored)), key=lambda index: not scored[index].shot.caption):
+        shot = dataclasses.replace(result[index], same_caption=captions[result[index].caption])
         of = np.array(originals, int)
         near = of[square_N[of] + square_N[index] - 2 * flat_ND[of] @ flat_ND[index] < SAME**2 * size]
         apart = np.sqrt(np.mean((changes_NTP[near] - changes_NTP[index]) ** 2, axis=(1, 2)))
@@ -252,17 +257,36 @@ def _compared(scored: Sequence[Scored]) -> list[Shot]:
             shot = dataclasses.replace(shot, faults=(*shot.faults, DUPLICATE), duplicate_of=result[int(same[0])].name)
         else:
             originals.append(index)
-        result.append(shot)
+        result[index] = shot
     return result
 
 
 def check_curated(folder: Path, out: Path) -> None:
-    """UserError where `out` is or lies in the folder of raw videos, or holds anything but curated clips."""
+    """UserError where `out` is or lies in the folder of raw videos, or holds anything but curated clips as they were
+    written."""
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out} is within {folder}, whose videos it would join; choose another --out")
     if out.exists() and not (out.is_dir() and ((out / "shots.jsonl").is_file() or not any(out.iterdir()))):
         raise UserError(f"{out} is there already and holds no curated clips; choose another --out")
+    if (out / "shots.jsonl").is_file():
+        lines = [_line(row.get("clip", ""), row.get("caption", "")) for row in _rows(out / "shots.jsonl")]
+        refuse_others(out, ["captions.jsonl", "shots.jsonl", *(line["file"] for line in lines)])
+        written = [line for line in lines if (out / line["file"]).is_file()]
+        if (out / "captions.jsonl").is_file() and _rows(out / "captions.jsonl") != written:
+            raise UserError(f"{out} is to be replaced, but its captions.jsonl was changed; choose another --out")
     check_replaced(out)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({reason(error)}); move its folder, or choose another --out") from error
+
+
+def _line(file: str, caption: str) -> dict[str, str]:
+    """A clip's line in captions.jsonl."""
+    return {"file": file, "caption": caption}
 
 
 def write_shots(folder: Path, out: Path, shots: Sequence[Shot], kept: Sequence[Shot], mapped: Map = map) -> None:
@@ -284,7 +308,7 @@ def write_shots(folder: Path, out: Path, shots: Sequence[Shot], kept: Sequence[S
             if failure is not None:
                 raise failure
             advance()
-        captions = ({"file": shot.name, "caption": shot.caption} for shot in kept)
+        captions = (_line(shot.name, shot.caption) for shot in kept)
         for name, rows in (("captions.jsonl", captions), ("shots.jsonl", (shot.row for shot in shots))):
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (temporary / name).write_text("".join(lines), encoding="utf-8")

@@ -23,7 +23,7 @@ from array_record.python import array_record_module
 from tokvid.config import DataConfig
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.source import Source
-from tokvid.io.files import atomic, check_replaced, read_json, seal, write_json
+from tokvid.io.files import atomic, check_replaced, read_json, refuse_others, seal, write_json
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import Caption, VideoItem
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "tokvid records", 1
+RECORDS = ".array_record"
 Kind = Literal["video", "frames", "tokens"]
 KINDS: tuple[Kind, ...] = ("video", "frames", "tokens")
 FIELDS = {"format", "version", "kind", "count", "counts", "metadata"}  # of dataset.json
@@ -205,6 +206,10 @@ def check_replaceable(path: Path) -> None:
     replaceable = path.is_dir() and ((path / "dataset.json").is_file() or not any(path.iterdir()))
     if path.exists() and not replaceable:
         raise UserError(f"{path} is there already and holds no records; choose another place for them")
+    if path.exists():
+        refuse_others(
+            path, (each.name for each in path.iterdir() if each.suffix == RECORDS or each.name == "dataset.json")
+        )
     check_replaced(path)
 
 
@@ -307,7 +312,7 @@ class RecordSource:
 
 
 def _file_name(index: int) -> str:
-    return f"{index:05d}.array_record"
+    return f"{index:05d}{RECORDS}"
 
 
 def _open(path: Path, count: int) -> Any:
@@ -453,4 +458,4 @@ def _open_source(config: DataConfig) -> RecordSource:
     return source
 
 
-SOURCE = Source(open=_open_source, files=lambda path: [path / "dataset.json", *path.glob("*.array_record")])
+SOURCE = Source(open=_open_source, files=lambda path: [path / "dataset.json", *path.glob(f"*{RECORDS}")])

@@ -407,7 +407,9 @@ class VideoFile:
             starts = starts[:shown]
         end = self.time(self.clock.end) if end is None else end
         if (curve := HDR.get(first.frame.color_trc)) is not None:
-            warnings.append(f"has high dynamic range ({curve}), which is read without tone mapping: flat and grey; {TONES}")
+            warnings.append(
+                f"has high dynamic range ({curve}), which is read without tone mapping: flat and grey; {TONES}"
+            )
         rate = self.stream.average_rate or self.stream.guessed_rate
         return Look(first.frame, [self.time(start) for start in starts] or [0.0], end, float(rate or 0), warnings)
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tokvid.errors import UserError
@@ -119,6 +119,15 @@ def check_replaced(path: str | Path) -> None:
         if os.path.ismount(path):
             raise UserError(f"cannot replace {path}: something is mounted there; name a folder in it")
         _try(Path(path))
+
+
+def refuse_others(folder: Path, own: Iterable[str]) -> None:
+    """UserError where a folder that is to be replaced holds files that aren't its `own`; hidden ones don't count."""
+    known = set(own)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.name.startswith(".") and name not in known and not (path.is_dir() and not path.is_symlink()):
+            raise UserError(f"{folder} is to be replaced, but holds {name}, too; move that, or choose another place")
 
 
 def _try(path: Path) -> None:
