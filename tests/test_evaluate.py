@@ -8,7 +8,6 @@ import types
 import numpy as np
 import pytest
 
-from tokvid.api.worlds import SHIPPED
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import batches, interpolation, reconstruction, shapes
@@ -16,6 +15,7 @@ from tokvid.evaluate.batches import Settings, generate_batch, through, usual
 from tokvid.evaluate.interpolation import Request, blend, evaluate_interpolation, jitter
 from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction, some_clips, with_later_codes
 from tokvid.evaluate.shapes import evaluate_shapes, read_segments
+from tokvid.io.worlds import SHIPPED
 from tokvid.metrics.features import load_features
 from tokvid.metrics.video import psnr
 from tokvid.sampling.story import Segment, Story, load_story

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tokvid.api.worlds import SHIPPED
+from tokvid.io.worlds import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +66,7 @@ def test_an_installed_copy_finds_its_weights(installed, tmp_path):
     assert code == 2 and "no weights in tokenizer" in out
     program = """
 from tokvid.cli.main import main
-from tokvid.api.worlds import SHIPPED
+from tokvid.io.worlds import SHIPPED
 print(SHIPPED)
 main(["inspect", str(SHIPPED)])
 """

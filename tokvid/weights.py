@@ -25,8 +25,9 @@ from flax import nnx
 
 from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, computed, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean
-from tokvid.io.files import atomic, read_json, seal, to_json, worlds
+from tokvid.io.files import atomic, read_json, seal, to_json
 from tokvid.io.urls import local
+from tokvid.io.worlds import WORLDS, weights_named
 from tokvid.sharding import placed
 from tokvid.tasks.tasks import trained_tasks
 from tokvid.tokenizer.cvivit import CViViT
@@ -107,7 +108,7 @@ def check_no_loras(folder: Path) -> None:
 
 def find(name: str | Path) -> Path:
     """The folder of weights: one that comes with tokvid, by its name, a path, or a URL, which is fetched."""
-    return worlds()[str(name)] if str(name) in worlds() and not Path(name).exists() else local(name)
+    return local(weights_named(name))
 
 
 def kind_of(folder: str | Path) -> str:
@@ -130,7 +131,7 @@ def describe(folder: str | Path, kind: str) -> dict[str, Any]:
                 f"{folder} has a LoRA only; add it to the weights it started from: --lora {folder / LORA_FILE}"
             )
         raise UserError(
-            f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name others: {', '.join(worlds())}"
+            f"no {kind} weights in {folder}; `tokvid train {kind}` makes them, or name others: {', '.join(WORLDS)}"
         )
     return _described(folder / "config.json", kind)
 

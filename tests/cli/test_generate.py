@@ -12,9 +12,9 @@ import PIL.Image
 import pytest
 
 from tokvid.api.world import load
-from tokvid.api.worlds import WORLDS
 from tokvid.input_pipeline.clips import probe
 from tokvid.io.media import write_video
+from tokvid.io.worlds import WORLDS
 from tokvid.sampling import film
 
 STORY = "segments:\n  - {prompt: a red circle, seconds: 1.3}\n  - {prompt: 一个圆, seconds: 0.8}\n"

@@ -21,12 +21,12 @@ pytest.importorskip("httpx", reason="needs httpx, of the group dev")
 from fastapi.testclient import TestClient
 
 from tokvid import weights
-from tokvid.api.worlds import WORLDS
 from tokvid.cli.main import main
 from tokvid.config import GUIDANCE
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.io.media import write_image, write_video
+from tokvid.io.worlds import WORLDS
 from tokvid.sampling.story import defaults_of, load_story
 from tokvid.shapes.drawing import captions_corpus
 from tokvid.studio import maker, uploads

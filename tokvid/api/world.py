@@ -27,13 +27,13 @@ from tokvid.api.stories import (
 )
 from tokvid.api.verbs import verb
 from tokvid.api.video import OnProgress, Stream, Video, check_fps
-from tokvid.api.worlds import WORLDS
 from tokvid.errors import UserError, suggestion
 from tokvid.evaluate.reconstruction import Reconstruction
 from tokvid.input_pipeline.picture import Fit
 from tokvid.input_pipeline.tracks import load_track
 from tokvid.io.compiled import keep_programs
 from tokvid.io.urls import local, text_of
+from tokvid.io.worlds import WORLDS
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of

@@ -4,9 +4,9 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import Command, models_arguments, models_of
 from tokvid.io.files import Outputs, check_output, write_json
+from tokvid.io.worlds import SHIPPED, WORLDS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokvid import __version__
-from tokvid.api.worlds import WORLDS
 from tokvid.cli.options import Command
 from tokvid.errors import UserError, reason
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import tpu_devices
 from tokvid.io.threads import usable_cores
+from tokvid.io.worlds import WORLDS
 
 GB = 1 << 30
 NVIDIA = "/proc/driver/nvidia"  # is there where its driver is

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokvid.api.worlds import SHIPPED, WORLDS, weights_named
 from tokvid.cli.printing import several
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.errors import UserError
 from tokvid.input_pipeline.encoded import head_of
 from tokvid.io.files import SHEET_SUFFIXES, VIDEO_SUFFIXES, Outputs, named_path
 from tokvid.io.urls import URL, is_url
+from tokvid.io.worlds import SHIPPED, WORLDS, weights_named
 
 if TYPE_CHECKING:
     from tokvid.api.stories import Settings

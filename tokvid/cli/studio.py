@@ -2,10 +2,10 @@
 
 import argparse
 
-from tokvid.api.worlds import SHIPPED, WORLDS
 from tokvid.cli.options import Command, lora, weights
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
+from tokvid.io.worlds import SHIPPED, WORLDS
 
 
 class Studio(Command):

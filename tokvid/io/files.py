@@ -25,18 +25,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SHEET_SUFFIXES = (".png",)
 
 
-def shipped() -> Path:
-    """The folder of the shipped weights and stories: `data/` in a checkout, or in the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    return inside if (inside := package / "data").is_dir() else package.parent / "data"
-
-
-def worlds() -> dict[str, Path]:
-    """The folders of the shipped weights, by name."""
-    folder = shipped()
-    return {"shapes": folder, **{each.parent.name: each.parent for each in sorted(folder.glob("*/tokenizer"))}}
-
-
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path (same folder, same suffix) to write a file or folder to; renamed to `path` on success.

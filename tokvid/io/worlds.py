@@ -3,10 +3,18 @@
 import os
 from pathlib import Path
 
-from tokvid.io.files import shipped, worlds
 from tokvid.io.urls import URL, is_url
 
-SHIPPED, WORLDS = shipped(), worlds()  # the weights that come with tokvid, by name
+
+def _shipped() -> Path:
+    """The folder of the shipped weights and stories: `data/` in a checkout, or in the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    return inside if (inside := package / "data").is_dir() else package.parent / "data"
+
+
+SHIPPED = _shipped()
+# The folders of the shipped weights, by name.
+WORLDS = {"shapes": SHIPPED, **{each.parent.name: each.parent for each in sorted(SHIPPED.glob("*/tokenizer"))}}
 
 
 def weights_named(name: str | os.PathLike[str]) -> URL | Path:
