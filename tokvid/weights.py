@@ -204,7 +204,7 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
     # Of the config as written: a field added by a later version must not invalidate earlier weights.
     if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
-    tensors = _renamed(tensors)
+    tensors = {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}
     _check(shapes(kind, config)[1], tensors, path)
     return config, tensors
 
@@ -340,14 +340,9 @@ RENAMED = {
 }
 
 
-def _renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}
-
-
 def fill(kind: str, config: Any, tensors: dict[str, np.ndarray], path: Path) -> tuple[nnx.GraphDef, nnx.State]:
     """A model's graph and its parameters, from tensors by name. UserError names one that doesn't match."""
     graph, leaves = shapes(kind, config)
-    tensors = _renamed(tensors)
     _check(leaves, tensors, path)
     return graph, nnx.from_flat_state(
         [(_path(name), leaf.replace(jnp.asarray(tensors[name], leaf.dtype))) for name, leaf in leaves.items()]
