@@ -23,6 +23,7 @@ from tokvid.sampling.stream import (
     Source,
     StreamDecoder,
     Windows,
+    next_seeds,
     window_ends,
     with_noise_of,
 )
@@ -32,6 +33,7 @@ from tokvid.types import Caption, captions_in_force, stride_of
 
 MOST_TIMES = 64  # as many frames, by interpolation
 MOST_DRAWS = 64  # side by side, of which the mean is shown
+OWN_DRAW = 104_729  # between the seeds of draws
 
 log = logging.getLogger(__name__)
 
@@ -171,18 +173,14 @@ def interpolated(
     (name, condition), draws = refinement(models), levels.draws
     start, *of_batch = prompt
     drawn = Prompt(start, *(np.repeat(each, draws, axis=0) for each in of_batch))
-    drawn = drawn._replace(seeds_B=np.concatenate([_apart(seed, draws) for seed in prompt.seeds_B]))
+    number_B = np.tile(np.arange(draws), len(prompt.seeds_B))  # the first one's seed is the video's
+    drawn = drawn._replace(seeds_B=next_seeds(drawn.seeds_B, OWN_DRAW * number_B))
     each_BTHWQ = np.repeat(tokens_BTHWQ, draws, axis=0)
     parts = (each_BTHWQ[:, at : at + 1] for at in range(each_BTHWQ.shape[1]))
     source = Source(name, levels.rates[0] / condition.slower, parts)
     for part_BTHWC in videos(models, [drawn], levels, each_BTHWQ[:, :1], sources=[source]):
         part_BNTHWC = part_BTHWC.reshape(-1, draws, *part_BTHWC.shape[1:])
         yield np.rint(part_BNTHWC.mean(axis=1, dtype=np.float32)).astype(np.uint8)
-
-
-def _apart(seed: int, draws: int) -> Int[np.ndarray, " n"]:
-    """A seed for each draw: the first one's is the video's."""
-    return (int(seed) + 104_729 * np.arange(draws)) % 2**32
 
 
 def videos(

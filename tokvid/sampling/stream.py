@@ -236,11 +236,15 @@ def make_prompt(
     )
 
 
+def next_seeds(seeds_B: Integer[np.ndarray, " b"], by: int | Integer[np.ndarray, " b"]) -> Integer[np.ndarray, " b"]:
+    """The seeds that come `by` after these."""
+    return (np.asarray(seeds_B, np.int64) + by) % 2**32
+
+
 def with_noise_of(number: int, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The same prompts with other seeds, for a further level, or place on a canvas: noise that it shared with another
     one would have been chosen by what that one drew."""
-    each = (np.asarray(prompt.seeds_B, np.uint64) + np.uint64(OWN_NOISE * number) for prompt in prompts)
-    return [prompt._replace(seeds_B=seeds_B % 2**32) for prompt, seeds_B in zip(prompts, each, strict=True)]
+    return [prompt._replace(seeds_B=next_seeds(prompt.seeds_B, OWN_NOISE * number)) for prompt in prompts]
 
 
 class Source:
