@@ -38,7 +38,7 @@ from tokvid.io.files import Outputs, read_json, write_json
 from tokvid.io.threads import usable_cores
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.stream import Models, StreamDecoder, load_models
+from tokvid.sampling.stream import Models, decode_clips, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.quantizers import channels, codes_of
@@ -178,9 +178,7 @@ def tokenizer_rows(tokenizer: Loaded, runs: int, quick: bool) -> list[Row]:
         tokens = rng.integers(
             codes.vocabulary, size=(batch, latent_frames, rows, columns, codes.per_token), dtype=np.int32
         )
-        seconds = median_seconds(
-            lambda tokens=tokens: StreamDecoder(tokenizer, len(tokens), rows, columns).feed(tokens), runs
-        )
+        seconds = median_seconds(lambda tokens=tokens: decode_clips(tokenizer, tokens), runs)
         flops = batch * tokenizer_flops(c, "decoder", latent_frames, c.time_window, channels(c))
         found.append(Row(f"tokenizer, decode {batch} streams", "frames", batch * frames, seconds, flops))
     return found

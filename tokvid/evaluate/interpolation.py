@@ -17,7 +17,7 @@ from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split
 from tokvid.io.progress import progress
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import interpolated, levels_between
-from tokvid.sampling.stream import Guidance, Models, Prompt, StreamEncoder, frames_of, make_prompt
+from tokvid.sampling.stream import Guidance, Models, Prompt, encode_clips, frames_of, make_prompt
 from tokvid.shapes.reading import read_attributes, wrap
 
 JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")
@@ -111,7 +111,7 @@ def _interpolated(
 ) -> np.ndarray:
     """Videos (B, T, H, W, 3) of which every `factor`-th frame, at the rate `slow`, and the captions are given."""
     given = truth[:, :: request.factor]
-    tokens = StreamEncoder(models.tokenizer, len(given), given.shape[2:4]).feed(given)
+    tokens = encode_clips(models.tokenizer, given)
     how = settings.keep, settings.sampling, request.draws
     levels = levels_between(models, slow, request.factor, tokens.shape[1], *how)
     made = interpolated(models, prompt, levels, tokens)

@@ -22,7 +22,7 @@ from tokvid.config import Sampling
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.stream import StreamDecoder
+from tokvid.sampling.stream import decode_clips
 from tokvid.shapes.drawing import attributes_of
 from tokvid.shapes.reading import mean_distance, read_attributes, score
 from tokvid.shapes.words import WORLD, ShapeAttributes
@@ -134,12 +134,8 @@ class Judge:
         return np.array(rewards, np.float32)
 
     def _decoded(self, tokens_NTHWQ: np.ndarray) -> np.ndarray:
-        parts = []
-        for first in range(0, len(tokens_NTHWQ), BATCH):
-            part = tokens_NTHWQ[first : first + BATCH]
-            batch, _, rows, columns, _ = part.shape
-            parts.append(StreamDecoder(self._tokenizer, batch, rows, columns).feed(part))
-        return np.concatenate(parts)
+        starts = range(0, len(tokens_NTHWQ), BATCH)
+        return np.concatenate([decode_clips(self._tokenizer, tokens_NTHWQ[at : at + BATCH]) for at in starts])
 
     def _of(self, made: Made) -> float:
         where, advice = f"the reward {self._name} of a video of {made.prompt!r:.80}", "mend it, and run again to go on"
