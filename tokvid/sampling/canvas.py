@@ -12,7 +12,7 @@ from tokvid.errors import UserError
 from tokvid.sampling.edits import check_trained
 from tokvid.sampling.given import pasted, reduced
 from tokvid.sampling.levels import Levels, tokens_of
-from tokvid.sampling.story import Story, first_frames, prompts_of
+from tokvid.sampling.story import Story, first_frames, levels_of, prompts_of
 from tokvid.sampling.stream import (
     Around,
     Models,
@@ -21,7 +21,6 @@ from tokvid.sampling.stream import (
     StreamDecoder,
     decode_clips,
     encode_clips,
-    latent_frames_for,
     with_noise_of,
 )
 from tokvid.tasks.conditions import with_means
@@ -92,7 +91,7 @@ def outpaint(
     inner_THWQ = encode_clips(models.tokenizer, np.stack([reduced(each, sizes[0]) for each in inner_THWC])[None])[0]
     shape = (sizes[1][0] // side, sizes[1][1] // side)
     canvas, places = widened(inner_THWQ[None], shape, models.transformer.config.latent[1:])
-    painted_BTHWQ = paint(models, prompts_of(story, models), _levels(story, len(inner_THWQ)), canvas, places)
+    painted_BTHWQ = paint(models, prompts_of(story, models), levels_of(story, models, len(inner_THWC)), canvas, places)
     larger = side * (inner_THWC.shape[1] // sizes[0][0])
     inside_HW = canvas.known_BTHW[0, 0].repeat(larger, axis=0).repeat(larger, axis=1)
     given_THWC = np.zeros((len(inner_THWC), *inside_HW.shape, 3), np.uint8)
@@ -156,7 +155,7 @@ def upscale(
     """
     check_trained(models, "upscale")
     check_times(times)
-    prompts, levels = prompts_of(story, models), _levels(story, latent_frames_for(len(video_THWC), _patch(models)))
+    prompts, levels = prompts_of(story, models), levels_of(story, models, len(video_THWC))
     video_BTHWC = video_THWC[None]
     while times > 1:
         video_BTHWC, times = doubled(models, prompts, levels, video_BTHWC), times // 2
@@ -183,14 +182,6 @@ def doubled(
     painted_BTHWQ = paint(models, with_noise_of(DOUBLING * doublings, prompts), levels, canvas, places, sources)
     made_BTHWC = decode_clips(models.tokenizer, painted_BTHWQ)[:, : video_BTHWC.shape[1]]
     return np.stack([with_means(made, small) for made, small in zip(made_BTHWC, video_BTHWC, strict=True)])
-
-
-def _levels(story: Story, latent_frames: int) -> Levels:
-    return Levels([story.fps], latent_frames, story.keep, story.sampling)
-
-
-def _patch(models: Models) -> int:
-    return models.tokenizer.config.temporal_patch
 
 
 def _decoded(

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from tokvid.errors import UserError
 from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored_alone
-from tokvid.sampling.levels import Levels, check_rows, interpolated, levels_between, refinement, videos
-from tokvid.sampling.story import Opening, Story, encode_opening, encode_picture, first_frames, prompts_of
+from tokvid.sampling.levels import check_rows, interpolated, levels_between, refinement, videos
+from tokvid.sampling.story import Opening, Story, encode_opening, encode_picture, first_frames, levels_of, prompts_of
 from tokvid.sampling.stream import (
     Around,
     Models,
@@ -194,8 +194,7 @@ def _generated(
     first: Opening | None = None,
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
     """The frames of one video at one rate, a few at a time; the first one may be given, and lends its detail."""
-    latent_frames = latent_frames_for(frames, models.tokenizer.config.temporal_patch)
-    levels = Levels([story.fps], latent_frames, story.keep, story.sampling)
+    levels = levels_of(story, models, frames)
     opening_BTHWQ = models.no_tokens(1) if first is None else first.tokens_THWQ[None]
     made = videos(models, prompts_of(story, models), levels, opening_BTHWQ, sources=sources, around=around)
     shown = first_frames(frames, made)

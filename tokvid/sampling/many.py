@@ -16,9 +16,9 @@ from jaxtyping import UInt8
 
 from tokvid.errors import UserError
 from tokvid.io.threads import usable_cores
-from tokvid.sampling.levels import Levels, check_rows, rates_of, videos
-from tokvid.sampling.story import Story, prompts_of
-from tokvid.sampling.stream import Models, Prompt, latent_frames_for
+from tokvid.sampling.levels import check_rows, rates_of, videos
+from tokvid.sampling.story import Story, levels_of, prompts_of
+from tokvid.sampling.stream import Models, Prompt
 from tokvid.sharding import current_mesh, platform
 
 MOST_BYTES = 1 << 31  # of a batch's frames, which are kept in memory
@@ -108,9 +108,8 @@ def _told(
     models: Models, stories: Sequence[Story], wanted: int, advance: Callable[[int], object]
 ) -> list[UInt8[np.ndarray, "t h w 3"]]:
     """The frames of the first `wanted` stories; the others fill the batch."""
-    story, patch = stories[0], models.tokenizer.config.temporal_patch
-    rates = rates_of(models, story.fps, story.scheme)
-    levels = Levels(rates, latent_frames_for(story.frames, patch), story.keep, story.sampling)
+    story = stories[0]
+    levels = levels_of(story, models, story.frames, rates_of(models, story.fps, story.scheme))
     every = (prompts_of(each, models) for each in stories)
     prompts = [_side_by_side(prompts) for prompts in zip(*every, strict=True)]
     parts, made = [], 0

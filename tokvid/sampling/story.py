@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,6 +232,12 @@ def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt
     return prompts
 
 
+def levels_of(story: Story, models: Models, frames: int, rates: Sequence[float] = ()) -> Levels:
+    """The levels of a video of so many frames, sampled as the story says, at its own rate or these."""
+    latent_frames = latent_frames_for(frames, models.tokenizer.config.temporal_patch)
+    return Levels(rates or [story.fps], latent_frames, story.keep, story.sampling)
+
+
 def tell(
     models: Models,
     story: Story,
@@ -249,7 +255,7 @@ def tell(
     before = opening_frames(len(opening_THWQ), patch)
     rates = rates_of(models, story.fps, story.scheme) if len(opening_THWQ) < 2 else [story.fps]
     prompts = prompts_of(story, models, before / story.fps)
-    levels = Levels(rates, latent_frames_for(before + story.frames, patch), story.keep, story.sampling)
+    levels = levels_of(story, models, before + story.frames, rates)
     yield from first_frames(before + story.frames, videos(models, prompts, levels, opening_THWQ[None], windows=windows))
 
 
