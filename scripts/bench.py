@@ -230,7 +230,7 @@ def random_windows(c: TransformerConfig, batch: int, known: int, rng: np.random.
         start=np.full(batch, 5 * bool(known), np.int32),
         fps=np.full(batch, 8, np.float32),
         text=rng.integers(c.text_vocabulary, size=(batch, c.text_length), dtype=np.int32),
-        known=np.broadcast_to(np.arange(c.latent[0]) < known, (batch, c.latent[0])),
+        known=np.broadcast_to(np.arange(c.latent_frames) < known, (batch, c.latent_frames)),
     )
 
 

@@ -48,7 +48,7 @@ def continued(name: str, real_BTHWC: np.ndarray, captions: list[str], options: a
     """The clips' beginnings, continued to `seconds` by the weights of this name."""
     models = load_models(weights.find(name))
     known = encode_clips(models.tokenizer, real_BTHWC)[:, :GIVEN]
-    frames = frames_of(GIVEN, models.tokenizer.config.temporal_patch) + round(options.seconds * options.fps)
+    frames = frames_of(GIVEN, models.temporal_patch) + round(options.seconds * options.fps)
     settings = Settings(sampling=Sampling(temperature=options.temperature, top_p=options.top_p))
     prompt = make_prompt(models, captions, np.arange(len(captions)), Guidance(options.guidance))
     parts = videos(models, [prompt], settings.levels(models, [options.fps], frames), known)

@@ -71,9 +71,8 @@ def models(monkeypatch):
     monkeypatch.setattr(reading, "FILTERS", 48)  # enough for these digits
     monkeypatch.setattr(mnist, "generate_batch", perfect)
     monkeypatch.setattr(mnist, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
-    tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_patch=2))
     transformer = types.SimpleNamespace(about={"fps": (8.0,)})
-    return types.SimpleNamespace(size=(64, 64), mark="mark", tokenizer=tokenizer, transformer=transformer)
+    return types.SimpleNamespace(size=(64, 64), mark="mark", tokenizer=None, temporal_patch=2, transformer=transformer)
 
 
 def test_a_perfect_model_gets_full_marks(models, data, by_two, monkeypatch):

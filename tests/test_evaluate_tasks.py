@@ -50,7 +50,7 @@ def batch(monkeypatch):
     )
     tokenizer = types.SimpleNamespace(config=TokenizerConfig(temporal_patch=PATCH, patch=SIDE, fold=1))
     transformer = types.SimpleNamespace(config=types.SimpleNamespace(latent=(4, 8, 8)), about={"fps": (8.0,)})
-    models = types.SimpleNamespace(size=(32, 32), tokenizer=tokenizer, transformer=transformer)
+    models = stream.Models(tokenizer, transformer, None)
     return Batch(models, 8.0, 17, np.arange(6), Settings(), stories_of(6, 0, 3.0))
 
 

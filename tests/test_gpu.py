@@ -113,12 +113,12 @@ def test_decoding_fills_in_a_window(sampling):
     c, B = TINY.transformer, 3
     graph, params = nnx.split(nnx.jit(lambda: Transformer(c, rngs=nnx.Rngs(0)))())
     batch = windows(c, B)
-    batch = batch._replace(known=np.broadcast_to(np.arange(c.latent[0])[:, None, None] < 1, batch.known.shape))
+    batch = batch._replace(known=np.broadcast_to(np.arange(c.latent_frames)[:, None, None] < 1, batch.known.shape))
     request = Request(
         batch,
         np.full_like(batch.text, -1),
         jax.random.split(jax.random.key(0), B),
-        np.full((B, c.latent[0]), 2, np.float32),
+        np.full((B, c.latent_frames), 2, np.float32),
         np.int32(math.prod(c.grid)),
         np.int32(math.prod(c.latent) - math.prod(c.grid)),
     )

@@ -26,7 +26,7 @@ def test_a_recipe_fits_together(path):
     assert recipe.transformer.latent[1:] == grid[1:]
     assert (recipe.transformer.vocabulary, recipe.transformer.subcodes) == codes_of(recipe.tokenizer)
     assert recipe.transformer.temporal_patch == recipe.tokenizer.temporal_patch
-    assert recipe.tokens.latent_frames >= recipe.transformer.latent[0]
+    assert recipe.tokens.latent_frames >= recipe.transformer.latent_frames
     for training in (recipe.train_tokenizer, recipe.train_transformer):
         assert training.warmup < training.steps and math.isfinite(training.learning_rate)
 

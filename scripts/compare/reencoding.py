@@ -61,7 +61,7 @@ class RestartedWindow(RollingWindow):
 def reencoded(models: Models, story: Story) -> Iterator[np.ndarray]:
     """The frames of a story at one level, uint8 (T, H, W, 3), a window at a time."""
     _, rows, columns = models.transformer.config.latent
-    latent_frames = latent_frames_for(story.frames, models.tokenizer.config.temporal_patch)
+    latent_frames = latent_frames_for(story.frames, models.temporal_patch)
     prompts = prompts_of(story, models)
 
     def windows() -> Iterator[np.ndarray]:

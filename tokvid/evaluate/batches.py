@@ -37,9 +37,7 @@ class Settings:
 
     def levels(self, models: Models, rates: Sequence[float], frames: int) -> Levels:
         """Those of videos of so many frames."""
-        return Levels(
-            rates, latent_frames_for(frames, models.tokenizer.config.temporal_patch), self.keep, self.sampling
-        )
+        return Levels(rates, latent_frames_for(frames, models.temporal_patch), self.keep, self.sampling)
 
 
 def usual(task: str = "text_to_video", draws: int = 1) -> Settings:

@@ -64,7 +64,7 @@ class Clips(abc.ABC):
 
     def pixels(self, tokens_BTHW: np.ndarray) -> np.ndarray:
         """A mask of tokens as one of pixels, (B, T, H, W)."""
-        side, patch = self.models.size[0] // tokens_BTHW.shape[2], self.models.tokenizer.config.temporal_patch
+        side, patch = self.models.size[0] // tokens_BTHW.shape[2], self.models.temporal_patch
         latent_T = [latent_frames_for(1 + t, patch) - 1 for t in range(self.frames)]
         return tokens_BTHW[:, latent_T].repeat(side, axis=2).repeat(side, axis=3)
 

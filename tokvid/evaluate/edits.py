@@ -239,7 +239,7 @@ def _figures(lists: dict[str, list[float]], motion: list[float]) -> dict[str, An
 
 def _drawn(models: Models, data: DataConfig, request: Request, settings: Settings) -> Iterator[tuple[RealClips, int]]:
     """Batches of held-out clips, and how many of each count: all batches have one size, for one program."""
-    patch, size = models.tokenizer.config.temporal_patch, min(BATCH, request.samples)
+    patch, size = models.temporal_patch, min(BATCH, request.samples)
     frames = frames_of(latent_frames_for(frames_in(request.seconds, request.fps), patch), patch)
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=frames, fps=(request.fps,))

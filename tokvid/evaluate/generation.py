@@ -83,7 +83,7 @@ def evaluate_generation(
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
     training_NTHWC = _training(wanted, rng)
-    modes = {name: known for name, known in MODES.items() if _given(models, known) < request.frames}
+    modes = {name: known for name, known in MODES.items() if frames_of(known, models.temporal_patch) < request.frames}
     drawn = ((clips, len(clips.truth)) for clips in _batches(wanted, request, rng))
     with progress("evaluate generation", request.samples, "clips", quiet=not first()) as advance:
         measure = functools.partial(_measure, models, training_NTHWC, modes, request.fps, features, settings)
@@ -137,7 +137,7 @@ def _measure(
     shown, truth_ND = {"truth": clips.truth}, features.extract(clips.truth)
     told = [(clips.truth.shape[1] / fps, clips.captions)]
     for name, known in modes.items():
-        given = _given(models, known)
+        given = frames_of(known, models.temporal_patch)
         opening = clips.truth[:, :given] if given else None
         made, again = (generate_batch(models, fps, told, half, settings, opening) for half in np.split(clips.seeds, 2))
         compared = {"made": made, **_without_model(clips.truth, given, training_NTHWC)}
@@ -202,11 +202,6 @@ def _all_figures(
         "caption_retrieval_chance": mean(lists["retrieved by chance"]),
         "caption_preferred": mean(lists["preferred"]),
     }
-
-
-def _given(models: Models, latent_frames: int) -> int:
-    """The number of frames in `latent_frames` latent frames."""
-    return frames_of(latent_frames, models.tokenizer.config.temporal_patch)
 
 
 def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> Iterator[Captioned]:

@@ -52,7 +52,7 @@ def evaluate_interpolation(
     """
     check_clips(request.samples, data.size)
     models = models.for_task("interpolation")
-    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.tokenizer.config.temporal_patch) - 1) * request.factor
+    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.temporal_patch) - 1) * request.factor
     rng = np.random.default_rng([EVALUATION_SEED, request.seed])
     batch, fps = min(BATCH, request.samples), max(data.fps)
     every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * request.samples, rng)

@@ -28,11 +28,11 @@ def log_likelihood(
     batch, end = tokens_BTHWQ.shape[:2]
     text_BL = np.stack([models.text.encode(caption, config.text_length) for caption in captions])
     total_B, first = np.zeros(batch), known
-    for last in window_ends(known, end, config.latent[0], keep):
+    for last in window_ends(known, end, config.latent_frames, keep):
         start = first - min(keep, first)
-        window = np.full((batch, config.latent[0], *tokens_BTHWQ.shape[2:]), -1, np.int32)
+        window = np.full((batch, config.latent_frames, *tokens_BTHWQ.shape[2:]), -1, np.int32)
         window[:, : last - start] = tokens_BTHWQ[:, start:last]
-        given_T = np.arange(config.latent[0]) < first - start
+        given_T = np.arange(config.latent_frames) < first - start
         known_BTHW = np.broadcast_to(given_T[:, None, None], window.shape[:-1])
         request = token_batch(
             as_generated(config, window, known_BTHW),

@@ -109,7 +109,7 @@ def _read(
     models: Models, reader: DigitReader, fps: float, batch: Padded[MnistItem], settings: Settings, via_image: bool
 ) -> dict[str, list[Any]]:
     """What is read of videos made from captions, of the real ones, and of reconstructions of these."""
-    patch = models.tokenizer.config.temporal_patch
+    patch = models.temporal_patch
     most = int(FRAMES * fps / FPS)
     frames = frames_of(1 + (most - 1) // patch, patch)  # whole latent frames
     real = np.stack([item.read(0.0, fps, frames, models.size) for item in batch.items])

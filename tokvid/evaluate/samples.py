@@ -30,7 +30,7 @@ def training_samples(workdir: Path, cache: TokenCache) -> Callable[[Any, Path, i
         graph, params = nnx.split(model)
         models = Models(tokenizer, weights.Loaded(model.config, graph, params, cache.facts), cache.text)
         fps = float(max(cache.about["fps"]))
-        parts = [(frames_of(2 * model.config.latent[0], model.config.temporal_patch) / fps, prompts)]
+        parts = [(frames_of(2 * model.config.latent_frames, model.config.temporal_patch) / fps, prompts)]
         videos = generate_batch(models, fps, parts, np.arange(len(prompts)), settings)
         contact_sheet(directory / f"{step:07d}.png", list(videos), captions=prompts)
         write_video(directory / f"{step:07d}.mp4", np.concatenate(list(videos), axis=2).repeat(4, 1).repeat(4, 2), fps)

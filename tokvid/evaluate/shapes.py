@@ -81,7 +81,7 @@ def check(models: Models, samples: int, rates: Sequence[float]) -> None:
 
 def frames_at(models: Models, fps: float) -> int:
     """The frames of a clip at this rate: at least two seconds, and a window."""
-    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
+    patch, window = models.temporal_patch, models.transformer.config.latent_frames
     return frames_of(max(window, latent_frames_for(round(2 * fps) + 1, patch)), patch)
 
 

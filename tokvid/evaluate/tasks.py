@@ -144,7 +144,7 @@ def _zero_shot(batch: Batch) -> Outcome:
 
 
 def _continuation(batch: Batch) -> Outcome:
-    given = batch.truth[:, : 1 + (GIVEN - 1) * batch.models.tokenizer.config.temporal_patch]
+    given = batch.truth[:, : 1 + (GIVEN - 1) * batch.models.temporal_patch]
     made = batch.told(given)
     return Outcome(given, made, batch.read(made, batch.stories))
 
@@ -427,7 +427,7 @@ def _moved(story: ShapesStory, units: float) -> ShapesStory:
 def _boxes(batch: Batch) -> np.ndarray:
     """True for the tokens of boxes around the objects, three quarters as high and wide as the picture: (B, T, H, W)."""
     _, latent_frames, *sizes, _ = batch.tokens.shape
-    seconds_T = np.arange(latent_frames) * batch.models.tokenizer.config.temporal_patch / batch.fps
+    seconds_T = np.arange(latent_frames) * batch.models.temporal_patch / batch.fps
     boxes = []
     for story in batch.stories:
         at_TC, inside = positions(story, seconds_T) / WORLD, []

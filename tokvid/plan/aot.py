@@ -143,7 +143,7 @@ def decoding_program(config: TransformerConfig, mesh: Mesh, sampling: Sampling) 
         params,
         shardings(params, mesh),
     )
-    videos, frames = VIDEOS * mesh.shape["data"] * mesh.shape["fsdp"], config.latent[0]
+    videos, frames = VIDEOS * mesh.shape["data"] * mesh.shape["fsdp"], config.latent_frames
     batch = windows(config, videos)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), videos))
     guidance_BT = np.zeros((videos, frames), np.float32)

@@ -94,7 +94,7 @@ def inpaint(
     UserError for fewer masks than frames, for none that is white anywhere, and for weights not trained for it.
     """
     check_trained(models, "inpaint")
-    video_THWC, patch = np.stack(list(frames)), models.tokenizer.config.temporal_patch
+    video_THWC, patch = np.stack(list(frames)), models.temporal_patch
     count = len(video_THWC)
     new_THW = np.stack([mask_HWC.mean(axis=-1) >= 128 for mask_HWC in itertools.islice(masks, count)])
     if len(new_THW) < count:
@@ -238,7 +238,7 @@ class Encoded:
     def __init__(self, models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]], name: str = ""):
         """`frames` have the size of the models or of the condition, or a multiple, and look as that does."""
         self.name, (height, width) = name, models.size
-        patch, condition = models.tokenizer.config.temporal_patch, CONDITIONS.get(name)
+        patch, condition = models.temporal_patch, CONDITIONS.get(name)
         smaller = condition.smaller if condition else 1
         size = (height // smaller, width // smaller)
 
@@ -276,7 +276,7 @@ def loop(models: Models, story: Story, opening: Opening) -> tuple[UInt8[np.ndarr
     is left out: its latent frame is a single image, which cannot stand in mid-video. UserError for too short a video.
     """
     check_loop(models, story)
-    window, patch = models.transformer.config.latent[0], models.tokenizer.config.temporal_patch
+    window, patch = models.transformer.config.latent_frames, models.temporal_patch
     tokens_THWQ, given_THWC = opening.tokens_THWQ, opening.frames_THWC[opening.before(patch) :]
     known = min(story.keep, (window - 1) // 2)
     if known < 1:

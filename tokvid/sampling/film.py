@@ -86,7 +86,7 @@ def show(
     if opening is None:
         yield from tell(models, story, windows, None)
         return
-    before = opening.before(models.tokenizer.config.temporal_patch)
+    before = opening.before(models.temporal_patch)
     if len(opening.tokens_THWQ) == 1 and not opening.is_first:  # told as the first frame of the story that follows
         first, *others = story.segments
         longer = dataclasses.replace(first, seconds=first.seconds + 1 / story.fps)

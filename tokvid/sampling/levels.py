@@ -116,7 +116,7 @@ def spans_of(
 
     `starts` are the seconds at which segments begin. A window has one prompt, so a new segment begins a new window.
     """
-    patch, window = models.tokenizer.config.temporal_patch, models.transformer.config.latent[0]
+    patch, window = models.temporal_patch, models.transformer.config.latent_frames
     segment_T = captions_in_force(tuple(Caption(start, "") for start in starts), latent_frames, fps, patch)
     spans: list[Span] = []
     first = known

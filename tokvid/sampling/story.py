@@ -213,7 +213,7 @@ def opening_frames(latent_frames: int, temporal_patch: int) -> int:
 
 def joins(story: Story, models: Models) -> list[int]:
     """The first frame of each window but the first, for measuring seams."""
-    patch = models.tokenizer.config.temporal_patch
+    patch = models.temporal_patch
     spans = spans_of(models, story.starts[:-1], story.fps, latent_frames_for(story.frames, patch), keep=story.keep)
     return [frames_of(span.first, patch) for span in spans if span.first]
 
@@ -234,7 +234,7 @@ def prompts_of(story: Story, models: Models, before: float = 0.0) -> list[Prompt
 
 def levels_of(story: Story, models: Models, frames: int, rates: Sequence[float] = ()) -> Levels:
     """The levels of a video of so many frames, sampled as the story says, at its own rate or these."""
-    latent_frames = latent_frames_for(frames, models.tokenizer.config.temporal_patch)
+    latent_frames = latent_frames_for(frames, models.temporal_patch)
     return Levels(rates or [story.fps], latent_frames, story.keep, story.sampling)
 
 
@@ -251,7 +251,7 @@ def tell(
     `windows`; those that it already holds, from this story or from one that begins alike, are not generated again.
     """
     opening_THWQ = models.no_tokens(1)[0] if opening is None else opening
-    patch = models.tokenizer.config.temporal_patch
+    patch = models.temporal_patch
     before = opening_frames(len(opening_THWQ), patch)
     rates = rates_of(models, story.fps, story.scheme) if len(opening_THWQ) < 2 else [story.fps]
     prompts = prompts_of(story, models, before / story.fps)
@@ -303,6 +303,6 @@ def encode_video(models: Models, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -
     Latent frames are aligned to the video's end: its first frames, too few to fill another one, have no tokens.
     """
     given_THWC = np.stack(list(frames))
-    before = (len(given_THWC) - 1) % models.tokenizer.config.temporal_patch
+    before = (len(given_THWC) - 1) % models.temporal_patch
     aligned = (reduced(frame_HWC, models.size) for frame_HWC in given_THWC[before:])
     return Opening(encode_opening(models, aligned), given_THWC)

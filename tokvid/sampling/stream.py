@@ -51,6 +51,11 @@ class Models(NamedTuple):
         side, (_, rows, columns) = token_side(self.tokenizer.config), self.transformer.config.latent
         return rows * side, columns * side
 
+    @property
+    def temporal_patch(self) -> int:
+        """The frames of a latent frame, but of the first, which is one."""
+        return self.tokenizer.config.temporal_patch
+
     def no_tokens(self, batch: int) -> Int32[np.ndarray, "b 0 h w q"]:
         """An array of no latent frames, (B, 0, H, W, Q)."""
         config = self.transformer.config
