@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokvid.cli.curate import Curate, check_unreadable, map_of, runner_arguments, unreadable_argument
-from tokvid.cli.options import Command, readable, refuse, size_argument
+from tokvid.cli.options import Command, readable, refuse, seed_argument, size_argument
 from tokvid.cli.printing import several
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import Outputs
@@ -119,7 +119,7 @@ class Shapes(_Prepared):
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.add_argument("--videos", type=int, default=1000, metavar="N", help="number of videos (default 1000)")
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+        seed_argument(parser, 0)
         held_out = "only the combinations of size, colour, shape and direction that training never sees"
         parser.add_argument("--held-out", action="store_true", help=held_out)
         self.common_arguments(parser, outputs)
@@ -150,7 +150,7 @@ class Mnist(_Prepared):
         )
         split = "which videos to write (default train; with --tfds always both)"
         parser.add_argument("--split", choices=("train", "test"), help=split)
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+        seed_argument(parser, 0)
         self.common_arguments(parser, outputs)
 
     def source(self, options: argparse.Namespace) -> Any:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from tokvid.cli.options import (
     Command,
-    Once,
     draws_argument,
     footage,
     larger_argument,
+    prompt_argument,
     rate_argument,
     readable,
     refuse,
@@ -50,7 +50,7 @@ class Edit(Command):
             for name, task in tasks.items()
         )
         parser.add_argument("--task", required=True, type=_task, choices=tuple(tasks), help=helps)
-        parser.add_argument("--prompt", action=Once, default="", help="what the new video shows (default: no prompt)")
+        prompt_argument(parser, "what the new video shows")
         rate_argument(parser, "IN")
         seed_argument(parser)
         own = parser.add_argument_group("of single tasks")
@@ -110,10 +110,9 @@ class Animate(Command):
         at_path = "leave the track where it is, and draw the object where it begins, before the picture's background"
         parser.add_argument("--at-path", action="store_true", help=at_path)
         prompt = (
-            "what moves and how, which keeps the object's form; where it says another motion than the track, it may "
-            "win (default: no prompt)"
+            "what moves and how, which keeps the object's form; where it says another motion than the track, it may win"
         )
-        parser.add_argument("--prompt", action=Once, default="", help=prompt)
+        prompt_argument(parser, prompt)
         seconds = "duration with --zero-shot, in seconds (default 2)"
         parser.add_argument("--seconds", type=float, metavar="X", help=seconds)
         rate_argument(parser, "--like", "8, or ")
@@ -158,7 +157,7 @@ class Interpolate(Command):
             help="multiply the frame rate by N: 2, 4, 8, … (default 2)",
         )
         draws_argument(parser)
-        parser.add_argument("--prompt", action=Once, default="", help="what the video shows (default: no prompt)")
+        prompt_argument(parser)
         parser.add_argument(
             "--fps",
             type=float,
@@ -191,7 +190,7 @@ class Loop(Command):
 
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.add_argument("video", type=footage, metavar="IN", help="video to loop")
-        parser.add_argument("--prompt", action=Once, default="", help="what the video shows (default: no prompt)")
+        prompt_argument(parser)
         rate_argument(parser, "IN")
         seed_argument(parser)
         larger_argument(parser)

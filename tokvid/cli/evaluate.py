@@ -22,6 +22,7 @@ from tokvid.cli.options import (
     sampling_arguments,
     sampling_of,
     scheme_argument,
+    seed_argument,
     size_argument,
 )
 from tokvid.cli.printing import in_any_case, markdown, say, table
@@ -167,7 +168,7 @@ class Evaluate(Command):
         parser.add_argument(
             "--samples", type=int, default=128, metavar="N", help="number of clips to measure (default 128)"
         )
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+        seed_argument(parser, 0)
         task = (
             "shapes: measure a task, see docs/tasks.md, zero_shot or via_image; edits: restyle, colourise, "
             "either with _from_first, inpaint, outpaint or upscale (default all); all: those that the weights know; "

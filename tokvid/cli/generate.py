@@ -12,6 +12,7 @@ from tokvid.cli.options import (
     footage,
     larger_argument,
     processes_arguments,
+    prompt_argument,
     rate_argument,
     readable,
     refuse,
@@ -227,7 +228,7 @@ class Extend(Command):
     def arguments(self, parser: argparse.ArgumentParser, outputs: Outputs) -> None:
         parser.set_defaults(image=None)
         parser.add_argument("video", type=footage, metavar="IN", help="video to continue")
-        parser.add_argument("--prompt", action=Once, default="", help="what happens next (default: no prompt)")
+        prompt_argument(parser, "what happens next")
         parser.add_argument(
             "--seconds", type=float, default=2.0, metavar="X", help="duration of the new part in seconds (default 2)"
         )

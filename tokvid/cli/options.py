@@ -285,9 +285,14 @@ def rate_argument(parser: argparse.ArgumentParser, clip: str, otherwise: str = "
     parser.add_argument("--fps", type=float, metavar="X", help=rate)
 
 
-def seed_argument(parser: argparse.ArgumentParser) -> None:
-    """--seed of a story; None: not given."""
-    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
+def prompt_argument(parser: argparse.ArgumentParser, what: str = "what the video shows") -> None:
+    """--prompt of a video that is made from another one, which says `what`."""
+    parser.add_argument("--prompt", action=Once, default="", help=f"{what} (default: no prompt)")
+
+
+def seed_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """--seed; None: not given, of a story, which may have its own."""
+    parser.add_argument("--seed", type=int, default=default, metavar="N", help="random seed (default 0)")
 
 
 def recipe_arguments(parser: argparse.ArgumentParser, outputs: Outputs) -> None:
