@@ -24,7 +24,7 @@ import safetensors.numpy
 from flax import nnx
 
 from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, computed, from_dict, to_dict
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.io.files import atomic, read_json, seal, to_json
 from tokvid.io.urls import local
 from tokvid.io.worlds import WORLDS, weights_named
@@ -198,7 +198,7 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
         data = path.read_bytes()
         tensors = safetensors.numpy.load(data)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); copy or train it again") from error
     # Of the config as written: a field added by a later version must not invalidate earlier weights.

@@ -19,7 +19,7 @@ from tokvid.api.stories import Settings, make_story
 from tokvid.api.video import Video
 from tokvid.config import from_dict
 from tokvid.distributed import check_same, first, together
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.io.files import check_folder, write_text
 from tokvid.io.progress import progress
 from tokvid.io.urls import local
@@ -68,9 +68,7 @@ def read_prompts(path: Path, seconds: float) -> list[Segment]:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise UserError(
-            f"cannot read prompts {path}: {error.strerror or error}; write a prompt on each line"
-        ) from error
+        raise UserError(f"cannot read prompts {path}: {reason(error)}; write a prompt on each line") from error
     if len(data) > LARGEST_FILE:
         raise UserError(f"prompts {path}: it has more than {LARGEST_FILE} bytes; split it")
     if not data.strip():

@@ -209,7 +209,7 @@ def _folders() -> Iterator[Finding]:
             with tempfile.TemporaryFile(dir=there) as file:
                 file.write(b"0")
         except OSError as error:
-            yield Finding(f"{use}: cannot write to {folder}: {error.strerror or error}", fix, needed=use != "caches")
+            yield Finding(f"{use}: cannot write to {folder}: {reason(error)}", fix, needed=use != "caches")
             continue
         free = shutil.disk_usage(there).free
         full = f"free some space, or {fix}" if free < LEAST_DISK else ""

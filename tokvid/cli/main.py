@@ -29,7 +29,7 @@ from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
-from tokvid.errors import Terminated, UserError, lacks_memory, show_warnings, suggestion
+from tokvid.errors import Terminated, UserError, lacks_memory, reason, show_warnings, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import quiet_without_tpu
 from tokvid.io.urls import URL, local
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         advice = "; check its permissions" * isinstance(error, PermissionError)
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}{advice}", 2)
+        _fail(f"{error.filename or 'a file'}: {reason(error)}{advice}", 2)
     except Exception as error:
         if why := no_device():
             _fail("; ".join(why), 2)

@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from tokvid.config import DataConfig
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.input_pipeline.source import Source
 from tokvid.io.files import atomic, check_replaced, read_json, refuse_others, seal, write_json
 from tokvid.tasks.conditions import CONDITIONS
@@ -127,7 +127,7 @@ def _bytes_of(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     if len(content) > MOST_BYTES:
         raise UserError(f"{path} has more than {MOST_BYTES} bytes, too much for one record; cut it into parts")
     return content

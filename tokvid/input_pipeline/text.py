@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.io.files import atomic
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def read_model(path: str | Path) -> bytes:
         with open(path, "rb") as file:
             model = file.read(LARGEST_MODEL + 1)
     except OSError as error:
-        raise UserError(f"cannot read text model {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read text model {path}: {reason(error)}") from error
     if not 0 < len(model) <= LARGEST_MODEL:
         raise UserError(f"text model {path} should have 1 to {LARGEST_MODEL} bytes, found {len(model)} or more")
     return model

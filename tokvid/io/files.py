@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.io.urls import is_url
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more space helps with
@@ -70,7 +70,7 @@ def _swap(new: Path, place: Path) -> None:
 
 def _cannot(path: str | Path, error: OSError) -> UserError:
     advice = "free some space or choose another place" if error.errno in FULL else "choose another place"
-    return UserError(f"cannot write {path}: {error.strerror or error}; {advice}")
+    return UserError(f"cannot write {path}: {reason(error)}; {advice}")
 
 
 def check_output(path: str | Path, *suffixes: str) -> None:
@@ -206,7 +206,7 @@ def read_json(path: str | Path, what: str) -> dict:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {what} {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -130,7 +130,7 @@ def _rewritten(path: Path, what: str) -> Iterator[tuple[Any, Any, dict[int, Any]
             copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
             yield source, target, copies
         except av.FFmpegError as error:
-            raise UserError(f"cannot add {what} to {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot add {what} to {path}: {reason(error)}") from error
 
 
 def _copied(source: Any, copies: dict[int, Any]) -> Iterator[Any]:

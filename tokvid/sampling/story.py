@@ -13,7 +13,7 @@ import yaml
 from jaxtyping import Int, UInt8
 
 from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.text import checked
 from tokvid.sampling.given import reduced
 from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
@@ -201,7 +201,7 @@ def read_text(path: str | Path, kind: str) -> str:
             raise UserError(f"{kind} {path}: it has more than {LARGEST_FILE} bytes; split it")
         return data.decode("utf-8")
     except OSError as error:
-        raise UserError(f"cannot read {kind} {path}: {error.strerror or error}; check its name") from error
+        raise UserError(f"cannot read {kind} {path}: {reason(error)}; check its name") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{kind} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 

@@ -18,7 +18,7 @@ import tokvid
 from tokvid.api.edited import check_box, check_larger, check_own
 from tokvid.api.stories import IDLE_NEGATIVES, has_idle_negatives
 from tokvid.config import GUIDANCE
-from tokvid.errors import UserError, did_you_mean
+from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.input_pipeline.tracks import load_track
 from tokvid.sampling.levels import MOST_DRAWS, MOST_TIMES
 from tokvid.studio.guard import Guard, problem
@@ -436,7 +436,7 @@ def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None
 
     @app.exception_handler(OSError)
     async def disk(request: Request, error: OSError) -> Response:
-        return problem(507, "disk", f"cannot write or read the studio's folder: {error.strerror or error}")
+        return problem(507, "disk", f"cannot write or read the studio's folder: {reason(error)}")
 
     return app
 

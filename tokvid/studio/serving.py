@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from tokvid.errors import Terminated, UserError
+from tokvid.errors import Terminated, UserError, reason
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.server import Studio, application
 from tokvid.studio.worlds import World
@@ -60,6 +60,6 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError as error:
             taken = isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE
             hint = "choose another --port" if taken else "check --host"
-            raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; {hint}") from error
+            raise UserError(f"cannot listen on {host}:{port}: {reason(error)}; {hint}") from error
         stack.pop_all()
     return listening

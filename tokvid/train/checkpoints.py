@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from tokvid.config import computed
 from tokvid.distributed import check_shared, first, from_first, together
-from tokvid.errors import UserError, difference
+from tokvid.errors import UserError, difference, reason
 from tokvid.io.files import seal, to_json, write_json
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._literal, options=options)
         except OSError as error:
             self._release()
-            raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; {ADVICE}") from error
+            raise UserError(f"cannot write checkpoints to {folder}: {reason(error)}; {ADVICE}") from error
         except BaseException:
             self._release()
             raise
@@ -282,7 +282,7 @@ def locked(file: Path, doing: str) -> IO[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"cannot write to {file.parent}: {error.strerror or error}; {ADVICE}") from error
+        raise UserError(f"cannot write to {file.parent}: {reason(error)}; {ADVICE}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         taken = not file.exists() or not os.path.samestat(os.fstat(lock.fileno()), file.stat())  # it has just ended

@@ -13,7 +13,7 @@ import jax
 
 from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import first, from_first
-from tokvid.errors import UserError
+from tokvid.errors import UserError, reason
 from tokvid.flops import chip_of
 from tokvid.io.files import atomic
 from tokvid.train.checkpoints import ADVICE
@@ -154,7 +154,7 @@ class MetricsLog:
             for board in self._boards:
                 board.write(step, numbers)
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}; {ADVICE}") from error
+            raise UserError(f"cannot write {self._path}: {reason(error)}; {ADVICE}") from error
 
 
 def _speed(clips_per_second: float, training: Training) -> dict[str, float]:
