@@ -74,7 +74,7 @@ class Files(Sequence[StoredVideo]):
         for file, count in zip(self.paths, counts, strict=True):
             if not 0 <= count <= MOST_VIDEOS:
                 raise UserError(f"{file} says that it holds {count} videos; it may hold 0 to {MOST_VIDEOS}")
-        self._ends = list(itertools.accumulate(counts))
+        self._starts = list(itertools.accumulate(counts, initial=0))  # of each file, and the number of all
         if not len(self):
             raise UserError(f"{path} holds no videos")
 
@@ -91,13 +91,13 @@ class Files(Sequence[StoredVideo]):
         """A video of a file."""
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._starts[-1]
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(f"video {index} of {len(self)}")
-        place = bisect.bisect_right(self._ends, index)
-        file, number = self.paths[place], int(index) - (self._ends[place - 1] if place else 0)
+        place = bisect.bisect_right(self._starts, index) - 1
+        file, number = self.paths[place], int(index) - self._starts[place]
         name, where = file.name if file == self.path else file.relative_to(self.path), f"{file}, {self.unit} {number}"
         return self._guarded(file, where, lambda file: self.video(file, number, f"{name}/{number}", where))
 

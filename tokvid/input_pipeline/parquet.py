@@ -45,18 +45,18 @@ class _Parquet:
         self.file = pq.ParquetFile(path, buffer_size=PIECE)
         self.schema = self.file.schema_arrow
         metadata = self.file.metadata
-        self._ends = _ends(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-        self.count = self._ends[-1]
+        self._starts = _starts(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self.count = self._starts[-1]
         self._group, self._following = -1, 0
         self._rows: Iterator[Any] = iter(())
         self._lock = threading.Lock()
 
     def row(self, index: int, columns: list[str]) -> dict[str, Any]:
         """The values of a row by column."""
-        group = bisect.bisect_right(self._ends, index) - 1
+        group = bisect.bisect_right(self._starts, index) - 1
         with self._lock:
             if group != self._group or self._following > index:
-                self._group, self._following = group, self._ends[group]
+                self._group, self._following = group, self._starts[group]
                 self._rows = self.file.iter_batches(1, row_groups=[group], columns=columns)
             for batch in self._rows:
                 self._following += 1
@@ -80,18 +80,18 @@ class _Arrow:
             self.batches.append(batch)
             if pa.total_allocated_bytes() - before > MOST_BYTES:  # not those of the map
                 raise UserError(f"{path} is compressed, and would need memory for all of it; save it as .parquet")
-        self._ends = _ends(batch.num_rows for batch in self.batches)
-        self.count = self._ends[-1]
+        self._starts = _starts(batch.num_rows for batch in self.batches)
+        self.count = self._starts[-1]
         self._checked: set[int] = set()
 
     def row(self, index: int, columns: list[str]) -> dict[str, Any]:
         """The values of a row by column."""
-        number = bisect.bisect_right(self._ends, index) - 1
+        number = bisect.bisect_right(self._starts, index) - 1
         batch = self.batches[number].select(columns)
         if number not in self._checked:
             batch.validate(full=True)  # offsets that lead out of the file, texts that are no UTF-8
             self._checked.add(number)
-        return batch.slice(index - self._ends[number], 1).to_pylist()[0]
+        return batch.slice(index - self._starts[number], 1).to_pylist()[0]
 
 
 class _Opened(NamedTuple):
@@ -148,8 +148,8 @@ class Tables(Files):
         return _Opened(rows, video, caption)
 
 
-def _ends(counts: Iterable[int]) -> list[int]:
-    """0, and the number of rows up to the end of each group."""
+def _starts(counts: Iterable[int]) -> list[int]:
+    """The number of rows before each group, and of all."""
     return list(itertools.accumulate(counts, initial=0))
 
 

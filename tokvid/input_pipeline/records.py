@@ -291,21 +291,20 @@ class RecordSource:
         if (stored_fit := metadata.get("fit", fit)) not in ("crop", "letterbox"):
             raise UserError(f"{self.path / 'dataset.json'}: {did_you_mean(stored_fit, ('crop', 'letterbox'), 'fit')}")
         self.fit = stored_fit  # the writer's choice comes first
-        self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        self._starts = list(itertools.accumulate(counts, initial=0))  # of each file, and the number of all
         self._files = [_open(self.path / _file_name(i), count) for i, count in enumerate(counts)]
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> StoredVideo:
         """Record `index`. IndexError outside 0 to len - 1, UserError when it is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        file = bisect.bisect_right(self._ends, index)
-        first = self._ends[file - 1] if file else 0
+        file = bisect.bisect_right(self._starts, index) - 1
         where = f"record {index} of {self.path}"
         try:
-            (data,) = self._files[file].read([int(index) - first])
+            (data,) = self._files[file].read([int(index) - self._starts[file]])
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{where} is damaged: {error}") from error
         return _unpack(data, self.kind, self.fit, where)
