@@ -43,7 +43,7 @@ def batch(monkeypatch):
         monkeypatch.setattr(module, "encode_clips", packed)
     monkeypatch.setattr(tasks, "decode_clips", unpacked)
     monkeypatch.setattr(tasks, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
-    monkeypatch.setattr(tasks, "make_prompt", lambda *of: None)
+    monkeypatch.setattr(clips, "make_prompt", lambda *of: None)
     monkeypatch.setattr(Batch, "edited", lambda batch, wanted, *given, **how: batch.drawn(wanted))
     monkeypatch.setattr(
         Batch, "told", lambda batch, opening=None, frames=0: batch.drawn(batch.stories)[:, : frames or batch.frames]

@@ -10,8 +10,17 @@ import numpy as np
 from tokvid.evaluate.batches import Settings
 from tokvid.metrics.video import psnr
 from tokvid.sampling.given import hidden, pasted, resized, restored
-from tokvid.sampling.levels import videos
-from tokvid.sampling.stream import Around, Guidance, Models, Source, encode_clips, latent_frames_for, make_prompt
+from tokvid.sampling.levels import Levels, videos
+from tokvid.sampling.stream import (
+    Around,
+    Guidance,
+    Models,
+    Prompt,
+    Source,
+    encode_clips,
+    latent_frames_for,
+    make_prompt,
+)
 from tokvid.tasks.conditions import CONDITIONS
 
 BEST = 100.0  # dB, also of equal videos
@@ -37,6 +46,15 @@ class Clips(abc.ABC):
         """Their tokens, (B, T', H', W', Q)."""
         return encode_clips(self.models.tokenizer, self.truth)
 
+    @property
+    def levels(self) -> Levels:
+        """Those of videos like them."""
+        return self.settings.levels(self.models, [self.fps], self.frames)
+
+    def prompts(self, texts: Sequence[str]) -> list[Prompt]:
+        """A prompt for each clip, in force for all of it."""
+        return [make_prompt(self.models, texts, self.seeds_B, Guidance(self.settings.guidance))]
+
     def seen(self, name: str) -> np.ndarray:
         """The condition `name` of the clips."""
         return np.stack([CONDITIONS[name].apply(video_THWC) for video_THWC in self.truth])
@@ -53,11 +71,10 @@ class Clips(abc.ABC):
         first_BHWC: np.ndarray | None = None,
     ) -> np.ndarray:
         """Videos of these texts at one rate, made from conditions, some of their tokens, or their first frame."""
-        levels, opening = self.settings.levels(self.models, [self.fps], self.frames), self.models.no_tokens(len(texts))
+        opening = self.models.no_tokens(len(texts))
         if first_BHWC is not None:
             opening = encode_clips(self.models.tokenizer, first_BHWC[:, None])
-        prompts = [make_prompt(self.models, texts, self.seeds_B, Guidance(self.settings.guidance))]
-        parts = videos(self.models, prompts, levels, opening, sources=sources, around=around)
+        parts = videos(self.models, self.prompts(texts), self.levels, opening, sources=sources, around=around)
         if first_BHWC is not None:
             parts = restored(parts, iter([first_BHWC]))
         return np.concatenate(list(parts), axis=1)[:, : self.frames]

@@ -30,7 +30,7 @@ from tokvid.io.progress import progress
 from tokvid.sampling.canvas import doubled, widened
 from tokvid.sampling.edits import check_trained
 from tokvid.sampling.given import followed
-from tokvid.sampling.stream import Around, Guidance, Models, encode_clips, frames_of, latent_frames_for, make_prompt
+from tokvid.sampling.stream import Around, Models, encode_clips, frames_of, latent_frames_for
 from tokvid.tasks.conditions import CONDITIONS, with_means
 from tokvid.tasks.tasks import outside_a_box
 
@@ -142,9 +142,8 @@ def _of_known(clips: RealClips, around: Around) -> Edit:
 
 def _upscale(clips: RealClips) -> Edit:
     """From half the size; the simplest way is bicubic interpolation."""
-    low, levels = clips.seen("low"), clips.settings.levels(clips.models, [clips.fps], clips.frames)
-    prompt = make_prompt(clips.models, clips.texts, clips.seeds_B, Guidance(clips.settings.guidance))
-    made = doubled(clips.models, [prompt], levels, low)
+    low = clips.seen("low")
+    made = doubled(clips.models, clips.prompts(clips.texts), clips.levels, low)
     again, _ = through(clips.models.tokenizer, clips.truth)
     return Edit(low, made, bicubic(low, 2), np.stack([with_means(*each) for each in zip(again, low, strict=True)]))
 

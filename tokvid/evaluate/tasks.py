@@ -22,16 +22,7 @@ from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
 from tokvid.sampling.given import restored
-from tokvid.sampling.stream import (
-    Around,
-    Guidance,
-    Models,
-    Prompt,
-    Source,
-    decode_clips,
-    encode_clips,
-    make_prompt,
-)
+from tokvid.sampling.stream import Around, Models, Source, decode_clips, encode_clips
 from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, render
 from tokvid.shapes.reading import ShapeReading, mean_distance, read_attributes, score
 from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out
@@ -77,10 +68,6 @@ class Batch(Clips):
         """Stories in the size of the models or another."""
         size = size or self.models.size[0]
         return np.stack([render(story, fps=self.fps, frames=self.frames, size=size) for story in stories])
-
-    def prompts(self) -> list[Prompt]:
-        """Those of the stories."""
-        return [make_prompt(self.models, _texts(self.stories), self.seeds_B, Guidance(self.settings.guidance))]
 
     def edited(
         self,
@@ -201,8 +188,7 @@ def _outpaint(batch: Batch) -> Outcome:
     side = inner // given.shape[3]
     around, places = widened(given, (given.shape[2], outer // side), models.transformer.config.latent[1:])
     first = int(np.flatnonzero(around.known_BTHW[0, 0, 0])[0]) * side
-    levels = batch.settings.levels(models, [batch.fps], batch.frames)
-    painted = paint(models, batch.prompts(), levels, around, places)
+    painted = paint(models, batch.prompts(_texts(batch.stories)), batch.levels, around, places)
     made = decode_clips(models.tokenizer, painted)[:, : batch.frames]
     column_W = (np.arange(outer) - first + left) % size  # of the world, which is a torus
     truth, inside_W = batch.truth[:, :, :, column_W], (np.arange(outer) >= first) & (np.arange(outer) < first + inner)
@@ -227,11 +213,10 @@ def _outpaint(batch: Batch) -> Outcome:
 def _upscale(batch: Batch) -> Outcome:
     """Half the size, doubled once and twice; PSNR, also of bicubic interpolation and after the tokenizer alone."""
     models, size = batch.models, batch.models.size[0]
-    low, prompts = batch.seen("low"), batch.prompts()
-    levels = batch.settings.levels(models, [batch.fps], batch.frames)
+    low, prompts = batch.seen("low"), batch.prompts(_texts(batch.stories))
     made, figures = low, dict[str, Sequence[float]]()
     for times in (2, 4):
-        made, truth = doubled(models, prompts, levels, made), batch.drawn(batch.stories, times * size // 2)
+        made, truth = doubled(models, prompts, batch.levels, made), batch.drawn(batch.stories, times * size // 2)
         figures[f"psnr_{times}x"] = psnrs(truth, made)
         figures[f"bicubic_psnr_{times}x"] = psnrs(truth, bicubic(low, times))
         if times == 2:
