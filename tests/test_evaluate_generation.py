@@ -65,15 +65,15 @@ def test_longer_videos_are_a_chain_of_windows(any_models):
 def test_ranks_count_the_captions_that_fit_better(tiny_models, monkeypatch):
     fits = {f"caption {number}": float(number) for number in range(20)}
     monkeypatch.setattr(
-        likelihood, "log_likelihood", lambda models, tokens, fps, captions, known: np.array([fits[c] for c in captions])
+        likelihood, "log_likelihood", lambda models, tokens, fps, captions: np.array([fits[c] for c in captions])
     )
     others = other_captions(list(fits), np.random.default_rng(0))
-    better, own = caption_ranks(tiny_models, tokens(tiny_models, 4, 20), 4.0, list(fits), others, 0)
+    better, own = caption_ranks(tiny_models, tokens(tiny_models, 4, 20), 4.0, list(fits), others)
     assert own.tolist() == list(fits.values()) and better[-1] == 0 and better[0] == CANDIDATES - 1
     assert (np.diff(better) <= 3).all()
     alike = ["caption 1"] * 2
     others = other_captions(alike, np.random.default_rng(0))
-    better, _ = caption_ranks(tiny_models, tokens(tiny_models, 4, 2), 4.0, alike, others, 0)
+    better, _ = caption_ranks(tiny_models, tokens(tiny_models, 4, 2), 4.0, alike, others)
     assert better.tolist() == [0, 0]  # nothing to compare with
 
 

@@ -127,7 +127,7 @@ def _measure(
     """Generates videos in every mode for these clips: their figures, the features of all sets, and rows for a sheet."""
     lists = collections.defaultdict[str, list[Any]](list)
     tokens = encode_clips(models.tokenizer, clips.truth)
-    better_B, nats_B = caption_ranks(models, tokens, fps, clips.captions, clips.others, 0)
+    better_B, nats_B = caption_ranks(models, tokens, fps, clips.captions, clips.others)
     for better, others in zip(better_B.tolist(), clips.others, strict=True):
         if others:  # captions to choose from
             lists["retrieved"].append(better == 0)

@@ -68,14 +68,13 @@ def caption_ranks(
     fps: float,
     captions: Sequence[str],
     others: Sequence[Sequence[str]],
-    known: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per video, how many `others` give it a higher likelihood than its own caption, and its own nats."""
-    own_B = log_likelihood(models, tokens_BTHWQ, fps, captions, known)
+    own_B = log_likelihood(models, tokens_BTHWQ, fps, captions)
     better_B = np.zeros(len(captions), int)
     for number in range(max(map(len, others), default=0)):
         instead = [
             each[number] if number < len(each) else caption for each, caption in zip(others, captions, strict=True)
         ]
-        better_B += log_likelihood(models, tokens_BTHWQ, fps, instead, known) > own_B
+        better_B += log_likelihood(models, tokens_BTHWQ, fps, instead) > own_B
     return better_B, own_B
