@@ -11,7 +11,7 @@ from flax import nnx
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.tokenizer.quantizers import FSQ, QUANTIZERS, Grouped, codes_of, make_quantizer
+from tokvid.tokenizer.quantizers import FSQ, QUANTIZERS, Grouped, codes_of, make_quantizer, nearest
 from tokvid.types import Codes
 
 RECORDED = ["3x5x4", "8x6x5", "8x5x5x5", "7x5x5x5x5", "8x8x8x5x5x5", "8x8x8x6x5"]
@@ -232,3 +232,10 @@ def test_no_groups_are_refused():
 def test_levels_that_cannot_be(levels, said):
     with pytest.raises(UserError, match=said):
         FSQ(levels)
+
+
+def test_the_nearest_code_is_found_in_float32_on_all_devices():
+    """Accelerators multiply float32 in fewer bits unless told otherwise."""
+    lowered = jax.jit(nearest).lower(jnp.zeros((4, 8)), jnp.zeros((16, 8))).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

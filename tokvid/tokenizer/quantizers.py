@@ -311,7 +311,9 @@ def nearest(z: Float[Array, "*n c"], codes_KC: Float[Array, "k c"]) -> Int[Array
     def compare(best, chunk):
         closeness_N, ids_N = best
         codes_KC, first = chunk
-        closeness_NK = jnp.where(first + jnp.arange(size) < K, z_NC @ codes_KC.T, -jnp.inf)
+        # Accelerators would round the factors to 8 bits (TPUs) or 11 (GPUs), too few to tell which code is nearest.
+        closeness_NK = jnp.matmul(z_NC, codes_KC.T, precision="highest")
+        closeness_NK = jnp.where(first + jnp.arange(size) < K, closeness_NK, -jnp.inf)
         local_N = jnp.argmax(closeness_NK, axis=-1)
         largest_N = jnp.take_along_axis(closeness_NK, local_N[:, None], axis=-1)[:, 0]
         closer_N = largest_N > closeness_N
