@@ -41,6 +41,36 @@ def test_narrow_products_and_their_gradients_are_those_of_rounded_operands(rows,
     np.testing.assert_allclose(to_x, wanted, rtol=1e-2, atol=2e-2)  # itself bfloat16
 
 
+@pytest.mark.parametrize(
+    ("axes", "to_x", "to_kernel"),
+    [(1, "blnf,df->blnd", "blnd,blnf->df"), (2, "blf,ndf->blnd", "blnd,blf->ndf")],
+)
+def test_gpus_multiply_gradients_in_bfloat16(monkeypatch, axes, to_x, to_kernel):
+    monkeypatch.setattr(products, "platform", lambda: "gpu")
+    shapes = (2, 5, 4, 8), (4, 8, 6)[2 - axes :], (2, 5, 4, 6) if axes == 1 else (2, 5, 6)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel, pull = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+
+    def slopes(x, kernel, pull):
+        made, back = jax.vjp(lambda x, kernel: project(x, kernel, axes=axes, out=jnp.float32), x, kernel)
+        assert made.dtype == jnp.float32
+        return back(pull)
+
+    x = x.astype(jnp.bfloat16)
+    made = slopes(x, kernel, pull)
+    rounded = [np.asarray(each.astype(jnp.bfloat16), np.float64) for each in (x, kernel, pull)]
+    assert [each.dtype for each in made] == [jnp.bfloat16, jnp.float32]
+    np.testing.assert_allclose(
+        made[0].astype(jnp.float32), np.einsum(to_x, rounded[2], rounded[1]), rtol=1e-2, atol=2e-2
+    )
+    np.testing.assert_allclose(made[1], np.einsum(to_kernel, rounded[0], rounded[2]), rtol=1e-5, atol=1e-5)
+    lowered = jax.jit(slopes).lower(x, kernel, pull).as_text()
+    multiplied = [
+        line.partition(" : (")[2].partition(") ->")[0] for line in lowered.splitlines() if "dot_general" in line
+    ]
+    assert multiplied and not any("f32" in operands for operands in multiplied)
+
+
 def test_joined_kernels_give_what_each_gives_alone():
     x, kernels = parameters(FEW, 16, (24, 8))
     shaped = [kernels[0].reshape(16, 4, 6), kernels[1].reshape(16, 2, 4)]

@@ -1,7 +1,8 @@
 """Matrix products of activations with parameters, and their data type.
 
-`compute_dtype` resolves dtype="auto". On CPUs with 16-bit units XLA is fast only where two 16-bit operands give a
-float32 result, so products there have a backward pass of their own; docs/speed.md has the measurements.
+`compute_dtype` resolves dtype="auto". JAX's own rule for the gradients of a product with a float32 result multiplies in
+float32, which is slow on CPUs (docs/speed.md has the measurements) and on GPUs, so such products have a backward pass
+of their own there.
 """
 
 import functools
@@ -76,7 +77,12 @@ def project(
     out = out or x.dtype
     products: list[jax.Array]
     if platform() != "cpu" or parts("length") > 1:
-        products = [jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=out) for kernel in kernels]
+        if platform() == "gpu" and x.dtype == jnp.bfloat16 and out == jnp.float32:
+            products = [_widened_product(axes, x, kernel) for kernel in kernels]
+        else:
+            products = [
+                jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=out) for kernel in kernels
+            ]
         return products[0] if len(kernels) == 1 else products
     # Flattened, because XLA's CPU backend is 1.7 times as fast at the gradients of plain matrices. On a mesh this would
     # merge axes that are sharded differently.
@@ -126,3 +132,27 @@ def _backward(kept, pull_NF: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 _narrow_product.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _widened_product(axes: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """As `_narrow_product`, with all axes left as they are, since they may be sharded."""
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+
+
+def _widened_forward(axes: int, x: jax.Array, kernel: jax.Array):
+    return _widened_product(axes, x, kernel), (x, kernel.astype(x.dtype))
+
+
+def _widened_backward(axes: int, kept, pull: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # JAX's own rule converts the 16-bit operand to the cotangent's float32, half as fast at best (TF32). TPUs multiply
+    # both alike.
+    x, narrow = kept
+    pull, before = pull.astype(x.dtype), x.ndim - axes
+    outputs = tuple(range(before, pull.ndim)), tuple(range(axes, narrow.ndim))
+    to_x = jnp.tensordot(pull, narrow, outputs, preferred_element_type=x.dtype)
+    rows = tuple(range(before))
+    return to_x, jnp.tensordot(x, pull, (rows, rows), preferred_element_type=jnp.float32)
+
+
+_widened_product.defvjp(_widened_forward, _widened_backward)
