@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from tokvid.config import Sampling, TransformerConfig
 from tokvid.sampling import decode
@@ -308,6 +309,50 @@ def test_bfloat16_samples_nearly_the_same(any_models, batch, rows):
     found = make(narrow, batch, sampling=sampling)[:, 1]
     wanted = make(any_models, batch, sampling=sampling)[:, 1]
     assert (found == wanted).mean() > 0.6  # one token that differs changes all after it
+
+
+def loops(jaxpr, inside=False):
+    """All equations inside of while loops."""
+    for equation in jaxpr.eqns:
+        if inside:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from loops(inner, inside or equation.primitive.name == "while")
+
+
+def test_accelerators_round_matrices_once_a_window(any_models, batch, monkeypatch):
+    """In a loop, XLA for GPUs would do so at every step. The tokens are the same."""
+    params = any_models.transformer.params
+    config = dataclasses.replace(any_models.transformer.config, dtype="bfloat16", scan_layers=True)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    matrices = config.width * min(config.width, config.mlp) // (config.heads // config.kv_heads)
+    request = Request(
+        batch,
+        np.full_like(batch.text, -1),
+        jax.vmap(jax.random.key)(np.arange(3, dtype=np.uint32)),
+        np.full((3, 4), 2, np.float32),
+        np.int32(4),
+        np.int32(8),
+    )
+    monkeypatch.setattr(decode, "AHEAD", {"cpu": 4, "gpu": 4})
+
+    def rounded_and_made():
+        def make(params, request):
+            return decode._filled(graph, params, request, None, Sampling(), True)[0]
+
+        rounded = [
+            equation
+            for equation in loops(jax.make_jaxpr(make)(params, request).jaxpr)
+            if equation.primitive.name == "convert_element_type" and equation.params["new_dtype"] == jnp.bfloat16
+            if equation.invars[0].aval.size >= matrices
+        ]
+        return len(rounded), np.asarray(jax.jit(make)(params, request))
+
+    every_step, wanted = rounded_and_made()
+    monkeypatch.setattr(decode, "platform", lambda: "gpu")
+    none, made = rounded_and_made()
+    assert every_step and not none
+    np.testing.assert_array_equal(made, wanted)
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
 from tokvid.config import Sampling
+from tokvid.nn.blocks import MATRICES
 from tokvid.nn.cache import KVCache
+from tokvid.nn.products import compute_dtype
 from tokvid.sampling.methods import draw, guide, surest
 from tokvid.sharding import platform
 from tokvid.transformer.head import Near, temperatures
@@ -24,6 +26,8 @@ from tokvid.types import AnyArray, TokenBatch
 # computes few at a time; where a step takes as long whatever it runs, more of them cost nothing.
 AHEAD = {"cpu": 4}
 AHEAD_ELSEWHERE = 8
+# The matrices of heads, besides those of their layers.
+HEADS = (("head", "kernel"), ("head", "enter"), ("head", "to_codes"))
 
 
 class Carry(NamedTuple):
@@ -117,6 +121,8 @@ def _filled(
     guided: bool,
 ) -> tuple[Int[Array, "b t h w q"], Float[Array, "b t h w q c"]]:
     model: Transformer = nnx.merge(graph, params)
+    if platform() != "cpu":  # where nothing is gained
+        model = nnx.merge(graph, _rounded(params, compute_dtype(model.config.dtype)))
     if latents_VC is None:
         latents_VC = jnp.zeros((model.config.vocabulary, 0))
     batch = request.batch
@@ -162,6 +168,20 @@ def _filled(
 
     tokens_BLQ, means_BLQC = in_place(carry.tokens), in_place(carry.means)
     return tokens_BLQ.reshape(B, T, H, W, Q), means_BLQC.reshape(B, T, H, W, Q, -1)
+
+
+def _rounded(params: nnx.State, dtype: str) -> nnx.State:
+    """The parameters, with matrices in the type that they are multiplied in.
+
+    A step reads all of them, and XLA moves nothing out of a loop on GPUs: every step would read float32, write bfloat16
+    and read that again, four times as many bytes.
+    """
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        names = tuple(key.key for key in path if hasattr(key, "key"))
+        return leaf.astype(dtype) if names[-1] in MATRICES or names in HEADS else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _until(end: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
