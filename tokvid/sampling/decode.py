@@ -67,8 +67,9 @@ def prefill(model: Transformer, sequence: Sequence, layers: Any) -> KVCache:
     """A cache with all slots of a sequence written.
 
     Those that are generated are written again, each before a later step sees it. So one program serves any number of
-    known tokens.
+    known tokens. Nothing sees the slots that it may have beyond the sequence's.
     """
+    sequence = sequence.padded(8 if platform() == "gpu" else 1)  # cuDNN takes even lengths
     cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1], layers)
     return cast(KVCache, model.run(sequence, cache, 0, layers)[1])
 
