@@ -1,7 +1,7 @@
 """Compiles a pod's programs ahead of time on this machine, which needs no TPU or GPU.
 
 libtpu compiles for TPUs without one. There is nothing like it for GPUs, so their programs are compiled for as many
-virtual CPUs: sharding, FLOPs and collectives are the same, temporaries are an upper estimate.
+virtual CPUs: sharding and FLOPs are the same, temporaries and collectives are upper estimates.
 """
 
 import contextlib

@@ -126,8 +126,8 @@ def lines(config: Path, result: dict[str, Any]) -> list[str]:
     ]
     if result["compiled for"] == "virtual CPUs":
         about.append(
-            "compiled for as many virtual CPUs: temporaries are an upper estimate; bytes of HBM, and so the bounds on "
-            "speed, count weights and states only"
+            "compiled for as many virtual CPUs: temporaries and collectives are upper estimates; bytes of HBM, and so "
+            "the bounds on speed, count weights and states only"
         )
     if training := result.get("training"):
         about += ["", f"Training step (compiled in {training['compiled in seconds']:.0f} s)", *_program_lines(training)]
