@@ -350,6 +350,18 @@ def test_an_alarm_is_told_once_and_after_warm_up(lab, caplog):
     assert heard["loss"] == pytest.approx(lab.lines[2]["loss"])
 
 
+def test_samples_are_made_on_the_trainings_mesh(lab):
+    """Without one, a model with a kernel for TPUs can't be compiled for several."""
+    meshes = []
+
+    class Looking(Toy):
+        def samples(self, model, directory, step):
+            meshes.append(jax.sharding.get_mesh())
+
+    lab.train(training=Looking(), sample_every=4)
+    assert [mesh.axis_names for mesh in meshes] == [AXES]
+
+
 def test_a_line_that_cannot_be_written(lab):
     class Clumsy(Toy):
         def samples(self, model, directory, step):

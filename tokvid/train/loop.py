@@ -21,7 +21,7 @@ from tokvid.config import TrainConfig, to_dict
 from tokvid.distributed import check_same, first, from_first, shard_of, to_first
 from tokvid.errors import UserError
 from tokvid.io.progress import progress
-from tokvid.sharding import BATCH, make_mesh, shard_batch, shardings
+from tokvid.sharding import BATCH, make_mesh, running_on, shard_batch, shardings
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due
 from tokvid.train.profiler import Profiler
@@ -181,10 +181,12 @@ class _Run:
     def sample(self) -> None:
         """Shows what the averaged weights make."""
         if (variables := to_first((self.state.ema, self.state.buffers))) is not None:
+            mesh = self.mesh
             if jax.process_count() > 1:  # over this process's own devices: a single one might not hold them
-                own = make_mesh((1, -1, 1, 1), jax.local_devices())
-                variables = jax.device_put(variables, shardings(variables, own))
-            self.training.samples(nnx.merge(self.graph, *variables), self.folder / "samples", self.step)
+                mesh = make_mesh((1, -1, 1, 1), jax.local_devices())
+                variables = jax.device_put(variables, shardings(variables, mesh))
+            with running_on(mesh):  # XLA partitions no TPU kernel by itself
+                self.training.samples(nnx.merge(self.graph, *variables), self.folder / "samples", self.step)
 
     def finish(self) -> None:
         """Writes the averaged weights."""
