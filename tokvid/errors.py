@@ -46,7 +46,9 @@ def did_you_mean(name: object, allowed: Iterable[object], what: str) -> str:
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:
     """` (did you mean 'red'?)`, or "" where no allowed name is similar."""
-    close = difflib.get_close_matches(str(name), list(allowed), n=1)
+    allowed = list(allowed)
+    close = [each for each in allowed if each.casefold() == str(name).casefold()]
+    close = close or difflib.get_close_matches(str(name), allowed, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -233,7 +233,8 @@ def test_a_recipe_reads_them_where_they_are(written, videos, monkeypatch, tmp_pa
     ("columns", "options", "said"),
     [
         ({"text": ["a", None, "b", "c"]}, (), "t.parquet, row 1 has no caption"),
-        ({"text": [1, 2, 3, 4]}, (), "t.parquet has no captions; name their field with --caption"),
+        ({"text": [1, 2, 3, 4]}, (), "t.parquet has a field 'text' that holds no texts, one for each video; name"),
+        ({"text": [["a", "b"]] * 4}, (), "t.parquet has a field 'text' that holds no texts, one for each video; name"),
         ({"text": [1, 2, 3, 4]}, ("--text", "x", "--caption", "id"), "the field 'id' has another type; choose one"),
         ({}, ("--caption", "texte"), "unknown field 'texte' (did you mean 'text'?)"),
         ({}, ("--video", "text"), "the field 'text' has another type; choose one of these: clip"),
@@ -265,6 +266,9 @@ def test_damaged_tables(tokvid, refused, videos, tmp_path):
     for damaged in (b"", content[:200], content[:-1], b"PAR1" + content[60:]):
         (tmp_path / "t.parquet").write_bytes(damaged)
         assert "t.parquet" in refused("data", "import", "t.parquet", "--out", "d")
+    parquet(tmp_path / "t.parquet", videos, clip=[b"no video", *list(videos.values())[:3]])
+    said = "1 of the 1 videos read cannot be used, at most 10% of 4 may"
+    assert said in refused("data", "import", "t.parquet", "--out", "d")
     parquet(tmp_path / "t.parquet", videos, clip=[*list(videos.values())[:3], b"no video"])
     assert "1 of the 4 videos read cannot be used, at most 10%" in refused("data", "import", "t.parquet", "--out", "d")
     code, out, err = tokvid("data", "import", "t.parquet", "--out", "d", "--max-unreadable", 0.3)

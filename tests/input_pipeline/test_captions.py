@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.captions import read_captions
+from tokvid.input_pipeline.captions import missing, read_captions
 from tokvid.input_pipeline.folder import FolderSource
 
 
@@ -161,6 +161,11 @@ def test_any_name_that_the_disk_has_is_found(folder, name):
     (folder / "captions.jsonl").write_text(json.dumps({"file": name, "caption": "x"}))
     (item,) = FolderSource(folder)
     assert item.key == name
+
+
+def test_a_name_in_other_case_is_suggested(tmp_path):
+    (tmp_path / "clip one.mp4").write_bytes(b"")
+    assert missing(tmp_path / "CLIP ONE.MP4").endswith("is not there (did you mean 'clip one.mp4'?)")
 
 
 def test_missing_files_count_among_the_unreadable(folder, caplog):

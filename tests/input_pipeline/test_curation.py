@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import stream_frames
-from tokvid.input_pipeline.curation import FIELDS, all_shots, fields_of, write_shots
+from tokvid.input_pipeline.curation import FIELDS, all_shots, fields_of, raw_videos, write_shots
 from tokvid.input_pipeline.filters import filter_of
 from tokvid.input_pipeline.folder import FolderSource
 from tokvid.input_pipeline.workers import Beam, in_threads
@@ -142,6 +142,13 @@ def test_what_was_added_to_curated_clips_is_not_replaced(raw, shots, tmp_path, n
     with pytest.raises(UserError, match=said):
         again()
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_linked_folders_are_told(raw, tmp_path, caplog):
+    (tmp_path / "a.mp4").write_bytes((raw[0] / "whole.mp4").read_bytes())
+    (tmp_path / "more").symlink_to(raw[0])
+    assert raw_videos(tmp_path) == ["a.mp4"]
+    assert "links to folders are not followed, 1 are left out" in caplog.text
 
 
 def test_the_copy_with_a_caption_is_kept(raw, tmp_path):

@@ -376,9 +376,8 @@ def test_the_rule_for_unreadable_videos(most, sample, results, stops):
             with pytest.raises(UserError) as caught:
                 unreadable.add(f"number {number}")
             count, first = results[:number].count("x"), f"the first: number {results.index('x') + 1}; look again"
-            problem = (
-                f"{count} of the {number} videos in here cannot be used, at most {100 * most:g}% may (max_unreadable)"
-            )
+            share = f"{100 * most:g}%" + f" of {sample}" * (number < sample)
+            problem = f"{count} of the {number} videos in here cannot be used, at most {share} may (max_unreadable)"
             none = f"none of the {number} videos in here can be used"
             assert str(caught.value) == f"{none if most == 1 else problem}; {first}"
             return

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tokvid.errors import UserError
+from tokvid.input_pipeline import writing
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.input_pipeline.writing import Frames, write_records
 from tokvid.types import Caption
@@ -51,6 +52,14 @@ def test_too_much_damage_leaves_nothing(tmp_path, shades, share, said):
     with pytest.raises(UserError, match=f"^{said}$"):
         write_records(tmp_path / "d", [Grey(shade) for shade in shades], Frames(), {}, share)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_video_in_one_record_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(writing, "LONG", 300)
+    videos = [Grey(1), dataclasses.replace(Grey(2), key="long", seconds=9.0)]
+    write_records(tmp_path / "d", videos, Frames((4, 6), 4.0), {})
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["long"]
+    assert "cut long videos first" in caplog.text
 
 
 def test_a_little_damage_is_skipped_and_said(tmp_path, caplog):

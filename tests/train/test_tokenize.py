@@ -16,6 +16,7 @@ from tokvid.input_pipeline import records
 from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
 from tokvid.input_pipeline.sources import fingerprint, open_source
 from tokvid.input_pipeline.text import train_text_model
+from tokvid.io.media import write_video
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.train import tokenize
 from tokvid.train.checkpoints import locked
@@ -379,7 +380,8 @@ def test_failures_of_all_parts_are_added_up(tmp_path, model, small_parts, monkey
 
     unusable = {source[index].key for index in (3, 4, 20, 21, 29)}  # 3 and 4 come twice: 7 of 40
     monkeypatch.setattr(tokenize, "cut_stretch", cut)
-    with pytest.raises(UserError, match=r"7 of the 40 videos read cannot be used, .* the first: shorter than a window"):
+    said = r"7 of the 40 videos read cannot be used, .* the first: .* has \d+\.\d\d s, shorter than a window"
+    with pytest.raises(UserError, match=said):
         write_token_cache(change(RECIPE, data={"max_unreadable": 0.15}), tmp_path)
     assert not (tmp_path / "tokens").exists()
     write_token_cache(change(RECIPE, data={"max_unreadable": 0.2}), tmp_path)
@@ -458,6 +460,32 @@ def test_caches_of_earlier_versions_are_of_one_code(workdir):
     with pytest.raises(UserError, match="needs transformer subcodes 1, the config has 12"):
         TokenCache(cache.source, cache.text, RECIPE.transformer)
     TokenCache(cache.source, cache.text, dataclasses.replace(RECIPE.transformer, subcodes=1))
+
+
+def test_what_has_changed_since_or_is_missing_is_told(workdir, tmp_path, model, caplog):
+    """Of clips on this machine; on another one, tokens are enough."""
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", np.random.default_rng(0).integers(0, 255, (20, *SIZE, 3), np.uint8), 4)
+    captions = tmp_path / "clips" / "captions.jsonl"
+    captions.write_text('{"file": "a.mp4", "caption": "noise"}\n')
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("tokens"))
+    here = {"source": "folder", "path": str(tmp_path / "clips")}
+    recipe = change(RECIPE, data=here, tokens={"videos": 4})
+    write_token_cache(recipe, tmp_path / "run")
+
+    def told(recipe):
+        caplog.clear()
+        open_token_cache(tmp_path / "run", recipe)
+        return caplog.text
+
+    assert not told(recipe)
+    assert "tokens_held_out is not there, so" in told(change(recipe, data={"held_out": 1}, tokens={"held_out": 1}))
+    captions.write_text('{"file": "a.mp4", "caption": "other noise"}\n')
+    assert "clips have changed since they were tokenized" in told(recipe)
+    with pytest.raises(UserError, match=r"made with other files in .*clips \(a clip or a caption has changed since\);"):
+        write_token_cache(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "clips")
+    assert not told(recipe)
 
 
 def test_a_cache_of_other_data_is_another_training(workdir):

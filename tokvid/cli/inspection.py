@@ -55,7 +55,8 @@ def what_is(path: Path, every: bool = False) -> dict[str, Any]:
         facts = {f"{part.relative_to(path)}/": what_is(part, every) for part in parts}
         text = path / weights.TEXT_MODEL
         return facts | ({text.name: _text_model(text)} if text.is_file() else {})
-    if files := sum(file.suffix.lower() in VIDEOS for file in path.iterdir()):
+    below = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in VIDEOS)
+    if files := sum(not any(part.startswith(".") for part in file.parts) for file in below):
         return {"kind": "folder of videos and pictures; tokvid data folder makes a dataset of it", "files": files}
     raise UserError(
         f"{path} is no weights folder, workdir, checkpoint, token cache, dataset or folder of videos; name one"

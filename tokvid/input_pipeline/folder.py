@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,13 +17,21 @@ from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption
 
+log = logging.getLogger(__name__)
+
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".flv", ".gif")
 
 
 def videos_below(folder: Path) -> list[str]:
     """The videos below a folder by their names, as seen from it, in order; hidden ones don't count."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file())
-    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+    every = [
+        path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if links := [path for path in every if path.is_symlink() and path.is_dir()]:
+        log.warning(
+            "%s: links to folders are not followed, %d are left out, such as %s", folder, len(links), min(links)
+        )
+    return sorted(str(path.relative_to(folder)) for path in every if path.suffix.lower() in VIDEOS and path.is_file())
 
 
 @functools.cache

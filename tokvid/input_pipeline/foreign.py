@@ -155,7 +155,9 @@ def caption_field(where: str | Path, fields: Mapping[str, bool], choices: Choice
     field = _field(where, fields, choices.caption, CAPTION_FIELDS)
     if not field and choices.text is None:
         advice = "name their field with --caption, or give one caption to all with --text"
-        raise UserError(f"{where} has no captions; {advice}; its fields: {_listed(fields)}")
+        other = [name for name in fields if name.strip().casefold() in CAPTION_FIELDS]
+        has = f"has a field {other[0]!r} that holds no texts, one for each video" if other else "has no captions"
+        raise UserError(f"{where} {has}; {advice}; its fields: {_listed(fields)}")
     return field
 
 

@@ -97,9 +97,9 @@ class Unreadable:
             read, count = self.read, self.count
         videos = f"videos in {self.where}" if self.where else "videos read"
         if count > self.most * max(read, self.sample):
-            problem = (
-                f"{count} of the {read} {videos} cannot be used, at most {100 * self.most:g}% may (max_unreadable)"
-            )
+            of_all = f" of {self.sample}" if read < self.sample else ""
+            share = f"{100 * self.most:g}%{of_all}"
+            problem = f"{count} of the {read} {videos} cannot be used, at most {share} may (max_unreadable)"
         elif self.sample <= read == count:
             problem = f"none of the {read} {videos} can be used"
         else:

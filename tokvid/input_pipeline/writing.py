@@ -16,6 +16,8 @@ from tokvid.types import VideoSource
 
 log = logging.getLogger(__name__)
 
+LONG = 64 << 20  # bytes of a video's frames: reading them takes a quarter of a second
+
 
 class Frames(NamedTuple):
     """The size (height, width) in pixels and the rate of stored frames."""
@@ -54,9 +56,20 @@ def write_records(
                 log.warning("skipped: %s", record)
             else:
                 unreadable.good()
+                _warn_of_length(record)
                 writer.write(record)
             advance()
     return len(source) - unreadable.count
+
+
+def _warn_of_length(record: StoredVideo) -> None:
+    if record.frames is not None and record.frames.nbytes > LONG:
+        log.warning(
+            "%s: %.0f s of frames are one record, of which each clip reads all; cut long videos first, as with "
+            "`tokvid data curate`, or leave out --size and --fps",
+            record.key,
+            record.seconds,
+        )
 
 
 def _work(source: VideoSource, frames: Frames | None) -> tuple[Callable[[Any], StoredVideo | UserError], Sequence[Any]]:

@@ -1,17 +1,24 @@
 """The token cache: opened and checked here, for all its readers. `tokenize.py` writes it."""
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokvid import weights
 from tokvid.config import LayoutConfig, Recipe, TransformerConfig, to_dict
+from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource
+from tokvid.input_pipeline.sources import fingerprint, holds_out
 from tokvid.input_pipeline.text import TextModel
+from tokvid.io.urls import is_url
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import conditions_of
 from tokvid.text.t5 import load_text
+
+log = logging.getLogger(__name__)
 
 AGAIN = "delete it and run `tokvid tokenize` again"
 HELD_OUT = "tokens_held_out"  # beside the token cache
@@ -100,7 +107,21 @@ def open_token_cache(workdir: Path, recipe: Recipe) -> TokenCache:
         raise UserError(f"{folder} was made with tokenizer {codes}, {workdir} has {tokenizer.get('codes')}; {AGAIN}")
     if recipe.train_transformer.start:
         _check_start(recipe.train_transformer.start, tokenizer, text, folder)
+    if first():
+        _warn_of_changes(recipe, workdir, source.metadata)
     return TokenCache(source, text, recipe.transformer, recipe.layouts)
+
+
+def _warn_of_changes(recipe: Recipe, workdir: Path, metadata: Mapping[str, Any]) -> None:
+    """Warns where the videos have changed since, and where held-out ones were not tokenized. They may lie elsewhere."""
+    data, again = recipe.data, "to train on them as they are, tokenize them in another --workdir"
+    here = not is_url(data.path) and Path(data.path).exists()
+    if here and "files" in metadata and metadata["files"] != fingerprint(data):
+        log.warning("clips or captions in %s have changed since they were tokenized; %s", data.path, again)
+    if holds_out(data) and recipe.tokens.held_out and not (workdir / HELD_OUT).is_dir():
+        log.warning(
+            "%s is not there, so there will be no held-out loss; run `tokvid tokenize` again", workdir / HELD_OUT
+        )
 
 
 def _check_start(start: str, tokenizer: dict[str, Any], text: TextModel, folder: Path) -> None:

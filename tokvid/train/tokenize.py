@@ -271,7 +271,10 @@ def _differences(written: Mapping[str, Any], metadata: Mapping[str, Any]) -> lis
     """The settings that differ, with both values. Earlier versions wrote fewer."""
     as_written = json.loads(json.dumps(metadata))
     other = {name: value for name, value in as_written.items() if written.get(name, value) != value}
-    return [f"{name} {difference(written[name], value)}" for name, value in other.items()]
+    told = {name: f"{name} {difference(written[name], value)}" for name, value in other.items()}
+    if "files" in told:  # marks, which say nothing
+        told["files"] = f"other files in {metadata['data']['path']} (a clip or a caption has changed since)"
+    return list(told.values())
 
 
 def _unreadable(recipe: Recipe, sample: int) -> Unreadable:
@@ -354,10 +357,11 @@ def _read_ahead(
     def read(index: int) -> Stretch | str:
         rng = np.random.default_rng([recipe.data.seed, index])
         try:
-            stretch = cut_stretch(source[index % len(source)], recipe, temporal_patch, rng)
+            item = source[index % len(source)]
+            stretch = cut_stretch(item, recipe, temporal_patch, rng)
         except (UserError, OSError) as error:
             return str(error)
-        return stretch or "shorter than a window at every rate"
+        return stretch or f"{item.key} has {item.seconds:.2f} s, shorter than a window at every rate"
 
     def batch(pool: ThreadPoolExecutor, start: int) -> list[Future[Stretch | str]]:
         return [pool.submit(read, index) for index in videos[start : start + _batch()]]
