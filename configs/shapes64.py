@@ -1,7 +1,7 @@
 """Moving Shapes at 64×64, for all tasks of docs/tasks.md: the weights shipped in `data/`.
 
 On two CPU cores with AVX512-BF16: 40 minutes for the tokenizer, 8 for the tokens, 75 and 100 for the transformer, whose
-second part has a larger share of text → video; then 26 for the tokens of more videos, and 40 for a third part on these;
+second part has a larger share of text → video; then 26 for the tokens of more videos, and 52 for a third part on these;
 20 for the tokens of others, and 48 and 20 for two more parts, each averaged with the weights that it started from; at
 last 85 for the tokenizer's decoder alone, which leaves the tokens, and so the transformer, as they are.
 

@@ -40,8 +40,8 @@ last one from the mean of both: an hour, 20 minutes and an hour, beside other wo
     tokvid evaluate shapes --lora runs/c/transformer/lora.safetensors --samples 128 --task animate
 
 In `data/transformer/loras/`, it is used whenever `animate`, `inpaint` or `restyle` is asked for (docs/finetuning.md).
-Their held-out loss was 1.22 after 250 steps, 1.14 after 3,500 and 1.13 after 5,500; on the last part's mixture, 1.25 at
-the third part's end. Of 128 clips, it has 0.79 of `animate`, 0.95 of `inpaint` and 0.99 of `restyle` right after 3,500
+Their held-out loss was 1.22 after 250 steps, 1.14 after 3,500 and 1.13 after 5,500; on the third part's mixture, 1.24
+at its end. Of 128 clips, it has 0.79 of `animate`, 0.95 of `inpaint` and 0.99 of `restyle` right after 3,500
 steps, 0.94, 0.94 and 1.00 after the third part, 0.95, 0.93 and 1.00 at the end; without it, 0.33, 0.84 and 0.98 are.
 `animate` is 1.2 pixels beside its path, and `restyle` 0.7 beside its outlines, without it 7.4 and 1.6. (The first 922
 steps were planned to be 4,500, so the learning rate fell a little later.)

@@ -1,7 +1,7 @@
 """Prepares clips of DROID (Khazatsky et al. 2024) for `tokvid data folder`, with whole recording days held out.
 
 python scripts/droid.py DROID --out runs/robots/clips
-tokvid data folder runs/robots/clips --out runs/robots/data --size 64 64 --fps 8
+tokvid data folder runs/robots/clips --out runs/robots/data --size 80 80 --fps 8
 
 DROID is a folder of captions.jsonl and the clips it lists, LAB_YYYY-MM-DD_….mp4. Clips of one day show the same room
 and often the same objects, so holding out single clips would measure memorisation. The clips of every ninth day go to

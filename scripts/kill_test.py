@@ -2,7 +2,7 @@
 
 python scripts/kill_test.py --kills 20 --pair-kills 10    # SIGKILL; the ten hit one of two processes
 python scripts/kill_test.py --kills 0 --four-kills 20     # one of four
-python scripts/kill_test.py --kills 20 --signals TERM     # it must save, say so and leave with exit code 0
+python scripts/kill_test.py --kills 20 --signals TERM     # it must save and say so
 
 Every other SIGKILL comes while a checkpoint is being written. No committed step may be lost, no process may outlive a
 killed run, and the final arrays must be equal bit for bit.

@@ -1,8 +1,9 @@
 """The decoding ladder: quality against tokens per second, from single tokens to whole latent frames in rounds.
 
-python scripts/ladder.py --weights shapes --samples 128 --json ladder.json --figure ladder.png
+python scripts/ladder.py --weights runs/rows --samples 128 --json ladder.json --figure ladder.png
 
-Each rung generates the same clips of Moving Shapes with the same weights. Tokens per second are medians of several runs
+Each rung generates the same clips of Moving Shapes with the same weights, in the ways that these were trained for
+(`layouts.rows`). Tokens per second are medians of several runs
 after compilation, for one video and for a batch of 8; ratios are relative to single tokens. Only the transformer is
 timed: the tokenizer's decoder takes the same time on every rung.
 """

@@ -74,11 +74,10 @@ def models(monkeypatch):
     """What evaluation asks of models, at the size of the shipped ones; the tokenizer loses nothing."""
     monkeypatch.setattr(shapes, "generate_batch", perfect)
     monkeypatch.setattr(shapes, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
-    tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_patch=2))
     transformer = types.SimpleNamespace(
         config=types.SimpleNamespace(latent=(4, 8, 8), latent_frames=4), about={"fps": RATES}
     )
-    return types.SimpleNamespace(size=(32, 32), mark="mark", tokenizer=tokenizer, transformer=transformer)
+    return types.SimpleNamespace(size=(32, 32), mark="mark", tokenizer=None, temporal_patch=2, transformer=transformer)
 
 
 def test_a_perfect_model_gets_full_marks(models):

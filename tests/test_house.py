@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,14 @@ def _text_without_encoding(call: ast.Call) -> bool:
 def test_text_files_are_read_in_utf8_whatever_the_locale(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     assert not [call.lineno for call in calls if _text_without_encoding(call)]
+
+
+def test_the_drawn_house_names_every_module():
+    """docs/design.md, section 2: each module in the paragraph of its room."""
+    drawn = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8").partition("\ntokvid/\n")[2]
+    rooms = dict(re.findall(r"^  (\w+)/ +(.*?)(?=^  \w|^```)", drawn.partition("```")[0] + "```", re.M | re.S))
+    at_the_top = re.findall(r"^  (\w+\.py)", drawn, re.MULTILINE)
+    for path in FILES:
+        room, _, name = str(path.relative_to(PACKAGE)).rpartition("/")
+        if not name.startswith("__"):
+            assert re.search(rf"\b{name}", rooms[room]) if room else name in at_the_top, path

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_every_command_can_be_typed(path, monkeypatch, tmp_path, capsys):
             about = weights.describe(weights.find(start) / "transformer", "transformer")
             fits = (tuple(about["size"]), tuple(about["config"]["grid"]))
             assert (recipe.data.size, recipe.transformer.grid) == fits, f"tokvid {said}"
+
+
+def hunks() -> Iterator[tuple[str, str]]:
+    """The diffs of docs/extending.md: a file, and the lines of it that are shown."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for diff in re.findall(r"^```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for name, lines in re.findall(r"^# (\S+)\n(.*?)(?=^# |\Z)", diff, re.MULTILINE | re.DOTALL):
+            for part in lines.split("\n\n"):
+                shown = [line[1:] for line in part.splitlines() if line[:1] in (" ", "-")]
+                yield name, "\n".join(shown)
+
+
+def test_the_diffs_of_extending_apply():
+    """What they show of a file stands there, as it is shown."""
+    found = [(name, lines) for name, lines in hunks() if lines]
+    assert len(found) > 8
+    for name, lines in found:
+        assert lines in (ROOT / name).read_text(encoding="utf-8"), f"{name}:\n{lines}"

@@ -150,8 +150,8 @@ class World:
     ) -> Stream:
         """One clip by way of a picture: its first frame is drawn alone, then the rest, which follows it.
 
-        The picture has a prompt and a seed of its own, or the clip's. To choose a picture, look at those of several
-        seeds: `generate(image_prompt, seconds=1 / fps, seed=…)`.
+        The picture has a prompt and a seed of its own, or the clip's. To choose a picture, look at what
+        `generate(image_prompt, seconds=1 / fps, seed=…)` makes of several seeds.
         """
         story = make_story([Segment(prompt, seconds)], None, settings)
         shown = prompt if image_prompt is None else image_prompt
