@@ -37,6 +37,19 @@ KINDS = {
     "transformer": ("transformer", TRANSFORMER),
     "grouped": ("tokenizer", dataclasses.replace(TOKENIZER, patch=4, fold=2, groups=2)),
     "subcodes": ("transformer", dataclasses.replace(TRANSFORMER, subcodes=8, head_width=16)),
+    "copying": (
+        "transformer",
+        dataclasses.replace(
+            TRANSFORMER, subcodes=8, head_width=16, copies=True, copies_slower=True, conditions=("grey",)
+        ),
+    ),
+    "copying one code": ("transformer", dataclasses.replace(TRANSFORMER, copies=True, copies_slower=True)),
+    "still": (
+        "tokenizer",
+        dataclasses.replace(
+            TOKENIZER, patch=4, fold=2, groups=2, quantizer="fsq", levels=(4, 4), first_frame="still", recall_first=True
+        ),
+    ),
     "of a T5": ("transformer", dataclasses.replace(TRANSFORMER, text_width=12)),
 }
 

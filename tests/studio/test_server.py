@@ -747,3 +747,11 @@ def test_an_upload_that_fails_at_its_end_leaves_nothing(client, studio, files, m
         answer = upload(client, "a.png", files[".png"])
     assert answer.status_code == 400 and "the disk is full" in answer.text
     assert {path.name for path in (studio.records.folder / "uploads").iterdir()} == before
+
+
+def test_every_request_is_in_the_pages_table():
+    text = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
+    for route in server_module.router.routes:
+        path = re.sub(r"\{(\w+_)?(\w+)\}", lambda found: found[2].upper(), route.path.removeprefix("/api"))
+        for method in route.methods:
+            assert re.search(rf"`{method} {path}[`?]", text), f"{method} {path}"
