@@ -1,7 +1,8 @@
 """The best-measured tokenizer design, scaled up for accelerators: 17 frames of 128×128, 8192 codes.
 
 VQ, alternating layers, Muon, a decoder larger than the encoder (measurements in docs/tokenizer.md). Not yet trained at
-this size: the choices come from experiments on two CPU cores at 64×64.
+this size: the choices come from experiments on two CPU cores at 64×64. On many chips, Muon costs more than the model
+(docs/pods.md).
 
     tokvid data folder YOUR_CLIPS --out runs/base/data --size 128 128 --fps 8
     tokvid train tokenizer configs/base.py --workdir runs/base

@@ -24,7 +24,8 @@ from jax.sharding import Sharding
 
 from tokvid.errors import Terminated, UserError
 
-# A process that is silent for this long counts as dead, and the others end. JAX's default is 100 s.
+# A process that is silent for this long counts as dead, and the others end. JAX's default is 100 s. A variable of the
+# environment of this name takes its place.
 HEARTBEAT_SECONDS = 6
 # How long finished processes wait for one that is still writing. JAX's default is 300 s.
 SHUTDOWN_SECONDS = 3600
@@ -70,13 +71,16 @@ def joined(
         return
     if (processes is None) != (process is None) or (processes is not None and not 0 <= (process or 0) < processes):
         raise UserError(f"process {process} of {processes}: give both, with 0 <= process < processes")
+    heartbeat = _number("TOKVID_HEARTBEAT_SECONDS")
+    if heartbeat is not None and heartbeat < 1:
+        raise UserError(f"TOKVID_HEARTBEAT_SECONDS should be 1 or more, it is {heartbeat}")
     jax.config.update("jax_enable_preemption_service", agree_to_stop)
     try:
         jax.distributed.initialize(
             coordinator or None,
             processes,
             process,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS if heartbeat is None else heartbeat,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:

@@ -308,6 +308,23 @@ def test_half_of_what_a_job_needs_is_a_clear_line(given, said, tmp_path, capsys)
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value, wanted", [(None, 6), ("30", 30), ("0", "1 or more, it is 0"), ("x", "a number")])
+def test_the_heartbeat_may_be_longer(monkeypatch, value, wanted):
+    asked = []
+
+    def initialize(*where, heartbeat_timeout_seconds, **others):
+        asked.append(heartbeat_timeout_seconds)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    if value is not None:
+        monkeypatch.setenv("TOKVID_HEARTBEAT_SECONDS", value)
+    with pytest.raises(UserError, match=wanted if isinstance(wanted, str) else "cannot connect: no network"):
+        with joined("localhost:1", 2, 0):
+            pass
+    assert asked == ([] if isinstance(wanted, str) else [wanted])
+
+
 @pytest.mark.parametrize(
     "environment, wanted",
     [

@@ -183,7 +183,7 @@ class _Run:
         if (variables := to_first((self.state.ema, self.state.buffers))) is not None:
             mesh = self.mesh
             if jax.process_count() > 1:  # over this process's own devices: a single one might not hold them
-                mesh = make_mesh((1, -1, 1, 1), jax.local_devices())
+                mesh = make_mesh((1, 1, -1, 1), jax.local_devices())  # with fsdp, each token would gather all of them
                 variables = jax.device_put(variables, shardings(variables, mesh))
             with running_on(mesh):  # XLA partitions no TPU kernel by itself
                 self.training.samples(nnx.merge(self.graph, *variables), self.folder / "samples", self.step)
