@@ -37,8 +37,9 @@ from tokvid.input_pipeline.loader import clip_batches
 from tokvid.io.files import Outputs, read_json, write_json
 from tokvid.io.threads import usable_cores
 from tokvid.nn.products import compute_dtype
+from tokvid.sampling.codec import decode_clips
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.stream import Models, decode_clips, load_models
+from tokvid.sampling.models import Models, load_models
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.tokenizer.cvivit import CViViT, latent_shape
 from tokvid.tokenizer.quantizers import channels, codes_of

@@ -25,8 +25,10 @@ from tokvid.io.files import Outputs, write_json
 from tokvid.io.media import contact_sheet
 from tokvid.metrics.features import load_features
 from tokvid.metrics.video import detail
+from tokvid.sampling.codec import encode_clips, frames_of
 from tokvid.sampling.levels import videos
-from tokvid.sampling.stream import Guidance, encode_clips, frames_of, load_models, make_prompt
+from tokvid.sampling.models import load_models
+from tokvid.sampling.prompts import Guidance, make_prompt
 
 GIVEN = 3  # latent frames
 REAL = 3.0  # seconds of the real clips

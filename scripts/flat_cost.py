@@ -24,8 +24,8 @@ PROMPTS = ("a large blue circle moves slowly to the right", "the large blue circ
 def tell(weights: Path, seconds: float) -> dict[str, float]:
     """Milliseconds per frame at the beginning and at the end of a story, and the peak memory of this process in MB."""
     from tokvid.sampling.film import film
+    from tokvid.sampling.models import load_models
     from tokvid.sampling.story import Segment, Story
-    from tokvid.sampling.stream import load_models
 
     def story(length: float) -> Story:
         return Story(tuple(Segment(PROMPTS[i % 2], 5.0) for i in range(round(length / 5))))

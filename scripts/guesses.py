@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import tokvid
-from tokvid.sampling import decode, stream
+from tokvid.sampling import decode, window
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         decode.AHEAD, decode.AHEAD_ELSEWHERE = {}, slots
         generate.clear_cache()
 
-    stream.generate = timed
+    window.generate = timed
     for slots in options.slots:
         decode._Drawer._run = counted
         programs(slots)

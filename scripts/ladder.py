@@ -22,7 +22,9 @@ from tokvid.errors import UserError
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import evaluate_shapes
 from tokvid.io.files import Outputs, write_json
-from tokvid.sampling.stream import Models, Prompt, RollingWindow, load_models, window_ends
+from tokvid.sampling.models import Models, load_models
+from tokvid.sampling.prompts import Prompt
+from tokvid.sampling.window import RollingWindow, window_ends
 from tokvid.weights import find
 
 PROMPT = "a large red circle moves slowly to the right"

@@ -43,8 +43,9 @@ def measure(weights: Path, scheme: str, seconds: float, rows: int, way: Callable
 
     from tokvid.config import Sampling
     from tokvid.metrics.video import seam_ratio
+    from tokvid.sampling.codec import StreamDecoder, StreamEncoder
+    from tokvid.sampling.models import load_models
     from tokvid.sampling.story import Segment, Story, joins, tell
-    from tokvid.sampling.stream import StreamDecoder, StreamEncoder, load_models
     from tokvid.shapes.drawing import ShapesSegment, ShapesStory, caption, render
     from tokvid.shapes.reading import read_attributes, score
     from tokvid.shapes.words import COLORS, SIZES, ShapeAttributes

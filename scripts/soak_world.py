@@ -126,7 +126,7 @@ def tokens(workdir: Path) -> Iterator[Any]:
 def trained(folder: Path) -> Iterator[Any]:
     import jax
 
-    from tokvid.sampling.stream import load_models
+    from tokvid.sampling.models import load_models
 
     models = load_models(folder)
     yield models.text.fingerprint

@@ -34,7 +34,8 @@ if "XLA_FLAGS" not in os.environ:
 # While tests run, the annotations of these rooms are checked at every call (an int does for a float); production never
 # checks them, nor do the tests' subprocesses.
 CHECKED = ["nn", "tokenizer", "transformer", "metrics", "shapes"]
-CHECKED += ["sampling.decode", "sampling.methods", "sampling.stream"]  # the others' tests use stand-ins for models
+CHECKED += [f"sampling.{name}" for name in ("decode", "methods", "models", "codec", "prompts", "window")]
+# The tests of the other files of `sampling` use stand-ins for models.
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"tokvid.{room}" for room in CHECKED], BEARTYPE)
 
@@ -237,7 +238,7 @@ def _trained_for(tasks, rows, source: Path, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tiny_weights):
     """What is in `tiny_weights`."""
-    from tokvid.sampling.stream import load_models
+    from tokvid.sampling.models import load_models
 
     return load_models(tiny_weights)
 
@@ -248,7 +249,7 @@ def any_models(request, make_weights):
 
     Most other tests are of one code per token, so that here it is left to the slow ones.
     """
-    from tokvid.sampling.stream import load_models
+    from tokvid.sampling.models import load_models
 
     if request.param == "one code":
         return request.getfixturevalue("tiny_models")
@@ -258,7 +259,7 @@ def any_models(request, make_weights):
 @pytest.fixture
 def asked(monkeypatch):
     """What the model is asked for, and that it answers with ones."""
-    from tokvid.sampling import stream
+    from tokvid.sampling import window
 
     calls = []
 
@@ -266,5 +267,5 @@ def asked(monkeypatch):
         calls.append(request.batch)
         return np.where(request.batch.known[..., None], request.batch.tokens, 1)
 
-    monkeypatch.setattr(stream, "generate", generate)
+    monkeypatch.setattr(window, "generate", generate)
     return calls

@@ -29,7 +29,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, read_clip, stream_frames
 from tokvid.input_pipeline.folder import FolderSource
 from tokvid.input_pipeline.records import RecordWriter, stored
-from tokvid.sampling import film, stream
+from tokvid.sampling import codec, film, window
 from tokvid.sampling.story import load_story, prompts_of, tell
 
 EXAMPLES = int(os.environ.get("TOKVID_EXAMPLES", "200"))
@@ -277,9 +277,9 @@ def without_models(tiny_models, monkeypatch):
         return np.zeros((B, 1 if first else 2, 8 * rows, 8 * columns, 3), np.uint8), cache
 
     for fake in (generate, generate_means):
-        monkeypatch.setattr(stream, fake.__name__, fake)
+        monkeypatch.setattr(window, fake.__name__, fake)
     for fake in (encode, decode):
-        monkeypatch.setattr(stream, f"_{fake.__name__}", fake)
+        monkeypatch.setattr(codec, f"_{fake.__name__}", fake)
     about = {"layouts": {"tasks": {"interpolation": 1.0, "infilling": 1.0}, "rows": [0, 1, 2]}}
     transformer = tiny_models.transformer._replace(about=tiny_models.transformer.about | about)
     monkeypatch.setattr(world, "load_models", lambda folder, loras=(): tiny_models._replace(transformer=transformer))

@@ -13,7 +13,7 @@ from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.generation import MODES, Request, evaluate_generation
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood, other_captions
 from tokvid.metrics.features import load_features
-from tokvid.sampling.stream import encode_clips
+from tokvid.sampling.codec import encode_clips
 from tokvid.transformer.layout import lay_out
 from tokvid.types import token_batch
 

@@ -14,7 +14,8 @@ from tokvid.evaluate import clips, tasks
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import stories_of
 from tokvid.evaluate.tasks import MEASURES, Batch, evaluate_tasks
-from tokvid.sampling import stream
+from tokvid.sampling import window
+from tokvid.sampling.models import Models
 from tokvid.shapes.words import is_held_out
 from tokvid.tasks.tasks import TASKS, conditions_of
 
@@ -50,7 +51,7 @@ def batch(monkeypatch):
     )
     tokenizer = types.SimpleNamespace(config=TokenizerConfig(temporal_patch=PATCH, patch=SIDE, fold=1))
     transformer = types.SimpleNamespace(config=types.SimpleNamespace(latent=(4, 8, 8)), about={"fps": (8.0,)})
-    models = stream.Models(tokenizer, transformer, None)
+    models = Models(tokenizer, transformer, None)
     return Batch(models, 8.0, 17, np.arange(6), Settings(), stories_of(6, 0, 3.0))
 
 
@@ -149,7 +150,7 @@ def test_every_task_is_measured():
 def test_real_models_are_measured(tiny_models, monkeypatch, by_two):
     """With an answer of ones for every token: nothing is right, and all of it is JSON."""
     monkeypatch.setattr(
-        stream, "generate", lambda *of, **how: np.where(of[2].batch.known[..., None], of[2].batch.tokens, 1)
+        window, "generate", lambda *of, **how: np.where(of[2].batch.known[..., None], of[2].batch.tokens, 1)
     )
     shares = {task: 1.0 for task in TASKS if task != "interpolation"}
     config = dataclasses.replace(tiny_models.transformer.config, conditions=tuple(conditions_of(shares)))

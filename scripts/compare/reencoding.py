@@ -12,16 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tokvid.sampling.codec import StreamDecoder, StreamEncoder, frames_of, latent_frames_for
 from tokvid.sampling.levels import spans_of
+from tokvid.sampling.models import Models
 from tokvid.sampling.story import Story, first_frames, prompts_of
-from tokvid.sampling.stream import (
-    Models,
-    RollingWindow,
-    StreamDecoder,
-    StreamEncoder,
-    frames_of,
-    latent_frames_for,
-)
+from tokvid.sampling.window import RollingWindow
 from tokvid.tokenizer.quantizers import codes_of
 from tokvid.weights import Loaded
 

@@ -530,7 +530,7 @@ def test_a_single_frame_is_a_picture(tmp_path):
 
 
 def test_a_stream_stops_goes_on_and_keeps_what_did_not_change(world, monkeypatch):
-    from tokvid.sampling import stream as sampling
+    from tokvid.sampling import window as sampling
 
     calls = []
     generate = sampling.generate

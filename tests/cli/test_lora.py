@@ -13,7 +13,7 @@ from tokvid import load, weights
 from tokvid.cli.inspection import what_is
 from tokvid.config import DataConfig, Recipe, TrainConfig
 from tokvid.errors import UserError
-from tokvid.sampling.stream import load_models
+from tokvid.sampling.models import load_models
 from tokvid.sharding import make_mesh
 from tokvid.train.recipe import fitted
 from tokvid.train.state import abstract_state

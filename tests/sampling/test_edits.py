@@ -9,7 +9,7 @@ import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
-from tokvid.sampling import edits, stream
+from tokvid.sampling import codec, edits, prompts, window
 from tokvid.sampling.edits import animate, animate_untrained, edit, inpaint, interpolate, loop, moved, vary
 from tokvid.sampling.levels import interpolated, levels_between
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_picture, encode_video
@@ -17,7 +17,7 @@ from tokvid.tasks.conditions import CONDITIONS, Condition, draw_points, grey, wi
 from tokvid.tasks.tasks import TASKS, Task, any_last_frames, keeps_pixels
 
 STORY = Story((Segment("up"),), fps=4.0)
-FEED = stream.StreamDecoder.feed
+FEED = codec.StreamDecoder.feed
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def asked(monkeypatch):
         calls.append((batch, batch.known[0].all(axis=(1, 2)).tolist(), int(request.tokens) // 4))
         return np.where(batch.known[..., None], batch.tokens, 0)
 
-    monkeypatch.setattr(stream, "generate", generate)
+    monkeypatch.setattr(window, "generate", generate)
     return calls
 
 
@@ -62,7 +62,7 @@ def test_so_many_frames_come_of_one(models, asked, frames, factor):
 def test_what_is_uncertain_is_blended_at_temperature_0(models, temperature, monkeypatch):
     """Only in the frames of the last level; the tokens stay whole codes, which the next windows go on from."""
     fed = []
-    monkeypatch.setattr(stream.StreamDecoder, "feed", lambda self, latents: fed.append(latents) or FEED(self, latents))
+    monkeypatch.setattr(codec.StreamDecoder, "feed", lambda self, latents: fed.append(latents) or FEED(self, latents))
     story = dataclasses.replace(STORY, sampling=Sampling(temperature=temperature), guidance=1.0)
     made = np.concatenate(list(interpolate(models, story, iter(video(5)), 4)[1]))
     assert len(made) == 17
@@ -80,8 +80,8 @@ def test_the_mean_of_several_draws_is_shown(models):
     """Drawn side by side, as each would be alone; the first has the video's own seed."""
     levels = levels_between(models, 4.0, 4, 3, 2, Sampling(temperature=1.0), 3)
     tokens_BTHWQ = np.stack([encode_opening(models, iter(video(9)[::step])) for step in (2, -2)])
-    guidance = stream.Guidance(1.0)
-    prompt = stream.make_prompt(models, ["up", "down"], np.array([7, 2**32 - 1], np.uint32), guidance)
+    guidance = prompts.Guidance(1.0)
+    prompt = prompts.make_prompt(models, ["up", "down"], np.array([7, 2**32 - 1], np.uint32), guidance)
     mean_BTHWC = np.concatenate(list(interpolated(models, prompt, levels, tokens_BTHWQ)), axis=1)
     alone = dataclasses.replace(levels, draws=1)
 
@@ -300,7 +300,7 @@ def test_an_animation_sees_the_picture_beside_every_window_of_the_track(models, 
     assert np.array_equal(made_THWC[0], picture_HWC) != at_path and len(made_THWC) == 13
     start_C = points[0][0] if at_path else np.array([11 / 16, 3 / 16])
     path_TNC = np.stack([start_C + np.array([0, number / 32]) for number in range(13)])[:, None]
-    track_THWQ = stream.StreamEncoder(models.tokenizer, 1, (8, 8)).feed(draw_points(path_TNC, (8, 8))[None])[0]
+    track_THWQ = codec.StreamEncoder(models.tokenizer, 1, (8, 8)).feed(draw_points(path_TNC, (8, 8))[None])[0]
     for batch, *_ in asked:
         picture, track = batch.conditions
         np.testing.assert_array_equal(picture.tokens[0], encode_opening(models, iter([picture_HWC])))
@@ -328,6 +328,6 @@ def test_a_picture_is_forced_on_weights_that_never_saw_one(models, monkeypatch):
     picture_HWC = video(1)[0]
     tokens_THWQ = encode_opening(models, iter([picture_HWC]))
     made_THWC = whole(animate_untrained(models, dataclasses.replace(STORY, fps=4.0), picture_HWC))
-    decoded = stream.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THWQ[None])[0]
+    decoded = codec.StreamDecoder(models.tokenizer, 1, 2, 2).feed(tokens_THWQ[None])[0]
     np.testing.assert_array_equal(made_THWC[:1], decoded)
     assert len(made_THWC) == STORY.frames

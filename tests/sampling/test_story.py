@@ -11,13 +11,14 @@ import pytest
 
 from tokvid.config import Sampling
 from tokvid.errors import UserError
-from tokvid.sampling import stream
+from tokvid.sampling import codec, window
 from tokvid.sampling.canvas import doubled, paint
+from tokvid.sampling.codec import frames_of
 from tokvid.sampling.film import show
 from tokvid.sampling.kept import KeptWindows
 from tokvid.sampling.levels import Levels, rates_of, spans_of, tokens_of
 from tokvid.sampling.story import Segment, Story, encode_opening, encode_video, joins, load_story, prompts_of, tell
-from tokvid.sampling.stream import Around, frames_of
+from tokvid.sampling.window import Around
 
 PROMPTS = (
     "a small red circle moves slowly to the left",
@@ -77,7 +78,7 @@ def fake_generate(monkeypatch):
         filled[:] = (np.arange(filled.shape[1]) + batch.start[0])[:, None, None, None] % 30
         return filled
 
-    monkeypatch.setattr(stream, "generate", generate)
+    monkeypatch.setattr(window, "generate", generate)
     return calls
 
 
@@ -130,7 +131,7 @@ def test_a_picture_is_the_first_frame(tiny_models, fake_generate, tmp_path):
     frames = told(tiny_models, STORY, tmp_path / "partial", opening)
     assert opening.shape == (1, 2, 2, 1) and len(frames) == STORY.frames
     np.testing.assert_array_equal(
-        frames[0], stream.StreamDecoder(tiny_models.tokenizer, 1, 2, 2).feed(opening[None])[0, 0]
+        frames[0], codec.StreamDecoder(tiny_models.tokenizer, 1, 2, 2).feed(opening[None])[0, 0]
     )
     assert fake_generate[0]["first"] == 1
     only = dataclasses.replace(STORY, segments=(Segment("a", 0.1),))
@@ -165,14 +166,14 @@ def test_no_frame_of_a_video_to_go_on_from_is_lost(tiny_models, count):
 
 def generated(monkeypatch):
     """The rate of each window that is generated from now on, and its first new latent frame."""
-    begun, generate = [], stream.generate
+    begun, generate = [], window.generate
 
     def watched(graph, params, request, **options):
         H, W = request.batch.tokens.shape[2:4]
         begun.append((float(request.batch.fps[0]), int(request.batch.start[0]) + int(request.known) // (H * W)))
         return generate(graph, params, request, **options)
 
-    monkeypatch.setattr(stream, "generate", watched)
+    monkeypatch.setattr(window, "generate", watched)
     return begun
 
 
@@ -266,7 +267,7 @@ def test_another_prompt_for_the_third_segment_leaves_the_first_two_as_they_were(
 
 def test_memory_does_not_grow_with_length(tiny_models, tmp_path, monkeypatch):
     """Ten seconds, then a minute: Python and NumPy never hold more. (The whole process: scripts/flat_cost.py.)"""
-    monkeypatch.setattr(stream, "generate", lambda graph, params, request, **_: np.array(request.batch.tokens))
+    monkeypatch.setattr(window, "generate", lambda graph, params, request, **_: np.array(request.batch.tokens))
 
     def most_held(seconds):
         held = []
@@ -318,7 +319,7 @@ def test_no_level_and_no_place_draws_with_the_noise_of_another(levels_models, mo
         keys.append((float(request.batch.fps[0]), bytes(np.asarray(jax.random.key_data(request.keys_B)))))
         return np.where(request.batch.known[..., None], request.batch.tokens, 1)
 
-    monkeypatch.setattr(stream, "generate", generate)
+    monkeypatch.setattr(window, "generate", generate)
     prompts = prompts_of(Story((Segment("up", 2.0),), seed=3), levels_models)
     none_BTHWQ, levels = levels_models.no_tokens(1), Levels([4.0, 8.0, 16.0], 17)
     list(tokens_of(levels_models, prompts, levels, none_BTHWQ))

@@ -15,8 +15,8 @@ from tokvid.api.stories import Settings
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.picture import fitted
 from tokvid.sampling import canvas, edits
+from tokvid.sampling.models import Models
 from tokvid.sampling.story import Story, encode_picture
-from tokvid.sampling.stream import Models
 from tokvid.tasks.tasks import OTHER_VERBS, TASKS, keeps_pixels
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from tokvid.io.progress import progress
 from tokvid.io.urls import local
 from tokvid.sampling.film import scale_for
 from tokvid.sampling.many import batches_of, tell_many
+from tokvid.sampling.models import Models
 from tokvid.sampling.story import NEXT_SEED, Segment, Story
-from tokvid.sampling.stream import Models
 
 INDEX = "index.jsonl"
 OWN = ("seed", "guidance", "last_guidance", "negative")  # what a segment may have instead of its story's

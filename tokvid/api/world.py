@@ -39,8 +39,9 @@ from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of
 from tokvid.sampling.levels import check_rows, of_rounds, rates_of
 from tokvid.sampling.many import batches_of, tell_many
+from tokvid.sampling.models import Models, load_models
 from tokvid.sampling.story import FASTEST, Opening, Segment, Story, encode_picture, encode_video
-from tokvid.sampling.stream import Models, Windows, load_models
+from tokvid.sampling.window import Windows
 from tokvid.tasks.conditions import salient_points
 
 MOST_LARGER = 16

@@ -217,7 +217,7 @@ def _folders() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from tokvid.sampling.stream import load_models
+    from tokvid.sampling.models import load_models
 
     for name, folder in WORLDS.items():
         try:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tokvid.config import DataConfig
     from tokvid.evaluate.batches import Settings
     from tokvid.metrics.features import Features
-    from tokvid.sampling.stream import Models
+    from tokvid.sampling.models import Models
 
 Show = Callable[..., object]
 TEXT, VIA_IMAGE = "text_to_video", "via_image"

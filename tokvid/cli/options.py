@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tokvid.api.stories import Settings
     from tokvid.api.video import Stream
     from tokvid.api.world import World
+    from tokvid.sampling.models import Models
     from tokvid.sampling.story import Story
-    from tokvid.sampling.stream import Models
 
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 STORY = ("fps", "seed", "guidance", "last_guidance", "negative", "scheme")  # fields of a story that are flags, too

@@ -12,10 +12,12 @@ import numpy as np
 from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.distributed import from_all
 from tokvid.errors import UserError
+from tokvid.sampling.codec import decode_clips, encode_clips, latent_frames_for
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import Levels, rates_of, videos
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Guidance, make_prompt
 from tokvid.sampling.story import defaults_of
-from tokvid.sampling.stream import Guidance, Models, decode_clips, encode_clips, latent_frames_for, make_prompt
 from tokvid.weights import Loaded
 
 BATCH = 32

@@ -9,18 +9,12 @@ import numpy as np
 
 from tokvid.evaluate.batches import Settings
 from tokvid.metrics.video import psnr
+from tokvid.sampling.codec import encode_clips, latent_frames_for
 from tokvid.sampling.given import hidden, pasted, resized, restored
 from tokvid.sampling.levels import Levels, videos
-from tokvid.sampling.stream import (
-    Around,
-    Guidance,
-    Models,
-    Prompt,
-    Source,
-    encode_clips,
-    latent_frames_for,
-    make_prompt,
-)
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Guidance, Prompt, make_prompt
+from tokvid.sampling.window import Around, Source
 from tokvid.tasks.conditions import CONDITIONS
 
 BEST = 100.0  # dB, also of equal videos

@@ -28,9 +28,11 @@ from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicub
 from tokvid.evaluate.reconstruction import some_clips, split_of
 from tokvid.io.progress import progress
 from tokvid.sampling.canvas import doubled, widened
+from tokvid.sampling.codec import encode_clips, frames_of, latent_frames_for
 from tokvid.sampling.edits import check_trained
 from tokvid.sampling.given import followed
-from tokvid.sampling.stream import Around, Models, encode_clips, frames_of, latent_frames_for
+from tokvid.sampling.models import Models
+from tokvid.sampling.window import Around
 from tokvid.tasks.conditions import CONDITIONS, with_means
 from tokvid.tasks.tasks import outside_a_box
 

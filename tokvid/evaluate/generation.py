@@ -19,7 +19,8 @@ from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features, load_features, perceptual_distance
 from tokvid.metrics.video import frechet_distance, kernel_distance, psnr, ssim
-from tokvid.sampling.stream import Models, encode_clips, frames_of
+from tokvid.sampling.codec import encode_clips, frames_of
+from tokvid.sampling.models import Models
 
 MODES = {"text": 0, "first_frame": 1, "continuation": 3}  # given latent frames per clip
 TRAINING_CLIPS = 256  # searched for the nearest one

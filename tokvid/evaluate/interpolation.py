@@ -15,9 +15,11 @@ from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Padded, Settings, me
 from tokvid.evaluate.generation import COMPARED
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
 from tokvid.io.progress import progress
+from tokvid.sampling.codec import encode_clips, frames_of
 from tokvid.sampling.given import restored
 from tokvid.sampling.levels import interpolated, levels_between
-from tokvid.sampling.stream import Guidance, Models, Prompt, encode_clips, frames_of, make_prompt
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Guidance, Prompt, make_prompt
 from tokvid.shapes.reading import read_attributes, wrap
 
 JITTERS = ("jitter", "ceiling_jitter", "truth_jitter")

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from tokvid.nn.visibility import NEVER
-from tokvid.sampling.stream import Models, window_ends
+from tokvid.sampling.models import Models
+from tokvid.sampling.window import window_ends
 from tokvid.train.transformer_step import scored
 from tokvid.transformer.layout import as_generated, clip_slots, lay_out
 from tokvid.types import TokenBatch, token_batch

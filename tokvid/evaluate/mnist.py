@@ -27,8 +27,9 @@ from tokvid.input_pipeline.mnist import FPS, FRAMES, SIZE, MnistItem, MovingMnis
 from tokvid.input_pipeline.mnist import VIDEOS as SPLITS
 from tokvid.io.progress import progress
 from tokvid.metrics.digits import DigitReader
+from tokvid.sampling.codec import frames_of
 from tokvid.sampling.edits import check_trained
-from tokvid.sampling.stream import Models, frames_of
+from tokvid.sampling.models import Models
 
 AXES = {"trained_axis": "train", "held_out_axis": "test"}  # splits of the data; all videos are new ones
 VIDEOS = ("made", "ceiling_real", "ceiling_reconstruction")

@@ -19,7 +19,7 @@ from tokvid.input_pipeline.sources import holds_out, open_source
 from tokvid.io.progress import progress
 from tokvid.metrics.features import Features
 from tokvid.metrics.video import METRICS, detail, frechet_distance, kernel_distance, psnr, ssim
-from tokvid.sampling.stream import StreamDecoder, StreamEncoder
+from tokvid.sampling.codec import StreamDecoder, StreamEncoder
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of, kept_ids
 from tokvid.types import Caption

@@ -21,8 +21,8 @@ from tokvid import weights
 from tokvid.config import Sampling
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.text import TextModel
+from tokvid.sampling.codec import decode_clips
 from tokvid.sampling.decode import Request, generate
-from tokvid.sampling.stream import decode_clips
 from tokvid.shapes.drawing import attributes_of
 from tokvid.shapes.reading import mean_distance, read_attributes, score
 from tokvid.shapes.words import WORLD, ShapeAttributes

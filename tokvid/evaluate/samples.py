@@ -11,7 +11,8 @@ from tokvid import weights
 from tokvid.config import Sampling
 from tokvid.evaluate.batches import Settings, generate_batch
 from tokvid.io.media import contact_sheet, write_video
-from tokvid.sampling.stream import Models, frames_of
+from tokvid.sampling.codec import frames_of
+from tokvid.sampling.models import Models
 from tokvid.train.token_cache import TokenCache
 
 SHOWN = 4  # prompts

@@ -23,8 +23,9 @@ from tokvid.evaluate.batches import (
 )
 from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
+from tokvid.sampling.codec import frames_of, latent_frames_for
+from tokvid.sampling.models import Models
 from tokvid.sampling.story import Segment, Story, joins
-from tokvid.sampling.stream import Models, frames_of, latent_frames_for
 from tokvid.shapes.drawing import LANGUAGES, ShapesDataset, ShapesStory, language_of, render
 from tokvid.shapes.reading import ShapeReading, read_attributes, score
 from tokvid.shapes.words import SHAPES, SIZES, STILL

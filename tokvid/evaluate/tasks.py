@@ -20,9 +20,11 @@ from tokvid.evaluate.shapes import ATTRIBUTES, check, frames_at, stories_of, str
 from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
+from tokvid.sampling.codec import decode_clips, encode_clips
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
 from tokvid.sampling.given import restored
-from tokvid.sampling.stream import Around, Models, Source, decode_clips, encode_clips
+from tokvid.sampling.models import Models
+from tokvid.sampling.window import Around, Source
 from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, render
 from tokvid.shapes.reading import ShapeReading, mean_distance, read_attributes, score
 from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out

@@ -9,20 +9,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tokvid.errors import UserError
+from tokvid.sampling.codec import StreamDecoder, decode_clips, encode_clips
 from tokvid.sampling.edits import check_trained
 from tokvid.sampling.given import pasted, reduced
 from tokvid.sampling.levels import Levels, tokens_of
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Prompt, with_noise_of
 from tokvid.sampling.story import Story, first_frames, levels_of, prompts_of
-from tokvid.sampling.stream import (
-    Around,
-    Models,
-    Prompt,
-    Source,
-    StreamDecoder,
-    decode_clips,
-    encode_clips,
-    with_noise_of,
-)
+from tokvid.sampling.window import Around, Source
 from tokvid.tasks.conditions import with_means
 from tokvid.tokenizer.cvivit import token_side
 

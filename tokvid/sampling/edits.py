@@ -8,18 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from tokvid.errors import UserError
+from tokvid.sampling.codec import StreamDecoder, frames_of, latent_frames_for
 from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored_alone
 from tokvid.sampling.levels import check_rows, interpolated, levels_between, refinement, videos
+from tokvid.sampling.models import Models
 from tokvid.sampling.story import Opening, Story, encode_opening, encode_picture, first_frames, levels_of, prompts_of
-from tokvid.sampling.stream import (
-    Around,
-    Models,
-    RollingWindow,
-    Source,
-    StreamDecoder,
-    frames_of,
-    latent_frames_for,
-)
+from tokvid.sampling.window import Around, RollingWindow, Source
 from tokvid.tasks.conditions import CONDITIONS, draw_points, salient_points
 from tokvid.tasks.tasks import TASKS
 

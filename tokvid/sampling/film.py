@@ -19,8 +19,9 @@ from tokvid.io.media import VideoWriter, contact_sheet
 from tokvid.io.progress import progress
 from tokvid.sampling.given import restored_alone
 from tokvid.sampling.kept import KeptWindows
+from tokvid.sampling.models import Models
 from tokvid.sampling.story import Opening, Story, tell
-from tokvid.sampling.stream import Models, Windows
+from tokvid.sampling.window import Windows
 
 WATCHABLE = 256  # pixels: smaller videos are enlarged by a whole factor
 MOST_GIF_BYTES = 1 << 28  # a GIF's frames are kept in memory until its end

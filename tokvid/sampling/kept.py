@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from tokvid.errors import UserError
 from tokvid.io.files import atomic
-from tokvid.sampling.stream import Models
+from tokvid.sampling.models import Models
 
 HEAD = struct.Struct("<32sII")  # a record: its mark, the videos of its batch, their latent frames,
 CHECK = struct.Struct("<I")  # then tokens as int32, and a checksum of all before

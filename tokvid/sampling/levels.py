@@ -15,18 +15,10 @@ from jaxtyping import Int, Num, UInt8
 
 from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
-from tokvid.sampling.stream import (
-    Around,
-    Models,
-    Prompt,
-    RollingWindow,
-    Source,
-    StreamDecoder,
-    Windows,
-    next_seeds,
-    window_ends,
-    with_noise_of,
-)
+from tokvid.sampling.codec import StreamDecoder
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Prompt, next_seeds, with_noise_of
+from tokvid.sampling.window import Around, RollingWindow, Source, Windows, window_ends
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of

@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from tokvid.errors import UserError
 from tokvid.io.threads import usable_cores
 from tokvid.sampling.levels import check_rows, rates_of, videos
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Prompt
 from tokvid.sampling.story import Story, levels_of, prompts_of
-from tokvid.sampling.stream import Models, Prompt
 from tokvid.sharding import current_mesh, platform
 
 MOST_BYTES = 1 << 31  # of a batch's frames, which are kept in memory

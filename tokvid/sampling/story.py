@@ -15,18 +15,12 @@ from jaxtyping import Int, UInt8
 from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.text import checked
+from tokvid.sampling.codec import StreamEncoder, frames_of, latent_frames_for
 from tokvid.sampling.given import reduced
 from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
-from tokvid.sampling.stream import (
-    Guidance,
-    Models,
-    Prompt,
-    StreamEncoder,
-    Windows,
-    frames_of,
-    latent_frames_for,
-    make_prompt,
-)
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Guidance, Prompt, make_prompt
+from tokvid.sampling.window import Windows
 from tokvid.tasks.tasks import TASKS
 
 LARGEST_FILE = 1 << 20  # bytes of a story file

@@ -1,119 +1,24 @@
-"""Video as a stream: frames to tokens, to more tokens, to frames again, in memory that doesn't grow with length."""
+"""Tokens to more tokens, without end: a window that slides over a video, and what it sees beside it."""
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num
 
-from tokvid import weights
-from tokvid.config import GUIDANCE, Sampling
+from tokvid.config import Sampling
 from tokvid.errors import UserError
-from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.decode import Request, generate, generate_means
+from tokvid.sampling.models import Models
+from tokvid.sampling.prompts import Prompt
 from tokvid.tasks.conditions import CONDITIONS
-from tokvid.tasks.tasks import trained_tasks
-from tokvid.text.t5 import load_text
-from tokvid.tokenizer.cvivit import Cache, latent_shape, token_side
-from tokvid.tokenizer.quantizers import codes_of
 from tokvid.transformer.layout import condition_number
 from tokvid.types import Clip, token_batch
-
-OWN_NOISE = 15_485_863  # between the seeds of levels, and of places
-MOST_PATCHES = 8192  # of a latent frame; attention among them takes one to two gigabytes
-
-
-class Models(NamedTuple):
-    """The trained models that turn a prompt into a video.
-
-    `tuned` has, by task, what loads the transformer with the LoRA that the weights have for it.
-    """
-
-    tokenizer: weights.Loaded
-    transformer: weights.Loaded
-    text: TextModel
-    tuned: Mapping[str, Callable[[], weights.Loaded]] = {}
-
-    def for_task(self, task: str) -> "Models":
-        """The models that do a task best."""
-        return self._replace(transformer=self.tuned[task]()) if task in self.tuned else self
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels of the generated videos."""
-        side, (_, rows, columns) = token_side(self.tokenizer.config), self.transformer.config.latent
-        return rows * side, columns * side
-
-    @property
-    def temporal_patch(self) -> int:
-        """The frames of a latent frame, but of the first, which is one."""
-        return self.tokenizer.config.temporal_patch
-
-    def no_tokens(self, batch: int) -> Int32[np.ndarray, "b 0 h w q"]:
-        """An array of no latent frames, (B, 0, H, W, Q)."""
-        config = self.transformer.config
-        return np.zeros((batch, 0, *config.latent[1:], config.subcodes), np.int32)
-
-    @property
-    def tasks(self) -> dict[str, float]:
-        """The tasks that the transformer was trained for, and their shares."""
-        return trained_tasks(self.transformer.about)
-
-    @property
-    def mark(self) -> str:
-        """The fingerprints of all three."""
-        marks = [part.about["fingerprint"] for part in (self.tokenizer, self.transformer)]
-        return "-".join([*marks, self.text.fingerprint])
-
-
-def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Models:
-    """Tokenizer, transformer (with LoRAs added) and text model of a weights folder.
-
-    UserError where they don't belong together, or a LoRA belongs to other weights.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no weights folder {folder}; name one with --weights (a training workdir is one)")
-    tokenizer = weights.load(folder / "tokenizer", "tokenizer")
-    transformer = weights.load(folder / "transformer", "transformer", loras)
-    weights.check_pair(tokenizer, transformer)
-    text = load_text(folder)
-    if text.fingerprint != transformer.about.get("text_model"):
-        raise UserError(
-            f"the transformer was trained with text model {transformer.about.get('text_model')}, "
-            f"that of {folder} is {text.fingerprint}; use the one it was trained with"
-        )
-
-    @functools.cache
-    def load(path: Path) -> weights.Loaded:
-        return weights.load(folder / "transformer", "transformer", [*loras, weights.Scaled(path)])
-
-    # A LoRA is used as it was trained: for its tasks, the weights' own ones weren't there.
-    own, others = weights.task_loras(folder / "transformer"), transformer.about.get("lora_tasks", ())
-    tuned = {task: functools.partial(load, path) for task, path in own.items() if task not in others}
-    return Models(tokenizer, transformer, text, tuned)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "first"))
-def _encode(graph, params, video_BTHWC: UInt8[Array, "b t h w 3"], cache: Cache, first: bool):
-    model = nnx.merge(graph, params)
-    quantized, cache = model.encode_step(jnp.asarray(video_BTHWC, jnp.float32) / 127.5 - 1, cache, first)
-    return quantized.ids, cache
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "first"))
-def _decode(graph, params, tokens: Num[Array, "b tl hl wl q *c"], cache: Cache, first: bool):
-    model = nnx.merge(graph, params)
-    latents_BTHWC = model.latents(tokens) if tokens.ndim == 5 else model.latents_of_parts(tokens)
-    video_BTHWC, cache = model.decode_step(latents_BTHWC, cache, first)
-    return jnp.clip(jnp.round((video_BTHWC + 1) * 127.5), 0, 255).astype(jnp.uint8), cache
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -125,131 +30,6 @@ def _latents_of_codes(graph, params):
 def _keys(seeds_B: jax.Array, latent_frame: jax.Array) -> jax.Array:
     """Keys depend on the seed and the place in the video, not on the number of windows before."""
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), latent_frame))(seeds_B)
-
-
-class StreamEncoder:
-    """Encodes frames to tokens, as soon as a latent frame is full."""
-
-    def __init__(self, tokenizer: weights.Loaded, batch: int, size: tuple[int, int]):
-        """`size`: height and width of the frames, multiples of the patch and not too large, else UserError."""
-        _, rows, columns = latent_shape(tokenizer.config, 1, *size)
-        if (patches := rows * columns * tokenizer.config.fold**2) > MOST_PATCHES:  # each attends to all others
-            raise UserError(
-                f"frames of {size[0]}x{size[1]} pixels have {patches} patches, at most {MOST_PATCHES} are "
-                "allowed; use a smaller size"
-            )
-        self._tokenizer, self._pending = tokenizer, np.zeros((batch, 0, *size, 3), np.uint8)
-        self._first, self._none = (
-            True,
-            np.zeros((batch, 0, rows, columns, codes_of(tokenizer.config).per_token), np.int32),
-        )
-        self._cache = tokenizer.model.empty_cache("encoder", batch, rows, columns)
-
-    def feed(self, video_BTHWC: UInt8[np.ndarray, "b t h w 3"]) -> Int32[np.ndarray, "b tl hl wl q"]:
-        """uint8 frames, any number → tokens int32 (B, T', H', W', Q) of the latent frames they complete, maybe none."""
-        self._pending = np.concatenate([self._pending, video_BTHWC], axis=1)
-        out = [self._none]
-        while self._pending.shape[1] >= (count := 1 if self._first else self._tokenizer.config.temporal_patch):
-            part, self._pending = self._pending[:, :count], self._pending[:, count:]
-            tokenizer = self._tokenizer
-            ids, self._cache = _encode(tokenizer.graph, tokenizer.params, part, self._cache, first=self._first)
-            self._first = False
-            out.append(np.asarray(ids))
-        return np.concatenate(out, axis=1)
-
-
-class StreamDecoder:
-    """Decodes tokens, or the latents of their sub-codes, to frames; the result equals decoding all of them at once."""
-
-    def __init__(self, tokenizer: weights.Loaded, batch: int, rows: int, columns: int):
-        self._tokenizer, self._first = tokenizer, True
-        self._cache = tokenizer.model.empty_cache("decoder", batch, rows, columns)
-
-    def feed(self, tokens: Num[np.ndarray, "b tl hl wl q *c"]) -> UInt8[np.ndarray, "b t h w 3"]:
-        """The next latent frames, maybe none → their frames, uint8 (B, T, H, W, 3).
-
-        Tokens (B, T', H', W', Q), or latents (B, T', H', W', Q, C).
-        """
-        B, _, rows, columns, *_ = tokens.shape
-        side = token_side(self._tokenizer.config)
-        out = [np.zeros((B, 0, rows * side, columns * side, 3), np.uint8)]
-        for index in range(tokens.shape[1]):  # one at a time: a single compiled shape
-            part, tokenizer = tokens[:, index : index + 1], self._tokenizer
-            video, self._cache = _decode(tokenizer.graph, tokenizer.params, part, self._cache, first=self._first)
-            self._first = False
-            out.append(np.asarray(video))
-        return np.concatenate(out, axis=1)
-
-
-def encode_clips(
-    tokenizer: weights.Loaded, video_BTHWC: UInt8[np.ndarray, "b t h w 3"]
-) -> Int32[np.ndarray, "b tl hl wl q"]:
-    """The tokens of a batch of whole clips, whose last frame is repeated to fill the last latent frame."""
-    spare = -(video_BTHWC.shape[1] - 1) % tokenizer.config.temporal_patch
-    padded_BTHWC = np.concatenate([video_BTHWC, np.repeat(video_BTHWC[:, -1:], spare, axis=1)], axis=1)
-    return StreamEncoder(tokenizer, len(video_BTHWC), video_BTHWC.shape[2:4]).feed(padded_BTHWC)
-
-
-def decode_clips(
-    tokenizer: weights.Loaded, tokens_BTHWQ: Int[np.ndarray, "b tl hl wl q"]
-) -> UInt8[np.ndarray, "b t h w 3"]:
-    """The frames of a batch of whole clips."""
-    return StreamDecoder(tokenizer, len(tokens_BTHWQ), *tokens_BTHWQ.shape[2:4]).feed(tokens_BTHWQ)
-
-
-class Prompt(NamedTuple):
-    """The prompts of a batch of videos, in force from `start` seconds on.
-
-    Prompts and negative prompts (B, L), padded with -1, or (B, L, E), as in `TokenBatch`; seeds (B,), and the guidance
-    scales (B,) of the first and the last latent frame.
-    """
-
-    start: float
-    text_BL: Num[np.ndarray, "b l *e"]
-    negative_BL: Num[np.ndarray, "b l *e"]
-    seeds_B: Integer[np.ndarray, " b"]
-    guidance_B: Float[np.ndarray, " b"]
-    last_guidance_B: Float[np.ndarray, " b"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Guidance:
-    """The guidance scale at the beginning and at the end (None: the same), and the negative prompt."""
-
-    scale: float = GUIDANCE
-    last: float | None = None
-    negative: str = ""
-
-
-def make_prompt(
-    models: Models,
-    texts: Sequence[str],
-    seeds_B: Integer[np.ndarray, " b"],
-    guidance: Guidance,
-    start: float = 0.0,
-) -> Prompt:
-    """A prompt for a video of each text."""
-    encode, batch = models.text.encoder(models.transformer.config.text_length), len(texts)
-    last = guidance.scale if guidance.last is None else guidance.last
-    return Prompt(
-        start,
-        np.stack([encode(text) for text in texts]),
-        np.stack([encode(guidance.negative)] * batch),
-        seeds_B,
-        np.full(batch, guidance.scale, np.float32),
-        np.full(batch, last, np.float32),
-    )
-
-
-def next_seeds(seeds_B: Integer[np.ndarray, " b"], by: int | Integer[np.ndarray, " b"]) -> Integer[np.ndarray, " b"]:
-    """The seeds that come `by` after these."""
-    return (np.asarray(seeds_B, np.int64) + by) % 2**32
-
-
-def with_noise_of(number: int, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The same prompts with other seeds, for a further level, or place on a canvas: noise that it shared with another
-    one would have been chosen by what that one drew."""
-    return [prompt._replace(seeds_B=next_seeds(prompt.seeds_B, OWN_NOISE * number)) for prompt in prompts]
 
 
 class Source:
@@ -460,13 +240,3 @@ def window_ends(first: int, end: int, window: int, keep: int) -> Iterator[int]:
     while first < end:
         first = min(first + window - min(keep, first), end)
         yield first
-
-
-def latent_frames_for(frames: int, temporal_patch: int) -> int:
-    """The fewest latent frames that hold `frames` frames."""
-    return 1 + -(-(frames - 1) // temporal_patch)
-
-
-def frames_of(latent_frames: int, temporal_patch: int) -> int:
-    """The number of frames in `latent_frames` latent frames."""
-    return max(0, 1 + (latent_frames - 1) * temporal_patch)
