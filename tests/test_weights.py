@@ -14,6 +14,7 @@ from tokvid import weights
 from tokvid.config import TokenizerConfig, TransformerConfig, to_dict
 from tokvid.errors import UserError
 from tokvid.io.files import seal
+from tokvid.io.tensors import fingerprint
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer
 
@@ -151,7 +152,7 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_name(tokenizer, sav
         weights.save(saved, "tokenizer", other, tokenizer)
     assert said in str(error.value) and {path.name: path.read_bytes() for path in saved.iterdir()} == before
     config = json.loads(before["config.json"])["config"] | change
-    mark = weights._fingerprint(config, before["weights.safetensors"])
+    mark = fingerprint(config, before["weights.safetensors"])
     edit(saved, lambda values: values.update(config=config, fingerprint=mark))
     assert said in refused(saved)
 
@@ -201,7 +202,7 @@ def test_values_that_are_not_finite_are_refused(saved):
     data = safetensors.numpy.save(tensors)
     (saved / "weights.safetensors").write_bytes(data)
     config = json.loads((saved / "config.json").read_text())["config"]
-    edit(saved, lambda values: values.update(fingerprint=weights._fingerprint(config, data)))
+    edit(saved, lambda values: values.update(fingerprint=fingerprint(config, data)))
     assert f"{FIRST} has values that are not finite" in refused(saved)
 
 

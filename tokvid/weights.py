@@ -7,10 +7,6 @@ for the tasks that they were trained for.
 """
 
 import functools
-import hashlib
-import json
-import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,20 +22,17 @@ from flax import nnx
 from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, computed, from_dict, to_dict
 from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.io.files import atomic, read_json, seal, to_json
+from tokvid.io.tensors import fingerprint, half
 from tokvid.io.urls import local
 from tokvid.io.worlds import WORLDS, weights_named
 from tokvid.sharding import placed
-from tokvid.tasks.tasks import trained_tasks
 from tokvid.tokenizer.cvivit import CViViT
-from tokvid.transformer.lora import product
+from tokvid.transformer.lora_files import LORA_FILE, Scaled, loras_in, read_lora, updated
 from tokvid.transformer.model import Transformer
 from tokvid.transformer.t5 import T5
 
-log = logging.getLogger(__name__)
-
 FORMAT = 2
 UNSEALED = 1  # the format of earlier versions, which wrote no sha256
-LORA_FORMAT = 1
 TEXT = "text"  # the T5 encoder of weights that have one
 KINDS: dict[str, tuple[type, type]] = {
     "tokenizer": (TokenizerConfig, CViViT),
@@ -47,13 +40,6 @@ KINDS: dict[str, tuple[type, type]] = {
     TEXT: (T5Config, T5),
 }
 TOKENIZER_FILES, TEXT_MODEL = ("tokenizer/config.json", "tokenizer/weights.safetensors"), "text.model"
-
-
-class Scaled(NamedTuple):
-    """A LoRA's file, and the factor of its updates."""
-
-    path: str | os.PathLike[str]
-    scale: float = 1.0
 
 
 class Loaded(NamedTuple):
@@ -76,13 +62,13 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
     65504, if `folder` has LoRAs of other weights, or if reading back fails.
     """
     folder = Path(folder)
-    tensors = {".".join(map(str, path)): _half(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
+    tensors = {".".join(map(str, path)): half(leaf[...]) for path, leaf in nnx.to_flat_state(params)}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(f"{name} has values that float16 cannot hold, so nothing was written to {folder}")
     data = safetensors.numpy.save(dict(sorted(tensors.items())))
-    mark = _fingerprint(to_dict(config), data)
-    for path in _loras_in(folder):
+    mark = fingerprint(to_dict(config), data)
+    for path in loras_in(folder):
         if read_lora(path)[0].get("base") not in (mark, about.get("base")):
             raise UserError(f"{path} is a LoRA of other weights than these; move it away, or choose another folder")
     values = {"format": FORMAT, "kind": kind, "fingerprint": mark, "config": to_dict(config), **about}
@@ -96,14 +82,6 @@ def save(folder: str | Path, kind: str, config: Any, params: nnx.State, **about:
         except UserError as error:
             raise UserError(f"nothing was written to {folder}, because reading it back failed: {error}") from error
     return mark
-
-
-def check_no_loras(folder: Path) -> None:
-    """UserError where a training's weights could not be saved, because there are LoRAs of others in their folder."""
-    if loras := _loras_in(folder):
-        raise UserError(
-            f"{loras[0]} is a LoRA of other weights than this training's; move it away, or use another --workdir"
-        )
 
 
 def find(name: str | Path) -> Path:
@@ -164,7 +142,7 @@ def load(folder: str | Path, kind: str, loras: Sequence[Scaled] = ()) -> Loaded:
     about, path = describe(folder, kind), folder / "weights.safetensors"
     config, tensors = _read(about, kind, folder / "config.json", path)
     if loras:
-        tensors, about = _updated(config, tensors, about, loras)
+        tensors, about = updated(config, tensors, about, loras)
     graph, params = fill(kind, config, tensors, path)
     return Loaded(config, graph, placed(params), about)
 
@@ -202,134 +180,11 @@ def _read(about: dict[str, Any], kind: str, config_path: Path, path: Path) -> tu
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); copy or train it again") from error
     # Of the config as written: a field added by a later version must not invalidate earlier weights.
-    if _fingerprint(about.get("config"), data) != about.get("fingerprint"):
+    if fingerprint(about.get("config"), data) != about.get("fingerprint"):
         raise UserError(f"{path} doesn't belong to the config.json beside it (or is damaged); copy or train both again")
     tensors = {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}
     _check(shapes(kind, config)[1], tensors, path)
     return config, tensors
-
-
-LORA = "tokvid lora"  # the metadata key of a LoRA's facts
-LORA_FILE = "lora.safetensors"  # in the folder of the training
-LORAS = "loras"  # the folder in a transformer's for those of single tasks
-
-
-def save_lora(path: Path, factors: Iterable[tuple[Any, Any]], base: str, **about: Any) -> None:
-    """Writes a LoRA's factors, by path, as one file; `base` is the fingerprint of the weights that it updates."""
-    tensors = {".".join(map(str, name)): _half(leaf[...]) for name, leaf in factors}
-    if bad := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
-        raise UserError(f"{bad[0]} has values that float16 cannot hold, so {path} was not written")
-    tensors = dict(sorted(tensors.items()))
-    values = {"format": LORA_FORMAT, "base": base, **about}
-    metadata = {LORA: json.dumps(values | {"sha256": _lora_seal(values, tensors)})}
-    with atomic(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
-        read_lora(temporary)
-
-
-def average_loras(path: Path, one: str | os.PathLike[str], other: str | os.PathLike[str], share: float) -> None:
-    """Writes the average of two LoRAs' factors, with `share` of the other's, as the LoRA `path`.
-
-    It helps where one was trained from the other, or both from the same LoRA; otherwise, the average of the factors
-    means nothing. Its facts are the first one's. UserError where the share isn't between 0 and 1, or they don't match.
-    """
-    if not 0 < share < 1:
-        raise UserError(f"the share of a LoRA to average with should be between 0 and 1, got {share:g}")
-    (about, mine), (others, theirs) = read_lora(one), read_lora(other)
-    alike = {name: factor.shape for name, factor in mine.items()} == {name: f.shape for name, f in theirs.items()}
-    if not alike or about.get("base") != others.get("base"):
-        raise UserError(f"{one} and {other} are of other weights or ranks; average those trained from the same LoRA")
-    factors = {name: (1 - share) * factor.astype(np.float32) + share * theirs[name] for name, factor in mine.items()}
-    facts = {name: value for name, value in about.items() if name not in ("format", "base", "sha256")}
-    save_lora(path, ((name.split("."), factor) for name, factor in factors.items()), about["base"], **facts)
-
-
-def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The facts of a LoRA's file, and its factors by name. UserError if it is none, or is damaged."""
-    path = local(os.fspath(path))
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {}).get(LORA, "null"))
-            factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}; a training with --train_transformer.lora writes one") from error
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as a LoRA ({error}); copy or train it again") from error
-    if not isinstance(about, dict) or about.get("format") != LORA_FORMAT:
-        raise UserError(
-            f"{path} is no LoRA of this version of tokvid; a training with --train_transformer.lora writes one"
-        )
-    intact = about.get("sha256") in (None, _lora_seal(about, factors))  # None: of an earlier version
-    if not intact or not all(np.isfinite(factor).all() for factor in factors.values()):
-        raise UserError(f"{path} is damaged, or was changed after it was written; copy or train it again")
-    return about, factors
-
-
-def _lora_seal(about: dict[str, Any], factors: dict[str, np.ndarray]) -> str:
-    return hashlib.sha256(seal(about).encode() + safetensors.numpy.save(factors)).hexdigest()
-
-
-def task_loras(folder: Path) -> dict[str, Path]:
-    """The LoRAs that come with the transformer in `folder`, by the tasks that they were trained for.
-
-    Of several for a task, that with the fewest others.
-    """
-    found = [(path, trained_tasks(read_lora(path)[0])) for path in _loras_in(folder)]
-    found.sort(key=lambda each: -len(each[1]))
-    return {task: path for path, tasks in found for task in tasks}
-
-
-def _loras_in(folder: Path) -> list[Path]:
-    return sorted((folder / LORAS).glob("*.safetensors"))
-
-
-def _updated(
-    config: Any, tensors: dict[str, np.ndarray], about: dict[str, Any], loras: Sequence[Scaled]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors with all updates added, rounded once, and the config.json of these weights."""
-    wide, marks = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, list[list[Any]]()
-    tasks = set(about.get("lora_tasks", ()))
-    for path, scale in loras:
-        claims, factors = read_lora(path)
-        if claims.get("base") not in (about.get("fingerprint"), about.get("base")):
-            raise UserError(
-                f"{path} was trained on weights {claims.get('base')}, these are {about.get('fingerprint')}; "
-                "use it with the weights it started from"
-            )
-        for name in sorted({factor.rpartition(".")[0] for factor in factors}):
-            _add(wide, name, factors, scale, path)
-        mark = _fingerprint(claims, safetensors.numpy.save(factors))
-        if mark in [own for own, _ in [*about.get("loras", []), *marks]]:
-            log.warning("%s is part of these weights already, and counts twice now; leave it out, maybe", path)
-        marks.append([mark, scale])
-        tasks |= trained_tasks(claims).keys()
-    tensors = {name: _half(tensor) for name, tensor in wide.items()}
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise UserError(f"with these LoRAs {name} has values that float16 cannot hold; lower their scales")
-    mark = _fingerprint(to_dict(config), safetensors.numpy.save(dict(sorted(tensors.items()))))
-    base = about.get("base", about["fingerprint"])
-    earlier = about.get("loras", [])
-    of_loras = {"base": base, "loras": [*earlier, *marks], "lora_tasks": sorted(tasks)}
-    return tensors, about | {"fingerprint": mark, **of_loras}
-
-
-def _add(
-    tensors: dict[str, np.ndarray],
-    name: str,
-    factors: dict[str, np.ndarray],
-    scale: float,
-    path: str | os.PathLike[str],
-) -> None:
-    """Adds one matrix's update. UserError where the factors don't fit it."""
-    try:
-        a, b = (np.asarray(factors[f"{name}.{factor}"], np.float32) for factor in "ab")
-        update = product(name, a, b)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged at {name} ({error}); copy or train it again") from error
-    if name not in tensors or tensors[name].shape != update.shape:
-        raise UserError(f"{path} updates {name} of shape {update.shape}, which these weights lack")
-    tensors[name] += scale * update
 
 
 # Earlier names of parameters → current names.
@@ -422,16 +277,7 @@ def _codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     }
     parts = ("embed_", "encoder", "to_latent", "to_token", "quantizer")
     encoder = {name: tensor for name, tensor in sorted(tensors.items()) if name.startswith(parts)}
-    return _fingerprint(config, safetensors.numpy.save(encoder))
-
-
-def _half(array: jax.Array | np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # `save` reports it by name
-        return np.asarray(array).astype(np.float16)
-
-
-def _fingerprint(config: Any, data: bytes) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + data).hexdigest()[:16]
+    return fingerprint(config, safetensors.numpy.save(encoder))
 
 
 def parameter_count(params: nnx.State) -> int:

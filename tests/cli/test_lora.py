@@ -18,6 +18,7 @@ from tokvid.sharding import make_mesh
 from tokvid.train.recipe import fitted
 from tokvid.train.state import abstract_state
 from tokvid.train.transformer_step import TransformerTraining
+from tokvid.transformer import lora_files
 
 RECIPE = """from tokvid.config import *
 recipe = Recipe(
@@ -49,7 +50,7 @@ def test_it_is_a_small_file_and_changes_the_matrices_of_attention_and_mlp(traine
     assert not (trained / "run/transformer/weights.safetensors").exists()
     assert file.stat().st_size < (tiny_weights / "transformer/weights.safetensors").stat().st_size / 3
     before, after = (
-        weights.load(trained / "start/transformer", "transformer", loras) for loras in ((), [weights.Scaled(file)])
+        weights.load(trained / "start/transformer", "transformer", loras) for loras in ((), [lora_files.Scaled(file)])
     )
     changed = {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
@@ -62,7 +63,7 @@ def test_it_is_a_small_file_and_changes_the_matrices_of_attention_and_mlp(traine
     assert changed == attention | {f"blocks.mlp.{name}" for name in ("gate", "up", "down")}
     facts = what_is(trained / "run")["transformer/"]
     assert facts["kind"] == "LoRA" and facts["base"] == before.about["fingerprint"] and facts["rank"] == 2
-    twice = weights.load(trained / "start/transformer", "transformer", [weights.Scaled(file, 0.5)] * 2)
+    twice = weights.load(trained / "start/transformer", "transformer", [lora_files.Scaled(file, 0.5)] * 2)
     for once, added in zip(jax.tree.leaves(after.params), jax.tree.leaves(twice.params), strict=True):
         np.testing.assert_allclose(added, once, atol=1e-3)
 
@@ -81,27 +82,29 @@ def test_merged_weights_give_what_the_lora_gives(tokvid, trained, tmp_path):
     world.generate("a red circle", seconds=0.5, fps=4).save(tmp_path / "python.gif")
     assert (tmp_path / "python.gif").read_bytes() == used
     about = json.loads((tmp_path / "merged/transformer/config.json").read_text())
-    loaded = weights.load(trained / "start/transformer", "transformer", [weights.Scaled(trained / "run" / FILE, 0.7)])
+    loaded = weights.load(
+        trained / "start/transformer", "transformer", [lora_files.Scaled(trained / "run" / FILE, 0.7)]
+    )
     assert about["fingerprint"] == loaded.about["fingerprint"] and about["loras"][0][1] == 0.7
     assert tokvid("merge", "--weights", "merged", *lora, "--out", "twice")[0] == 0  # of the same base
 
 
 def test_loras_are_averaged_factor_by_factor(tokvid, refused, trained, tmp_path):
     lora = trained / "run" / FILE
-    about, factors = weights.read_lora(lora)
+    about, factors = lora_files.read_lora(lora)
     facts = {name: value for name, value in about.items() if name not in ("format", "base", "sha256")}
     doubled = ((name.split("."), 2 * factor) for name, factor in factors.items())
-    weights.save_lora(tmp_path / "doubled.safetensors", doubled, about["base"], **facts)
+    lora_files.save_lora(tmp_path / "doubled.safetensors", doubled, about["base"], **facts)
     merge = ("merge", "--lora", lora, "--average-lora")
     assert tokvid(*merge, "doubled.safetensors:0.25", "--out", "mean.safetensors")[0] == 0
-    found, mean = weights.read_lora(tmp_path / "mean.safetensors")
+    found, mean = lora_files.read_lora(tmp_path / "mean.safetensors")
     assert {**found, "sha256": ""} == {**about, "sha256": ""} and mean.keys() == factors.keys()
     for name, factor in factors.items():
         np.testing.assert_allclose(mean[name], 1.25 * factor.astype(np.float32), rtol=2e-3, atol=1e-6)
     assert "between 0 and 1, got 1" in refused(*merge, f"{lora}:1", "--out", "b.safetensors")
     assert "--average-lora takes one --lora" in refused("merge", "--average-lora", lora, "--out", "b.safetensors")
     fewer = ((name.split("."), factor) for name, factor in list(factors.items())[2:])
-    weights.save_lora(tmp_path / "fewer.safetensors", fewer, about["base"], **facts)
+    lora_files.save_lora(tmp_path / "fewer.safetensors", fewer, about["base"], **facts)
     assert "are of other weights or ranks" in refused(*merge, "fewer.safetensors", "--out", "b.safetensors")
     assert "its name should end in .safetensors" in refused(*merge, lora, "--out", "b")
     assert "there can be one only" in refused(*merge, lora, "--average-lora", lora, "--out", "b.safetensors")
@@ -179,14 +182,14 @@ def test_the_training_of_a_lora_goes_on(tokvid, trained, tmp_path):
     common = ("train", "transformer", trained / "recipe.py", "--workdir", run, "--train_transformer.steps", 1)
     going_on = ("--train_transformer.start_lora", file, "--train_transformer.learning_rate", 1e-9)
     assert tokvid(*common, *going_on)[0] == 0
-    (_, before), (_, after) = weights.read_lora(file), weights.read_lora(run / FILE)
+    (_, before), (_, after) = lora_files.read_lora(file), lora_files.read_lora(run / FILE)
     assert before.keys() == after.keys()
     for name, factor in before.items():
         np.testing.assert_allclose(after[name], factor, atol=1e-4)
 
 
 def test_a_lora_to_go_on_with_is_checked(tokvid, trained, tiny_weights, tmp_path):
-    file, about = trained / "run" / FILE, weights.read_lora(trained / "run" / FILE)[0]
+    file, about = trained / "run" / FILE, lora_files.read_lora(trained / "run" / FILE)[0]
     common = ("train", "transformer", trained / "recipe.py", "--workdir", tmp_path / "run")
     field = "--train_transformer.start_lora"
 
@@ -201,7 +204,7 @@ def test_a_lora_to_go_on_with_is_checked(tokvid, trained, tiny_weights, tmp_path
     said = refused(field, file, "--train_transformer.start", "shapes")
     assert f"was trained on weights {about['base']}, shapes has" in said
     facts = {name: value for name, value in about.items() if name not in ("format", "base", "rank")}
-    weights.save_lora(tmp_path / "odd.safetensors", [(("a",), {...: np.zeros(2)})], about["base"], **facts)
+    lora_files.save_lora(tmp_path / "odd.safetensors", [(("a",), {...: np.zeros(2)})], about["base"], **facts)
     assert "odd.safetensors doesn't say its rank" in refused(field, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"train_tokenizer.start_lora: only the transformer has LoRAs"):
         fitted(Recipe(train_tokenizer=TrainConfig(start_lora="a")))
@@ -242,22 +245,22 @@ def test_what_doesnt_belong_together_is_refused(refused, trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["blocks.mlp.gate.a", "blocks.mlp.gate.b", "blocks.mlp.left.a"])
 def test_a_factor_that_doesnt_fit_is_named(trained, tmp_path, name):
-    facts, factors = weights.read_lora(trained / "run" / FILE)
+    facts, factors = lora_files.read_lora(trained / "run" / FILE)
     del facts["sha256"]
     factors[name] = np.ascontiguousarray(factors["blocks.mlp.gate.a"][..., :1])
     file = tmp_path / "odd.safetensors"
-    file.write_bytes(safetensors.numpy.save(factors, {weights.LORA: json.dumps(facts)}))
+    file.write_bytes(safetensors.numpy.save(factors, {lora_files.LORA: json.dumps(facts)}))
     with pytest.raises(UserError, match=r"odd\.safetensors.* blocks\.mlp"):
-        weights.load(trained / "start/transformer", "transformer", [weights.Scaled(file)])
+        weights.load(trained / "start/transformer", "transformer", [lora_files.Scaled(file)])
 
 
 def test_a_changed_lora_is_refused_and_one_of_an_earlier_version_is_read(trained, tmp_path):
-    facts, factors = weights.read_lora(trained / "run" / FILE)
+    facts, factors = lora_files.read_lora(trained / "run" / FILE)
     file = tmp_path / "a.safetensors"
 
     def read(facts, factors):
-        file.write_bytes(safetensors.numpy.save(factors, {weights.LORA: json.dumps(facts)}))
-        return weights.read_lora(file)
+        file.write_bytes(safetensors.numpy.save(factors, {lora_files.LORA: json.dumps(facts)}))
+        return lora_files.read_lora(file)
 
     other = factors | {"blocks.mlp.gate.a": factors["blocks.mlp.gate.a"] * 2}
     for changed in ((facts, other), (facts | {"rank": 3}, factors)):
@@ -273,14 +276,14 @@ def test_a_changed_lora_is_refused_and_one_of_an_earlier_version_is_read(trained
 def test_a_task_has_a_lora_of_its_own(tokvid, trained, trained_for, movie, tmp_path):
     """The command whose task it is for uses it, as if it were named; others don't."""
     folder = trained_for(["text_to_video", "infilling"])
-    about, factors = weights.read_lora(trained / "run" / FILE)
+    about, factors = lora_files.read_lora(trained / "run" / FILE)
     plain, named = (shutil.copytree(folder, tmp_path / name) for name in ("plain", "named"))
-    own = folder / "transformer" / weights.LORAS / "loops.safetensors"
+    own = folder / "transformer" / lora_files.LORAS / "loops.safetensors"
     own.parent.mkdir()
     of_infilling = {"layouts": {"tasks": {"infilling": 1.0}}}
     facts = {name: value for name, value in about.items() if name not in ("format", "base")} | of_infilling
     leaves = [(tuple(name.split(".")), {...: factor}) for name, factor in factors.items()]
-    weights.save_lora(own, leaves, about["base"], **facts)
+    lora_files.save_lora(own, leaves, about["base"], **facts)
     ways = {"with": (folder,), "without": (plain,), "named": (named, "--lora", own)}
     clip = ("--prompt", "a red circle", "--fps", 4)
     for name, arguments in ways.items():
@@ -291,23 +294,23 @@ def test_a_task_has_a_lora_of_its_own(tokvid, trained, trained_for, movie, tmp_p
     loops, clips = ([(tmp_path / f"{name}{what}.gif").read_bytes() for name in ways] for what in ("", "_clip"))
     assert loops[0] == loops[2] != loops[1] and clips[0] == clips[1] != clips[2]
     assert what_is(folder)["transformer/"]["LoRAs of tasks"] == {"infilling": "loops.safetensors"}
-    weights.save_lora(own, leaves, "0" * 16, **facts)
+    lora_files.save_lora(own, leaves, "0" * 16, **facts)
     assert "was trained on weights 0000" in tokvid("loop", "in.mp4", "--weights", folder)[2]
 
 
 def test_a_lora_for_a_task_takes_the_place_of_the_weights_own_one(tokvid, trained, trained_for, tmp_path):
     """It was trained without that. So do merged weights, which keep the others; averages keep none."""
     folder = trained_for(["text_to_video", "infilling", "animate"])
-    about, factors = weights.read_lora(trained / "run" / FILE)
+    about, factors = lora_files.read_lora(trained / "run" / FILE)
     facts = {name: value for name, value in about.items() if name not in ("format", "base", "layouts")}
 
     def save(path, scale, *tasks):
         path.parent.mkdir(exist_ok=True)
         leaves = [(tuple(name.split(".")), {...: factor * scale}) for name, factor in factors.items()]
-        weights.save_lora(path, leaves, about["base"], **facts, layouts={"tasks": dict.fromkeys(tasks, 1.0)})
+        lora_files.save_lora(path, leaves, about["base"], **facts, layouts={"tasks": dict.fromkeys(tasks, 1.0)})
         return path
 
-    own = folder / "transformer" / weights.LORAS
+    own = folder / "transformer" / lora_files.LORAS
     both = save(own / "both.safetensors", 1.0, "infilling", "animate")
     plain = load_models(folder)
     marks = {task: plain.for_task(task).mark for task in ("text_to_video", "infilling", "animate")}
@@ -315,9 +318,9 @@ def test_a_lora_for_a_task_takes_the_place_of_the_weights_own_one(tokvid, traine
     special = save(own / "animate.safetensors", 0.5, "animate")
     assert load_models(folder).for_task("infilling").mark == marks["infilling"]
     halved = load_models(folder).for_task("animate").mark
-    assert halved not in marks.values() and weights.task_loras(folder / "transformer")["animate"] == special
+    assert halved not in marks.values() and lora_files.task_loras(folder / "transformer")["animate"] == special
     mine = save(tmp_path / "mine.safetensors", 2.0, "infilling")
-    with_mine = load_models(folder, [weights.Scaled(mine)])
+    with_mine = load_models(folder, [lora_files.Scaled(mine)])
     assert with_mine.for_task("infilling").mark == with_mine.mark != marks["infilling"]
     assert with_mine.for_task("animate").mark not in (with_mine.mark, halved)
     merge = ("merge", "--weights", folder, "--lora")
@@ -325,11 +328,11 @@ def test_a_lora_for_a_task_takes_the_place_of_the_weights_own_one(tokvid, traine
     merged = load_models(tmp_path / "merged")
     assert merged.for_task("infilling").mark == merged.mark == with_mine.mark
     assert merged.for_task("animate").mark != merged.mark
-    assert set(weights.task_loras(tmp_path / "merged/transformer").values()) == {
-        tmp_path / "merged/transformer" / weights.LORAS / file.name for file in (both, special)
+    assert set(lora_files.task_loras(tmp_path / "merged/transformer").values()) == {
+        tmp_path / "merged/transformer" / lora_files.LORAS / file.name for file in (both, special)
     }
     assert tokvid(*merge, mine, "--average", f"{tmp_path / 'merged'}:0.5", "--out", "averaged")[0] == 0
-    assert not weights.task_loras(tmp_path / "averaged/transformer")
+    assert not lora_files.task_loras(tmp_path / "averaged/transformer")
     assert load_models(tmp_path / "averaged").tuned == {}
     assert tokvid(*merge, f"{mine}:0.5", "--out", "merged")[0] == 0  # of the same base
     before = {file: file.read_bytes() for file in (tmp_path / "merged").rglob("*") if file.is_file()}

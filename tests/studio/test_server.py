@@ -36,6 +36,7 @@ from tokvid.studio.jobs import Queue
 from tokvid.studio.records import Records, Take
 from tokvid.studio.server import Studio, application
 from tokvid.studio.worlds import World, offered
+from tokvid.transformer import lora_files
 
 RNG = np.random.default_rng(0)
 PATIENCE = 120  # seconds
@@ -51,11 +52,11 @@ SCENES = [scene("a small red circle moves up", 1), scene("一个圆", 2)]
 @pytest.fixture(scope="module")
 def lora(tiny_weights, tmp_path_factory):
     """The file of a random LoRA."""
-    path = tmp_path_factory.mktemp("pink") / "transformer" / weights.LORA_FILE
+    path = tmp_path_factory.mktemp("pink") / "transformer" / lora_files.LORA_FILE
     path.parent.mkdir()
     factors = {"a": RNG.normal(size=(2, 32, 3)), "b": RNG.normal(size=(2, 3, 32))}  # of layers of width 32
     mark = weights.describe(tiny_weights / "transformer", "transformer")["fingerprint"]
-    weights.save_lora(path, [(("blocks", "mlp", "up", name), factor) for name, factor in factors.items()], mark)
+    lora_files.save_lora(path, [(("blocks", "mlp", "up", name), factor) for name, factor in factors.items()], mark)
     return path
 
 

@@ -32,6 +32,7 @@ from tokvid.train.token_cache import open_token_cache
 from tokvid.train.tokenize import write_token_cache
 from tokvid.train.transformer_step import TransformerTraining
 from tokvid.train.windows import token_batches
+from tokvid.transformer import lora_files
 from tokvid.transformer.layout import in_order
 from tokvid.transformer.model import Transformer
 
@@ -117,9 +118,9 @@ def test_a_lora_is_trained_by_a_reward_and_goes_on(workdir, judge, tmp_path, mon
     """From the start with its updates, of which it keeps the tasks; the transformer stays as it is."""
     monkeypatch.setattr(Judge, "judge", small_codes)
     tune(workdir, tmp_path / "first", judge(brightness), lora=2, steps=3)
-    first = tmp_path / "first" / weights.LORA_FILE
+    first = tmp_path / "first" / lora_files.LORA_FILE
     assert not (tmp_path / "first/weights.safetensors").exists()
-    about, factors = weights.read_lora(first)
+    about, factors = lora_files.read_lora(first)
     start = weights.describe(workdir / "start/transformer", "transformer")["fingerprint"]
     assert about["base"] == start and about["layouts"]["tasks"] == {"text_to_video": 1.0}
     assert all(np.abs(factor).max() > 1e-3 for factor in factors.values())
@@ -128,7 +129,7 @@ def test_a_lora_is_trained_by_a_reward_and_goes_on(workdir, judge, tmp_path, mon
     again = {"lora": 2, "start_lora": str(first), "steps": 2}
     line, *_ = tune(workdir, tmp_path / "second", judge(brightness), **again, recipe=tasks, learning_rate=1e-9)
     assert line["kl"] == pytest.approx(0, abs=1e-5)
-    about, after = weights.read_lora(tmp_path / "second" / weights.LORA_FILE)
+    about, after = lora_files.read_lora(tmp_path / "second" / lora_files.LORA_FILE)
     assert about["base"] == start and about["layouts"]["tasks"] == {"text_to_video": 1.0, "inpaint": 1.0}
     for name, factor in factors.items():
         np.testing.assert_allclose(after[name], factor, atol=1e-4)

@@ -43,6 +43,7 @@ from tokvid.sampling.models import Models, load_models
 from tokvid.sampling.story import FASTEST, Opening, Segment, Story, encode_picture, encode_video
 from tokvid.sampling.window import Windows
 from tokvid.tasks.conditions import salient_points
+from tokvid.transformer import lora_files
 
 MOST_LARGER = 16
 UNTRACKED_SECONDS = 2.0  # of an animated picture without a track
@@ -71,14 +72,14 @@ def load(name: str | os.PathLike[str] = "shapes", *, loras: Sequence[LoRALike] =
     return world
 
 
-def _scaled(loras: Sequence[LoRALike]) -> list[weights.Scaled]:
+def _scaled(loras: Sequence[LoRALike]) -> list[lora_files.Scaled]:
     if not isinstance(loras, list | tuple):
         raise UserError(f"loras should be a list of files, or of pairs of a file and a scale, got {loras!r:.60}")
     pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
     for pair in pairs:
         if len(pair) != 2 or not fits(float, pair[1]):
             raise UserError(f"a LoRA should be a file, or a pair of a file and a scale, got {pair!r:.60}")
-    return [weights.Scaled(text_of(file), float(scale)) for file, scale in pairs]
+    return [lora_files.Scaled(text_of(file), float(scale)) for file, scale in pairs]
 
 
 class World:
@@ -92,7 +93,7 @@ class World:
     nearest of those between the slowest and the fastest that the weights were trained on.
     """
 
-    def __init__(self, folder: Path, *, loras: Sequence[weights.Scaled] = (), quiet: bool = False):
+    def __init__(self, folder: Path, *, loras: Sequence[lora_files.Scaled] = (), quiet: bool = False):
         """The weights in `folder`, with LoRAs added, which are read when they are first needed."""
         self.folder, self.loras, self.quiet = folder, loras, quiet
         self._named: set[str] = set()  # unknown words, once warned of

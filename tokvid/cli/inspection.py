@@ -17,6 +17,7 @@ from tokvid.io.files import read_json
 from tokvid.portable import KEY
 from tokvid.sampling import script
 from tokvid.sampling.story import STORY_SUFFIXES, Story, load_story
+from tokvid.transformer import lora_files
 
 SIZES = ("size", "patch", "fold", "temporal_patch", "quantizer", "levels", "codes", "groups", "latent_frames", "grid")
 CONFIG = (*SIZES, "subcodes", "width", "layers", "text_length", "conditions")  # what is shown of it unless all is
@@ -44,8 +45,8 @@ def what_is(path: Path, every: bool = False) -> dict[str, Any]:
         return _weights(path, every)
     if (path / "commit.json").is_file():
         return _checkpoint(path)
-    if (path / weights.LORA_FILE).is_file():
-        return _lora(path / weights.LORA_FILE)
+    if (path / lora_files.LORA_FILE).is_file():
+        return _lora(path / lora_files.LORA_FILE)
     if (path / "checkpoints").is_dir():
         steps = sorted(int(p.parent.name) for p in path.glob("checkpoints/*/commit.json") if p.parent.name.isdigit())
         return {"kind": "training in progress, no weights yet", "checkpoints at steps": steps}
@@ -108,7 +109,7 @@ def _tensors(path: Path, every: bool) -> dict[str, Any]:
 
 
 def _lora(path: Path) -> dict[str, Any]:
-    facts, factors = weights.read_lora(path)
+    facts, factors = lora_files.read_lora(path)
     return {"kind": "LoRA", "parameters": sum(factor.size for factor in factors.values()), **facts}
 
 
@@ -123,7 +124,7 @@ def _weights(path: Path, every: bool) -> dict[str, Any]:
     kind = weights.kind_of(path)
     loaded = weights.load(path, kind)
     about = {name: value for name, value in loaded.about.items() if name != "kind"}
-    own = {task: file.name for task, file in weights.task_loras(path).items()}
+    own = {task: file.name for task, file in lora_files.task_loras(path).items()}
     facts = {"kind": kind, "parameters": weights.parameter_count(loaded.params), **_shown(about, every)}
     return facts | ({"LoRAs of tasks": own} if own else {})
 

@@ -173,6 +173,7 @@ class Merge(Command):
     def run(self, options: argparse.Namespace) -> None:
         from tokvid import weights
         from tokvid.io.urls import local
+        from tokvid.transformer import lora_files
 
         loras, others = options.lora or [], options.average or []
         if options.average_lora is not None:
@@ -180,7 +181,7 @@ class Merge(Command):
                 raise UserError("--average-lora takes one --lora, without a scale, and no --average")
             check_suffix(options.out, ".safetensors")
             (one, _), (other, share) = loras[0], options.average_lora
-            weights.average_loras(options.out, one, other, share)
+            lora_files.average_loras(options.out, one, other, share)
             print(f"{options.out}: {1 - share:g} of {one} and {share:g} of {other}")
             return
         if not loras and not others:
@@ -196,7 +197,7 @@ class Merge(Command):
         mark = weights.save(options.out / "transformer", "transformer", merged.config, merged.params, **about)
         weights.copy_files(options.weights, options.out, beside)
         if not others:  # averages are weights that no LoRA was trained on
-            files = weights.task_loras(options.weights / "transformer").values()
+            files = lora_files.task_loras(options.weights / "transformer").values()
             names = {str(file.relative_to(options.weights)) for file in files}
             weights.copy_files(options.weights, options.out, sorted(names))
         parts = [several(len(loras), "LoRA")] * bool(loras) + [f"{len(others)} averaged"] * bool(others)

@@ -14,6 +14,7 @@ from tokvid.input_pipeline.text import TextModel
 from tokvid.tasks.tasks import trained_tasks
 from tokvid.text.t5 import load_text
 from tokvid.tokenizer.cvivit import token_side
+from tokvid.transformer import lora_files
 
 
 class Models(NamedTuple):
@@ -59,7 +60,7 @@ class Models(NamedTuple):
         return "-".join([*marks, self.text.fingerprint])
 
 
-def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Models:
+def load_models(folder: str | Path, loras: Sequence[lora_files.Scaled] = ()) -> Models:
     """Tokenizer, transformer (with LoRAs added) and text model of a weights folder.
 
     UserError where they don't belong together, or a LoRA belongs to other weights.
@@ -79,9 +80,9 @@ def load_models(folder: str | Path, loras: Sequence[weights.Scaled] = ()) -> Mod
 
     @functools.cache
     def load(path: Path) -> weights.Loaded:
-        return weights.load(folder / "transformer", "transformer", [*loras, weights.Scaled(path)])
+        return weights.load(folder / "transformer", "transformer", [*loras, lora_files.Scaled(path)])
 
     # A LoRA is used as it was trained: for its tasks, the weights' own ones weren't there.
-    own, others = weights.task_loras(folder / "transformer"), transformer.about.get("lora_tasks", ())
+    own, others = lora_files.task_loras(folder / "transformer"), transformer.about.get("lora_tasks", ())
     tuned = {task: functools.partial(load, path) for task, path in own.items() if task not in others}
     return Models(tokenizer, transformer, text, tuned)

@@ -13,6 +13,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.text import TextModel
 from tokvid.sampling.story import Story, defaults_of, load_story
 from tokvid.tasks.tasks import TASKS, keeps_pixels, trained_tasks
+from tokvid.transformer import lora_files
 
 MOST_WORDS = 120  # that are listed
 EXAMPLE, EXAMPLE_PICTURE = "demo/story.yaml", "demo/opening.png"
@@ -154,8 +155,8 @@ def offered(shipped: dict[str, Path], chosen: Path, loras: Sequence[tuple[Path, 
         worlds[name] = world
     first = next(iter(worlds.values()))
     for path, scale in loras:
-        weights.read_lora(path)
-        stem = path.stem if path.name != weights.LORA_FILE else path.absolute().parent.parent.name  # of its training
+        lora_files.read_lora(path)
+        stem = path.stem if path.name != lora_files.LORA_FILE else path.absolute().parent.parent.name  # of its training
         plain = f"{first.name}+{_plain(stem)}" + (f"-{scale:g}" if scale != 1 else "")
         numbered = (f"{plain}-{number}" for number in itertools.count(2))
         name = next(name for name in itertools.chain([plain], numbered) if name not in worlds)

@@ -36,6 +36,7 @@ from tokvid.train.state import (
     with_lora,
 )
 from tokvid.train.watchdog import Watchdog
+from tokvid.transformer import lora_files
 
 # The seconds, about, and the steps at most, after which several processes look at the clock again.
 ASKED_SECONDS, MOST_UNASKED = 10.0, 1000
@@ -128,7 +129,7 @@ class _Run:
         self.step, self._saved_at = int(self.state.step), time.monotonic()
         self._asked, self._asks = (self._saved_at, self.step), self.step + 1
         if self.step < self.config.steps and not self.config.lora:
-            weights.check_no_loras(self.folder)
+            lora_files.check_no_loras(self.folder)
         if restored is not None:
             self._print(f"resumes from step {self.step}")
         return window

@@ -12,6 +12,7 @@ from tokvid.tasks.tasks import conditions_of
 from tokvid.text.t5 import t5_config
 from tokvid.tokenizer.cvivit import latent_shape
 from tokvid.tokenizer.quantizers import codes_of, silent_code
+from tokvid.transformer import lora_files
 
 HOW = (*SPEED, "dtype", "later_temperature")  # how to compute and sample
 
@@ -83,7 +84,7 @@ def _of_rank(recipe: Recipe) -> Recipe:
         return recipe
     if not config.start:
         raise UserError("train_transformer.start_lora needs the weights that it updates: name train_transformer.start")
-    about, _ = weights.read_lora(config.start_lora)
+    about, _ = lora_files.read_lora(config.start_lora)
     if not isinstance(rank := about.get("rank"), int):
         raise UserError(f"{config.start_lora} doesn't say its rank; train it again")
     if config.lora not in (0, rank):

@@ -37,6 +37,7 @@ from tokvid.train.state import Metrics, TrainState, new_model
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.transformer_step import TransformerTraining, merged, scored
 from tokvid.train.windows import token_batches
+from tokvid.transformer import lora_files
 from tokvid.transformer.head import temperatures
 from tokvid.transformer.layout import clip_slots, in_order, lay_out
 from tokvid.transformer.lora import LoRA
@@ -118,7 +119,7 @@ class RewardTraining(TransformerTraining):
         # At 0, drawing has no likelihood; 1 stands for it.
         self.sampling = Sampling(1.0, self.config.later_temperature or 1.0, rows=recipe.reward.rows)
         self._guidance = np.resize([1.0, self.reward.guidance], self.reward.group)  # of each video of a group
-        loras = [weights.Scaled(config.start_lora)] if config.start_lora else []
+        loras = [lora_files.Scaled(config.start_lora)] if config.start_lora else []
         self.start = weights.load(weights.find(config.start) / "transformer", "transformer", loras)
         self._functions: tuple[Any, ...] = ()
 
@@ -236,7 +237,7 @@ class RewardTraining(TransformerTraining):
             return {name: self.start.about[name] for name in names if name in self.start.about}
         facts = self._rewarded.facts
         if config.start_lora:
-            tasks = facts["layouts"]["tasks"] | trained_tasks(weights.read_lora(config.start_lora)[0])
+            tasks = facts["layouts"]["tasks"] | trained_tasks(lora_files.read_lora(config.start_lora)[0])
             facts["layouts"] |= {"tasks": tasks}
         return facts
 

@@ -16,6 +16,7 @@ from tokvid.errors import UserError
 from tokvid.nn.frozen import check_beginnings, freeze
 from tokvid.sharding import BATCH, on_mesh, shardings
 from tokvid.train.optimizer import learning_rate, make_optimizer
+from tokvid.transformer import lora_files
 
 Metrics = dict[str, jax.Array]
 BUFFERS = nnx.Not(nnx.Param)
@@ -149,7 +150,7 @@ def start_from(state: TrainState, folder: Path, kind: str, without: tuple[str, .
 
 def with_lora(state: TrainState, path: str) -> TrainState:
     """The state of a LoRA's training with the updates in a file filled in. UserError if they are of other matrices."""
-    _, factors = weights.read_lora(path)
+    _, factors = lora_files.read_lora(path)
     state, used = _filled(state, factors, "updates.", path)
     if missing := sorted(factors.keys() - used):
         raise UserError(f"{path} updates {missing[0]}, which the recipe's transformer lacks")

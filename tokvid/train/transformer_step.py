@@ -20,6 +20,7 @@ from tokvid.input_pipeline.sources import fingerprint
 from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import Share, batch_kinds, token_batches
+from tokvid.transformer import lora_files
 from tokvid.transformer.head import Near, Scores
 from tokvid.transformer.layout import Sequence, clip_slots, corrupted, in_order, lay_out, stalled, tokens_before
 from tokvid.transformer.lora import LoRA
@@ -186,7 +187,7 @@ class TransformerTraining:
         if self.recipe.train_transformer.lora:
             about |= {"steps": step, "rank": self.recipe.train_transformer.lora}
             updates = nnx.to_flat_state(variables["updates"])
-            weights.save_lora(directory / weights.LORA_FILE, updates, self._base, **about)
+            lora_files.save_lora(directory / lora_files.LORA_FILE, updates, self._base, **about)
             return
         weights.save(directory, "transformer", self.config, variables, steps=step, **about)
 
