@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 
 from tokvid.cli import main as cli
-from tokvid.cli import options
+from tokvid.cli import option_values, options
 from tokvid.config import Sampling
 
 
@@ -94,16 +94,16 @@ def test_a_new_field_of_sampling_gets_its_flag(monkeypatch):
         order: Literal["rows", "spiral"] = dataclasses.field(default="rows", metadata={"help": "which come first"})
 
     monkeypatch.setattr(options, "Sampling", Newer)
-    monkeypatch.setattr(options, "SAMPLING", tuple(field.name for field in dataclasses.fields(Newer)))
+    monkeypatch.setattr(option_values, "SAMPLING", tuple(field.name for field in dataclasses.fields(Newer)))
     parser = argparse.ArgumentParser()
     options.sampling_arguments(parser)
     assert "at least 5% of" in parser.format_help()
     words = ["--min-p", "0.25", "--greedy", "--order", "spiral", "--top-k", "3"]
-    assert options.sampling_of(parser.parse_args(words), Newer(rows=2)) == Newer(
+    assert option_values.sampling_of(parser.parse_args(words), Newer(rows=2)) == Newer(
         min_p=0.25, greedy=True, order="spiral", top_k=3, rows=2
     )
-    assert options.sampling_of(parser.parse_args(["--no-greedy"]), Newer(greedy=True)) == Newer()
-    assert options.sampling_of(parser.parse_args([]), Newer(top_k=4)) == Newer(top_k=4)
+    assert option_values.sampling_of(parser.parse_args(["--no-greedy"]), Newer(greedy=True)) == Newer()
+    assert option_values.sampling_of(parser.parse_args([]), Newer(top_k=4)) == Newer(top_k=4)
 
 
 def test_weights_that_come_with_tokvid_have_names(tmp_path, monkeypatch):

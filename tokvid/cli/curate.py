@@ -4,7 +4,8 @@ import argparse
 import collections
 from typing import TYPE_CHECKING
 
-from tokvid.cli.options import Command, readable, refuse
+from tokvid.cli.option_values import refuse
+from tokvid.cli.options import Command, readable
 from tokvid.errors import UserError
 from tokvid.io.files import Outputs
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokvid.cli.curate import Curate, check_unreadable, map_of, runner_arguments, unreadable_argument
-from tokvid.cli.options import Command, readable, refuse, seed_argument, size_argument
+from tokvid.cli.option_values import refuse
+from tokvid.cli.options import Command, readable, seed_argument, size_argument
 from tokvid.cli.printing import several
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import Outputs

@@ -4,7 +4,8 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from tokvid.cli.options import Command, models_arguments, models_of
+from tokvid.cli.option_values import models_of
+from tokvid.cli.options import Command, models_arguments
 from tokvid.io.files import Outputs, check_output, write_json
 from tokvid.io.worlds import SHIPPED, WORLDS
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from tokvid.cli.option_values import refuse, save, settings_of, story_of, world_of
 from tokvid.cli.options import (
     Command,
     draws_argument,
@@ -11,13 +12,8 @@ from tokvid.cli.options import (
     prompt_argument,
     rate_argument,
     readable,
-    refuse,
-    save,
     seed_argument,
-    settings_of,
-    story_of,
     video_arguments,
-    world_of,
 )
 from tokvid.cli.printing import several
 from tokvid.config import LOW_GUIDANCE

@@ -7,20 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokvid.cli.option_values import SAMPLING, check_rounds, models_of, refuse, sampling_of
 from tokvid.cli.options import (
-    SAMPLING,
     Command,
-    check_rounds,
     draws_argument,
     guidance_argument,
     later_codes_argument,
     models_arguments,
-    models_of,
     processes_arguments,
     readable,
-    refuse,
     sampling_arguments,
-    sampling_of,
     scheme_argument,
     seed_argument,
     size_argument,

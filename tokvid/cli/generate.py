@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokvid.cli.option_values import refuse, save, settings_of, story_of, world_of
 from tokvid.cli.options import (
     Command,
     Once,
@@ -15,14 +16,9 @@ from tokvid.cli.options import (
     prompt_argument,
     rate_argument,
     readable,
-    refuse,
-    save,
     scheme_argument,
     seed_argument,
-    settings_of,
-    story_of,
     video_arguments,
-    world_of,
 )
 from tokvid.cli.printing import several
 from tokvid.config import check_seed

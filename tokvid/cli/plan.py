@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Callable
 
-from tokvid.cli.options import Command, config_argument, mesh_argument, refuse
+from tokvid.cli.option_values import refuse
+from tokvid.cli.options import Command, config_argument, mesh_argument
 from tokvid.cli.printing import in_any_case, say
 from tokvid.io.files import Outputs, write_json, write_text
 

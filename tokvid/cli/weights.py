@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+from tokvid.cli.option_values import models_of, refuse
 from tokvid.cli.options import (
     Command,
     Once,
@@ -13,9 +14,7 @@ from tokvid.cli.options import (
     footage,
     later_codes_argument,
     models_arguments,
-    models_of,
     readable,
-    refuse,
     scale_argument,
     size_argument,
     weights,
