@@ -164,7 +164,7 @@ def story(path: Path) -> Iterator[Any]:
 def script(path: Path) -> Iterator[Any]:
     from tokvid.sampling.script import read_script, story_file
 
-    yield story_file(*read_script(path))
+    yield story_file(read_script(path), path.name)
 
 
 def track(path: Path) -> Iterator[Any]:
