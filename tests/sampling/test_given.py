@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokvid.sampling.given import compared, detailed, followed, pasted, reduced, resized, restored
+from tokvid.sampling.given import compared, detailed, followed, hidden, pasted, reduced, resized, restored
 
 RNG = np.random.default_rng(0)
 GIVEN = RNG.integers(100, 156, size=(2, 3, 16, 16, 3), dtype=np.uint8)  # two videos of three frames
@@ -48,8 +48,17 @@ def test_between_two_given_frames_detail_goes_over_from_one_to_the_other():
         assert np.abs(made - lost).max() <= 1, at
     bright = 255 - DECODED[:, 0] // 4  # looks like nothing of it
     far = compared((bright + LOST[:, 1]).astype(np.uint8), bright)
-    made = detailed(DECODED[:, 0], before, far, 0.9).astype(int)
-    assert np.abs(made - GIVEN[:, 0]).max() <= 1
+    for pair, at in (((before, far), 0.9), ((far, before), 0.1)):
+        assert np.abs(detailed(DECODED[:, 0], *pair, at).astype(int) - GIVEN[:, 0]).max() <= 1
+
+
+def test_frames_between_have_the_detail_of_their_place():
+    """Of the fourth frame, 4 grey levels more are lost than of the first: a quarter of it for each frame."""
+    made = DECODED[:, [0]].repeat(5, axis=1)
+    made[:, 4] -= 4
+    found = whole(made, GIVEN[:, [0, 0]], 4).astype(int)
+    for place in (1, 2, 3):
+        assert np.abs(found[:, place] - GIVEN[:, 0] - place).mean() < 0.2, place
 
 
 @pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4, 5, 6), (2, 5)])
@@ -114,8 +123,26 @@ def test_pasted_pixels_fade_into_what_is_new():
     made, inside = np.full((3, 16, 16, 3), 100, np.uint8), np.zeros((3, 16, 16), bool)
     inside[:2, :, :4] = True
     given = np.where(inside[..., None], np.uint8(150), np.uint8(0))
-    found = np.concatenate(list(pasted(iter([made[:1], made[1:]]), given, inside)))
+    found = np.concatenate(list(pasted(iter(np.split(made, 3)), given, inside)))
     np.testing.assert_array_equal(found[:2, :, :4], 150)
     assert (found[:2, :, 4] == 130).all() and (found[:2, :, 12:] <= 101).all()
     assert (np.diff(found[:2, :, 4:].astype(int), axis=2) <= 0).all()
     np.testing.assert_array_equal(found[2], made[2])
+
+
+def test_pasted_pixels_beside_white_ones_stay_white():
+    """What is lost of a given pixel can be more than there is room for."""
+    inside = np.zeros((1, 16, 16), bool)
+    inside[:, :, :4] = True
+    made = np.where(inside[..., None], np.uint8(200), np.uint8(250)).repeat(3, axis=-1)
+    (found,) = pasted(iter([made]), np.full((1, 16, 16, 3), 255, np.uint8), inside)
+    assert (found[:, :, :5] == 255).all() and found.min() >= 250
+
+
+def test_hidden_pixels_are_the_nearest_of_those_that_are_kept():
+    """In each frame by itself; where none is kept, there is nothing to take."""
+    video, inside = RNG.integers(256, size=(3, 8, 8, 3), dtype=np.uint8), np.zeros((3, 8, 8), bool)
+    inside[0, :, :3] = inside[2] = True
+    found = hidden(video, inside)
+    np.testing.assert_array_equal(found[0, :, 3:], video[0, :, 2:3].repeat(5, axis=1))
+    np.testing.assert_array_equal(found[1:], video[1:])
