@@ -20,6 +20,12 @@ def test_a_track_is_read_at_any_rate(tmp_path):
     assert load_track(tmp_path / "t.json", 2.0)[:, 0, 0].tolist() == [0, 0.5]
 
 
+@pytest.mark.parametrize("fps, length", [(8, 40), (23.976, 58), (29.97, 247), (0.7, 48)])
+def test_a_track_at_its_own_rate_has_all_of_its_points(fps, length):
+    points = [[[number / 1000, 0.5]] for number in range(length)]
+    assert load_track({"fps": fps, "points": points}, fps).tolist() == points
+
+
 @pytest.mark.parametrize(
     "track, said",
     [
