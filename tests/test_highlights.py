@@ -56,6 +56,13 @@ def test_clips_are_written(movie, tmp_path):
         assert probe(tmp_path / "out" / row["file"]).frames == 12
 
 
+def test_a_clip_begins_at_the_last_cut_before_its_moment():
+    """Three scenes of two seconds, of which nothing moves: what happens are the cuts."""
+    scenes = np.random.default_rng(0).integers(256, size=(3, 48, 64, 3), dtype=np.uint8)
+    clips = highlights(scenes.repeat(2 * int(FPS), axis=0), 1.0, 2)
+    assert [clip.start for clip in clips] == [clip.moment for clip in clips] == [2.0, 4.0]
+
+
 def test_earlier_highlights_go_when_all_new_ones_are_there(movie, tmp_path, monkeypatch):
     out = tmp_path / "out"
     cut_out(movie, out, 1.0, 4)
