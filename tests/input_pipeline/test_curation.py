@@ -159,6 +159,26 @@ def test_the_copy_with_a_caption_is_kept(raw, tmp_path):
     assert found == {"a.mp4": "b.mp4", "b.mp4": "", "c.mp4": "b.mp4"}
 
 
+def test_shots_of_one_scene_that_move_otherwise_are_no_copies(tmp_path):
+    """Bright bands go up and down before the same background: on average they look alike."""
+    background = np.full((24, *SIZE, 3), 100, np.uint8)
+    for name, rows in (("a.mp4", range(0, 96, 4)), ("b.mp4", range(92, -1, -4))):
+        video_THWC = background.copy()
+        for image_HWC, row in zip(video_THWC, rows, strict=True):
+            image_HWC[row : row + 4] = 112
+        write_video(tmp_path / name, video_THWC, 12)
+    assert [shot.duplicate_of for shot in all_shots(tmp_path)] == ["", ""]
+
+
+def test_a_title_that_goes_is_no_fault(tmp_path):
+    video_THWC = scene(6, frames=24)
+    stays_THWC = np.concatenate([titled(video_THWC)[:, :40], video_THWC[:, 40:]], axis=1)
+    write_video(tmp_path / "a.mp4", np.concatenate([stays_THWC[:8], video_THWC[8:]]), 12)
+    write_video(tmp_path / "b.mp4", stays_THWC, 12)
+    goes, stays = all_shots(tmp_path)
+    assert goes.text == 0 and stays.text > 0.1
+
+
 def test_of_a_damaged_file_the_good_part_is_kept(tmp_path):
     (tmp_path / "raw").mkdir()
     write_video(tmp_path / "raw" / "a.mp4", scene(5, frames=48), 12)
@@ -236,6 +256,12 @@ def test_stripes_are_no_text():
     assert text_share(stripes_HWC.astype(np.uint8)) == 0
     assert text_share(titled(scene(1))[0]) > 0.3 and text_share(scene(1)[0]) == 0
     assert text_share(np.zeros((8, 8, 3), np.uint8)) == 0
+
+
+def test_writing_in_a_part_of_a_picture_was_there_before():
+    """As on a sign or a shirt: what is laid over spans half of the width."""
+    parts = [titled(scene(1))[0], *[scene(1)[0]] * 4]
+    assert text_share(parts[0]) > 0.3 and text_share(np.concatenate(parts, axis=1)) == 0
 
 
 def test_threads_keep_the_order_and_end_with_an_error():
