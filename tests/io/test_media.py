@@ -187,6 +187,22 @@ def test_contact_sheet(tmp_path):
         contact_sheet(tmp_path / "sheet.gif", rows)
 
 
+def test_a_sheet_shows_the_first_and_the_last_frame(tmp_path):
+    levels = np.linspace(0, 250, 20).astype(np.uint8)
+    contact_sheet(tmp_path / "a.png", [np.broadcast_to(levels[:, None, None, None], (20, 128, 128, 3))], columns=3)
+    sheet = np.asarray(PIL.Image.open(tmp_path / "a.png"))
+    assert sheet[60, 60 : 3 * 132 : 132, 0].tolist() == [0, 131, 250]
+
+
+def test_a_caption_has_two_lines_at_most(tmp_path):
+    """Of a longer one, its beginning is seen."""
+    sheets = []
+    for number, end in enumerate(("a", "b")):
+        contact_sheet(tmp_path / f"{number}.png", [moving(1)], captions=[30 * "one " + 30 * end])
+        sheets.append(np.asarray(PIL.Image.open(tmp_path / f"{number}.png")))
+    np.testing.assert_array_equal(*sheets)
+
+
 def test_the_same_frames_make_the_same_file(tmp_path):
     """Also where other work has left its traces in the encoder's memory, and at a size that it has to pad."""
     rng = np.random.default_rng(0)
