@@ -72,6 +72,16 @@ def test_sound_and_subtitles_keep_each_other(movie, tmp_path):
     assert [text for text in texts if text] == ["one", "two"] and packets(movie) == before
 
 
+def test_subtitles_are_shown_from_their_beginning_to_their_end(movie):
+    add_subtitles(movie, [Cue(0.25, 1.0, "one"), Cue(1.0, 2.5, "two")])
+    with av.open(str(movie)) as container:
+        (track,) = container.streams.subtitles
+        shown = [(packet.pts, packet.duration, bytes(packet)[2:]) for packet in container.demux(track) if packet.size]
+        unit = track.time_base
+    times = [(float(begin * unit), float((begin + long) * unit)) for begin, long, text in shown if text]
+    assert times == [(0.25, 1.0), (1.0, 2.5)]
+
+
 def test_sound_may_come_from_a_video(movie, tmp_path):
     write_tone(tmp_path / "tone.wav", 1.0)
     write_video(tmp_path / "b.mp4", np.zeros((5, 16, 16, 3), np.uint8), FPS)
