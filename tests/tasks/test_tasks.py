@@ -5,7 +5,15 @@ import pytest
 
 from tokvid.errors import UserError
 from tokvid.tasks.conditions import CONDITIONS, Condition
-from tokvid.tasks.tasks import TASKS, check_mixture, conditions_of, trained_refinement, trained_tasks
+from tokvid.tasks.tasks import (
+    TASKS,
+    beside_an_edge,
+    check_mixture,
+    conditions_of,
+    outside_a_box,
+    trained_refinement,
+    trained_tasks,
+)
 
 SHAPE = (6, 4, 5)
 
@@ -17,11 +25,30 @@ def test_a_task_leaves_something_to_generate(name):
     pairs = task.given.placements(9, SHAPE[0])
     assert pairs and all(0 <= start <= 3 and 0 <= leading < SHAPE[0] for start, leading in pairs)
     assert not task.given.placements(SHAPE[0] - 1, SHAPE[0]), "a video shorter than the window"
+    assert all(leading < 2 for _, leading in task.given.placements(9, 2)), "a window shorter than what may be known"
     for start, leading in pairs:
         known_THW = task.given.known(SHAPE, leading, rng)
         assert known_THW.shape == SHAPE and known_THW.dtype == bool and not known_THW.all()
         assert task.given.mask is not None or known_THW.sum() == leading * 20
         assert start == 0 or leading or task.given.mask is not None, "a window of mid-video goes on from something"
+
+
+def test_a_box_is_whole_in_every_frame():
+    """A quarter to three quarters as high and as wide as the frame; some move."""
+    rng, moved = np.random.default_rng(0), set()
+    for _ in range(200):
+        new_THW = ~outside_a_box((4, 8, 12), rng)
+        rows, columns = {(frame.any(1).sum(), frame.any(0).sum()) for frame in new_THW}.pop()
+        assert (new_THW.sum(axis=(1, 2)) == rows * columns).all() and 2 <= rows <= 6 and 3 <= columns <= 9
+        moved.add(bool((new_THW != new_THW[0]).any()))
+    assert moved == {False, True}
+
+
+def test_what_is_new_beside_an_edge_is_at_any_of_the_four():
+    rng = np.random.default_rng(0)
+    new = [~beside_an_edge((1, 8, 8), rng)[0] for _ in range(50)]
+    sides = {tuple(bool(side.all()) for side in (each[0], each[-1], each[:, 0], each[:, -1])) for each in new}
+    assert sides == {tuple(side == other for other in range(4)) for side in range(4)}
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
@@ -45,6 +72,12 @@ def test_the_layout_tells_conditions_without_an_embedding_apart():
     assert len(set(layouts)) == len(layouts) and (1, 1) not in layouts
     # A video's own first frame, which alone stands at 0 seconds.
     assert [name for name, each in CONDITIONS.items() if each.own] == ["opening"] and not CONDITIONS["opening"].named
+
+
+@pytest.mark.parametrize("first, frames, seen", [(4, 4, (1, 3)), (5, 4, (2, 3)), (0, 4, (0, 3)), (1, 4, (0, 3))])
+def test_a_window_sees_the_condition_up_to_its_end(first, frames, seen):
+    """Of one at half the rate: what shows its own frames, and the one before that."""
+    assert Condition("", slower=2).span(first, frames) == seen
 
 
 def test_what_a_video_recalls_of_itself_is_no_input():
