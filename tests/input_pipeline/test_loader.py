@@ -11,7 +11,7 @@ import pytest
 
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
-from tokvid.input_pipeline.loader import ClipCutter, clip_batches, usable_rates
+from tokvid.input_pipeline.loader import ClipCutter, captions_within, clip_batches, usable_rates
 from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.sources import SOURCES
 from tokvid.tasks.conditions import CONDITIONS
@@ -168,6 +168,34 @@ def test_usable_rates(seconds, frames, rates):
     assert usable_rates(seconds, frames, (8.0, 2.0, 4.0)) == rates
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "told"),
+    [
+        (0.0, 1.0, [(0.0, "a")]),
+        (1.0, 4.0, [(0.0, "a"), (1.0, "b")]),
+        (2.0, 4.5, [(0.0, "b"), (2.0, "c")]),
+        (9.0, 9.5, [(0.0, "c")]),
+    ],
+)
+def test_captions_of_a_clip(start, end, told):
+    """The one in force at its start, and those that begin before its end."""
+    captions = (Caption(0.0, "a"), Caption(2.0, "b"), Caption(4.0, "c"))
+    assert captions_within(captions, start, end) == tuple(Caption(*each) for each in told)
+
+
+def test_clips_begin_anywhere_in_a_video(made, monkeypatch):
+    """As long as they end within: half a second at 8 fps."""
+    starts = []
+
+    def read(item, start, fps, frames, size):
+        starts.append(start)
+        return np.zeros((frames, *size, 3), np.uint8)
+
+    monkeypatch.setattr(MadeItem, "read", read)
+    take(clip_batches(dataclasses.replace(made([9.0] * 4), fps=(8.0,)), 50, 0), 2)
+    assert 0 <= min(starts) < 0.5 and 8 < max(starts) <= 8.5 and 3.5 < np.mean(starts) < 5
+
+
 def test_rules_of_frame_rates(made):
     config = made([1.5, 10.0])
     drawn = {
@@ -208,7 +236,7 @@ def test_unreadable_videos_are_replaced_up_to_a_share(made, caplog, threads):
     config = dataclasses.replace(made([9.0] * 20, range(1, 20)), threads=threads)
     with pytest.raises(
         UserError,
-        match=r"read cannot be used, at most 10% may \(max_unreadable\); the first: video \d+ is damaged",
+        match=r"read cannot be used, at most 10% of 50 may \(max_unreadable\); the first: video \d+ is damaged",
     ):
         take(clip_batches(config, 10, 0), 6)
 
