@@ -57,6 +57,10 @@ def test_capitals_in_json_are_read(folder):
     assert pairs(folder, '{"File": "a.png", " caption ": "hello"}', "captions.jsonl") == HELLO
 
 
+def test_spaces_around_a_caption_in_json_are_left_out(folder):
+    assert pairs(folder, '{"file": "a.png", "caption": " hello\\n"}', "captions.jsonl") == HELLO
+
+
 def test_folders_of_hugging_face_are_read(folder):
     assert pairs(folder, "file_name,text\na.png,hello\n", "metadata.csv") == HELLO
     lines = [{"file_name": "b.png", "text": "b", "id": 3}, {"file_name": "sub/c.png", "caption": "c"}]
