@@ -385,6 +385,14 @@ def test_npz_that_cannot_be_imported(refused, tmp_path, arrays, said):
     assert said in refused("data", "import", "a.npz", "--out", "d")
 
 
+def test_npz_may_tell_its_rate(tokvid, tmp_path):
+    """It comes before the one that is asked for."""
+    np.savez(tmp_path / "a.npz", video=frames(0), caption="a", fps=6)
+    assert tokvid("data", "import", "a.npz", "--out", "d", "--rate", 4)[0] == 0
+    (video,) = RecordSource("d")
+    assert video.fps == 6 and video.seconds == len(frames(0)) / 6
+
+
 def test_damaged_npz(refused, tokvid, tmp_path):
     np.savez_compressed(tmp_path / "a.npz", video=np.stack([frames(n) for n in range(3)]), caption=["a", "b", "c"])
     content = (tmp_path / "a.npz").read_bytes()
