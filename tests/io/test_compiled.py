@@ -80,7 +80,8 @@ def test_torn_programs_and_the_least_recently_used_are_removed(tmp_path, monkeyp
     keep_programs()
     assert {path.name for path in folder.glob("*-cache")} == {"newest-cache", "older-cache", "oldest-cache"}
     for age, name in enumerate(("newest", "older", "oldest"), 1):
-        os.utime(folder / f"{name}-cache", (time.time() - 100 * age,) * 2)
+        used, written = time.time() - 100 * age, time.time() - 1000 // age  # the newest one was written first
+        os.utime(folder / f"{name}-cache", (used, written))
     monkeypatch.setattr(compilation, "MOST_BYTES", 2 * len(whole))
     jax.config.update("jax_compilation_cache_dir", None)
     keep_programs()
