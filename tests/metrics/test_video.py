@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tokvid.metrics.video import frechet_distance, psnr, seam_ratio, ssim, ssim_per_frame
+from tokvid.metrics.video import detail, frechet_distance, kernel_distance, psnr, seam_ratio, ssim, ssim_per_frame
 
 
 def pair(shape=(3, 24, 30, 3)):
@@ -75,6 +75,19 @@ def test_frechet_distance_of_known_gaussians():
     assert 0 <= frechet_distance(few, few[::-1]) < 1e-6
     with pytest.raises(ValueError, match="at least 2"):
         frechet_distance(a[:1], a)
+
+
+def test_kernel_distance_is_unbiased():
+    """By hand: of 0 and 1, the kernel is 1 between two of one set, and 1, 1, 1 and 8 across the sets."""
+    few = np.array([[0.0], [1.0]])
+    assert kernel_distance(few, few) == pytest.approx(1 + 1 - 2 * 11 / 4)
+
+
+def test_detail_is_what_is_fast_in_any_direction():
+    """Stripes of a pixel count in full, of two pixels not at all."""
+    stripes = np.broadcast_to(np.tile(np.array([0, 90], np.uint8), 16)[:, None], (1, 16, 32, 3))
+    for video, wanted in ((stripes, 45**2), (stripes.swapaxes(1, 2), 45**2), (stripes.repeat(2, axis=2), 0)):
+        assert detail(video) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_seam_ratio():
