@@ -73,6 +73,8 @@ def test_the_sheet_of_a_long_story_stays_small(tiny_models, fake_tell, tmp_path,
     story = Story(tuple(Segment("a" * 10_000, 0.5) for _ in range(100)))
     film(tiny_models, story, [tmp_path / "a.mp4"], sheet=tmp_path / "s.png", scale=1)
     assert len(found["rows"]) == 32 and all(len(row) <= 8 for row in found["rows"])
+    first, last = ([int(frame[0, 0, 0]) for frame in found["rows"][at]] for at in (0, -1))
+    assert first == [0, 1, 2, 3] and last == [number % 256 for number in range(396, 400)]  # from the whole story
     assert max(map(len, found["captions"])) == 500
 
 
