@@ -46,6 +46,14 @@ def test_only_the_page_itself_may_ask(headers, status):
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_another_sites_page_may_only_link_here():
+    inside, elsewhere = client(LOOPBACK), {"sec-fetch-site": "cross-site"}
+    answers = {
+        method: inside.request(method, "/", headers=elsewhere).status_code for method in ("GET", "PUT", "DELETE")
+    }
+    assert answers == {"GET": 200, "PUT": 403, "DELETE": 403}
+
+
 def test_a_token_opens_the_door_and_no_other():
     open_to_all = client(None, "Secret-1", "http://studio.example:7860")
     assert open_to_all.get("/api/takes").status_code == 401
