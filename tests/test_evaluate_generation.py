@@ -83,11 +83,13 @@ def test_clips_without_other_captions_are_not_retrieved(tiny_models, monkeypatch
     def others(captions, rng):
         return [["other", "more"] * (len(captions) > 1)] * len(captions)
 
-    monkeypatch.setattr(generation, "caption_ranks", lambda *asked: (np.zeros(len(asked[3])), np.zeros(len(asked[3]))))
+    bit = -np.log(2) * 7 * 16 * 16  # for each pixel of seven frames
+    monkeypatch.setattr(generation, "caption_ranks", lambda *a: (np.zeros(len(a[3])), np.full(len(a[3]), bit)))
     monkeypatch.setattr(generation, "other_captions", others)
     monkeypatch.setattr(generation, "BATCH", 5)
     figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
     assert figures["samples"] == 6 and figures["caption_retrieval_chance"] == pytest.approx(1 / 3)
+    assert figures["bits_per_pixel"] == pytest.approx(1)
     monkeypatch.setattr(generation, "other_captions", lambda texts, rng: [[]] * len(texts))
     figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
     assert figures["caption_retrieval"] is figures["caption_retrieval_chance"] is None
