@@ -201,7 +201,7 @@ def test_what_no_mask_touches_is_kept_token_for_token_and_pixel_for_pixel(models
     seen_THWC = video(6)
     seen_THWC[3:5, :, 8:] = seen_THWC[3:5, :, 7:8]  # the nearest pixels in place of those under the mask
     tokens_THWQ = encode_opening(models, iter(np.concatenate([seen_THWC, seen_THWC[-1:]])))
-    masks = np.zeros((6, 16, 16, 3), np.uint8)
+    masks = np.random.default_rng(1).integers(60, size=(6, 16, 16, 3), dtype=np.uint8)  # black, as files have it
     masks[3, :, 9] = 255
     made_THWC = whole(inpaint(trained_for(models, "inpaint"), STORY, iter(video(6)), iter(masks)))
     changed_THW = (made_THWC != video(6)).any(axis=-1)
@@ -274,10 +274,10 @@ def test_some_edits_keep_no_pixels(task, kept):
 
 
 def test_colours_have_the_luma_of_the_grey_video(models, asked):
-    grey_THWC = grey(video(6))
-    made_THWC = whole(edit(trained_for(models, "colourise"), STORY, "colourise", iter(video(6))))
+    grey_THWC = grey(video(14))  # three windows
+    made_THWC = whole(edit(trained_for(models, "colourise"), STORY, "colourise", iter(video(14))))
     away = np.abs(grey(made_THWC).astype(int) - grey_THWC)
-    assert np.median(away) <= 1 and not (made_THWC[..., 0] == made_THWC[..., 1]).all()
+    assert np.median(away, axis=(1, 2, 3)).max() <= 1 and not (made_THWC[..., 0] == made_THWC[..., 1]).all()
 
 
 def test_a_variation_draws_a_share_of_all_tokens_again(models, asked):
