@@ -267,6 +267,11 @@ def test_without_a_prompt_the_reward_of_shapes_compares_with_the_real_video():
     rewards = [shapes(Made(video_THWC, 4.0, "", real)) for video_THWC in (real, moved, other, np.zeros_like(real))]
     assert rewards[0] == 1 and 0.8 < rewards[1] < 0.9  # six of seven
     assert rewards[2] < rewards[1] and rewards[3] == 0
+    recoloured = real[..., [1, 2, 0]]  # one of the five attributes is wrong, and so not all are right
+    assert shapes(Made(recoloured, 4.0, "", real)) == pytest.approx(5 / 7, abs=0.01)
+    small = render(first, fps=4.0, frames=9, size=32)
+    near = (6 + np.exp(-1)) / 7  # a pixel away, which are two of a world of 64
+    assert shapes(Made(np.roll(small, 1, axis=2), 4.0, "", small)) == pytest.approx(near, abs=0.01)
 
 
 def judged_batch(workdir, task, rows, later=None, **reward):
