@@ -288,6 +288,13 @@ def test_numbers_of_numpy_are_numbers(world):
     ).all()
 
 
+@pytest.mark.parametrize("fps, count", [(8, 20), (23.976, 25), (29.97, 125), (0.7, 27)])
+def test_a_video_read_at_its_own_rate_has_all_of_its_frames(fps, count):
+    """And no other, as its length is rounded."""
+    frames = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3).repeat(4, axis=1).repeat(4, axis=2)
+    np.testing.assert_array_equal(list(read_clip(Video(frames, fps), fps, (4, 4))), frames)
+
+
 def test_a_video_begins_with_a_picture_or_another_video(world, tmp_path):
     """In whatever form: the same pixels, the same video."""
     PIL.Image.fromarray(PICTURE).save(tmp_path / "a.png")
