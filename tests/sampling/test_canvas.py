@@ -1,6 +1,7 @@
 """Canvases larger than the trained size: where windows stand, and what each sees."""
 
 import dataclasses
+import itertools
 import types
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tokvid.errors import UserError
 from tokvid.sampling.canvas import canvas_sizes, outpaint, outward, tiled, upscale
 from tokvid.sampling.story import Segment, Story, encode_opening
+from tokvid.sampling.stream import encode_clips
 from tokvid.tasks.tasks import TASKS
 
 STORY = Story((Segment("up"),), fps=4.0)
@@ -91,6 +93,11 @@ def test_a_video_is_doubled_and_doubled_again_by_tiles(tiny_models, asked):
     assert len(tiles) == 9 and not first.known.any()
     shares = [batch.known[0, :2].mean() for batch in tiles]
     assert shares == [0.0, 0.5, 0.5, 0.5, 0.75, 0.75, 0.5, 0.75, 0.75]
+    half_THWC = upscale(models, STORY, video(3, 8, 8), 2)
+    for batch, (top, left) in zip(tiles, itertools.product((0, 4, 8), repeat=2), strict=True):
+        part_THWC = half_THWC[:, top : top + 8, left : left + 8]
+        wanted_BTHWQ = encode_clips(models.tokenizer, part_THWC[None])
+        np.testing.assert_array_equal(batch.conditions[0].tokens[:, : wanted_BTHWQ.shape[1]], wanted_BTHWQ)
     for times in (3, 2**20):
         with pytest.raises(UserError, match=f"2, 4, 8, … times as large, not {times}; 64 is the most"):
             upscale(models, STORY, video(3, 8, 8), times)
