@@ -141,3 +141,8 @@ def test_figures_name_the_weights_that_each_task_was_done_with(models, asked):
         name: task == "colourise" for name, task in ((name, row.task) for name, row in MEASURES.items())
     }
     assert "with-a-lora" not in figures["weights"]
+
+
+def test_the_half_that_moves_most_is_measured_apart():
+    found = edits._figures({"psnr": [1.0, 2.0, 3.0, 4.0, 9.0]}, [0.5, 8.0, 0.1, 7.0, 0.3])
+    assert found == {"psnr": 3.8, "moving": {"psnr": 3.0}}
