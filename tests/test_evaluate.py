@@ -1,5 +1,6 @@
 """Evaluation: a perfect model gets full marks, a bad one none, and the reader is sure of the truth."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -254,6 +255,7 @@ def test_reconstruction(any_models, by_two):
     assert figures["frechet"] > figures["frechet_real_halves"] and figures["features"].startswith(FEATURES.name)
     assert 1 <= figures["perplexity"] <= 30 and figures["temporal_error"] > figures["repeat_temporal_error"]
     json.dumps(figures, allow_nan=False)
+    assert figures["frechet_shuffled"] > 1e-4  # the order of frames counts
 
 
 @pytest.mark.parametrize("samples, data", [(0, {}), (4, {"size": (8, 8)}), (4, {"fps": (0.01,)})])
@@ -348,6 +350,20 @@ def test_interpolation(tiny_models, by_two, monkeypatch):
         evaluate_interpolation(models, data, Request(5, 3, 0))
     with pytest.raises(UserError, match=r"4 or more, of 11 pixels or more, got 5 of \(8, 8\)"):
         evaluate_interpolation(models, dataclasses.replace(data, size=(8, 8)), Request(5, 2, 0))
+
+
+def test_only_new_frames_are_compared_and_the_half_that_moves_most_apart():
+    """Where repeating the frame before is worst, most moves."""
+    truth_THWC = np.random.default_rng(0).integers(256, size=(5, 16, 16, 3), dtype=np.uint8)
+    made_THWC, scores = truth_THWC.copy(), collections.defaultdict(list)
+    made_THWC[::2] = 0  # frames that were given
+    interpolation._compare(scores, {"": made_THWC, "ceiling_": truth_THWC}, truth_THWC, 8.0, 2)
+    assert scores["psnr"] == [100] and scores["ssim"] == [pytest.approx(1)]
+    for kind, metric in itertools.product(("", "blend_", "repeat_", "ceiling_"), interpolation.COMPARED):
+        scores[f"{kind}{metric}"] = [1.0, 2.0, 3.0, 4.0]
+    scores["repeat_psnr"] = [30.0, 10.0, 40.0, 20.0]
+    figures = interpolation._figures(scores)
+    assert figures["psnr"] == 2.5 and figures["moving"]["psnr"] == 3.0
 
 
 def test_interpolation_is_measured_with_its_own_lora(tiny_models):
