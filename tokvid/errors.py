@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,9 +19,29 @@ class Terminated(KeyboardInterrupt):
 
 def show_warnings() -> None:
     """Prints what is logged as a warning to standard error, marked as one; of chatty libraries, only errors."""
-    logging.basicConfig(level=logging.WARNING, format="tokvid: warning: %(message)s")
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(_Plain("tokvid: warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[to_stderr])
     for chatty in ("absl", "jax", "orbax"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def plain(text: str) -> str:
+    """Text for a terminal, which would obey some characters: these are shown as escapes."""
+    return "".join(ascii(each)[1:-1] if _is_obeyed(each) else each for each in text)
+
+
+def _is_obeyed(letter: str) -> bool:
+    return (
+        unicodedata.category(letter) in ("Cc", "Zl", "Zp")
+        or "\u202a" <= letter <= "\u202e"
+        or "\u2066" <= letter <= "\u2069"
+    )
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(plain, super().format(record).split("\n")))
 
 
 def lacks_memory(error: BaseException) -> bool:

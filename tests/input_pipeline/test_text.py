@@ -164,3 +164,10 @@ def test_against_sentencepiece(dev_data):
         ids_L = model.encode(case["text"], len(case["ids"]) + 3)
         assert list(ids_L) == case["ids"] + [PADDING] * 3, case["text"]
         assert model.decode(ids_L) == case["decoded"]
+
+
+def test_controls_that_are_spaces_part_words(tmp_path):
+    train_text_model(["a large red circle moves left", "a star"] * 50, tmp_path / "text.model", 300)
+    model = TextModel.load(tmp_path / "text.model")
+    for space in "\x0b\x1c\x1f\x85\u2028\u3000":
+        np.testing.assert_array_equal(model.encode(f"red{space}circle", 12), model.encode("red circle", 12))

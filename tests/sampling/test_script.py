@@ -1,5 +1,7 @@
 """Scripts: plain text, subtitles and screenplays become stories."""
 
+import time
+
 import pytest
 
 from tokvid.config import Sampling
@@ -202,3 +204,44 @@ def test_a_story_file_reads_as_the_story(tmp_path):
     assert not any(map(is_as_written, (text + "#", text.replace("fps: 4.0", "fps: 8.0"), text.partition("\n")[2], "")))
     assert load_story(tmp_path / "a.yaml") == story
     assert "\n  # one \n  # two\n  - prompt: " in text and "guidance: 3" not in text
+
+
+@pytest.mark.parametrize(
+    "text, prompts",
+    [
+        ("第１幕：红色圆形\n第２幕：蓝色方形\n\n绿色", ["红色圆形", "绿色"]),
+        ("Scene 1000: a dog\nScene 1001: a cat", ["a dog", "a cat"]),
+        ("Scene ١: a dog\nScene ٢: a cat", ["a dog", "a cat"]),
+        ("第两百幕：一只狗\n第廿一幕：一只猫", ["一只狗", "一只猫"]),
+        ("第一場：一隻狗\n第二場：一隻貓", ["一隻狗", "一隻貓"]),
+        ("a dog\n\u200b\na cat\n\n\ufeff", ["a dog", "a cat"]),
+        ("Scene 1: (indoors)\n\na dog", ["a dog"]),
+        ("Scene 1: (indoors) a dog\nScene 2: a cat", ["(indoors) a dog", "a cat"]),
+    ],
+)
+def test_scenes_in_other_numerals(read, text, prompts):
+    assert [prompt for prompt, _ in read("a.txt", text)[0]] == prompts
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.fountain", "A dog.[[" + " " * 20_000 + "x"),
+        ("a.fountain", "A dog. " + "[[" * 20_000),
+        ("a.fountain", "A dog" + " *a" * 20_000),
+        ("a.fountain", "INT. HOUSE " + " " * 20_000 + "x"),
+        ("a.txt", "Scene 1: (" + ")" * 20_000 + "\n\nA dog"),
+    ],
+)
+def test_long_scripts_are_read_at_once(read, name, text):
+    before = time.monotonic()
+    read(name, text)
+    assert time.monotonic() - before < 3  # it was 3 s to hours
+
+
+@pytest.mark.parametrize(
+    "name, text", [("a.txt", "[" + "9" * 400 + ":00] a dog"), ("a.srt", "0:" + "9" * 5000 + ":0 --> 0:0:9\na dog")]
+)
+def test_numbers_that_are_no_time(read, name, text):
+    with pytest.raises(UserError, match="no timing|no subtitle"):
+        read(name, text)

@@ -20,7 +20,8 @@ from tokvid.api.video import Video
 from tokvid.config import from_dict
 from tokvid.distributed import check_same, first, together
 from tokvid.errors import UserError, reason
-from tokvid.io.files import check_folder, write_text
+from tokvid.input_pipeline.captions import is_blank
+from tokvid.io.files import check_folder, once_each, write_text
 from tokvid.io.progress import progress
 from tokvid.io.urls import local
 from tokvid.sampling.film import scale_for
@@ -77,7 +78,7 @@ def read_prompts(path: Path, seconds: float) -> list[Segment]:
     for number, line in enumerate(data.rstrip().split(b"\n"), 1):
         try:
             segment = read(line.decode("utf-8-sig"), seconds)
-            if not segment.prompt.strip():
+            if is_blank(segment.prompt):
                 raise UserError("the prompt is empty; write one, or remove the line")
         except UnicodeDecodeError as error:
             raise UserError(f"prompts {path}, line {number}: not UTF-8 text ({error.reason})") from error
@@ -93,7 +94,7 @@ def _from_text(line: str, seconds: float) -> Segment:
 
 def _from_json(line: str, seconds: float) -> Segment:
     try:
-        value = json.loads(line) if line.strip() else {"prompt": ""}
+        value = json.loads(line, object_pairs_hook=once_each) if line.strip() else {"prompt": ""}
     except (ValueError, RecursionError) as error:
         raise UserError(f'not valid JSON ({error}); write {{"prompt": "…"}}') from error
     return from_dict(Segment, {"seconds": seconds, **value} if isinstance(value, dict) else value, "prompt")

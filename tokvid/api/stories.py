@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from tokvid.config import GUIDANCE, Sampling, Scheme, from_dict
 from tokvid.errors import UserError
+from tokvid.input_pipeline.captions import is_blank
 from tokvid.input_pipeline.text import TextModel
 from tokvid.io.urls import local, text_of
 from tokvid.sampling import script
@@ -133,7 +134,7 @@ def _segment(each: str | Segment | Mapping[str, Any], seconds: float) -> Any:
         return dataclasses.asdict(each)
     if isinstance(each, Mapping):
         return {"seconds": seconds, **each}
-    if isinstance(each, str) and not each.strip():
+    if isinstance(each, str) and is_blank(each):
         raise UserError("a prompt of the story is empty; write what its segment shows, or leave it out")
     return {"prompt": each, "seconds": seconds}
 

@@ -78,13 +78,14 @@ class Tell(Command):
         video_arguments(parser, outputs, "story.mp4")
 
     def run(self, options: argparse.Namespace) -> None:
+        from tokvid.input_pipeline.captions import is_blank
         from tokvid.sampling.script import SUFFIXES, read_script
         from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, load_story
 
         if (options.file is None) == (not options.prompt):
             both = ", not both" if options.prompt else ""
             raise UserError(f"give either a story file or one --prompt for each segment{both}")
-        if not all(prompt.strip() for prompt in options.prompt):
+        if any(is_blank(prompt) for prompt in options.prompt):
             raise UserError("a --prompt is empty; write what its segment shows, or leave it out")
         if options.file is not None and " " in options.file.name and not options.file.exists():
             raise UserError(f"there is no story file {options.file}; if that is a prompt, write --prompt before it")

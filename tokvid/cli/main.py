@@ -29,7 +29,7 @@ from tokvid.cli.plan import Plan
 from tokvid.cli.studio import Studio
 from tokvid.cli.train import Tokenize, Train
 from tokvid.cli.weights import Export, Import, Inspect, Merge, Reconstruct
-from tokvid.errors import Terminated, UserError, lacks_memory, reason, show_warnings, suggestion
+from tokvid.errors import Terminated, UserError, lacks_memory, plain, reason, show_warnings, suggestion
 from tokvid.io.files import Outputs
 from tokvid.io.libtpu import quiet_without_tpu
 from tokvid.io.urls import URL, local
@@ -277,7 +277,7 @@ def _interruptible() -> Iterator[None]:
 def _fail(message: str, code: int, at_once: bool = False) -> NoReturn:
     """Prints a line and exits; `at_once`: without Python's shutdown, which waits for threads, and in which those of XLA
     that compile or compute crash or wait for ever."""
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    line = plain(" ".join(message.split())).encode("utf-8", "backslashreplace").decode()
     print(f"tokvid: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + '…'}", file=sys.stderr)
     if not at_once:
         sys.exit(code)

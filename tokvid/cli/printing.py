@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tokvid.errors import UserError
+from tokvid.errors import UserError, plain
 
 
 def say(text: str) -> None:
@@ -30,7 +30,7 @@ def in_any_case(*steps: Callable[[], object]) -> None:
 
 
 def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else plain(str(value))
 
 
 def _rows(values: dict[str, Any]) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def table(values: dict[str, Any], indent: str = "") -> str:
     width = max([24, *(len(name) for name, value in rows.items() if not isinstance(value, dict))])
     for name, value in rows.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{name}", table(value, indent + "  ")]
+            lines += [f"{indent}{plain(name)}", table(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{name:{width}} {_shown(value)}")
+            lines.append(f"{indent}{plain(name):{width}} {_shown(value)}")
     return "\n".join(lines)
 
 

@@ -175,7 +175,7 @@ def _by_second(
 ) -> dict[str, list[Any]]:
     """Of videos whose first `given` frames were given: motion; features and `metrics` of each second after these."""
     frames = truth_BTHWC.shape[1]
-    starts = given + np.round(np.arange(0, frames - given, fps)).astype(int)
+    starts = given + np.round(np.arange(0, frames - given - 0.5, fps)).astype(int)
     found: dict[str, list[Any]] = {
         "motion": [float(np.abs(np.diff(each.astype(np.float32), axis=0)).mean()) for each in video_BTHWC]
     }

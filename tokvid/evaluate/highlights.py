@@ -104,6 +104,10 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
     replaced = [*(_name(number) for number in range(count)), *_earlier(folder), SHEET, ROWS]
     if any((folder / name).exists() and path.samefile(folder / name) for name in replaced):
         raise UserError(f"the highlights would replace {path} itself; choose another folder than {folder}")
+    if seconds * info.rate < 1:
+        raise UserError(
+            f"highlights of {seconds:g} s hold no frame of {path}, at {info.rate:g} a second; choose longer ones"
+        )
     seen = counted(stream_frames(path, fps=FPS), "highlights", round(info.seconds * FPS), "frames")
     chosen = highlights(seen, seconds, count)
     rate, names = info.rate, [_name(number) for number in range(len(chosen))]
@@ -124,7 +128,7 @@ def _written(path: Path, outs: list[Path], clips: list[Highlight], rate: float) 
     numbered, rows = enumerate(stream_frames(path, fps=rate)), []
     for out, clip in zip(outs, clips, strict=True):
         first, shown = round(clip.start * rate), []
-        end = first + max(1, round(clip.seconds * rate))
+        end = max(first + 1, round((clip.start + clip.seconds) * rate))  # before the next one's first
         often = max(1, (end - first) // COLUMNS)
         with VideoWriter(out, rate) as writer:
             for index, image_HWC in numbered:

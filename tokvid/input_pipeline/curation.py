@@ -279,7 +279,8 @@ def check_curated(folder: Path, out: Path) -> None:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")  # a caption may hold other ends of lines
+        return [dict(json.loads(line)) for line in lines if line]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read {path} ({reason(error)}); move its folder, or choose another --out") from error
 

@@ -34,6 +34,7 @@ except ImportError as missing:
 
 SUFFIXES = (".h5", ".hdf5")
 MOST_ARRAYS = 100_000  # of a file
+LONGEST_TEXT = 1 << 16  # bytes of a value: texts may have a fixed length
 
 
 class _Layout(NamedTuple):
@@ -124,6 +125,8 @@ def _arrays(opened: Any, file: Path) -> dict[str, Any]:
     for name, array in arrays.items():
         if array.external or array.is_virtual:
             raise UserError(f"{file}, {name} takes its values from other files; copy them into it")
+        if array.dtype.itemsize > LONGEST_TEXT:
+            raise UserError(f"{file}, {name} has values of {array.dtype.itemsize} bytes; allowed are {LONGEST_TEXT}")
         if array.chunks and math.prod(array.chunks) * array.dtype.itemsize > MOST_BYTES:
             raise UserError(f"{file}, {name} is stored in chunks of more than {MOST_BYTES} bytes; use smaller ones")
     return arrays

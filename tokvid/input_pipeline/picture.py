@@ -34,8 +34,12 @@ def _opaque(frame: Any) -> Any:
     return on_white(PIL.Image.fromarray(rgba.to_ndarray()))
 
 
-def _turn(frame: Any) -> tuple[bool, bool, bool]:
-    """The display matrix of a frame as (swap rows and columns, then flip rows, then flip columns)."""
+Turn = tuple[bool, bool, bool]  # swap rows and columns, then flip rows, then flip columns
+
+
+def _turn(frame: Any) -> Turn:
+    """The display matrix of a frame. Read of one frame of a video: PyAV then holds that frame in a cycle, and all of
+    them would wait in memory for Python's collector."""
     try:
         matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:9].reshape(3, 3)
     except (KeyError, ValueError):
@@ -46,11 +50,11 @@ def _turn(frame: Any) -> tuple[bool, bool, bool]:
     return True, b < 0, c < 0
 
 
-def shown_size(frame: Any, aspect: Any) -> tuple[int, int]:
-    """Height and width of a frame in square pixels, after rotation."""
+def shown_size(frame: Any, aspect: Any, turn: Turn | None = None) -> tuple[int, int]:
+    """Height and width of a frame in square pixels, after rotation (`turn`, or the frame's own)."""
     ratio = float(aspect) if aspect and 1 / 4 <= aspect <= 4 else 1.0
     height, width = frame.height, max(1, round(frame.width * ratio))
-    return (width, height) if _turn(frame)[0] else (height, width)
+    return (width, height) if (turn or _turn(frame))[0] else (height, width)
 
 
 class Fitter:
@@ -63,11 +67,13 @@ class Fitter:
             raise UserError(f"size {size[0]}x{size[1]} should be at least 1x1 and at most {MAX_PIXELS} pixels")
         self.size, self.fit, self.aspect = size, fit, aspect
         self.scaler = VideoReformatter()
+        self.turn: Turn | None = None  # of the first frame, and so of all
 
     def __call__(self, frame: Any) -> np.ndarray:
         """The frame upright, scaled down by area averages or up bilinearly, with a centre crop or black bars."""
-        swap, flip_rows, flip_columns = _turn(frame)
-        shown_h, shown_w = shown_size(frame, self.aspect)
+        self.turn = self.turn or _turn(frame)
+        swap, flip_rows, flip_columns = self.turn
+        shown_h, shown_w = shown_size(frame, self.aspect, self.turn)
         if self.size is None:
             self.size = (shown_h, shown_w)  # the first frame's, for the whole stream
         h, w = self.size

@@ -25,6 +25,7 @@ NORMALIZATION = "nmt_nfkc"  # NFKC, with tabs and line ends as spaces and withou
 LONGEST_CAPTION = 4096  # characters; longer ones are cut before the text model is trained
 ROOM_FOR_WORDS = 512  # ids from which on frequent words are whole
 LARGEST_MODEL = 64 << 20  # bytes
+SPACES = dict.fromkeys(map(ord, "\x0b\x1c\x1d\x1e\x1f\x85"), " ")  # controls that sentencepiece leaves out
 SPACE, BYTE = "\u2581", re.compile("<0x[0-9A-F]{2}>")  # how sentencepiece writes them
 WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")  # a word of Latin letters, or another character
 LONGEST_SHOWN = 80  # characters of a text, in a warning
@@ -116,7 +117,7 @@ class TextModel:
 
     def _encode(self, text: str, length: int) -> tuple[np.ndarray, str]:
         """The ids, and a warning where the text was cut, else ""."""
-        text = checked(text).strip()
+        text = checked(text).translate(SPACES).strip()
         most = CHARACTERS_PER_TOKEN * length  # saves encoding a megabyte to keep 32 tokens
         ids = self._pieces.encode(text[:most])
         ids_L = np.full(length, PADDING, np.int32)

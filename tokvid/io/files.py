@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokvid.errors import UserError, reason
 from tokvid.io.urls import is_url
@@ -199,6 +200,15 @@ def to_json(value: object) -> str:
 def seal(record: Mapping[str, object]) -> str:
     """The SHA-256 of a JSON object without its own `sha256`, by which a changed one is recognised."""
     return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object. UserError for one that is there twice: JSON's own reader keeps the last."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UserError(f"{next(name for name in names if names.count(name) > 1)!r:.40} is there twice; give it once")
+    return fields
 
 
 def read_json(path: str | Path, what: str) -> dict:

@@ -5,7 +5,7 @@ import os
 import reprlib
 import shutil
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tokvid.errors import UserError
@@ -79,7 +79,10 @@ def _fetch(files: Any, root: str, sizes: dict[str, int | None], copy: Path) -> N
     try:
         with progress(f"fetching {copy.name}", len(sizes), "files") as advance:
             for name in sizes:
-                to = temporary / copy.name / name[len(root) :].lstrip("/")
+                inner = PurePosixPath(name[len(root) :].lstrip("/"))
+                if not name.startswith(root) or ".." in inner.parts or "\\" in name or "\0" in name:
+                    raise UserError(f"cannot fetch {root}: it lists {name!r:.200}, which leads out of it")
+                to = temporary / copy.name / inner
                 to.parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(name, str(to))
                 if (size := sizes[name]) not in (None, to.stat().st_size):

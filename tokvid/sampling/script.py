@@ -14,14 +14,16 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from tokvid.errors import UserError
+from tokvid.input_pipeline.captions import is_blank
 from tokvid.sampling.story import Segment, Story, read_text, story_values
 
 SUFFIXES = (".txt", ".srt", ".fountain")
 LATE = 0.05  # seconds by which a subtitle may overlap the next, as programs round
 
-CLOCK = r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)"  # 1:02:03.5 or 02:03
+CLOCK = r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9}(?:[.,]\d{1,9})?)"  # 1:02:03.5 or 02:03
 TIMING = re.compile(
-    rf"[\[(]\s*(?:(?P<seconds>\d+(?:\.\d+)?)\s*(?:s|sec|seconds|秒)|(?P<begin>{CLOCK})\s*(?:(?:-->|[-–—])\s*(?P<end>{CLOCK})\s*)?)"
+    r"[\[(]\s*(?:(?P<seconds>\d{1,9}(?:\.\d{1,9})?)\s*(?:s|sec|seconds|秒)|"
+    rf"(?P<begin>{CLOCK})\s*(?:(?:-->|[-–—])\s*(?P<end>{CLOCK})\s*)?)"
     r"\s*[\])]\s*:?\s*"
 )
 SUBTITLE = re.compile(rf"\s*(?P<begin>{CLOCK})\s*-->\s*(?P<end>{CLOCK})(?:\s.*)?")
@@ -29,11 +31,13 @@ TAGS = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, {\an8}
 
 PLACE = re.compile(r"\.(?=[^.\s])|(?:INT|EXT|EST|INT\.?/EXT|I/E)(?:\.|\s)", re.IGNORECASE)  # a screenplay's heading
 # Of plain text, beside PLACE; "scene 2 shows a circle" is none.
-NUMERALS = "0-9〇零一二两三四五六七八九十百"
-HEADING = re.compile(rf"#+\s|(?i:scene)\s+\d+\b(?!\s+[a-z])|第.{{1,3}}[幕场]|场景(?=\s*(?:[{NUMERALS}]|[^\w\s]|$)|\s)")
+NUMERALS = r"\d〇零一二两兩三四五六七八九十百千廿卅"
+HEADING = re.compile(
+    rf"#+\s|(?i:scene)\s+\d+\b(?!\s+[a-z])|第[{NUMERALS}]{{1,6}}[幕场場]|[场場]景(?=\s*(?:[{NUMERALS}]|[^\w\s]|$)|\s)"
+)
 # What a numbered heading says, which may be a title, or, with nothing below, all of its scene.
 NUMBERED = re.compile(
-    rf"(?P<kind>(?i:scene)|第|场景)\s*[{NUMERALS}]{{1,3}}(?P<part>[幕场]?)(?:\s*[:：]|\s+[-–—]+\s)\s*(?P<words>[^\s\[(].*|[\[(].*[\])].*\w.*)"
+    rf"(?P<kind>(?i:scene)|第|[场場]景)\s*[{NUMERALS}]{{1,6}}(?P<part>[幕场場]?)(?:\s*[:：]|\s+[-–—]+\s)\s*(?P<words>\S.*)"
 )
 
 
@@ -149,7 +153,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     run: list[str] = []
     number = 0
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if not is_blank(line):
             run.append(line.strip())
         elif run:
             yield number - len(run), run
@@ -181,9 +185,17 @@ def _plain(lines: list[str]) -> Iterator[Scene]:
 
 def _heading(number: int, line: str, kind: Literal["heading", "place"]) -> Part:
     part, said = Part(number, line.lstrip("#. "), kind), NUMBERED.match(line)
-    if said is None or kind == "place":
+    if said is None or kind == "place" or not _says(said["words"]):
         return part
     return part._replace(words=said["words"], numbered=said["kind"].lower() + said["part"])
+
+
+def _says(words: str) -> bool:
+    """Whether there is anything but a bracket."""
+    if words[0] not in "[(":
+        return True
+    end = min((at for mark in "])" if (at := words.find(mark)) > 0), default=len(words))
+    return any(map(str.isalnum, words[end:]))
 
 
 def _under_headings(parts: Iterable[Part]) -> Iterator[Scene]:
@@ -218,7 +230,7 @@ def _scene(line: int, text: str, headings: list[str]) -> Scene:
         )
     times = timing.groupdict() if timing else {}
     prompt = text[timing.end() :] if timing else text
-    if not prompt.strip():
+    if is_blank(prompt):
         raise UserError(f"line {line}: the timing {text} has no text; write behind it what is seen")
     return Scene(
         prompt.strip(),
@@ -248,14 +260,14 @@ def _subtitles(lines: list[str]) -> Iterator[Scene]:
 
 # Of a Fountain screenplay
 HIDDEN = re.compile(r"/\*.*?\*/", re.DOTALL)  # what its writer has set aside
-NOTE = re.compile(r"\[\[\s*(.*?)\s*\]\]", re.DOTALL)
+NOTE = re.compile(r"\[\[([^\[\]]*)\]\]")
 TITLE = re.compile(
     r"(?:title|credit|authors?|written by|source|notes?|(?:draft )?date|contact|copyright|revision|format|episode|"
     r"series|language|genre|logline)\s*:",
     re.IGNORECASE,
 )
 ENTRY = re.compile(r"[^\W\d_][\w ]*:")  # of a title page, which may have any names
-EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.+?)(?<=\S)\1")
+EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.{1,200}?)(?<=\S)\1")
 
 
 def _screenplay(lines: list[str]) -> Iterator[Scene]:
@@ -272,7 +284,7 @@ def _seen(number: int, paragraph: list[str]) -> Iterator[Part]:
     """A Fountain paragraph as `_under_headings` takes it; nothing of dialogue, transitions, sections and the like."""
     first = paragraph[0]
     if PLACE.match(first):
-        yield Part(number, re.sub(r"\s*#[^#]*#$", "", first.removeprefix(".")), "place")
+        yield Part(number, re.sub(r"#[^#]*#$", "", first.removeprefix(".")).rstrip(), "place")
         if len(paragraph) > 1:
             yield from _seen(number + 1, paragraph[1:])
         return
@@ -284,7 +296,8 @@ def _seen(number: int, paragraph: list[str]) -> Iterator[Part]:
     if not forced and (speaks or moves_on or unseen or (first.startswith(">") and not centred)):
         return
     text = " ".join(line.strip("><! ") if centred else line.removeprefix("!") for line in paragraph)
-    timing = next((f"[{note}] " for note in NOTE.findall(text) if TIMING.fullmatch(f"[{note}]")), "")
+    notes = (note.strip() for note in NOTE.findall(text))
+    timing = next((f"[{note}] " for note in notes if TIMING.fullmatch(f"[{note}]")), "")
     text = " ".join(EMPHASIS.sub(r"\2", NOTE.sub("", text)).split())
     if text:
         yield Part(number, timing + text)

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.text import checked
+from tokvid.io.files import once_each
 from tokvid.sampling.codec import StreamEncoder, frames_of, latent_frames_for
 from tokvid.sampling.given import reduced
 from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
@@ -148,7 +149,8 @@ def load_story(path: str | Path) -> Story:
     text = read_text(path, "story")
     try:
         is_json = Path(path).suffix.lower() == ".json"
-        return from_dict(Story, json.loads(text) if is_json else _Loader(text).get_single_data(), "story")
+        read = json.loads(text, object_pairs_hook=once_each) if is_json else _Loader(text).get_single_data()
+        return from_dict(Story, read, "story")
     except json.JSONDecodeError as error:
         raise UserError(f"story {path} is not valid JSON: {error}") from error
     except yaml.MarkedYAMLError as error:

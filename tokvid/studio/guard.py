@@ -77,7 +77,7 @@ class Guard:
         if self.hosts is not None and _name(host) not in self.hosts:
             return problem(421, "host", "this server answers on its own address only")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and (_place(origin) != host or not host):
             return problem(403, "origin", "another site's page may not use this server")
         if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET":
             return problem(403, "origin", "another site's page may not use this server")
@@ -111,6 +111,14 @@ def problem(status: int, code: str, message: str) -> JSONResponse:
 
 def _too_large(limit: int) -> JSONResponse:
     return problem(413, "large", f"that is more than {limit / 2**20:g} MiB; make it smaller")
+
+
+def _place(origin: str) -> str:
+    """The host and port of an Origin header; "" where it isn't one."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str:

@@ -56,12 +56,19 @@ class _Update(nnx.Module):
         self.b = weight(rngs, (*before, rank, *out), 1, (None, *logical[-outputs:]), gain=0.0)
 
 
-def product(name: str, a: Any, b: Any) -> Any:
-    """The update of the matrix `name`, by its factors; NumPy's or JAX's arrays. ValueError if they don't fit."""
+def product_shape(name: str, a: Any, b: Any) -> tuple[int, ...]:
+    """The shape of the update of the matrix `name`. ValueError if its factors don't fit."""
     inputs, outputs = MATRICES[name.rpartition(".")[2]]
     *before, rank = a.shape[: -inputs - 1] + a.shape[-1:]
     if b.shape[:-outputs] != (*before, rank):  # einsum would repeat an axis of length 1
         raise ValueError(f"its factors have shapes {a.shape} and {b.shape}")
+    return (*a.shape[:-1], *b.shape[-outputs:])
+
+
+def product(name: str, a: Any, b: Any) -> Any:
+    """The update of the matrix `name`, by its factors; NumPy's or JAX's arrays. ValueError if they don't fit."""
+    product_shape(name, a, b)
+    inputs, outputs = MATRICES[name.rpartition(".")[2]]
     into, out = "ij"[:inputs], "xy"[:outputs]
     einsum = np.einsum if isinstance(a, np.ndarray) else jnp.einsum
     return einsum(f"...{into}r,...r{out}->...{into}{out}", a, b)

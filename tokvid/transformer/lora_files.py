@@ -21,7 +21,7 @@ from tokvid.io.files import atomic, seal
 from tokvid.io.tensors import fingerprint, half
 from tokvid.io.urls import local
 from tokvid.tasks.tasks import trained_tasks
-from tokvid.transformer.lora import product
+from tokvid.transformer.lora import product, product_shape
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +149,12 @@ def _add(
     """Adds one matrix's update. UserError where the factors don't fit it."""
     try:
         a, b = (np.asarray(factors[f"{name}.{factor}"], np.float32) for factor in "ab")
-        update = product(name, a, b)
+        shape = product_shape(name, a, b)
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged at {name} ({error}); copy or train it again") from error
-    if name not in tensors or tensors[name].shape != update.shape:
-        raise UserError(f"{path} updates {name} of shape {update.shape}, which these weights lack")
-    tensors[name] += scale * update
+    if name not in tensors or tensors[name].shape != shape:  # before it is computed: it may be of any size
+        raise UserError(f"{path} updates {name} of shape {shape}, which these weights lack")
+    tensors[name] += scale * product(name, a, b)
 
 
 def check_no_loras(folder: Path) -> None:
