@@ -29,12 +29,13 @@ from tokvid.io.media import write_image, write_video
 from tokvid.io.worlds import WORLDS
 from tokvid.sampling.story import defaults_of, load_story
 from tokvid.shapes.drawing import captions_corpus
-from tokvid.studio import maker, uploads
+from tokvid.studio import maker, state, uploads
 from tokvid.studio import server as server_module
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.jobs import Queue
 from tokvid.studio.records import Records, Take
-from tokvid.studio.server import Studio, application
+from tokvid.studio.server import application
+from tokvid.studio.state import Studio
 from tokvid.studio.worlds import World, offered
 from tokvid.transformer import lora_files
 
@@ -652,7 +653,7 @@ def test_a_take_that_cannot_be_generated_says_why(client):
 
 
 def test_the_queue_has_an_end(client, monkeypatch):
-    monkeypatch.setattr(server_module, "MOST_WAITING", 0)
+    monkeypatch.setattr(state, "MOST_WAITING", 0)
     answer = client.post("/api/takes", json={"weights": "tiny", "scenes": SCENES})
     assert answer.status_code == 400 and "waiting already" in answer.text
 

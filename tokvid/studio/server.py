@@ -1,7 +1,6 @@
 """The studio's server: the page and its API, where everything is addressed by ids."""
 
 import asyncio
-import contextlib
 import importlib.resources
 import mimetypes
 from collections.abc import AsyncIterator
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fastapi
-import pydantic
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
@@ -17,167 +15,19 @@ from starlette.exceptions import HTTPException
 import tokvid
 from tokvid.api.edited import check_box, check_larger, check_own
 from tokvid.api.stories import IDLE_NEGATIVES, has_idle_negatives
-from tokvid.config import GUIDANCE
-from tokvid.errors import UserError, did_you_mean, reason
+from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.tracks import load_track
-from tokvid.sampling.levels import MOST_DRAWS, MOST_TIMES
+from tokvid.studio.bodies import OWN, Edit, Id, Wish, Words
 from tokvid.studio.guard import Guard, problem
-from tokvid.studio.jobs import Queue
-from tokvid.studio.records import ENDED, FILES, FRAMES, RUNNING, Records, Take, Upload
+from tokvid.studio.records import FILES, FRAMES, RUNNING, Upload
+from tokvid.studio.state import Studio
 from tokvid.studio.uploads import MOST_UPLOAD, receive
-from tokvid.studio.worlds import VERBS, World, method_of
+from tokvid.studio.worlds import VERBS
 
 MOST_SECONDS = 600.0  # of a story
-MOST_WAITING = 50
 MOST_LISTED = 40
-MOST_SINGLE = 12  # takes of single scenes that are kept
 MOST_FRAME_BYTES = 1 << 22  # in one answer
-
-OWN = ("box", "canvas", "times", "strength", "first", "track", "factor", "draws")  # settings of single tasks
-
-Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
-Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-Prompt = Annotated[str, pydantic.StringConstraints(max_length=2000)]
 router = fastapi.APIRouter(prefix="/api")
-
-
-def _power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise ValueError(f"should be 2, 4, 8, …, got {value}")
-    return value
-
-
-PowerOfTwo = pydantic.AfterValidator(_power_of_two)
-
-
-class Body(pydantic.BaseModel):
-    """JSON with these fields and no others."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _known(cls, values: Any) -> Any:
-        for name in values if isinstance(values, dict) else ():
-            if name not in cls.model_fields:
-                raise ValueError(did_you_mean(name, cls.model_fields, "field"))
-        return values
-
-
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
-Pixels = Annotated[int, pydantic.Field(ge=0, lt=2**15)]
-Larger = Annotated[int, pydantic.Field(ge=1, le=4)]  # times the weights' size
-
-
-class Scene(Body):
-    """One prompt and its length."""
-
-    prompt: Prompt
-    seconds: Annotated[float, pydantic.Field(gt=0, le=60)] = 4.0
-    guidance: Finite = GUIDANCE
-    seed: Seed = 0
-
-
-class Wish(Body):
-    """A story to be made; with `until`, only to the end of that scene."""
-
-    weights: str
-    scenes: Annotated[list[Scene], pydantic.Field(min_length=1, max_length=100)]
-    fps: Finite = 8.0
-    negative: Prompt = ""
-    scheme: Literal["one-level", "hierarchical"] | None = None
-    sampling: dict[str, bool | Annotated[int, pydantic.Field(ge=0, lt=2**31)] | Finite | None] = {}
-    opening: Id | None = None
-    larger: Larger = 1
-    until: Annotated[int, pydantic.Field(ge=0, lt=100)] | None = None
-
-
-class Edit(Body):
-    """An upload to be edited by a task, animated, interpolated or made to loop.
-
-    The last fields are the settings of single tasks, as in `World.edit`, `animate` and `interpolate`.
-    """
-
-    weights: str
-    task: Annotated[str, pydantic.StringConstraints(max_length=40)]
-    source: Id
-    prompt: Prompt = ""
-    fps: Finite | None = None  # as the world's methods read a clip
-    guidance: Finite | None = None  # the task's default
-    seed: Seed = 0
-    box: tuple[Pixels, Pixels, Pixels, Pixels] | None = None
-    canvas: Annotated[str, pydantic.StringConstraints(pattern=r"^[1-9]\d{0,3}:[1-9]\d{0,3}$")] | None = None
-    times: Annotated[int, pydantic.Field(ge=2, le=8), PowerOfTwo] | None = None
-    strength: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
-    first: Id | None = None
-    track: dict[str, Any] | None = None
-    factor: Annotated[int, pydantic.Field(ge=2, le=MOST_TIMES), PowerOfTwo] | None = None
-    draws: Annotated[int, pydantic.Field(ge=1, le=MOST_DRAWS)] | None = None
-    larger: Larger = 1
-
-
-class Words(Body):
-    """A prompt whose words are looked up."""
-
-    weights: str
-    prompt: Prompt
-
-
-class Studio:
-    """The state of the server: its records, its weights, its queue."""
-
-    def __init__(self, folder: Path, worlds: dict[str, World]):
-        self.records, self.worlds = Records(folder), worlds
-        self.queue = Queue(self.records, worlds)
-        self.facts = [world.facts() for world in worlds.values()]
-        self.uploading = asyncio.Semaphore(2)
-
-    @contextlib.asynccontextmanager
-    async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """While the server runs, takes are made."""
-        task = asyncio.create_task(self.queue.run())
-        if not self.queue.waiting:
-            await self.queue.warm(next(iter(self.worlds)))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await self.queue.close()
-            self.records.close()
-
-    def summary(self, take: Take) -> dict[str, Any]:
-        """A take as the page shows it; `method` is the world's that makes it, and the name of a command."""
-        left = self.queue.left() if take is self.queue.current else None
-        return {**vars(take), "method": method_of(take.task), "left": left}
-
-    def take(self, take_id: str) -> Take:
-        """The take of this id; 404 if there is none."""
-        if (take := self.records.takes.get(take_id)) is None:
-            raise HTTPException(404, "there is no such video; it may have been deleted")
-        return take
-
-    def world(self, name: str) -> World:
-        """The weights of this name; UserError if there are none."""
-        if (world := self.worlds.get(name)) is None:
-            raise UserError(did_you_mean(name, self.worlds, "weights"))
-        return world
-
-    def upload(self, upload_id: str) -> Upload:
-        """The upload of this id; 404 if there is none."""
-        if (upload := self.records.uploads.get(upload_id)) is None:
-            raise HTTPException(404, "there is no such upload; choose the file again")
-        return upload
-
-    def enqueue(self, **fields: Any) -> Take:
-        """A new take; UserError where too many wait. Old takes of single scenes, for comparison, are deleted."""
-        if len(self.queue.waiting) >= MOST_WAITING:
-            raise UserError(f"{MOST_WAITING} videos are waiting already; stop some")
-        ended = [take for take in self.records.takes.values() if take.until is not None and take.status in ENDED]
-        for take in ended[:-MOST_SINGLE]:
-            self.records.remove(take)
-        take = self.records.add(**fields)
-        self.queue.wake()
-        return take
 
 
 def _studio(request: Request) -> Studio:

@@ -11,7 +11,8 @@ import uvicorn
 
 from tokvid.errors import Terminated, UserError, reason
 from tokvid.studio.guard import LOOPBACK
-from tokvid.studio.server import Studio, application
+from tokvid.studio.server import application
+from tokvid.studio.state import Studio
 from tokvid.studio.worlds import World
 
 
