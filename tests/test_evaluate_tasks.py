@@ -10,10 +10,11 @@ import pytest
 
 from tokvid.config import TokenizerConfig
 from tokvid.errors import UserError
-from tokvid.evaluate import clips, tasks
+from tokvid.evaluate import clips, story_clips, tasks
 from tokvid.evaluate.batches import Settings
 from tokvid.evaluate.shapes import stories_of
-from tokvid.evaluate.tasks import MEASURES, Batch, evaluate_tasks
+from tokvid.evaluate.story_clips import Batch
+from tokvid.evaluate.tasks import MEASURES, evaluate_tasks
 from tokvid.sampling import window
 from tokvid.sampling.models import Models
 from tokvid.shapes.words import is_held_out
@@ -69,7 +70,7 @@ def test_what_is_made_perfectly_gets_full_marks(batch, name):
 
 def test_a_canvas_shows_the_world_again_and_again(batch, monkeypatch):
     """To the left of the middle, too: what is true of every part as wide as the world."""
-    stories = [tasks._in_the_middle(story, batch.seconds) for story in batch.stories]
+    stories = [story_clips.in_the_middle(story, batch.seconds) for story in batch.stories]
     world, right = batch.drawn(stories), True
 
     def paint(models, prompts, levels, canvas, places):
@@ -100,7 +101,7 @@ def test_an_upscaled_clip_is_compared_with_bicubic_interpolation(batch, monkeypa
 
 
 def test_what_is_asked_for_differs_from_what_is_given(batch):
-    for wanted, story in zip(tasks._others(batch, "color", "shape"), batch.stories, strict=True):
+    for wanted, story in zip(story_clips.others(batch, "color", "shape"), batch.stories, strict=True):
         new, old = wanted.segments[0].attributes, story.segments[0].attributes
         assert new.color != old.color and new.shape != old.shape and not is_held_out(new)
         assert (new.size, new.direction, new.speed) == (old.size, old.direction, old.speed)
@@ -132,7 +133,7 @@ def test_a_picture_follows_a_path_with_a_prompt_and_without(batch, monkeypatch):
 
     pictured = [*batch.stories[1:], batch.stories[0]]
     wanted = [
-        dataclasses.replace(tasks._dressed(story, other), position=other.position)
+        dataclasses.replace(story_clips.dressed(story, other), position=other.position)
         for story, other in zip(batch.stories, pictured, strict=True)
     ]
     monkeypatch.setattr(Batch, "edited", EDITED)

@@ -4,7 +4,6 @@ To add one: a function from a `Batch` to an `Outcome`, and a row of `MEASURES`.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,10 @@ import numpy as np
 
 from tokvid.distributed import first
 from tokvid.errors import UserError, did_you_mean
-from tokvid.evaluate.batches import BATCH, Padded, Settings, generate_batch, mean, measured, padded, through, usual
-from tokvid.evaluate.clips import Clips, agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
-from tokvid.evaluate.shapes import ATTRIBUTES, check, frames_at, stories_of, stream_of
+from tokvid.evaluate.batches import BATCH, Padded, Settings, mean, measured, padded, through, usual
+from tokvid.evaluate.clips import agreeing, all_hidden, all_pasted, bicubic, blackened, psnrs
+from tokvid.evaluate.shapes import check, frames_at, stories_of, stream_of
+from tokvid.evaluate.story_clips import Batch, boxes, dressed, in_the_middle, moved, others, texts
 from tokvid.io.progress import progress
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling.canvas import canvas_sizes, doubled, paint, widened
@@ -24,14 +24,12 @@ from tokvid.sampling.codec import decode_clips, encode_clips
 from tokvid.sampling.edits import beginning_with, check_trained, scattered
 from tokvid.sampling.given import restored
 from tokvid.sampling.models import Models
-from tokvid.sampling.window import Around, Source
-from tokvid.shapes.drawing import ShapesStory, caption, language_of, positions, render
-from tokvid.shapes.reading import ShapeReading, mean_distance, read_attributes, score
-from tokvid.shapes.words import COLORS, SHAPES, WORLD, ShapeAttributes, is_held_out
+from tokvid.sampling.window import Around
+from tokvid.shapes.drawing import ShapesStory
+from tokvid.shapes.words import WORLD
 from tokvid.tasks.conditions import grey
 from tokvid.tasks.tasks import TASKS
 
-IDENTITY = ("size", "color", "shape")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of variation
 GIVEN = 3  # latent frames, of continuation
 CANVAS, CLIP = 16 / 9, (16, 9)  # of outpainting: width over height; height and width of what is given
@@ -48,63 +46,6 @@ class Outcome(NamedTuple):
     source: np.ndarray
     made: np.ndarray
     figures: Mapping[str, Sequence[float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch(Clips):
-    """Clips that are each a story of one prompt."""
-
-    stories: Sequence[ShapesStory]
-
-    @functools.cached_property
-    def truth(self) -> np.ndarray:
-        """The clips, uint8 (B, T, H, W, 3)."""
-        return self.drawn(self.stories)
-
-    @property
-    def seconds(self) -> float:
-        """From the first frame to the last."""
-        return (self.frames - 1) / self.fps
-
-    def drawn(self, stories: Sequence[ShapesStory], size: int = 0) -> np.ndarray:
-        """Stories in the size of the models or another."""
-        size = size or self.models.size[0]
-        return np.stack([render(story, fps=self.fps, frames=self.frames, size=size) for story in stories])
-
-    def edited(
-        self,
-        wanted: Sequence[ShapesStory],
-        sources: Sequence[Source] = (),
-        around: Around | None = None,
-        first_BHWC: np.ndarray | None = None,
-        silent: bool = False,
-    ) -> np.ndarray:
-        """Videos of these stories, or of no prompts, at one rate; what they are made from as for `sampled`."""
-        return self.sampled([""] * len(wanted) if silent else _texts(wanted), sources, around, first_BHWC)
-
-    def told(self, given: np.ndarray | None = None, frames: int = 0) -> np.ndarray:
-        """Videos of the stories' prompts, which begin with the frames of other videos, or with none."""
-        seconds = (frames or self.frames) / self.fps
-        parts = [(seconds, _texts(self.stories))]
-        return generate_batch(self.models, self.fps, parts, self.seeds_B, self.settings, given)
-
-    def read(self, made: np.ndarray, wanted: Sequence[ShapesStory]) -> dict[str, Sequence[float]]:
-        """Whether each attribute of the stories is read from the videos, and all; whether the object is the same, by
-        size, colour and shape; and its mean distance from where it should be, in pixels."""
-        readings = [read_attributes(video_THWC, self.fps) for video_THWC in made]
-        right = [score(reading, story.segments[0].attributes) for reading, story in zip(readings, wanted, strict=True)]
-        return {
-            **{name: [each[name] for each in right] for name in ATTRIBUTES},
-            "identity": [all(each[name] for name in IDENTITY) for each in right],
-            "track_error": [self._away(reading, story) for reading, story in zip(readings, wanted, strict=True)],
-        }
-
-    def _away(self, reading: ShapeReading | None, story: ShapesStory) -> float:
-        if reading is None:
-            return math.nan
-        size, seconds_T = self.models.size[0], np.arange(self.frames) / self.fps
-        true_TC = positions(story, seconds_T) * size / WORLD
-        return mean_distance(reading.centroid_TC, true_TC, size)
 
 
 def _text_to_video(batch: Batch) -> Outcome:
@@ -148,12 +89,12 @@ def _infilling(batch: Batch) -> Outcome:
 
 def _restyle(batch: Batch) -> Outcome:
     """Another colour: outlines have none."""
-    return _from_condition(batch, "edges", _others(batch, "color"))
+    return _from_condition(batch, "edges", others(batch, "color"))
 
 
 def _reshape(batch: Batch) -> Outcome:
     """Another colour and another shape."""
-    return _from_condition(batch, "rough", _others(batch, "color", "shape"))
+    return _from_condition(batch, "rough", others(batch, "color", "shape"))
 
 
 def _colourise(batch: Batch) -> Outcome:
@@ -167,8 +108,8 @@ def _colourise(batch: Batch) -> Outcome:
 
 def _inpaint(batch: Batch) -> Outcome:
     """A box follows the object, all of it; another colour and shape are asked for."""
-    batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds, "slow") for each in batch.stories])
-    wanted, known_BTHW = _others(batch, "color", "shape"), ~_boxes(batch)
+    batch = dataclasses.replace(batch, stories=[in_the_middle(each, batch.seconds, "slow") for each in batch.stories])
+    wanted, known_BTHW = others(batch, "color", "shape"), ~boxes(batch)
     outside = batch.pixels(known_BTHW)
     tokens = encode_clips(batch.models.tokenizer, all_hidden(batch.truth, outside))
     made = batch.edited(wanted, around=Around(tokens, known_BTHW))
@@ -183,14 +124,14 @@ def _outpaint(batch: Batch) -> Outcome:
     PSNR of the sides, also of repeated edges; `seams` is the change across the border, relative to other columns.
     """
     models, size = batch.models, batch.models.size[0]
-    batch = dataclasses.replace(batch, stories=[_in_the_middle(each, batch.seconds) for each in batch.stories])
+    batch = dataclasses.replace(batch, stories=[in_the_middle(each, batch.seconds) for each in batch.stories])
     (_, inner), (_, outer) = canvas_sizes(models, CANVAS, *CLIP)
     left = (size - inner) // 2
     given = encode_clips(models.tokenizer, np.ascontiguousarray(batch.truth[:, :, :, left : left + inner]))
     side = inner // given.shape[3]
     around, places = widened(given, (given.shape[2], outer // side), models.transformer.config.latent[1:])
     first = int(np.flatnonzero(around.known_BTHW[0, 0, 0])[0]) * side
-    painted = paint(models, batch.prompts(_texts(batch.stories)), batch.levels, around, places)
+    painted = paint(models, batch.prompts(texts(batch.stories)), batch.levels, around, places)
     made = decode_clips(models.tokenizer, painted)[:, : batch.frames]
     column_W = (np.arange(outer) - first + left) % size  # of the world, which is a torus
     truth, inside_W = batch.truth[:, :, :, column_W], (np.arange(outer) >= first) & (np.arange(outer) < first + inner)
@@ -198,7 +139,7 @@ def _outpaint(batch: Batch) -> Outcome:
     units_W = column_W * WORLD / size
     edges = truth[:, :, :, np.clip(np.arange(outer), first, first + inner - 1)]
     ends = [
-        batch.read(made[:, :, :, start : start + size], [_moved(each, -units_W[start]) for each in batch.stories])
+        batch.read(made[:, :, :, start : start + size], [moved(each, -units_W[start]) for each in batch.stories])
         for start in (0, outer - size)
     ]
     sides, border = np.broadcast_to(~inside_W, truth.shape[:-1]), [first, first + inner]
@@ -215,7 +156,7 @@ def _outpaint(batch: Batch) -> Outcome:
 def _upscale(batch: Batch) -> Outcome:
     """Half the size, doubled once and twice; PSNR, also of bicubic interpolation and after the tokenizer alone."""
     models, size = batch.models, batch.models.size[0]
-    low, prompts = batch.seen("low"), batch.prompts(_texts(batch.stories))
+    low, prompts = batch.seen("low"), batch.prompts(texts(batch.stories))
     made, figures = low, dict[str, Sequence[float]]()
     for times in (2, 4):
         made, truth = doubled(models, prompts, batch.levels, made), batch.drawn(batch.stories, times * size // 2)
@@ -234,7 +175,7 @@ def _animate(batch: Batch) -> Outcome:
     """
     pictured = [*batch.stories[1:], batch.stories[0]]
     pairs = zip(batch.stories, pictured, strict=True)
-    wanted = [dataclasses.replace(_dressed(story, other), position=other.position) for story, other in pairs]
+    wanted = [dataclasses.replace(dressed(story, other), position=other.position) for story, other in pairs]
     pictures, tracks = batch.drawn(pictured)[:, :1], dataclasses.replace(batch, stories=wanted).seen("track")
 
     def animated(silent: bool) -> np.ndarray:
@@ -365,62 +306,3 @@ def _from_condition(batch: Batch, name: str, wanted: Sequence[ShapesStory]) -> O
     seen = batch.seen(name)
     made = agreeing(name, batch.edited(wanted, [batch.source(name, seen)]), seen)
     return Outcome(seen, made, batch.read(made, wanted))
-
-
-def _texts(stories: Sequence[ShapesStory]) -> list[str]:
-    return [story.segments[0].caption for story in stories]
-
-
-def _others(batch: Batch, *fields: str) -> list[ShapesStory]:
-    """The same motion by other objects: `fields`, color or shape, differ. No held-out compositions."""
-    others = []
-    for story, seed in zip(batch.stories, batch.seeds_B, strict=True):
-        rng, was = np.random.default_rng(int(seed)), story.segments[0].attributes
-        values = {"color": tuple(COLORS), "shape": SHAPES}
-        other = was
-        while is_held_out(other) or any(getattr(other, field) == getattr(was, field) for field in fields):
-            other = dataclasses.replace(was, **{field: str(rng.choice(values[field])) for field in fields})
-        others.append(_with(story, other))
-    return others
-
-
-def _with(story: ShapesStory, attributes: ShapeAttributes) -> ShapesStory:
-    """The story with other attributes, which its caption states."""
-    (segment,) = story.segments
-    text = caption(attributes, 0, language_of(segment.caption))
-    return dataclasses.replace(story, segments=(dataclasses.replace(segment, attributes=attributes, caption=text),))
-
-
-def _dressed(story: ShapesStory, other: ShapesStory) -> ShapesStory:
-    """The motion and place of a story by the object of another one."""
-    was, looks = story.segments[0].attributes, other.segments[0].attributes
-    attributes = dataclasses.replace(was, **{name: getattr(looks, name) for name in IDENTITY})
-    return _with(dataclasses.replace(other, position=story.position, segments=story.segments), attributes)
-
-
-def _in_the_middle(story: ShapesStory, seconds: float, speed: str = "") -> ShapesStory:
-    """The story with its object in the middle of the picture after half of the seconds, and no faster than `speed`."""
-    was = story.segments[0].attributes
-    story = _with(story, dataclasses.replace(was, speed=speed)) if speed and was.speed == "quick" else story
-    x, y = (WORLD / 2 - seconds / 2 * each for each in story.segments[0].attributes.velocity)
-    return dataclasses.replace(story, position=(x, y))
-
-
-def _moved(story: ShapesStory, units: float) -> ShapesStory:
-    """The story so far to the right."""
-    return dataclasses.replace(story, position=(story.position[0] + units, story.position[1]))
-
-
-def _boxes(batch: Batch) -> np.ndarray:
-    """True for the tokens of boxes around the objects, three quarters as high and wide as the picture: (B, T, H, W)."""
-    _, latent_frames, *sizes, _ = batch.tokens.shape
-    seconds_T = np.arange(latent_frames) * batch.models.temporal_patch / batch.fps
-    boxes = []
-    for story in batch.stories:
-        at_TC, inside = positions(story, seconds_T) / WORLD, []
-        for at_T, size in zip(at_TC.T[::-1], sizes, strict=True):  # rows are y, the second
-            side = max(1, 3 * size // 4)
-            start_T1 = np.clip(np.rint(at_T * size - side / 2), 0, size - side)[:, None]
-            inside.append((np.arange(size) >= start_T1) & (np.arange(size) < start_T1 + side))
-        boxes.append(inside[0][:, :, None] & inside[1][:, None, :])
-    return np.stack(boxes)
