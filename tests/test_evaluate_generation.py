@@ -165,6 +165,20 @@ def test_seconds_are_counted_from_the_given_frames():
     assert {key for key in found if "psnr" in key} == {"psnr_1s", "psnr_2s", "psnr_3s"}
     assert found["psnr_1s"] == found["psnr_2s"] == [pytest.approx(20 * np.log10(255))] and found["psnr_3s"] == [100]
     assert found["motion"] == [pytest.approx(2 / 10)]
+    for fps in (23.976, 29.97):  # the last second would have no frame
+        found = generation._by_second(
+            truth.repeat(5, axis=1)[:, :48], made.repeat(5, axis=1)[:, :48], 0, fps, FEATURES, {}
+        )
+        assert all(len(each) for key, values in found.items() if key.startswith("features") for each in values)
+        ends = generation._by_second(
+            truth.repeat(6, axis=1)[:, : round(2 * fps)],
+            made.repeat(6, axis=1)[:, : round(2 * fps)],
+            0,
+            fps,
+            FEATURES,
+            generation.COMPARED,
+        )
+        assert not any(np.isnan(value) for key in ends if "psnr" in key for value in ends[key])
     longer = dataclasses.replace(FEATURES, least_frames=4)
     assert "features_3s" not in generation._by_second(truth, made, 1, 4.0, longer, {})  # only two frames
 

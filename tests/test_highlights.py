@@ -102,3 +102,10 @@ def test_a_short_video_has_few(movie, tmp_path):
     movie = video.rename(movie)
     rows = tokvid.highlights(str(movie), str(tmp_path / "four"), seconds=2.5)
     assert 1 <= len(rows) <= 2 and (tmp_path / "four" / rows[0]["file"]).is_file()
+
+
+def test_clips_of_less_than_a_frame_are_refused(tmp_path):
+    write_video(tmp_path / "slow.mp4", np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), 1)
+    with pytest.raises(UserError, match=r"highlights of 0\.25 s hold no frame of .*slow\.mp4, at 1 a second"):
+        cut_out(tmp_path / "slow.mp4", tmp_path / "out", 0.25, 30)
+    assert not (tmp_path / "out" / "01.mp4").exists()

@@ -63,7 +63,7 @@ class DataConfig:
     frames: int = 11  # of a training clip for the tokenizer; 1 + a multiple of the temporal patch
     images: int = 0  # single images in the tokenizer's training, for each clip
     images_path: str = ""  # a folder of these images; "": frames of the videos
-    flip: float = 0.0  # probability to mirror a clip, where its caption stays true
+    flip: float = 0.0  # probability to mirror a clip, where its caption, English or Chinese, stays true
     zoom: float = 1.0  # clips are enlarged by a random factor up to this, and cropped at random
     light: float = 0.0  # brightness and contrast change by up to this share, where the caption stays true
     conditions: float = 0.0  # share of the tokenizer's clips shown as a condition of the recipe's tasks instead

@@ -254,6 +254,20 @@ def test_a_factor_that_doesnt_fit_is_named(trained, tmp_path, name):
         weights.load(trained / "start/transformer", "transformer", [lora_files.Scaled(file)])
 
 
+def test_a_small_file_doesnt_ask_for_a_large_update(trained, tmp_path, monkeypatch):
+    facts, factors = lora_files.read_lora(trained / "run" / FILE)
+    del facts["sha256"]
+    (name, *_) = [each.removesuffix(".a") for each in factors if each.endswith(".down.a")]
+    (layers, _, _), (*_, rank, _) = factors[f"{name}.a"].shape, factors[f"{name}.b"].shape
+    factors[f"{name}.a"] = np.zeros((layers, 40_000, rank), np.float16)
+    factors[f"{name}.b"] = np.zeros((layers, rank, 40_000), np.float16)
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(safetensors.numpy.save(factors, {lora_files.LORA: json.dumps(facts)}))
+    monkeypatch.setattr(lora_files, "product", lambda *of: pytest.fail("it was computed"))
+    with pytest.raises(UserError, match=r"odd\.safetensors updates .* which these weights lack"):
+        lora_files._add({}, name, factors, 1.0, file)
+
+
 def test_a_changed_lora_is_refused_and_one_of_an_earlier_version_is_read(trained, tmp_path):
     facts, factors = lora_files.read_lora(trained / "run" / FILE)
     file = tmp_path / "a.safetensors"

@@ -260,3 +260,14 @@ def test_a_second_interruption_ends_the_process_at_once(monkeypatch):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_terminal_would_obey_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text('segments: [{prompt: "a \\e[31m red\\u202e star", seconds: 1}]')
+    cli.main(["inspect", "s.yaml"])
+    out = capsys.readouterr().out
+    assert "a \\x1b[31m red\\u202e star" in out and "\x1b" not in out
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", "\x1b[31m.mp4"])
+    assert "\x1b" not in capsys.readouterr().err

@@ -40,6 +40,13 @@ def test_a_mirror_where_nothing_says_which_side(caption):
         "the digit 3 is moving up",
         "a sign",
         "the left-hand door",
+        "a lefthand glove",
+        "drives westward",
+        "northeast",
+        "handwritten notes",
+        "車向東行駛",
+        "逆時針旋轉",
+        "ｍｏｖｅｓ　ｌｅｆｔ",
     ],
 )
 def test_no_mirror_where_it_would_make_the_caption_false(caption):
@@ -57,7 +64,7 @@ def test_light_changes_all_frames_alike_and_not_where_the_caption_speaks_of_it()
     table = {int(old): int(new) for old, new in zip(clip().ravel(), lit.ravel(), strict=True)}
     assert all(table[int(old)] == int(new) for old, new in zip(clip().ravel(), lit.ravel(), strict=True))
     assert all(table[a] <= table[b] for a, b in zip(sorted(table), sorted(table)[1:], strict=False))
-    for caption in ("a white ball", "it gets darker", "一个白色的球"):
+    for caption in ("a white ball", "it gets darker", "一个白色的球", "nighttime", "陽光"):
         np.testing.assert_array_equal(change([caption], light=0.3), clip())
 
 

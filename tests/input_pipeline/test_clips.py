@@ -1,5 +1,6 @@
 """Reading videos: the right frame at the right time, and broken or hostile files that say what is wrong."""
 
+import gc
 import io
 import json
 import logging
@@ -559,3 +560,15 @@ def test_captions_that_are_wrong(tmp_path):
     (folder / "captions.jsonl").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UserError, match="UTF-8"):
         FolderSource(folder)
+
+
+def test_frames_do_not_wait_in_memory_for_pythons_collector(tmp_path):
+    encode(tmp_path / "v.mp4", [40 * number for number in range(60)])
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in stream_frames(tmp_path / "v.mp4"):
+            pass
+        assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) < 10
+    finally:
+        gc.enable()

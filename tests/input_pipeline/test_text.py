@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -171,3 +172,13 @@ def test_controls_that_are_spaces_part_words(tmp_path):
     model = TextModel.load(tmp_path / "text.model")
     for space in "\x0b\x1c\x1f\x85\u2028\u3000":
         np.testing.assert_array_equal(model.encode(f"red{space}circle", 12), model.encode("red circle", 12))
+
+
+def test_a_word_with_accents_is_one_however_it_is_written(tmp_path):
+    captions = [f"un {noun} rouge, un {noun} bleu, un {noun} vert, un grand {noun}" for noun in ("café", "été", "rond")]
+    train_text_model(captions * 40, tmp_path / "text.model", 600)
+    model = TextModel.load(tmp_path / "text.model")
+    model.vocabulary = 600  # with room for words
+    for text in ("café été", unicodedata.normalize("NFD", "café été")):
+        assert model.spelled(text) == []
+    assert model.spelled("über") == ["über"]

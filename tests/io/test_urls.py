@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import sys
+import zipfile
 
 import fsspec
 import pytest
@@ -95,3 +96,14 @@ def test_configs_and_datasets_may_be_urls(store, tmp_path):
     assert fingerprint(config) == fingerprint(dataclasses.replace(config, path=str(tmp_path / "data")))
     store.pipe({"/bucket/recipe.py": b"from tokvid.config import Recipe\nrecipe = Recipe()\n"})
     assert load_recipe(local("memory://bucket/recipe.py"), []).data == DataConfig()
+
+
+def test_nothing_is_written_outside_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b" / "cache"))
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as file:
+        file.writestr("world/config.json", "{}")
+        file.writestr("world/../../../../../../out", "out")
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(UserError, match="leads out of it"):
+        local(f"zip://world::file://{tmp_path}/w.zip")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before

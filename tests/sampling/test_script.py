@@ -243,5 +243,5 @@ def test_long_scripts_are_read_at_once(read, name, text):
     "name, text", [("a.txt", "[" + "9" * 400 + ":00] a dog"), ("a.srt", "0:" + "9" * 5000 + ":0 --> 0:0:9\na dog")]
 )
 def test_numbers_that_are_no_time(read, name, text):
-    with pytest.raises(UserError, match="no timing|no subtitle"):
+    with pytest.raises(UserError, match=r"no timing|no subtitle"):
         read(name, text)

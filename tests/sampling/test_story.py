@@ -405,6 +405,12 @@ def write(tmp_path, text):
     return path
 
 
+def test_a_field_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "s.json").write_text('{"segments": [{"prompt": "a circle", "prompt": "a star", "seconds": 1}]}')
+    with pytest.raises(UserError, match="'prompt' is there twice"):
+        load_story(tmp_path / "s.json")
+
+
 def test_a_story_file(tmp_path):
     path = write(
         tmp_path,

@@ -33,6 +33,7 @@ def client(hosts, token=None, base="http://127.0.0.1:7860"):
         ({"origin": "http://127.0.0.1:7861"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 200),
         ({"content-length": "-1"}, 413),

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def _mark(models: Models, scale: int, story: Story) -> str:
 
 def first_words(prompt: str) -> str:
     """The first words of a prompt, as part of a file's name: a name has at most 255 bytes, and a letter up to four."""
-    words = "".join(each if each.isalnum() else " " for each in prompt).split()
+    letters = unicodedata.normalize("NFC", prompt)
+    words = "".join(each if each.isalnum() or unicodedata.category(each)[0] == "M" else " " for each in letters).split()
     lengths = itertools.accumulate(len(word) + 1 for word in words)
     whole = [word for word, length in zip(words, lengths, strict=True) if length <= LONGEST_NAME + 1]
     return "-".join(whole or words)[:LONGEST_NAME] or "clip"

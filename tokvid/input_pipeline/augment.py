@@ -1,6 +1,7 @@
 """Random augmentation of clips, limited to changes that keep their captions true."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,16 +9,18 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 
-# Words that a mirrored clip contradicts: sides, turns, and anything to read.
+# Words, English and Chinese, that a mirrored clip contradicts: sides, turns, and anything to read.
 SIDES = re.compile(
-    r"\b(left|right|east|west|leftmost|rightmost|leftwards?|rightwards?|(counter|anti)?-?clockwise|letters?|words?"
-    r"|texts?|writ\w+|read\w*|signs?|numbers?|digits?|clocks?|keyboards?)\b|[左右东西字写读钟]|(顺|逆)时针|数字",
+    r"\b((left|right)(most|wards?|-?hand(ed)?)?|(north|south)?(east|west)(ern|wards?|bound)?"
+    r"|(counter|anti)?-?clockwise|letter(s|ing)?|words?|texts?|(hand-?)?writ\w+|read\w*|signs?|numbers?|digits?"
+    r"|clocks?|watch face\w*|keyboards?)\b"
+    r"|[左右东東西字写寫读讀钟鐘]|[顺順逆](时|時)(针|針)|数字|數字",
     re.IGNORECASE,
 )
 # Words that another light contradicts.
 LIGHT = re.compile(
-    r"\b(bright\w*|dark\w*|light\w*|dim\w*|night|day(light)?|sun\w*|shadow\w*|gr[ae]y|black|white|pale|fade\w*)\b"
-    r"|[亮暗黑白灰夜昼]|阴影|阳光",
+    r"\b(bright\w*|dark\w*|light\w*|dim\w*|night\w*|day(light|time)?|sun\w*|moon\w*|shadow\w*|gr[ae]y\w*|black\w*"
+    r"|white\w*|pale\w*|fade\w*)\b|[亮暗黑白灰夜昼晝]|阴影|陰影|阳光|陽光",
     re.IGNORECASE,
 )
 LARGEST_ZOOM = 4.0
@@ -44,6 +47,7 @@ def augment(
 ) -> np.ndarray:
     """Crops uint8 frames at random to `config.size`, may mirror them and change their light: all frames alike."""
     height, width = config.size
+    captions = [unicodedata.normalize("NFKC", caption) for caption in captions]  # as the text model reads them
     rows, columns = video_THWC.shape[1] - height, video_THWC.shape[2] - width
     if rows or columns:
         top, left = rng.integers(rows + 1), rng.integers(columns + 1)

@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ ROOM_FOR_WORDS = 512  # ids from which on frequent words are whole
 LARGEST_MODEL = 64 << 20  # bytes
 SPACES = dict.fromkeys(map(ord, "\x0b\x1c\x1d\x1e\x1f\x85"), " ")  # controls that sentencepiece leaves out
 SPACE, BYTE = "\u2581", re.compile("<0x[0-9A-F]{2}>")  # how sentencepiece writes them
-WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")  # a word of Latin letters, or another character
+LATIN = "A-Za-zÀ-ɏḀ-ỿ"
+WORD = re.compile(rf"[{LATIN}]+|[^\s{LATIN}]")  # a word of Latin letters, or another character
 LONGEST_SHOWN = 80  # characters of a text, in a warning
 CHARACTERS_PER_TOKEN = 32  # twice the longest piece of sentencepiece
 
@@ -136,7 +138,7 @@ class TextModel:
         """
         if self.vocabulary < ROOM_FOR_WORDS:
             return []
-        words = dict.fromkeys(WORD.findall(checked(text)[:LONGEST_CAPTION]))
+        words = dict.fromkeys(WORD.findall(unicodedata.normalize("NFKC", checked(text)[:LONGEST_CAPTION])))
         return [word for word in words if self._is_spelled(word)]
 
     def _is_spelled(self, word: str) -> bool:
