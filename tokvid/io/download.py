@@ -10,6 +10,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokvid.errors import UserError
 from tokvid.io.threads import map_in_threads
@@ -95,6 +96,16 @@ def _fetch(url: str, most: int, partial: Path, left: threading.Event) -> None:
         temporary.unlink(missing_ok=True)
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Reads nothing of an answer that leads elsewhere; urllib would read all of it, however long."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """Reads http and https alone, also after a redirect; urllib's own opener reads local files and FTP, too."""
     opener = urllib.request.OpenerDirector()
@@ -103,7 +114,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _Redirects(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
     ):
