@@ -4,13 +4,15 @@ import dataclasses
 import itertools
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from tokvid.errors import UserError
+from tokvid.sampling import window
 from tokvid.sampling.canvas import canvas_sizes, outpaint, outward, tiled, upscale
+from tokvid.sampling.codec import encode_clips
 from tokvid.sampling.story import Segment, Story, encode_opening
-from tokvid.sampling.stream import encode_clips
 from tokvid.tasks.tasks import TASKS
 
 STORY = Story((Segment("up"),), fps=4.0)
@@ -82,6 +84,18 @@ def test_a_larger_canvas_keeps_the_pixels_of_its_middle(tiny_models, asked):
     _, parts = outpaint(models, STORY, iter(small_THWC), ((16, 16), (16, 32)))
     list(parts)
     assert all((found == batch.tokens).all() for found, batch in zip(large, asked, strict=True))
+
+
+def test_each_place_and_each_doubling_has_noise_of_its_own(tiny_models, asked, monkeypatch):
+    keys, answer = [], window.generate
+
+    def generate(graph, params, request, **how):
+        keys.append(jax.random.key_data(request.keys_B).tobytes())
+        return answer(graph, params, request, **how)
+
+    monkeypatch.setattr(window, "generate", generate)
+    upscale(trained_for(tiny_models, "upscale"), STORY, video(3, 8, 8), 4)
+    assert len(set(keys)) == len(keys) == 10
 
 
 def test_a_video_is_doubled_and_doubled_again_by_tiles(tiny_models, asked):
