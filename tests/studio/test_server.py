@@ -1,5 +1,6 @@
 """The studio's server: stories by way of HTTP, from a generating process that is shared by the tests of this file."""
 
+import asyncio
 import json
 import os
 import re
@@ -19,6 +20,7 @@ pytest.importorskip("fastapi", reason="needs fastapi, of the extra studio")
 pytest.importorskip("httpx", reason="needs httpx, of the group dev")
 
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 
 from tokvid import weights
 from tokvid.cli.main import main
@@ -541,6 +543,22 @@ def test_unreadable_uploads_are_refused_and_leave_nothing(client, studio, conten
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "unreadable"
     assert "passwd.png" in answer.text and str(studio.records.folder) not in answer.text
     assert sorted(studio.records.folder.glob("uploads/*")) == before
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_uploads_that_stop_leave_nothing(studio, monkeypatch, gone):
+    monkeypatch.setattr(uploads, "LONGEST_SILENCE", 0.05)
+
+    async def content():
+        yield b"a"
+        if gone:
+            raise ClientDisconnect
+        await asyncio.Event().wait()
+
+    before = sorted(studio.records.folder.glob("uploads/.*"))
+    with pytest.raises(UserError, match="the file stopped arriving; send it again"):
+        asyncio.run(uploads.receive(studio.records, "a.png", content()))
+    assert sorted(studio.records.folder.glob("uploads/.*")) == before
 
 
 def test_large_uploads_are_refused_by_their_bytes(client, studio, monkeypatch):

@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from starlette.requests import ClientDisconnect
+
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, read_image
 from tokvid.input_pipeline.encoded import KINDS, image_kind
@@ -15,6 +17,7 @@ from tokvid.studio.guard import TooLarge
 from tokvid.studio.records import Records, Upload, new_id
 
 MOST_UPLOAD = 64 << 20  # bytes
+LONGEST_SILENCE = 30.0  # seconds between parts of an upload
 MOST_UPLOADS = 1 << 30  # bytes of all; beyond, the oldest that no take needs are deleted
 MOST_CLIP_SECONDS = 60.0
 PICTURE = 512  # pixels of the longer side of the picture that stands for it
@@ -35,7 +38,7 @@ async def receive(records: Records, name: str, content: AsyncIterator[bytes]) ->
     try:
         size = 0
         with open(hidden / "file", "wb") as file:
-            async for part in content:
+            async for part in _in_time(content):
                 size += len(part)
                 if size > MOST_UPLOAD:
                     raise TooLarge
@@ -48,6 +51,20 @@ async def receive(records: Records, name: str, content: AsyncIterator[bytes]) ->
         return upload
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+async def _in_time(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The parts of an upload. UserError where they stop coming: others wait for it."""
+    parts = aiter(content)
+    while True:
+        try:
+            async with asyncio.timeout(LONGEST_SILENCE):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except (TimeoutError, ClientDisconnect) as error:
+            raise Unusable("the file stopped arriving; send it again") from error
+        yield part
 
 
 def _make_room(records: Records, newest: Upload) -> None:
