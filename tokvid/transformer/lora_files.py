@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jaxtyping import Num
 
 from tokvid.config import to_dict
 from tokvid.errors import UserError
@@ -24,6 +25,8 @@ from tokvid.tasks.tasks import trained_tasks
 from tokvid.transformer.lora import product, product_shape
 
 log = logging.getLogger(__name__)
+
+Tensors = dict[str, Num[np.ndarray, "..."]]  # by name, of any shape
 
 LORA_FORMAT = 1
 LORA = "tokvid lora"  # the metadata key of a LoRA's facts
@@ -68,7 +71,7 @@ def average_loras(path: Path, one: str | os.PathLike[str], other: str | os.PathL
     save_lora(path, ((name.split("."), factor) for name, factor in factors.items()), about["base"], **facts)
 
 
-def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     """The facts of a LoRA's file, and its factors by name. UserError if it is none, or is damaged."""
     path = local(os.fspath(path))
     try:
@@ -89,7 +92,7 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
     return about, factors
 
 
-def _lora_seal(about: dict[str, Any], factors: dict[str, np.ndarray]) -> str:
+def _lora_seal(about: dict[str, Any], factors: Tensors) -> str:
     return hashlib.sha256(seal(about).encode() + safetensors.numpy.save(factors)).hexdigest()
 
 
@@ -109,8 +112,8 @@ def loras_in(folder: Path) -> list[Path]:
 
 
 def updated(
-    config: Any, tensors: dict[str, np.ndarray], about: dict[str, Any], loras: Sequence[Scaled]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    config: Any, tensors: Tensors, about: dict[str, Any], loras: Sequence[Scaled]
+) -> tuple[Tensors, dict[str, Any]]:
     """The tensors with all updates added, rounded once, and the config.json of these weights."""
     wide, marks = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, list[list[Any]]()
     tasks = set(about.get("lora_tasks", ()))
@@ -140,9 +143,9 @@ def updated(
 
 
 def _add(
-    tensors: dict[str, np.ndarray],
+    tensors: Tensors,
     name: str,
-    factors: dict[str, np.ndarray],
+    factors: Tensors,
     scale: float,
     path: str | os.PathLike[str],
 ) -> None:
