@@ -24,8 +24,8 @@ from jax.sharding import Sharding
 
 from tokvid.errors import Terminated, UserError
 
-# A process that is silent for this long counts as dead, and the others end. JAX's default is 100 s. A variable of the
-# environment of this name takes its place.
+# A process that is silent for this long counts as dead, and the others end. JAX's default is 100 s. The
+# variable TOKVID_HEARTBEAT_SECONDS of the environment takes its place.
 HEARTBEAT_SECONDS = 6
 # How long finished processes wait for one that is still writing. JAX's default is 300 s.
 SHUTDOWN_SECONDS = 3600

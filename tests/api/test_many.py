@@ -67,6 +67,7 @@ def test_the_default_scale_by_its_number_is_the_default(tiny_models):
         ("一个圆", "一个圆"),
         ("नमस्ते दुनिया", "नमस्ते-दुनिया"),
         ("Cafe\u0301 noir", "Café-noir"),
+        ("a ❤️ heart, 1️⃣ one", "a-heart-1-one"),
     ],
 )
 def test_a_clip_is_named_by_whole_words(prompt, words):

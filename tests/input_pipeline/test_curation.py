@@ -144,6 +144,14 @@ def test_what_was_added_to_curated_clips_is_not_replaced(raw, shots, tmp_path, n
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
+def test_removed_clips_are_no_changed_captions(raw, shots, tmp_path):
+    kept = [shot for shot in shots if not shot.faults]
+    write_shots(raw[0], tmp_path / "out", shots, kept)
+    (tmp_path / "out" / kept[0].name).unlink()
+    write_shots(raw[0], tmp_path / "out", shots, kept)
+    assert (tmp_path / "out" / kept[0].name).is_file()
+
+
 def test_linked_folders_are_told(raw, tmp_path, caplog):
     (tmp_path / "a.mp4").write_bytes((raw[0] / "whole.mp4").read_bytes())
     (tmp_path / "more").symlink_to(raw[0])

@@ -215,6 +215,9 @@ def test_a_story_file_reads_as_the_story(tmp_path):
         ("第两百幕：一只狗\n第廿一幕：一只猫", ["一只狗", "一只猫"]),
         ("第一場：一隻狗\n第二場：一隻貓", ["一隻狗", "一隻貓"]),
         ("a dog\n\u200b\na cat\n\n\ufeff", ["a dog", "a cat"]),
+        ("第 1 幕\n一个红圆\n第 2 幕\n一个蓝方", ["一个红圆", "一个蓝方"]),
+        ("第 1 幕：一个红圆\n第 2 幕：一个蓝方", ["一个红圆", "一个蓝方"]),
+        ("[2.3333333333333335 s] a dog", ["a dog"]),
         ("Scene 1: (indoors)\n\na dog", ["a dog"]),
         ("Scene 1: (indoors) a dog\nScene 2: a cat", ["(indoors) a dog", "a cat"]),
     ],
@@ -237,6 +240,11 @@ def test_long_scripts_are_read_at_once(read, name, text):
     before = time.monotonic()
     read(name, text)
     assert time.monotonic() - before < 3  # it was 3 s to hours
+
+
+def test_notes_with_brackets_and_long_emphasis_are_left_out(read):
+    scenes, _ = read("a.fountain", f"A red ball [[later [wide] shot]] rolls, *{'very ' * 80}fast*.")
+    assert scenes == [(f"A red ball rolls, {'very ' * 80}fast.", 4.0)]
 
 
 @pytest.mark.parametrize(

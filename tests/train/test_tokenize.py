@@ -484,6 +484,8 @@ def test_what_has_changed_since_or_is_missing_is_told(workdir, tmp_path, model, 
     assert "clips have changed since they were tokenized" in told(recipe)
     with pytest.raises(UserError, match=r"made with other files in .*clips \(a clip or a caption has changed since\);"):
         write_token_cache(recipe, tmp_path / "run")
+    captions.unlink()
+    assert not told(recipe)
     shutil.rmtree(tmp_path / "clips")
     assert not told(recipe)
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -140,8 +141,9 @@ def _mark(models: Models, scale: int, story: Story) -> str:
 
 def first_words(prompt: str) -> str:
     """The first words of a prompt, as part of a file's name: a name has at most 255 bytes, and a letter up to four."""
-    letters = unicodedata.normalize("NFC", prompt)
-    words = "".join(each if each.isalnum() or unicodedata.category(each)[0] == "M" else " " for each in letters).split()
+    letters = re.sub("[\ufe00-\ufe0f]", "", unicodedata.normalize("NFC", prompt))  # how a picture is shown
+    kept = (each.isalnum() or unicodedata.category(each) in ("Mn", "Mc") for each in letters)
+    words = "".join(each if keep else " " for each, keep in zip(letters, kept, strict=True)).split()
     lengths = itertools.accumulate(len(word) + 1 for word in words)
     whole = [word for word, length in zip(words, lengths, strict=True) if length <= LONGEST_NAME + 1]
     return "-".join(whole or words)[:LONGEST_NAME] or "clip"

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.captions import NAMES, read_captions
 from tokvid.input_pipeline.clips import probe, stream_frames
-from tokvid.input_pipeline.folder import VIDEOS, videos_below
+from tokvid.input_pipeline.folder import VIDEOS, linked_folders, videos_below
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.io.files import atomic, check_replaced, refuse_others
@@ -123,6 +123,8 @@ def raw_videos(folder: Path) -> list[str]:
     """The videos below a folder, as seen from it, in order; hidden ones don't count. UserError where there are none."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one with videos")
+    if links := linked_folders(folder):
+        log.warning("%s: links to folders are not followed, %d are left out, such as %s", folder, len(links), links[0])
     if not (names := videos_below(folder)):
         raise UserError(f"{folder} holds no videos; their names should end in {', '.join(VIDEOS)}")
     return names
@@ -271,8 +273,10 @@ def check_curated(folder: Path, out: Path) -> None:
     if (out / "shots.jsonl").is_file():
         lines = [_line(row.get("clip", ""), row.get("caption", "")) for row in _rows(out / "shots.jsonl")]
         refuse_others(out, ["captions.jsonl", "shots.jsonl", *(line["file"] for line in lines)])
-        written = [line for line in lines if (out / line["file"]).is_file()]
-        if (out / "captions.jsonl").is_file() and _rows(out / "captions.jsonl") != written:
+        told = _rows(out / "captions.jsonl") if (out / "captions.jsonl").is_file() else []
+        named = {row.get("file") for row in told}  # a clip may have been removed, with its line or without
+        written = [line for line in lines if line["file"] in named or (out / line["file"]).is_file()]
+        if told and told != written:
             raise UserError(f"{out} is to be replaced, but its captions.jsonl was changed; choose another --out")
     check_replaced(out)
 

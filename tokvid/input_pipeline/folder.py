@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +16,22 @@ from tokvid.input_pipeline.source import Source
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption
 
-log = logging.getLogger(__name__)
-
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".flv", ".gif")
 
 
 def videos_below(folder: Path) -> list[str]:
     """The videos below a folder by their names, as seen from it, in order; hidden ones don't count."""
-    every = [
-        path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if links := [path for path in every if path.is_symlink() and path.is_dir()]:
-        log.warning(
-            "%s: links to folders are not followed, %d are left out, such as %s", folder, len(links), min(links)
-        )
-    return sorted(str(path.relative_to(folder)) for path in every if path.suffix.lower() in VIDEOS and path.is_file())
+    return sorted(str(path) for path in _below(folder) if path.suffix.lower() in VIDEOS and (folder / path).is_file())
+
+
+def linked_folders(folder: Path) -> list[Path]:
+    """The links to folders below a folder, in which `videos_below` doesn't look."""
+    return sorted(path for path in _below(folder) if (folder / path).is_symlink() and (folder / path).is_dir())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    return (path for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 @functools.cache

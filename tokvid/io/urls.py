@@ -80,7 +80,7 @@ def _fetch(files: Any, root: str, sizes: dict[str, int | None], copy: Path) -> N
         with progress(f"fetching {copy.name}", len(sizes), "files") as advance:
             for name in sizes:
                 inner = PurePosixPath(name[len(root) :].lstrip("/"))
-                if not name.startswith(root) or ".." in inner.parts or "\\" in name or "\0" in name:
+                if not name.startswith(root) or ".." in inner.parts or "\0" in name:
                     raise UserError(f"cannot fetch {root}: it lists {name!r:.200}, which leads out of it")
                 to = temporary / copy.name / inner
                 to.parent.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,9 @@ from tokvid.sampling.story import Segment, Story, read_text, story_values
 SUFFIXES = (".txt", ".srt", ".fountain")
 LATE = 0.05  # seconds by which a subtitle may overlap the next, as programs round
 
-CLOCK = r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9}(?:[.,]\d{1,9})?)"  # 1:02:03.5 or 02:03
+CLOCK = r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9}(?:[.,]\d{1,30})?)"  # 1:02:03.5 or 02:03
 TIMING = re.compile(
-    r"[\[(]\s*(?:(?P<seconds>\d{1,9}(?:\.\d{1,9})?)\s*(?:s|sec|seconds|秒)|"
+    r"[\[(]\s*(?:(?P<seconds>\d{1,9}(?:\.\d{1,30})?)\s*(?:s|sec|seconds|秒)|"
     rf"(?P<begin>{CLOCK})\s*(?:(?:-->|[-–—])\s*(?P<end>{CLOCK})\s*)?)"
     r"\s*[\])]\s*:?\s*"
 )
@@ -33,11 +33,11 @@ PLACE = re.compile(r"\.(?=[^.\s])|(?:INT|EXT|EST|INT\.?/EXT|I/E)(?:\.|\s)", re.I
 # Of plain text, beside PLACE; "scene 2 shows a circle" is none.
 NUMERALS = r"\d〇零一二两兩三四五六七八九十百千廿卅"
 HEADING = re.compile(
-    rf"#+\s|(?i:scene)\s+\d+\b(?!\s+[a-z])|第[{NUMERALS}]{{1,6}}[幕场場]|[场場]景(?=\s*(?:[{NUMERALS}]|[^\w\s]|$)|\s)"
+    rf"#+\s|(?i:scene)\s+\d+\b(?!\s+[a-z])|第(?:\s*[{NUMERALS}]{{1,6}}\s*|.{{1,3}})[幕场場]|[场場]景(?=\s*(?:[{NUMERALS}]|[^\w\s]|$)|\s)"
 )
 # What a numbered heading says, which may be a title, or, with nothing below, all of its scene.
 NUMBERED = re.compile(
-    rf"(?P<kind>(?i:scene)|第|[场場]景)\s*[{NUMERALS}]{{1,6}}(?P<part>[幕场場]?)(?:\s*[:：]|\s+[-–—]+\s)\s*(?P<words>\S.*)"
+    rf"(?P<kind>(?i:scene)|第|[场場]景)\s*[{NUMERALS}]{{1,6}}(?:\s*(?P<part>[幕场場]))?(?:\s*[:：]|\s+[-–—]+\s)\s*(?P<words>\S.*)"
 )
 
 
@@ -187,7 +187,7 @@ def _heading(number: int, line: str, kind: Literal["heading", "place"]) -> Part:
     part, said = Part(number, line.lstrip("#. "), kind), NUMBERED.match(line)
     if said is None or kind == "place" or not _says(said["words"]):
         return part
-    return part._replace(words=said["words"], numbered=said["kind"].lower() + said["part"])
+    return part._replace(words=said["words"], numbered=said["kind"].lower() + (said["part"] or ""))
 
 
 def _says(words: str) -> bool:
@@ -260,14 +260,14 @@ def _subtitles(lines: list[str]) -> Iterator[Scene]:
 
 # Of a Fountain screenplay
 HIDDEN = re.compile(r"/\*.*?\*/", re.DOTALL)  # what its writer has set aside
-NOTE = re.compile(r"\[\[([^\[\]]*)\]\]")
+NOTE = re.compile(r"\[\[((?:(?!\[\[|\]\]).)*)\]\]", re.DOTALL)
 TITLE = re.compile(
     r"(?:title|credit|authors?|written by|source|notes?|(?:draft )?date|contact|copyright|revision|format|episode|"
     r"series|language|genre|logline)\s*:",
     re.IGNORECASE,
 )
 ENTRY = re.compile(r"[^\W\d_][\w ]*:")  # of a title page, which may have any names
-EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.{1,200}?)(?<=\S)\1")
+EMPHASIS = re.compile(r"(?<!\\)(\*{1,3}|_)(?=\S)(.{1,1000}?)(?<=\S)\1")
 
 
 def _screenplay(lines: list[str]) -> Iterator[Scene]:

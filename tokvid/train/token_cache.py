@@ -1,5 +1,6 @@
 """The token cache: opened and checked here, for all its readers. `tokenize.py` writes it."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -116,7 +117,10 @@ def _warn_of_changes(recipe: Recipe, workdir: Path, metadata: Mapping[str, Any])
     """Warns where the videos have changed since, and where held-out ones were not tokenized. They may lie elsewhere."""
     data, again = recipe.data, "to train on them as they are, tokenize them in another --workdir"
     here = not is_url(data.path) and Path(data.path).exists()
-    if here and "files" in metadata and metadata["files"] != fingerprint(data):
+    files = metadata.get("files")
+    with contextlib.suppress(UserError, OSError):  # the clips may be gone
+        files = fingerprint(data) if here else files
+    if metadata.get("files", files) != files:
         log.warning("clips or captions in %s have changed since they were tokenized; %s", data.path, again)
     if holds_out(data) and recipe.tokens.held_out and not (workdir / HELD_OUT).is_dir():
         log.warning(
