@@ -126,6 +126,7 @@ def test_what_is_kept_can_be_trained_on(raw, shots, tmp_path):
         ("notes.txt", "mine", r"holds notes\.txt, too; move that"),
         ("sub/mine.mp4", "", r"holds sub/mine\.mp4, too"),
         ("captions.jsonl", '{"file": "whole.mp4", "caption": "by hand"}', r"its captions\.jsonl was changed"),
+        ("captions.jsonl", '{"file": ["whole.mp4"]}', r"its captions\.jsonl was changed"),
         ("shots.jsonl", "[1]", r"cannot read .*shots\.jsonl"),
         (".DS_Store", "", ""),
     ],
@@ -142,6 +143,14 @@ def test_what_was_added_to_curated_clips_is_not_replaced(raw, shots, tmp_path, n
     with pytest.raises(UserError, match=said):
         again()
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_captions_that_were_all_deleted_are_not_written_again(raw, shots, tmp_path):
+    kept = [shot for shot in shots if shot.file == "whole.mp4"]
+    write_shots(raw[0], tmp_path / "out", shots, kept)
+    (tmp_path / "out" / "captions.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"its captions\.jsonl was changed"):
+        write_shots(raw[0], tmp_path / "out", shots, kept)
 
 
 def test_removed_clips_are_no_changed_captions(raw, shots, tmp_path):

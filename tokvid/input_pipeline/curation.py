@@ -271,12 +271,12 @@ def check_curated(folder: Path, out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / "shots.jsonl").is_file() or not any(out.iterdir()))):
         raise UserError(f"{out} is there already and holds no curated clips; choose another --out")
     if (out / "shots.jsonl").is_file():
-        lines = [_line(row.get("clip", ""), row.get("caption", "")) for row in _rows(out / "shots.jsonl")]
+        lines = [_line(str(row.get("clip", "")), row.get("caption", "")) for row in _rows(out / "shots.jsonl")]
         refuse_others(out, ["captions.jsonl", "shots.jsonl", *(line["file"] for line in lines)])
-        told = _rows(out / "captions.jsonl") if (out / "captions.jsonl").is_file() else []
-        named = {row.get("file") for row in told}  # a clip may have been removed, with its line or without
+        told = _rows(out / "captions.jsonl") if (out / "captions.jsonl").is_file() else None
+        named = {str(row.get("file")) for row in told or ()}  # a clip may have been removed, with its line or without
         written = [line for line in lines if line["file"] in named or (out / line["file"]).is_file()]
-        if told and told != written:
+        if told not in (None, written):
             raise UserError(f"{out} is to be replaced, but its captions.jsonl was changed; choose another --out")
     check_replaced(out)
 
