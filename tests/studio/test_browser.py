@@ -380,7 +380,7 @@ def test_a_large_picture_is_shown_whole_where_one_draws(page, tmp_path):
 
 def drawn_track(page):
     """The points (T, 2) of the newest take's track, and its rate."""
-    take = page.evaluate("fetch('/api/takes').then((answer) => answer.json())")["takes"][0]
+    take = all_takes(page)[0]
     return np.array(take["own"]["track"]["points"])[:, 0], take["own"]["track"]["fps"]
 
 
@@ -400,6 +400,46 @@ def test_each_of_two_scenes_deleted_in_a_row_comes_back(page):
     expect(page.get_by_role("button", name="Undo")).to_have_count(2)
     page.get_by_role("button", name="Undo").last.click()
     expect(page.get_by_label("Prompt of scene 1")).to_have_value("a blue star")
+
+
+def slowly(page, milliseconds=700):
+    """From here on, requests that change something take a while on their way."""
+    page.evaluate(
+        """(wait) => {
+            const [ask, send] = [window.fetch, XMLHttpRequest.prototype.send];
+            const late = () => new Promise((resolve) => setTimeout(resolve, wait));
+            window.fetch = async (path, options) => {
+                if (options?.method !== "GET") await late();
+                return ask(path, options);
+            };
+            XMLHttpRequest.prototype.send = function (body) {
+                late().then(() => send.call(this, body));
+            };
+        }""",
+        milliseconds,
+    )
+
+
+def all_takes(page):
+    return page.evaluate("fetch('/api/takes', {method: 'GET'}).then((answer) => answer.json())")["takes"]
+
+
+def test_a_second_press_asks_for_no_second_video(page):
+    tell(page, "a double star")
+    slowly(page)
+    page.get_by_role("button", name="Generate", exact=True).dblclick()
+    expect(page.locator("#history .row").first).to_contain_text("a double star")
+    page.wait_for_timeout(1500)
+    assert len(takes_of(page, "a double star")) == 1
+    card(page, 1).get_by_role("button", name="Four variants").dblclick()
+    expect(card(page, 1).get_by_role("button", name="Choose D")).to_be_visible()
+    page.wait_for_timeout(1500)
+    assert len(takes_of(page, "a double star")) == 5
+    card(page, 1).get_by_role("button", name="Close without choosing").click()
+
+
+def takes_of(page, prompt):
+    return [take for take in all_takes(page) if take["story"]["segments"][0]["prompt"] == prompt]
 
 
 def test_stopping_reloading_and_two_tabs(page):

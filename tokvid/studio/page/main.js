@@ -83,6 +83,20 @@ async function attempt(work) {
   }
 }
 
+// A second press, or a key that is held down, asks for nothing more.
+let asking = false;
+const oneAtATime =
+  (work) =>
+  async (...values) => {
+    if (asking) return;
+    asking = true;
+    try {
+      await work(...values);
+    } finally {
+      asking = false;
+    }
+  };
+
 function problem(error) {
   const values = { message: error.message, mib: state.facts ? state.facts.limits.upload / 2 ** 20 : "" };
   toast(has(`error_${error.code}`) ? t(`error_${error.code}`, values) : error.message, { error: true });
@@ -184,7 +198,7 @@ function show(take) {
 function again(index) {
   state.draft.scenes[index].seed = newSeed();
   change([index, "again"]);
-  make();
+  return make();
 }
 
 // Variants
@@ -242,9 +256,10 @@ async function opening(id) {
 
 const actions = {
   change,
-  again,
-  branch,
-  choose,
+  make: oneAtATime(make),
+  again: oneAtATime(again),
+  branch: oneAtATime(branch),
+  choose: oneAtATime(choose),
   opening,
   problem,
   show: (take) => (isBlank() && !take.task && state.mode !== "edit" ? actions.edit(take) : show(take)),
@@ -291,7 +306,7 @@ const actions = {
     change();
   },
   setMode,
-  makeEdit,
+  makeEdit: oneAtATime(makeEdit),
   setSource: (value) => openEditor(store.rated({ ...state.edit, source: value, box: store.noBox(), path: [], larger: store.fitting(store.worldOf(state.draft), value) })),
   setFirst: (value) => openEditor({ ...state.edit, first: value }),
   changeEdit: (again) => {
@@ -371,7 +386,7 @@ function renderSettings() {
 
 function renderActions() {
   at("actions").replaceChildren(
-    h("button.primary", { type: "button", id: "make", title: "Ctrl+Enter", onclick: make }, t("make")),
+    h("button.primary", { type: "button", id: "make", title: "Ctrl+Enter", onclick: actions.make }, t("make")),
     h("button", { type: "button", onclick: fresh }, t("new_story")),
     h("span.total", { id: "total" }),
   );
@@ -448,8 +463,8 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      if (state.mode === "edit") makeEdit();
-      else make();
+      if (state.mode === "edit") actions.makeEdit();
+      else actions.make();
     } else if (event.key === " " && ["stage", "story"].includes(event.target.id)) {
       event.preventDefault();
       togglePlay();
