@@ -442,6 +442,77 @@ def takes_of(page, prompt):
     return [take for take in all_takes(page) if take["story"]["segments"][0]["prompt"] == prompt]
 
 
+def focused(page):
+    """The name of what has the focus."""
+    return page.evaluate(
+        """() => {
+            const at = document.activeElement;
+            return at.id || at.getAttribute("aria-label") || (at.labels?.[0] ?? at).textContent.trim().slice(0, 40);
+        }"""
+    )
+
+
+def press(page, button):
+    button.focus()
+    page.keyboard.press("Enter")
+
+
+def test_the_focus_stays_where_one_works(page, tmp_path):
+    write_image(tmp_path / "a.png", np.full((20, 30, 3), 200, np.uint8))
+    press(page, page.get_by_role("button", name="Edit a video"))
+    assert focused(page) == "Edit a video"
+    press(page, page.get_by_role("button", name="Tell a story"))
+    page.locator("#file").focus()
+    page.set_input_files("#file", tmp_path / "a.png")
+    expect(page.get_by_text("Picture, 30×20")).to_be_visible()
+    assert focused(page) == "file"
+    press(page, page.locator("#opening").get_by_role("button", name="Remove"))
+    expect(page.get_by_text("None: the first scene starts")).to_be_visible()
+    assert focused(page) == "file"
+    generate(page)
+    press(page, page.get_by_role("alert").get_by_role("button", name="Close"))
+    assert focused(page) == "Prompt of scene 1"
+    tell(page, *["a focused star"] * 3, seconds="60")
+    generate(page)
+    press(page, page.locator("#stage").get_by_role("button", name="Stop"))
+    expect(page.locator("#stage").get_by_role("button", name="Continue")).to_be_focused()
+    page.on("dialog", lambda dialog: dialog.accept())
+    press(page, page.get_by_role("button", name=re.compile("Delete video")).first)
+    expect(page.get_by_role("button", name=re.compile("Show video .*a focused star"))).to_have_count(0)
+    assert focused(page).startswith("Show video") or focused(page) == "history"
+
+
+def test_an_upload_that_arrives_disturbs_nobody(page, tmp_path):
+    write_image(tmp_path / "a.png", np.full((32, 32, 3), 200, np.uint8))
+    page.get_by_role("button", name="Edit a video").click()
+    slowly(page)
+    page.set_input_files("#source", tmp_path / "a.png")
+    prompt = page.get_by_label("Prompt of the edit")
+    prompt.fill("a red")
+    task = page.get_by_label("Task").input_value()
+    expect(page.get_by_text("a.png, 32×32")).to_be_visible()
+    page.keyboard.type(" rose")
+    expect(prompt).to_have_value("a red rose")
+    expect(page.get_by_label("Task")).to_have_value(task)
+    page.set_input_files("#source", tmp_path / "a.png")
+    page.get_by_role("button", name="Tell a story").click()
+    page.get_by_label("Prompt of scene 1").fill("a blue")
+    page.wait_for_timeout(1500)
+    page.keyboard.type(" star")
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("a blue star")
+
+
+def test_a_prompt_is_typed_on_where_its_variants_are_closed(page):
+    tell(page, "a plain circle")
+    card(page, 1).get_by_role("button", name="Four variants").click()
+    expect(card(page, 1).get_by_role("button", name="Choose D")).to_be_visible()
+    page.get_by_label("Prompt of scene 1").focus()
+    page.keyboard.press("End")
+    page.keyboard.type(" moves up")
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("a plain circle moves up")
+    expect(card(page, 1).locator(".variant")).to_have_count(0)
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

@@ -56,6 +56,22 @@ export function iconButton(name, label, onclick, extra = {}) {
   return h("button.icon", { type: "button", "aria-label": label, title: label, onclick, ...extra }, icon(name));
 }
 
+// Renders a place anew. The element of it that has the focus keeps it, by its name and its turn among those of that name; where it is
+// gone, the one that `otherwise` selects gets it.
+export function keepFocus(place, render, otherwise = "") {
+  const focused = document.activeElement;
+  if (!place.contains(focused)) return render();
+  const nameOf = (each) => each.id || each.getAttribute("aria-label") || (each.labels?.[0]?.querySelector("span") ?? each).textContent;
+  const all = (name) => [...place.querySelectorAll(focused.tagName)].filter((each) => nameOf(each) === name);
+  const name = nameOf(focused);
+  const turn = all(name).indexOf(focused);
+  const { selectionStart, selectionEnd } = focused;
+  render();
+  const next = all(name)[turn] ?? (otherwise && place.querySelector(otherwise));
+  next?.focus({ preventScroll: true });
+  if (typeof selectionStart === "number") next?.setSelectionRange?.(selectionStart, selectionEnd);
+}
+
 // What a screen reader says next.
 export function announce(text) {
   const live = document.getElementById("live");
@@ -64,7 +80,12 @@ export function announce(text) {
 
 // A message for a few seconds; `action` is [label, function].
 export function toast(text, { action, error } = {}) {
-  const close = () => box.remove();
+  let before = null; // what had the focus before the message
+  const close = () => {
+    const back = box.contains(document.activeElement);
+    box.remove();
+    if (back) (before?.isConnected ? before : document.getElementById("story")).focus();
+  };
   const box = h(
     error ? "div.toast.error" : "div.toast",
     { role: error ? "alert" : "status" },
@@ -76,8 +97,12 @@ export function toast(text, { action, error } = {}) {
   for (const other of error ? toasts.querySelectorAll(".error") : []) {
     if (other.querySelector("span").textContent === text) other.remove(); // once is enough
   }
+  box.addEventListener("focusin", ({ relatedTarget }) => {
+    if (!box.contains(relatedTarget)) before = relatedTarget;
+  });
   toasts.append(box);
-  setTimeout(close, error ? 15000 : 8000);
+  const end = () => (box.matches(":hover, :focus-within") ? setTimeout(end, 1000) : close()); // who is at it is not hurried
+  setTimeout(end, error ? 15000 : 8000);
 }
 
 // Those in which there is nothing to choose.

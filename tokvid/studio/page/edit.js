@@ -1,7 +1,7 @@
 // Editing a video: an upload, a task that the weights know, and what the task asks for.
 
 import { drawBox, initBox } from "./box.js";
-import { h, iconButton, newSeed } from "./dom.js";
+import { h, iconButton, keepFocus, newSeed } from "./dom.js";
 import { sizes, uploadZone } from "./opening.js";
 import { drawPath, initPath } from "./path.js";
 import { mayBeLarger, rated, state, worldOf } from "./state.js";
@@ -21,9 +21,8 @@ export const nameOfTask = (task) => (has(`task_${task}`) ? t(`task_${task}`) : t
 export function renderModes() {
   const place = document.getElementById("modes");
   place.hidden = !state.facts.weights.some(({ tasks }) => Object.keys(tasks).length);
-  place.replaceChildren(
-    ...["story", "edit"].map((mode) => h("button", { type: "button", "aria-pressed": `${state.mode === mode}`, onclick: () => actions.setMode(mode) }, t(`mode_${mode}`))),
-  );
+  const button = (mode) => h("button", { type: "button", "aria-pressed": `${state.mode === mode}`, onclick: () => actions.setMode(mode) }, t(`mode_${mode}`));
+  keepFocus(place, () => place.replaceChildren(...["story", "edit"].map(button)));
 }
 
 export function renderEdit() {

@@ -71,12 +71,20 @@ export function updateHistory() {
     if (list.children[index] !== own.root) list.insertBefore(own.root, list.children[index] ?? null);
     own.status.textContent = take.status === "done" ? `${clock(take.total / take.fps)} · ${take.weights}` : statusOf(take);
     own.status.classList.toggle("error", take.status === "failed");
+    const stopped = own.stop === document.activeElement && !isOpen(take);
     own.stop.hidden = !isOpen(take);
+    if (stopped) own.open.focus();
     own.open.setAttribute("aria-current", take.id === state.shown ? "true" : "false");
     thumbnail(own, take);
   });
   place.querySelector("p").hidden = shown.length > 0;
   place.querySelector("button.more").hidden = !state.more;
+}
+
+// Focuses the video at an index, or what stands for the history where there is none.
+export function focusOnVideo(index) {
+  const all = document.querySelectorAll("#history .row-open");
+  (all[Math.min(index, all.length - 1)] ?? document.getElementById("history")).focus();
 }
 
 async function thumbnail(own, take) {

@@ -1,12 +1,12 @@
 // The page: starts its parts, asks the server for news, and does what they want done.
 
 import { get, post, remove } from "./api.js";
-import { announce, closeErrors, closeToasts, h, icon, newSeed, toast } from "./dom.js";
+import { announce, closeErrors, closeToasts, h, icon, keepFocus, newSeed, toast } from "./dom.js";
 import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames, onFrames } from "./frames.js";
-import { initHistory, renderHistory, updateHistory } from "./history.js";
+import { focusOnVideo, initHistory, renderHistory, updateHistory } from "./history.js";
 import { initOpening, renderOpening } from "./opening.js";
-import { focusOn, initScenes, renderScenes, updateScenes } from "./scenes.js";
+import { focusOn, initScenes, renderBranch, renderScenes, updateScenes } from "./scenes.js";
 import { initStage, play, renderStage, showFromStart, togglePlay, updateStage } from "./stage.js";
 import * as store from "./state.js";
 import { chooseLanguage, has, languageNow, t } from "./strings.js";
@@ -235,7 +235,7 @@ async function closeBranch() {
   if (!ids.length) return;
   state.draft.branch = null;
   state.takes = state.takes.filter((take) => !ids.includes(take.id));
-  renderScenes();
+  renderBranch();
   store.save();
   await Promise.all(ids.map((id) => remove(`/api/takes/${id}`).catch(() => {})));
 }
@@ -285,8 +285,10 @@ const actions = {
     if (!confirm(t("history_delete_sure", { n: take.number }))) return;
     await attempt(() => remove(`/api/takes/${take.id}`));
     if (state.shown === take.id) state.shown = null;
+    const index = store.videos().findIndex((each) => each.id === take.id);
     state.takes = state.takes.filter((each) => each.id !== take.id);
     update();
+    focusOnVideo(index);
   },
   older: async () => {
     const known = new Set(state.takes.map((take) => take.id));
@@ -307,8 +309,8 @@ const actions = {
   },
   setMode,
   makeEdit: oneAtATime(makeEdit),
-  setSource: (value) => openEditor(store.rated({ ...state.edit, source: value, box: store.noBox(), path: [], larger: store.fitting(store.worldOf(state.draft), value) })),
-  setFirst: (value) => openEditor({ ...state.edit, first: value }),
+  setSource: (value) => newFile(store.rated({ ...state.edit, source: value, box: store.noBox(), path: [], larger: store.fitting(store.worldOf(state.draft), value) })),
+  setFirst: (value) => newFile({ ...state.edit, first: value }, "#first"),
   changeEdit: (again) => {
     store.save();
     closeErrors();
@@ -333,6 +335,14 @@ function renderMode() {
   renderModes();
   at("telling").hidden = state.mode === "edit";
   at("edit").hidden = state.mode !== "edit";
+}
+
+// Shows that a file of an edit has come or gone. Uploads take their time: who writes meanwhile, or tells a story, isn't disturbed.
+function newFile(edit, zone = "#source") {
+  state.edit = edit;
+  store.save();
+  closeErrors();
+  keepFocus(at("edit"), renderEdit, zone);
 }
 
 // Shows the editor of videos with these settings, and other weights where they are offered.

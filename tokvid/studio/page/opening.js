@@ -1,7 +1,7 @@
 // What uploads are for: the picture or clip that a story begins with, or the video to edit.
 
 import { upload } from "./api.js";
-import { h } from "./dom.js";
+import { h, keepFocus } from "./dom.js";
 import { state, worldOf } from "./state.js";
 import { t } from "./strings.js";
 
@@ -16,7 +16,8 @@ export function renderOpening() {
   const about = opening ? t(`opening_${opening.kind}`, { ...opening, seconds: opening.seconds.toFixed(1) }) : t("opening_none");
   const zone = uploadZone({ id: "file", title: t("opening_title"), upload: opening, about, set: actions.setOpening, problem: actions.problem });
   if (opening) zone.querySelector(".opening-choose").append(sizes(worldOf(state.draft), state.draft, actions.setLarger));
-  document.getElementById("opening").replaceChildren(zone);
+  const place = document.getElementById("opening");
+  keepFocus(place, () => place.replaceChildren(zone), "#file");
 }
 
 // A choice of the video's size: that of the weights, or a multiple, which keeps the detail of what is given.

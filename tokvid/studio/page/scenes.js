@@ -26,6 +26,11 @@ export function renderScenes(focus = null) {
   if (focus) focusOn(focus);
 }
 
+// Shows or closes variants; the cards stay, and with them what is being typed.
+export function renderBranch() {
+  cards.forEach((parts, index) => renderVariants(parts.variants, index, actions));
+}
+
 // Focuses a part of the card at an index: [index, name of the part].
 export function focusOn([index, name]) {
   const parts = cards[Math.min(index, cards.length - 1)];

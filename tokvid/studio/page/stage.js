@@ -103,8 +103,10 @@ export function updateStage() {
   if (parts.warnings.childElementCount !== warnings.length || warnings.some((text, i) => parts.warnings.children[i].textContent !== text)) {
     parts.warnings.replaceChildren(...warnings.map((text) => h("li.hint", {}, text)));
   }
+  const pressed = [parts.stop, parts.goOn].find((button) => button === document.activeElement);
   parts.stop.hidden = !take || !isOpen(take);
   parts.goOn.hidden = !take || !["stopped", "failed"].includes(take.status);
+  if (pressed?.hidden) [parts.goOn, parts.stop, parts.play].find((button) => button.offsetParent)?.focus();
   parts.slider.max = Math.max(0, framesOf(take).length - 1);
   setPlaying(playing);
   const key = take ? `${take.id} ${take.files} ${state.draft.weights}` : "";
