@@ -513,6 +513,46 @@ def test_a_prompt_is_typed_on_where_its_variants_are_closed(page):
     expect(card(page, 1).locator(".variant")).to_have_count(0)
 
 
+def fake_take(number, **fields):
+    segments = [{"prompt": f"fake {number}", "seconds": 1, "guidance": 3, "seed": number}]
+    fake = {"id": f"{number:016x}", "number": number, "weights": "x", "story": {"fps": 8, "segments": segments}}
+    fake |= {"opening": None, "task": "", "method": "story", "own": {}, "larger": 1, "until": None, "created": number}
+    fake |= {"status": "done", "done": 0, "total": 8, "known": 0, "fps": 8, "size": [0, 0], "spans": [[0, 8]]}
+    return fake | {"files": [], "error": "", "warnings": [], "seconds": 1.0, "left": None} | fields
+
+
+def answered(page, takes):
+    """The server's history is `takes` from here on, which may be changed."""
+    page.route("**/api/takes", lambda route: route.fulfill(json={"takes": takes, "more": False}))
+
+
+def test_the_end_of_each_video_is_said(page):
+    takes = [fake_take(2, status="waiting"), fake_take(1, status="making")]
+    answered(page, takes)
+    expect(page.locator("#history .row")).to_have_count(2)
+    takes[1] |= {"status": "done"}
+    expect(page.locator("#live")).to_have_text("Video 1 is done.")
+    takes[0] |= {"status": "failed", "error": "too warm"}
+    expect(page.locator("#live")).to_have_text("Video 2 failed: too warm")
+
+
+def test_commands_are_those_of_the_video_that_is_shown(page):
+    answered(page, [fake_take(2, files=["mp4"]), fake_take(1, files=["mp4"], opening="f" * 16)])
+    upload = {"id": "f" * 16, "name": "a.png", "kind": "picture", "suffix": ".png", "width": 8, "height": 8}
+    late = []
+    page.route("**/api/uploads/*", lambda route: late.append(route))
+    rows = page.locator("#history .row-open")
+    expect(rows).to_have_count(2)
+    page.get_by_label("Prompt of scene 1").fill("so that rows are only shown")
+    rows.nth(1).click()
+    rows.nth(0).click()
+    shell = page.locator("#stage pre").first
+    expect(shell).to_have_text(re.compile("tokvid-2.yaml"))
+    late[0].fulfill(json=upload | {"seconds": 0, "fps": 0})
+    page.wait_for_timeout(300)
+    expect(shell).to_have_text(re.compile("tokvid-2.yaml"))
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

@@ -74,8 +74,7 @@ export function keepFocus(place, render, otherwise = "") {
 
 // What a screen reader says next.
 export function announce(text) {
-  const live = document.getElementById("live");
-  if (live.textContent !== text) live.textContent = text;
+  document.getElementById("live").replaceChildren(text); // a new text, even if it says the same
 }
 
 // A message for a few seconds; `action` is [label, function].

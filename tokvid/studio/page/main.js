@@ -58,10 +58,8 @@ async function refresh() {
 }
 
 function news(takes) {
-  for (const take of takes) {
-    const earlier = store.takeOf(take.id);
-    if (take.status === "done" && earlier && store.isOpen(earlier) && take.until === null) announce(t("made"));
-  }
+  const ended = takes.filter((take) => take.until === null && ["done", "failed"].includes(take.status) && store.isOpen(store.takeOf(take.id)));
+  if (ended.length) announce(ended.map((take) => t(take.status === "done" ? "made" : "not_made", { n: take.number, error: take.error })).join(" "));
   state.takes = takes;
   update();
 }

@@ -136,6 +136,7 @@ async function commands(take) {
   const name = `tokvid-${take.number}`;
   const files = { opening, file: opening && `${take.task ? "source" : "opening"}${opening.suffix}`, story: `${name}.yaml`, track: `${name}.json` };
   const first = take.own.first && (await actions.opening(take.own.first));
+  if (take.id !== state.shown) return; // another video was shown meanwhile
   if (first) files.first = `first${first.suffix}`;
   const [words, code] = (take.task ? editCommands : storyCommands)(take, files);
   const added = loras.map(([file, scale]) => ` --lora ${quoted(scale === 1 ? file : `${file}:${scale}`)}`).join("");
