@@ -553,6 +553,77 @@ def test_commands_are_those_of_the_video_that_is_shown(page):
     expect(shell).to_have_text(re.compile("tokvid-2.yaml"))
 
 
+def contrast(page, selector, pseudo=None):
+    """Of an element's text with its background (WCAG 2)."""
+    read = "(e, pseudo) => [getComputedStyle(e, pseudo).color, getComputedStyle(e).backgroundColor]"
+    lights = []
+    for color in page.locator(selector).first.evaluate(read, pseudo):
+        shares = np.array([float(value) for value in re.findall(r"[0-9.]+", color)[:3]]) / 255
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        lights.append(linear @ [0.2126, 0.7152, 0.0722])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_placeholders_are_legible_in_both_themes(page):
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        assert contrast(page, ".scene textarea", "::placeholder") >= 4.5, theme
+
+
+def test_scenes_are_a_list_of_named_groups(page):
+    tell(page, "one", "two")
+    assert (
+        page.locator("#scenes > *").evaluate_all("(all) => all.map((e) => [e.localName, e.role])") == [["li", None]] * 3
+    )
+    expect(page.locator("#scenes > li > [role=group]")).to_have_count(2)
+
+
+def test_prompts_run_as_their_script_does(page):
+    tell(page, "a red circle", "دائرة حمراء!")
+    direction = "(e) => getComputedStyle(e).direction"
+    assert [page.get_by_label(f"Prompt of scene {n}").evaluate(direction) for n in (1, 2)] == ["ltr", "rtl"]
+
+
+def test_the_bar_at_the_bottom_hides_nothing_that_has_the_focus(page):
+    tell(page, *["a circle"] * 5)
+    covered = """() => {
+        const focused = document.activeElement;
+        const [at, bar] = [focused, document.querySelector("#actions")].map((e) => e.getBoundingClientRect());
+        return focused.closest("#scenes") && at.top < bar.bottom && at.top + 1 > bar.top;
+    }"""
+    for width, height in ((1280, 700), (390, 700)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("scrollTo(0, 0)")
+        page.locator("#file").focus()
+        for _ in range(45):
+            page.keyboard.press("Tab")
+            assert not page.evaluate(covered), (width, focused(page))
+
+
+def test_who_wants_less_motion_starts_videos(page):
+    frames = bytes(range(192)) * 16
+    page.route(
+        re.compile("/frames[?]"), lambda route: route.fulfill(body=frames if "first=0" in route.request.url else b"")
+    )
+    page.emulate_media(reduced_motion="reduce")
+    page.reload()
+    answered(page, [fake_take(1, done=16, total=16, size=[8, 8], spans=[[0, 16]])])
+    page.locator("#history .row-open").first.click()
+    expect(page.locator("#stage canvas")).to_be_visible()
+    page.wait_for_timeout(700)
+    expect(page.get_by_label("Position in the video")).to_have_value("0")
+    page.locator("#stage").get_by_role("button", name="Play").click()
+    expect(page.get_by_label("Position in the video")).not_to_have_value("0")
+
+
+def test_variants_that_loop_can_be_paused(page):
+    tell(page, "a paused circle")
+    card(page, 1).get_by_role("button", name="Four variants").click()
+    card(page, 1).get_by_role("button", name="Pause").click()
+    expect(card(page, 1).get_by_role("button", name="Play")).to_be_focused()
+    card(page, 1).get_by_role("button", name="Close without choosing").click()
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

@@ -114,6 +114,9 @@ export function closeErrors() {
   for (const box of document.querySelectorAll("#toasts .error")) box.remove();
 }
 
+// Whether things may move by themselves: who has asked the system for less motion starts videos.
+export const moves = () => !matchMedia("(prefers-reduced-motion: reduce)").matches;
+
 export function newSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 }

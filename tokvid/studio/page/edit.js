@@ -54,7 +54,7 @@ function source(edit) {
 
 function form(edit, world, tasks) {
   const task = h("select", { id: "task", onchange: () => (chooseTask(edit, world, task.value), actions.changeEdit(true)) }, ...tasks.map((name) => h("option", { value: name, selected: name === edit.task }, nameOfTask(name))));
-  const prompt = h("textarea", { id: "edit-prompt", rows: "2", maxlength: "2000", placeholder: t("edit_prompt_hint"), value: edit.prompt, oninput: () => ((edit.prompt = prompt.value), actions.changeEdit()) });
+  const prompt = h("textarea", { id: "edit-prompt", rows: "2", dir: "auto", maxlength: "2000", placeholder: t("edit_prompt_hint"), value: edit.prompt, oninput: () => ((edit.prompt = prompt.value), actions.changeEdit()) });
   const { help, settings } = world.tasks[edit.task];
   const hint = has(`taskhint_${edit.task}`) ? t(`taskhint_${edit.task}`) : help;
   return h(

@@ -37,7 +37,7 @@ function row(take) {
     "button.row-open",
     { type: "button", "aria-label": `${t("history_open", { n })}: ${prompts}`, onclick: () => actions.show(own.take) },
     own.canvas,
-    h("span.row-text", {}, h("span.row-title", {}, `${n}. ${prompts}`), own.status),
+    h("span.row-text", {}, h("span.row-title", {}, `${n}. `, h("bdi", {}, prompts)), own.status),
   );
   own.root = h(
     "li.row",

@@ -1,7 +1,7 @@
 // The page: starts its parts, asks the server for news, and does what they want done.
 
 import { get, post, remove } from "./api.js";
-import { announce, closeErrors, closeToasts, h, icon, keepFocus, newSeed, toast } from "./dom.js";
+import { announce, closeErrors, closeToasts, h, icon, keepFocus, moves, newSeed, toast } from "./dom.js";
 import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames, onFrames } from "./frames.js";
 import { focusOnVideo, initHistory, renderHistory, updateHistory } from "./history.js";
@@ -190,7 +190,7 @@ function show(take) {
   showFromStart();
   store.save();
   update();
-  if (matchMedia("(max-width: 60rem)").matches) at("stage").scrollIntoView({ behavior: "smooth", block: "start" });
+  if (matchMedia("(max-width: 60rem)").matches) at("stage").scrollIntoView({ behavior: moves() ? "smooth" : "auto", block: "start" });
 }
 
 function again(index) {
@@ -379,7 +379,7 @@ function renderSettings() {
   const { draft } = state;
   const rates = [...new Set([...store.worldOf(draft).rates, draft.fps])].sort((a, b) => a - b);
   const fps = h("select", { onchange: () => ((draft.fps = Number(fps.value)), change()) }, ...rates.map((rate) => h("option", { value: `${rate}`, selected: rate === draft.fps }, `${rate}`)));
-  const negative = h("input", { type: "text", maxlength: "2000", value: draft.negative, title: t("negative_hint"), oninput: () => ((draft.negative = negative.value), change()) });
+  const negative = h("input", { type: "text", dir: "auto", maxlength: "2000", value: draft.negative, title: t("negative_hint"), oninput: () => ((draft.negative = negative.value), change()) });
   const open = at("settings").querySelector("details")?.open ?? false;
   at("settings").replaceChildren(
     h(

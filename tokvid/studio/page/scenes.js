@@ -21,7 +21,7 @@ export function renderScenes(focus = null) {
   const scenes = state.draft.scenes;
   cards = scenes.map((scene, index) => card(scene, index));
   const add = h("li", {}, h("button.add", { type: "button", onclick: () => insert(scenes.length, newScene(worldOf(state.draft), scenes.at(-1))) }, t("add_scene")));
-  document.getElementById("scenes").replaceChildren(...cards.map(({ root }) => root), add);
+  document.getElementById("scenes").replaceChildren(...cards.map(({ root }) => h("li", {}, root)), add);
   updateScenes();
   if (focus) focusOn(focus);
 }
@@ -98,7 +98,7 @@ function card(scene, index) {
   const n = index + 1;
   const title = `title-${scene.key}`;
   const parts = { scene };
-  parts.prompt = h("textarea", { rows: "2", maxlength: "2000", "aria-label": t("prompt", { n }), placeholder: hint(index), value: scene.prompt });
+  parts.prompt = h("textarea", { rows: "2", dir: "auto", maxlength: "2000", "aria-label": t("prompt", { n }), placeholder: hint(index), value: scene.prompt });
   parts.prompt.addEventListener("input", () => {
     scene.prompt = parts.prompt.value;
     actions.change();
@@ -120,7 +120,7 @@ function card(scene, index) {
   parts.four = h("button", { type: "button", title: t("variants_hint"), onclick: () => actions.branch(index) }, t("variants"));
   parts.variants = h("div");
   parts.root = h(
-    "li.scene.panel",
+    "div.scene.panel",
     { "aria-labelledby": title, role: "group" },
     h(
       "div.scene-head",

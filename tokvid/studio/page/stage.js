@@ -1,6 +1,6 @@
 // The video on the stage: playback, progress, downloads.
 
-import { h, iconButton, icon } from "./dom.js";
+import { h, iconButton, icon, moves } from "./dom.js";
 import { draw, fetchFrames, framesOf } from "./frames.js";
 import { isOpen, isRunning, state, takeOf, worldOf } from "./state.js";
 import { clock, duration, t } from "./strings.js";
@@ -8,7 +8,7 @@ import { clock, duration, t } from "./strings.js";
 let actions;
 let parts = null;
 let at = 0; // frame, with a fraction
-let playing = true;
+let playing = moves();
 let before = null; // time of the last drawing
 let drawn = ""; // id and frame on the canvas
 
@@ -18,7 +18,7 @@ export function initStage(all) {
 
 export function showFromStart() {
   at = 0;
-  playing = true;
+  playing = moves();
 }
 
 export function renderStage() {
@@ -26,7 +26,7 @@ export function renderStage() {
   parts = {
     canvas: h("canvas", { role: "img", hidden: true }),
     empty: h("p.empty", {}, t("stage_empty")),
-    caption: h("p.caption"),
+    caption: h("p.caption", { dir: "auto" }),
     play: iconButton("pause", t("pause"), toggle),
     slider: h("input", { type: "range", min: "0", max: "0", value: "0", "aria-label": t("position") }),
     clock: h("span.time"),

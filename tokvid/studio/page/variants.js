@@ -1,12 +1,15 @@
 // Four variants of one scene side by side: takes that end with it, with a seed each.
 
-import { h, iconButton } from "./dom.js";
+import { h, icon, iconButton, moves } from "./dom.js";
 import { draw, fetchFrames, framesOf } from "./frames.js";
 import { state, takeOf } from "./state.js";
 import { t } from "./strings.js";
 
 const LETTERS = ["A", "B", "C", "D"];
 let cells = []; // {id, canvas, caption, choose}
+let playing = moves();
+let played = 0; // milliseconds
+let before = 0; // time of the last drawing
 
 export function renderVariants(place, index, actions) {
   const branch = state.draft.branch;
@@ -26,10 +29,22 @@ export function renderVariants(place, index, actions) {
     h(
       "div.variants",
       { role: "group", "aria-label": t("variants_title", { n }) },
-      h("div.variants-head", {}, h("h3", {}, t("variants_title", { n })), iconButton("close", t("close_variants"), actions.closeBranch)),
+      h("div.variants-head", {}, h("h3", {}, t("variants_title", { n })), h("div.scene-buttons", {}, pause(), iconButton("close", t("close_variants"), actions.closeBranch))),
       h("div.grid", {}, ...cells.map(({ canvas, caption, choose }) => h("div.variant", {}, canvas, caption, choose))),
     ),
   );
+}
+
+// A button that stops and starts all of them.
+function pause() {
+  const name = () => (playing ? "pause" : "play");
+  const button = iconButton(name(), t(name()), () => {
+    playing = !playing;
+    button.replaceChildren(icon(name()));
+    button.title = t(name());
+    button.setAttribute("aria-label", button.title);
+  });
+  return button;
 }
 
 export function updateVariants() {
@@ -50,10 +65,12 @@ function label(take) {
 
 // Shows the scene's frames in a loop.
 export function playVariants(now) {
+  if (playing) played += Math.min(500, now - before);
+  before = now;
   for (const { id, canvas } of cells) {
     const take = takeOf(id);
     const [first, end] = take?.spans[take.until] ?? [0, 0];
     const last = Math.min(end, framesOf(take).length);
-    if (last > first) draw(canvas, framesOf(take)[first + (Math.floor((now / 1000) * take.fps) % (last - first))]);
+    if (last > first) draw(canvas, framesOf(take)[first + (Math.floor((played / 1000) * take.fps) % (last - first))]);
   }
 }
