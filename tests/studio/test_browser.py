@@ -624,6 +624,25 @@ def test_variants_that_loop_can_be_paused(page):
     card(page, 1).get_by_role("button", name="Close without choosing").click()
 
 
+def test_a_draft_outlives_its_weights(page):
+    """The server is started again without them."""
+    kept_weights = """JSON.parse(sessionStorage.getItem("tokvid.draft")).draft.weights"""
+    tell(page, "a lost circle", "a lost star")
+    page.evaluate(
+        """() => {
+            const kept = JSON.parse(sessionStorage.getItem("tokvid.draft"));
+            kept.draft.weights = "gone";
+            sessionStorage.setItem("tokvid.draft", JSON.stringify(kept));
+        }"""
+    )
+    page.reload()
+    expect(page.get_by_label("Prompt of scene 2")).to_have_value("a lost star")
+    answered(page, [fake_take(7, weights="gone")])
+    page.get_by_role("button", name="Edit the scenes of video 7").click()
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("fake 7")
+    expect(page.locator("#weights")).to_have_value(page.evaluate(kept_weights))
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

@@ -461,8 +461,7 @@ function listen() {
   });
   at("weights").addEventListener("change", () => {
     const world = state.facts.weights.find((each) => each.name === at("weights").value);
-    const { scenes, opening: own, negative } = state.draft;
-    takeOver({ ...store.newDraft(world), scenes, opening: own, negative });
+    takeOver(store.withWeights(state.draft, world));
     at("weights").focus();
   });
   document.addEventListener("visibilitychange", () => document.hidden || refresh());

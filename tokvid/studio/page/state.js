@@ -38,9 +38,15 @@ export function exampleDraft(world, opening) {
 // How many times the weights' size a video of what is given may well have: 2 where that is as large.
 export const fitting = ({ size }, given) => (given && given.height >= 2 * size[0] && given.width >= 2 * size[1] ? 2 : 1);
 
+// A draft's scenes with other weights, and the settings that suit these.
+export const withWeights = ({ scenes, opening, negative }, world) => ({ ...newDraft(world), scenes, opening, negative });
+
+// A draft as it is where its weights are offered, else with the first ones: they may have gone with an earlier server.
+const offered = (draft) => (state.facts.weights.some(({ name }) => name === draft.weights) ? draft : withWeights(draft, state.facts.weights[0]));
+
 export function draftOf(take, opening) {
   const { fps, segments, negative = "", scheme = null, sampling = {} } = take.story;
-  return { weights: take.weights, fps, scheme, sampling, negative, opening, larger: take.larger, scenes: segments.map(duplicate), branch: null };
+  return offered({ weights: take.weights, fps, scheme, sampling, negative, opening, larger: take.larger, scenes: segments.map(duplicate), branch: null });
 }
 
 export const duplicate = (scene) => ({ ...scene, key: nextKey++ });
@@ -118,8 +124,8 @@ export function save() {
 export function restore() {
   try {
     const { draft, shown, mode, edit } = JSON.parse(sessionStorage.getItem(STORE) ?? localStorage.getItem(STORE));
-    if (!state.facts.weights.some((each) => each.name === draft.weights) || !draft.scenes.length) return false;
-    state.draft = { larger: 1, ...draft, scenes: draft.scenes.map(duplicate) }; // an earlier version's has no size
+    if (!draft.scenes.length) return false;
+    state.draft = offered({ larger: 1, ...draft, scenes: draft.scenes.map(duplicate) }); // an earlier version's has no size
     state.shown = shown;
     if (edit) Object.assign(state, { mode, edit: { larger: 1, first: null, path: [], seconds: 3, ...edit, box: edit.box ?? noBox() } });
     return true;
