@@ -323,6 +323,11 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert (several.frames[::2] == smooth.frames[::2]).all()
     assert (several.frames != smooth.frames).any()
     assert world.interpolate(clip, draws=2, sampling={"top_p": 0.5}).story.sampling.temperature == 1.0
+    cool, warm = (world.interpolate(clip, draws=2, sampling={"temperature": each}) for each in (0.001, 1.0))
+    assert cool.story.sampling == Sampling(temperature=0.001, later_temperature=0.001)
+    assert (cool.frames != warm.frames).any() and (warm.frames == several.frames).all()
+    own = world.interpolate(clip, draws=2, sampling={"temperature": 0.5, "later_temperature": 1.0})
+    assert (own.frames == several.frames).all()  # its first latent frame is given
     edited = world.edit(clip, "interpolation", fps=8)
     assert (edited.frames == smooth.frames).all()
     again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story

@@ -44,7 +44,9 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
 
     def interpolated(models, data, request, settings, show):
         sampling = settings.sampling
-        asked.append((data.source, request, sampling.rows, settings.guidance, sampling.temperature))
+        asked.append(
+            (data.source, request, sampling.rows, settings.guidance, sampling.temperature, sampling.later_temperature)
+        )
         show([np.zeros((2, 16, 16, 3), np.uint8)], captions=["black"])
         return {"psnr": 20.0}
 
@@ -53,8 +55,10 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     assert tokvid("evaluate", "interpolation", *arguments)[0] == 0
     assert tokvid("evaluate", "interpolation", *arguments, "--temperature", 0.9, "--guidance", 2)[0] == 0
     assert tokvid("evaluate", "interpolation", *arguments, "--draws", 3)[0] == 0
+    assert tokvid("evaluate", "interpolation", *arguments, "--draws", 3, "--temperature", 0.5)[0] == 0
     once, several = (interpolation_module.Request(5, 4, 0, draws) for draws in (1, 3))
-    assert asked == [("shapes", once, 1, 1.0, 0.0), ("shapes", once, 1, 2.0, 0.9), ("shapes", several, 1, 1.0, 1.0)]
+    assert asked[:2] == [("shapes", once, 1, 1.0, 0.0, None), ("shapes", once, 1, 2.0, 0.9, 0.9)]
+    assert asked[2:] == [("shapes", several, 1, 1.0, 1.0, 1.0), ("shapes", several, 1, 1.0, 0.5, 0.5)]
     assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "black"
     arguments = ("--samples", 4, "--guidance", 3, "--top-k", 5, "--fps", 3, 6, "--weights", tiny_weights)
     assert tokvid("evaluate", "shapes", *arguments, "--json", "e.json")[0] == 0

@@ -88,7 +88,9 @@ def _told_in(file: str | os.PathLike[str], seconds: float | None) -> tuple[Story
 
 def story_for(task: str, prompt: str, settings: Settings, draws: int = 1) -> Story:
     """A prompt for a task: with these settings, and the task's defaults, also of several draws."""
-    guidance, sampling = defaults_of(task, draws)
+    asked = settings.get("sampling")
+    temperature = asked.get("temperature") if isinstance(asked, Mapping) else None
+    guidance, sampling = defaults_of(task, draws, temperature)
     if settings.get("negative") and guidance == 1:
         guidance = GUIDANCE  # at 1, a negative prompt has no effect
     return make_story(Story((Segment(prompt),), guidance=guidance, sampling=sampling), None, settings)

@@ -236,7 +236,7 @@ class Evaluate(Command):
 
         def settings(task: str) -> Settings:
             """The options, and the task's defaults."""
-            begun = usual(task, _draws(options))
+            begun = usual(task, _draws(options), options.temperature)
             guidance = begun.guidance if options.guidance is None else options.guidance
             return Settings(guidance, scheme=options.scheme, sampling=sampling_of(options, begun.sampling))
 

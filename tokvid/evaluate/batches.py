@@ -42,9 +42,9 @@ class Settings:
         return Levels(rates, latent_frames_for(frames, models.temporal_patch), self.keep, self.sampling)
 
 
-def usual(task: str = "text_to_video", draws: int = 1) -> Settings:
-    """The default settings of a task, of which the mean of `draws` may be wanted."""
-    guidance, sampling = defaults_of(task, draws)
+def usual(task: str = "text_to_video", draws: int = 1, temperature: float | None = None) -> Settings:
+    """The default settings of a task, of which the mean of `draws` may be wanted, where that `temperature` is asked."""
+    guidance, sampling = defaults_of(task, draws, temperature)
     return Settings(guidance, sampling=sampling)
 
 

@@ -131,13 +131,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def defaults_of(task: str, draws: int = 1) -> tuple[float, Sampling]:
+def defaults_of(task: str, draws: int = 1, temperature: Any = None) -> tuple[float, Sampling]:
     """The default guidance scale and sampling of a task: greedy where the truth leaves little to chance.
 
-    Several draws, of which the mean is wanted, are drawn as likely as they are, whatever the weights name.
+    Several draws, of which the mean is wanted, are drawn as likely as they are, whatever the weights name. A
+    `temperature` that is asked for is then that of all latent frames.
     """
     if TASKS[task].certain:
-        return 1.0, Sampling(temperature=0.0) if draws == 1 else Sampling(temperature=1.0, later_temperature=1.0)
+        usual = Sampling(temperature=0.0) if draws == 1 else Sampling(temperature=1.0, later_temperature=1.0)
+        if not isinstance(temperature, numbers.Real) or not temperature > 0:
+            return 1.0, usual
+        # Between given frames, all latent frames are later ones: where only the first one's changed, none would.
+        return 1.0, Sampling(temperature=float(temperature), later_temperature=float(temperature))
     return LOW_GUIDANCE if TASKS[task].placed else GUIDANCE, Sampling()
 
 
