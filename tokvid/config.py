@@ -286,7 +286,7 @@ class TrainConfig:
     moments: Literal["float32", "bfloat16"] = "float32"  # type of the optimizer's moments
     learning_rate: float = 1e-3
     adversary_learning_rate: float = 0.0  # of the discriminators, always with AdamW; 0 without them
-    warmup: int = 200
+    warmup: int = 200  # steps in which the learning rate rises from 0, half of all at most
     schedule: Literal["cosine", "stable"] = "cosine"  # "stable": constant until the last `decay` of the steps
     decay: float = 0.2  # share of steps in which "stable" decays; before that, steps can be added
     final_learning_rate: float = 0.05  # at the end, as a share of the peak
@@ -301,7 +301,7 @@ class TrainConfig:
     sample_every: int = 1000
     val_every: int = 500  # steps between validations on held-out data, with averaged weights; 0: never
     val_batches: int = 8
-    keep: int = 2  # checkpoints kept
+    keep: int = 2  # checkpoints kept, 2 at least
     max_non_finite: int = 10  # skipped steps in a row that stop the run
     step_timeout: float = 900.0  # seconds after which a step counts as hung and the job is ended; 0: never
     wandb: str = ""  # a project of Weights & Biases to log to, beside metrics.jsonl (extra `wandb`)

@@ -187,6 +187,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("train tokenizer", "CONFIG.py, --workdir"),
         ("train painter recipe.py --workdir w", "invalid choice: 'painter'"),
         ("train transformer recipe.py --workdir w", "no token cache in w/tokens"),
+        ("train transformer recipe.py --workdir w --reward.kl 1", "reward.kl has no effect without a reward; name one"),
         ("tokenize recipe.py --workdir w", "no tokenizer weights in w/tokenizer"),
     ],
 )

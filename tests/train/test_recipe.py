@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TransformerConfig
+from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TransformerConfig, changed
 from tokvid.errors import UserError
 from tokvid.tasks import conditions, tasks
 from tokvid.train.recipe import fitted
@@ -42,3 +42,23 @@ def test_conditions_that_need_an_embedding_have_one(monkeypatch):
     other = dataclasses.replace(recipe.transformer, conditions=("edges",))
     with pytest.raises(UserError, match="lacks grey; add it"):
         fitted(dataclasses.replace(recipe, transformer=other))
+
+
+@pytest.mark.parametrize(
+    "changes, lacking",
+    [
+        ({"data.path": "clips"}, {"data.source": "folder"}),
+        ({"data.images_path": "pictures"}, {"data.images": 1}),
+        ({"train_transformer.perceptual": "vgg.safetensors"}, None),
+        ({"train_transformer.adversary_learning_rate": 1e-4}, None),
+        ({"train_tokenizer.freeze_steps": 5}, {"train_tokenizer.freeze": ["tokenizer.encoder"]}),
+        ({"train_transformer.freeze_steps": 5}, {"train_transformer.freeze": ["embedding"]}),
+        ({"train_tokenizer.start_without": ["decoder"]}, {"train_tokenizer.start": "runs/other"}),
+        ({"train_transformer.decay": 0.5}, {"train_transformer.schedule": "stable"}),
+    ],
+)
+def test_what_has_no_effect_is_refused(changes, lacking):
+    with pytest.raises(UserError, match=f"{next(iter(changes))} has no effect: .*, or leave it out"):
+        fitted(changed(RECIPE, changes))
+    if lacking:
+        fitted(changed(RECIPE, changes | lacking))

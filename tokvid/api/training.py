@@ -1,13 +1,14 @@
 """Training, as `tokvid train` and `tokvid tokenize` do it: `tokvid.fit("recipe.py", "runs/mine")`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokvid.api.world import World, load
 from tokvid.config import Recipe, changed, load_recipe, to_dict
 from tokvid.distributed import check_same
+from tokvid.errors import UserError
 from tokvid.evaluate.rewards import judge_of
 from tokvid.evaluate.samples import training_samples
 from tokvid.input_pipeline.sources import open_source
@@ -36,6 +37,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(local(text_of(recipe)), [])
     recipe, folder = fitted(changed(recipe, changes or {})), Path(text_of(workdir))
+    check_rewarded(recipe, changes or {})
     check_folder(folder)
     keep_programs()
     if not train_tokenizer(recipe, folder):
@@ -44,6 +46,12 @@ def fit(
     if not train_transformer(recipe, folder):
         raise KeyboardInterrupt("training was interrupted; the same call resumes it")
     return load(folder)
+
+
+def check_rewarded(recipe: Recipe, changes: Iterable[str]) -> None:
+    """UserError for changed settings of rewards where there is none: the transformer would learn by likelihood."""
+    if not recipe.reward.name and (idle := [name for name in changes if name.startswith("reward.")]):
+        raise UserError(f"{idle[0]} has no effect without a reward; name one (--rewards, reward.name), or leave it out")
 
 
 def train_tokenizer(recipe: Recipe, workdir: Path) -> bool:

@@ -50,11 +50,13 @@ class Train(Command):
 
 def _train(options: argparse.Namespace) -> bool:
     """False where it was stopped before its last step."""
-    from tokvid.api.training import train_tokenizer, train_transformer
+    from tokvid.api.training import check_rewarded, train_tokenizer, train_transformer
     from tokvid.io.compiled import keep_programs
     from tokvid.train.recipe import open_recipe
 
     recipe = open_recipe(options.config, options.fields)
+    if options.model == "transformer":
+        check_rewarded(recipe, (word.removeprefix("--") for word in options.fields))
     keep_programs()
     steps = {"tokenizer": train_tokenizer, "transformer": train_transformer}
     return steps[options.model](recipe, options.workdir)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import SPEED, Recipe, TokenizerConfig, TransformerConfig, from_dict, load_recipe
+from tokvid.config import SPEED, Recipe, TokenizerConfig, TrainConfig, TransformerConfig, from_dict, load_recipe
 from tokvid.errors import UserError
 from tokvid.io.urls import local
 from tokvid.tasks.tasks import conditions_of
@@ -27,6 +27,7 @@ def fitted(recipe: Recipe) -> Recipe:
 
     Facts that the recipe leaves out are filled in; UserError for ones that contradict.
     """
+    _check_effects(recipe)
     recipe = _started(recipe)
     size = recipe.tokenizer.size if recipe.tokenizer.size != TokenizerConfig.size else recipe.data.size
     tokenizer, transformer = dataclasses.replace(recipe.tokenizer, size=size), recipe.transformer
@@ -54,6 +55,30 @@ def fitted(recipe: Recipe) -> Recipe:
     if missing := set(named) - set(transformer.conditions):
         raise UserError(f"transformer.conditions {transformer.conditions} lacks {min(missing)}; add it")
     return dataclasses.replace(recipe, tokenizer=tokenizer, transformer=transformer)
+
+
+def _check_effects(recipe: Recipe) -> None:
+    """UserError for settings of data and training that change nothing without others, or for this model."""
+    data, transformer = recipe.data, recipe.train_transformer
+    idle = {
+        "data.path": data.path and data.source == "shapes" and "shapes are drawn; name the data.source of these files",
+        "data.images_path": data.images_path and not data.images and "set data.images, too",
+        "train_transformer.perceptual": transformer.perceptual and "it is the tokenizer's; set train_tokenizer's",
+        "train_transformer.adversary_learning_rate": transformer.adversary_learning_rate
+        and "only the tokenizer has an adversary; set train_tokenizer's",
+    }
+    for name in ("train_tokenizer", "train_transformer"):
+        config = getattr(recipe, name)
+        idle |= {
+            f"{name}.freeze_steps": config.freeze_steps and not config.freeze and f"set {name}.freeze, too",
+            f"{name}.start_without": config.start_without and not config.start and f"set {name}.start, too",
+            f"{name}.decay": config.decay != TrainConfig.decay
+            and config.schedule == "cosine"
+            and f"cosine falls all the time; set {name}.schedule stable, too",
+        }
+    for name, instead in idle.items():
+        if instead:
+            raise UserError(f"{name} has no effect: {instead}, or leave it out")
 
 
 def _started(recipe: Recipe) -> Recipe:
