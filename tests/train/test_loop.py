@@ -23,6 +23,7 @@ from tokvid.train import loop
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.loop import agreement, train
 from tokvid.train.metrics_log import RATES
+from tokvid.train.optimizer import learning_rate
 from tokvid.train.state import abstract_state
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -306,6 +307,8 @@ def test_a_step_that_is_not_finite_changes_nothing(lab, caplog):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(third))
     assert not np.array_equal(third.params["kernel"], second.params["kernel"])
     assert lab.lines[1] == {"step": 2, "skipped": 1.0} and lab.lines[2]["skipped"] == 0
+    rate = learning_rate(CONFIG)  # the skipped step was no step of the schedule
+    assert [lab.lines[at]["learning_rate"] for at in (0, 2, 3)] == pytest.approx([float(rate(n)) for n in range(3)])
     assert "the loss of step 2 is not finite: the step changes nothing" in caplog.text
 
 

@@ -38,6 +38,15 @@ def learning_rate(config: TrainConfig, peak: float | None = None) -> optax.Sched
     return optax.join_schedules(parts, [warmup, steps - decay])
 
 
+def updates_made(opt_state: Any) -> jax.Array:
+    """The number of updates so far, by which learning rates go: a skipped step makes none."""
+
+    def is_schedule(each: Any) -> bool:
+        return isinstance(each, optax.ScaleByScheduleState)
+
+    return next(each.count for each in jax.tree.leaves(opt_state, is_leaf=is_schedule) if is_schedule(each))
+
+
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """The optimizer of both models, and of the adversary if there is one. UserError for an unknown name."""
     if config.optimizer not in OPTIMIZERS:

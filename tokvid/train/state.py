@@ -15,7 +15,7 @@ from tokvid.config import TrainConfig
 from tokvid.errors import UserError
 from tokvid.nn.frozen import check_beginnings, freeze
 from tokvid.sharding import BATCH, on_mesh, shardings
-from tokvid.train.optimizer import learning_rate, make_optimizer
+from tokvid.train.optimizer import learning_rate, make_optimizer, updates_made
 from tokvid.transformer import lora_files
 
 Metrics = dict[str, jax.Array]
@@ -222,6 +222,7 @@ def make_step(
                 )
                 buffers = state.buffers
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
+        used = rate(updates_made(state.opt_state))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda leaf, still: jnp.where(still, 0, leaf), updates, held)
         params = optax.apply_updates(state.params, updates)
@@ -235,7 +236,7 @@ def make_step(
             (state.params, state.buffers, state.opt_state, state.ema),
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics |= {"loss": value, "gradient_norm": norm, "learning_rate": rate(state.step), "skipped": skipped}
+        metrics |= {"loss": value, "gradient_norm": norm, "learning_rate": used, "skipped": skipped}
         return TrainState(state.step + 1, params, buffers, opt_state, ema, skipped), metrics
 
     return jax.jit(
