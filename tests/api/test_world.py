@@ -593,6 +593,7 @@ def test_a_stream_of_which_frames_were_taken_is_not_shortened(world, tmp_path):
         ({"guidance": 1, "negative": "a star"}, "a negative prompt has no effect where guidance is 1"),
         ({"sampling": {"rounds": 3}}, "rounds has no effect: it is for drawing all rows at once; give rows 2"),
         ({"sampling": {"choice_temperature": 2}}, "choice_temperature has no effect: it is for drawing all rows"),
+        ({"sampling": {"temperature": 0, "top_p": 0.5}}, "top_p has no effect: it is for drawing at random"),
         ({"guidance": 1, "last_guidance": 2, "negative": "a star"}, ""),
     ],
 )

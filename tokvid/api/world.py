@@ -37,7 +37,7 @@ from tokvid.io.worlds import WORLDS
 from tokvid.metrics.video import seam_ratio
 from tokvid.sampling import edits
 from tokvid.sampling.film import film, frames_before, show, size_of
-from tokvid.sampling.levels import check_rows, of_rounds, rates_of
+from tokvid.sampling.levels import check_rows, rates_of, without_effect
 from tokvid.sampling.many import batches_of, tell_many
 from tokvid.sampling.models import Models, load_models
 from tokvid.sampling.story import FASTEST, Opening, Segment, Story, encode_picture, encode_video
@@ -397,7 +397,7 @@ class World:
 
     def _warn(self, stories: Sequence[Story]) -> None:
         """Of settings without effect, and of words that these weights hardly know: of each once, in however many."""
-        idle = {name: why for story in stories for name, why in of_rounds(self.models, story.sampling).items()}
+        idle = {name: why for story in stories for name, why in without_effect(self.models, story.sampling).items()}
         for name, why in idle.items():
             log.warning("%s has no effect: it %s", name, why)
         if any(map(has_idle_negatives, stories)):

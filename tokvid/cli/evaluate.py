@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokvid.cli.option_values import SAMPLING, check_rounds, models_of, refuse, sampling_of
+from tokvid.cli.option_values import SAMPLING, check_effects, models_of, refuse, sampling_of
 from tokvid.cli.options import (
     Command,
     draws_argument,
@@ -278,7 +278,7 @@ def _models(options: argparse.Namespace) -> "Models":
     from tokvid.distributed import check_same
 
     models = models_of(options)
-    check_rounds(sampling_of(options), models, options)
+    check_effects(sampling_of(options), models, options)
     check_same(models.mark)
     return models
 

@@ -45,11 +45,11 @@ def sampling_of(options: argparse.Namespace, sampling: Sampling = Sampling()) ->
     return dataclasses.replace(sampling, **values)
 
 
-def check_rounds(sampling: Sampling, models: "Models", options: argparse.Namespace) -> None:
-    """UserError for settings of rounds where rows are not drawn in rounds."""
-    from tokvid.sampling.levels import of_rounds
+def check_effects(sampling: Sampling, models: "Models", options: argparse.Namespace) -> None:
+    """UserError for settings that are given but change nothing, as those of rounds where there are none."""
+    from tokvid.sampling.levels import without_effect
 
-    for name, why in of_rounds(models, sampling).items():
+    for name, why in without_effect(models, sampling).items():
         if getattr(options, name) is not None:
             raise UserError(f"{flag(name)} {why}")
 
@@ -80,7 +80,7 @@ def world_of(options: argparse.Namespace, story: "Story") -> "World":
     from tokvid.api.world import load
 
     world = load(options.weights, loras=options.lora or ())
-    check_rounds(story.sampling, world.models, options)
+    check_effects(story.sampling, world.models, options)
     return world
 
 

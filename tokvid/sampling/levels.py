@@ -84,13 +84,17 @@ def check_rows(models: Models, sampling: Sampling) -> None:
         )
 
 
-def of_rounds(models: Models, sampling: Sampling) -> dict[str, str]:
-    """The settings of rounds that aren't the default, and what is to be said of them; none where there are rounds."""
+def without_effect(models: Models, sampling: Sampling) -> dict[str, str]:
+    """The settings that aren't the default but change nothing beside the others, and what is to be said of them."""
     rows = models.transformer.config.latent[1]
-    if sampling.rows == rows:
-        return {}
-    names = [name for name in ("rounds", "choice_temperature") if getattr(sampling, name) != getattr(Sampling(), name)]
-    return dict.fromkeys(names, f"is for drawing all rows at once; give rows {rows}, too, or leave it out")
+    idle: dict[str, str] = {}
+    if sampling.rows != rows:
+        why = f"is for drawing all rows at once; give rows {rows}, too, or leave it out"
+        idle |= dict.fromkeys(("rounds", "choice_temperature"), why)
+    if sampling.temperature == 0:
+        why = "is for drawing at random; raise the temperature above 0, or leave it out"
+        idle |= dict.fromkeys(("top_k", "top_p"), why)
+    return {name: why for name, why in idle.items() if getattr(sampling, name) != getattr(Sampling(), name)}
 
 
 @functools.cache  # says it once
