@@ -49,14 +49,15 @@ def test_the_checkout_finds_what_it_ships():
 
 
 def test_the_wheel_has_all_that_is_shipped(wheel):
-    """Every file of data/, every module, and the studio's page."""
+    """Every file of data/, every module, the studio's page, and the marker that makes type checkers read our types."""
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"tokvid/{path.relative_to(ROOT)}" for path in (ROOT / "data").rglob("*") if path.is_file()}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "tokvid").rglob("*.py")}
     assert {"tokvid/data/text.model", "tokvid/data/demo/story.yaml"} < shipped
     page = {str(path.relative_to(ROOT)) for path in (ROOT / "tokvid" / "studio" / "page").iterdir()}
-    assert shipped | modules | page <= names, sorted((shipped | modules | page) - names)
-    rest = {name for name in names - shipped - modules - page if ".dist-info/" not in name}
+    wanted = shipped | modules | page | {"tokvid/py.typed"}
+    assert wanted <= names, sorted(wanted - names)
+    rest = {name for name in names - wanted if ".dist-info/" not in name}
     assert not rest, sorted(rest)
     assert wheel.stat().st_size < 60e6
 
