@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from tokvid import weights
-from tokvid.config import DataConfig, Sampling, from_dict
+from tokvid.config import DataConfig, Sampling
 from tokvid.evaluate.batches import EVALUATION_SEED, Settings
 from tokvid.evaluate.reconstruction import some_clips, split_of
 from tokvid.io.files import Outputs, write_json
 from tokvid.io.media import contact_sheet
+from tokvid.io.settings import from_dict
 from tokvid.metrics.features import load_features
 from tokvid.metrics.video import detail
 from tokvid.sampling.codec import encode_clips, frames_of

@@ -156,8 +156,9 @@ def make_weights(tmp_path_factory, random_model) -> Callable[..., Path]:
     from flax import nnx
 
     from tokvid import weights
-    from tokvid.config import DataConfig, TokenizerConfig, TransformerConfig, to_dict
+    from tokvid.config import DataConfig, TokenizerConfig, TransformerConfig
     from tokvid.input_pipeline.text import train_text_model
+    from tokvid.io.settings import to_dict
     from tokvid.shapes.drawing import captions_corpus
     from tokvid.tokenizer.cvivit import CViViT
     from tokvid.tokenizer.quantizers import codes_of, silent_code

@@ -4,18 +4,9 @@ import json
 
 import pytest
 
-from tokvid.config import (
-    DataConfig,
-    LayoutConfig,
-    Recipe,
-    TokenizerConfig,
-    TrainConfig,
-    TransformerConfig,
-    computed,
-    from_dict,
-    to_dict,
-)
+from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TrainConfig, TransformerConfig, computed
 from tokvid.errors import UserError
+from tokvid.io.settings import from_dict, to_dict
 
 RECIPE = Recipe(
     data=DataConfig(size=(36, 64), fps=(1.0, 2.5), fps_rule="lowest"),

@@ -11,9 +11,10 @@ import safetensors.numpy
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import TokenizerConfig, TransformerConfig, to_dict
+from tokvid.config import TokenizerConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.io.files import seal
+from tokvid.io.settings import to_dict
 from tokvid.io.tensors import fingerprint
 from tokvid.tokenizer.cvivit import CViViT
 from tokvid.transformer.model import Transformer

@@ -1,32 +1,21 @@
 """All settings, as frozen dataclasses. A file in `configs/` defines a `Recipe`, which is saved as JSON with weights."""
 
 import dataclasses
-import json
 import math
 import re
-import reprlib
 import runpy
 import traceback
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-from tokvid.errors import UserError, did_you_mean, suggestion
+from tokvid.errors import UserError, suggestion
+from tokvid.io.settings import at_least, overridden, to_dict
 from tokvid.tasks.tasks import check_mixture
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # "auto": the type that the device multiplies fastest
 LOWEST_TEMPERATURE = 0.001  # lower ones are greedy too, but logits would overflow
 HIGHEST_TEMPERATURE = 100
-
-
-def _at_least(config: Any, least: int, *names: str) -> None:
-    """UserError where one of these fields is, or contains, a number below `least`."""
-    for name in names:
-        value = getattr(config, name)
-        if any(not number >= least for number in (value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{name} should be {least} or more, got {value}")
 
 
 def check_guidance(guidance: float) -> None:
@@ -72,7 +61,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "images")
+        at_least(self, 0, "images")
         check_seed(self.seed)
 
 
@@ -115,9 +104,9 @@ class TokenizerConfig:
     attention: str = "auto"  # or a key of nn.attention.IMPLEMENTATIONS
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "size", "patch", "fold", "temporal_patch", "width", "heads", "mlp", "time_window")
-        _at_least(self, 1, "groups", "code_width")
-        _at_least(self, 0, "tile", "hysteresis", "later_codes")
+        at_least(self, 1, "size", "patch", "fold", "temporal_patch", "width", "heads", "mlp", "time_window")
+        at_least(self, 1, "groups", "code_width")
+        at_least(self, 0, "tile", "hysteresis", "later_codes")
         if not self.later_codes:
             raise UserError("later_codes is empty; give numbers of sub-codes, 0 for all")
 
@@ -178,9 +167,9 @@ class TransformerConfig:
     retired: ClassVar[Mapping[str, Any]] = {"seconds": True, "rate_token": True}
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
-        _at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
-        _at_least(self, 0, "text_length", "vocabulary", "text_width", "generated", "silent")
+        at_least(self, 1, "text_vocabulary", "latent_frames", "grid", "temporal_patch", "subcodes")
+        at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp")
+        at_least(self, 0, "text_length", "vocabulary", "text_width", "generated", "silent")
         _check_temperature("later_temperature", self.later_temperature)
         if self.copies_slower and not self.copies:
             raise UserError("copies_slower needs copies, whose table of tokens it reads; set both")
@@ -214,9 +203,9 @@ class T5Config:
     farthest: int = 128  # distance with a bucket of its own
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocabulary", "width", "layers", "heads", "head_width", "mlp")
-        _at_least(self, 4, "buckets")
-        _at_least(self, 1 + self.buckets // 4, "farthest")
+        at_least(self, 1, "vocabulary", "width", "layers", "heads", "head_width", "mlp")
+        at_least(self, 4, "buckets")
+        at_least(self, 1 + self.buckets // 4, "farthest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +258,7 @@ class RewardConfig:
     real: float = 0.2  # weight of the cross-entropy of the real windows, which keeps their likelihood
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "rows", "kl", "real")
+        at_least(self, 0, "rows", "kl", "real")
         check_guidance(self.guidance)
         if not 2 <= self.kept <= self.group:
             raise UserError(f"kept should be 2 to group ({self.group}), got {self.kept}")
@@ -316,12 +305,12 @@ class TrainConfig:
     mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)  # data, fsdp, tensor, context; -1: all remaining devices
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "batch", "accumulate", "keep", "max_non_finite")
-        _at_least(
+        at_least(self, 1, "steps", "batch", "accumulate", "keep", "max_non_finite")
+        at_least(
             self, 0, "lora", "warmup", "log_every", "save_every", "profile", "sample_every", "val_every", "val_batches"
         )
-        _at_least(self, 0, "freeze_steps", "save_minutes", "step_timeout", "learning_rate", "adversary_learning_rate")
-        _at_least(self, 0, "weight_decay", "final_learning_rate")
+        at_least(self, 0, "freeze_steps", "save_minutes", "step_timeout", "learning_rate", "adversary_learning_rate")
+        at_least(self, 0, "weight_decay", "final_learning_rate")
         if not self.clip_norm > 0:
             raise UserError(f"clip_norm should be above 0, got {self.clip_norm}")
         if not 0 <= self.ema < 1:
@@ -407,11 +396,6 @@ class Sampling:
             _check_temperature(name, getattr(self, name))
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as JSON-ready plain values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
 # Settings of later versions, and values with which earlier checkpoints resume.
 ADDED = {
     "text_width": 0,
@@ -439,83 +423,6 @@ def computed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values if name not in others and (name, value) not in ADDED.items()}
 
 
-PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-T = TypeVar("T")
-
-
-def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Builds a config dataclass from JSON values; UserError on an unknown or mistyped field. Never runs code.
-
-    Messages begin with `where`; "" for values of no file. A field of an earlier version (`kind.retired`) is accepted
-    with its one remaining value.
-    """
-    begins, owner = (f"{where}: ", f"{where}.") if where else ("", "")
-    if not isinstance(values, Mapping):
-        names = ", ".join(field.name for field, _ in _fields(kind))
-        raise UserError(
-            f"{where} should be an object of {kind.__name__}'s fields, got {reprlib.repr(values)}; they are {names}"
-        )
-    values = getattr(kind, "renamed", lambda values: values)(values)
-    hints = {field.name: hint for field, hint in _fields(kind)}
-    retired, kwargs = getattr(kind, "retired", {}), {}
-    for name, value in values.items():
-        if name in retired and name not in hints:
-            if value != retired[name]:
-                raise UserError(
-                    f"{owner}{name} can only be {retired[name]!r} in this version, got {reprlib.repr(value)}"
-                )
-            continue
-        if name not in hints:
-            raise UserError(f"{begins}{did_you_mean(name, hints, 'field')}")
-        kwargs[name] = _from_json(hints[name], value, f"{owner}{name}")
-    required = (field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)  # type: ignore[arg-type]
-    for field in required:
-        if field.name not in kwargs:
-            raise UserError(f"{begins}{field.name} is missing")
-    try:
-        return kind(**kwargs)
-    except UserError as error:  # from the class's own checks
-        raise UserError(f"{begins}{error}") from error
-
-
-def _fields(kind: Any) -> list[tuple[dataclasses.Field, Any]]:
-    """A dataclass's fields with their types."""
-    hints = typing.get_type_hints(kind)
-    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
-
-
-def _from_json(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):  # T | None
-        return None if value is None else _from_json(kinds[0], value, where)
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise UserError(f"{where} should be an object of names and values, got {reprlib.repr(value)}")
-        return {name: _from_json(kinds[1], item, f"{where}.{name}") for name, item in value.items()}
-    if origin is tuple:
-        any_length = kinds[-1] is Ellipsis
-        if not isinstance(value, list) or not (any_length or len(value) == len(kinds)):
-            raise UserError(
-                f"{where} should be a list{'' if any_length else f' of {len(kinds)}'}, got {reprlib.repr(value)}"
-            )
-        each = kinds[:1] * len(value) if any_length else kinds
-        items = enumerate(zip(each, value, strict=True))
-        return tuple(_from_json(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
-    if origin is Literal:
-        if value not in kinds:
-            raise UserError(f"{where}: {did_you_mean(value, kinds, 'value')}")
-        return value
-    if hint is float and type(value) is int and abs(value) < 2**1000:  # larger ones overflow a float
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where} should be {PLAIN[hint]}, got {reprlib.repr(value)}")
-    if hint is float and not math.isfinite(value):  # Python reads NaN, which is no JSON
-        raise UserError(f"{where} should be a finite number, got {value!r}")
-    return value
-
-
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Runs a config file and returns its `recipe`, with fields changed by `--field.name value`."""
     if not path.is_file():
@@ -530,7 +437,9 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         raise UserError(f"config {path} fails{where} with {type(error).__name__}: {error}{_like(error)}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"config {path} should define `recipe = Recipe(...)`, as those in configs/ do")
-    return _overridden(recipe, overrides)
+    if overrides and not overrides[0].startswith("--"):
+        raise UserError(f"unexpected {overrides[0]!r}; fields are changed like this: --train_tokenizer.steps 100")
+    return overridden(recipe, overrides)
 
 
 def _like(error: BaseException) -> str:
@@ -540,65 +449,3 @@ def _like(error: BaseException) -> str:
     if not match or not dataclasses.is_dataclass(kind):
         return ""
     return suggestion(match[2], (field.name for field in dataclasses.fields(kind)))
-
-
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields changed: {"data.fps": (2, 4), "layouts.tasks.infilling": 0.1}."""
-    values = to_dict(recipe)
-    if not isinstance(changes, Mapping):
-        raise UserError(f"changes should be a mapping of fields and values, got {changes!r:.60}")
-    for name, value in changes.items():
-        holder, field, _ = _place(values, name)
-        holder[field] = list(value) if isinstance(value, tuple) else value
-    return from_dict(Recipe, values, "recipe")
-
-
-def _overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """["--data.fps", "2", "4", "--data.path=clips"] → the recipe with these fields changed.
-
-    Of a field with named values, `--layouts.tasks.infilling 0.1` changes one.
-    """
-    if overrides and not overrides[0].startswith("--"):
-        raise UserError(f"unexpected {overrides[0]!r}; fields are changed like this: --train_tokenizer.steps 100")
-    changes: dict[str, list[str]] = {}
-    for word in overrides:
-        if word.startswith("--"):
-            name, equals, value = word.removeprefix("--").partition("=")
-            changes[name] = [value] if equals else []
-        else:
-            changes[name].append(word)
-    values = to_dict(recipe)
-    for name, words in changes.items():
-        holder, field, before = _place(values, name)
-        is_list = isinstance(before, list)
-        example = next(iter(before), "") if is_list else before  # lists that are empty by default hold names
-        parsed = [word if isinstance(example, str) else _value(word) for word in words]
-        if not is_list and len(parsed) != 1:
-            raise UserError(f"--{name} takes one value, got {len(parsed)}")
-        holder[field] = parsed if is_list else parsed[0]
-    return from_dict(Recipe, values, "recipe")
-
-
-def _place(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str, Any]:
-    """The object that holds a field of a recipe's JSON values, its name there, and a value of its type."""
-    group, _, field = name.partition(".")
-    holder = values.get(group, {})
-    if field in holder and not isinstance(holder[field], dict):
-        return holder, field, holder[field]
-    field, _, key = field.partition(".")
-    if key and isinstance(holder.get(field), dict):
-        return holder[field], key, 0.0
-    names = []
-    for group, fields in values.items():
-        for field, value in fields.items():
-            keys = [f".{key}" for key in value] if isinstance(value, dict) else [""]
-            names += [f"{group}.{field}{key}" for key in keys]
-    raise UserError(did_you_mean(name, names, "field of the recipe"))
-
-
-def _value(word: str) -> Any:
-    """A number or a truth value where it is one, else the word itself."""
-    try:
-        return json.loads({"True": "true", "False": "false"}.get(word, word))
-    except ValueError:
-        return word

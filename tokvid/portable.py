@@ -14,9 +14,9 @@ import safetensors
 import safetensors.numpy
 
 from tokvid import weights
-from tokvid.config import from_dict
 from tokvid.errors import UserError, did_you_mean
 from tokvid.io.files import atomic
+from tokvid.io.settings import from_dict
 
 KEY = "tokvid"  # the metadata key of config.json
 

@@ -19,9 +19,10 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, computed, from_dict, to_dict
+from tokvid.config import T5Config, TokenizerConfig, TransformerConfig, computed
 from tokvid.errors import UserError, did_you_mean, reason
 from tokvid.io.files import atomic, read_json, seal, to_json
+from tokvid.io.settings import from_dict, to_dict
 from tokvid.io.tensors import fingerprint, half
 from tokvid.io.urls import local
 from tokvid.io.worlds import WORLDS, weights_named

@@ -24,7 +24,8 @@ import numpy as np
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, from_dict
+from tokvid.config import DataConfig, Recipe, TokenizerConfig
+from tokvid.io.settings import from_dict
 from tokvid.sharding import make_mesh, shard_batch
 from tokvid.train.recipe import open_recipe
 from tokvid.train.state import TrainState, abstract_state, init_state, make_step, start_from

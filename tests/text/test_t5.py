@@ -17,9 +17,10 @@ from flax import nnx
 import tokvid
 from tokvid import weights
 from tokvid.api.training import train_transformer
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig, from_dict
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TrainConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource
+from tokvid.io.settings import from_dict
 from tokvid.shapes.drawing import captions_corpus
 from tokvid.text.t5 import load_text, read_t5, take_t5
 from tokvid.train.recipe import fitted

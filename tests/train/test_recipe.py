@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TransformerConfig, changed
+from tokvid.config import DataConfig, LayoutConfig, Recipe, TokenizerConfig, TransformerConfig
 from tokvid.errors import UserError
+from tokvid.io.settings import changed
 from tokvid.tasks import conditions, tasks
 from tokvid.train.recipe import fitted
 

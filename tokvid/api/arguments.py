@@ -11,8 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from tokvid.config import PLAIN
 from tokvid.errors import UserError
+from tokvid.io.settings import PLAIN
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -19,12 +19,12 @@ import numpy as np
 
 from tokvid.api.stories import Settings, make_story
 from tokvid.api.video import Video
-from tokvid.config import from_dict
 from tokvid.distributed import check_same, first, together
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.captions import is_blank
 from tokvid.io.files import check_folder, once_each, write_text
 from tokvid.io.progress import progress
+from tokvid.io.settings import from_dict
 from tokvid.io.urls import local
 from tokvid.sampling.film import scale_for
 from tokvid.sampling.many import batches_of, tell_many

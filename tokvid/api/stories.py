@@ -6,10 +6,11 @@ import os
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, TypedDict
 
-from tokvid.config import GUIDANCE, Sampling, Scheme, from_dict
+from tokvid.config import GUIDANCE, Sampling, Scheme
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import is_blank
 from tokvid.input_pipeline.text import TextModel
+from tokvid.io.settings import from_dict
 from tokvid.io.urls import local, text_of
 from tokvid.sampling import script
 from tokvid.sampling.story import STORY_SUFFIXES, Segment, Story, defaults_of, load_story

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid.api.world import World, load
-from tokvid.config import Recipe, changed, load_recipe, to_dict
+from tokvid.config import Recipe, load_recipe
 from tokvid.distributed import check_same
 from tokvid.errors import UserError
 from tokvid.evaluate.rewards import judge_of
@@ -14,6 +14,7 @@ from tokvid.evaluate.samples import training_samples
 from tokvid.input_pipeline.sources import open_source
 from tokvid.io.compiled import keep_programs
 from tokvid.io.files import check_folder
+from tokvid.io.settings import changed, to_dict
 from tokvid.io.urls import local, text_of
 from tokvid.train import loop
 from tokvid.train.recipe import fitted

@@ -308,7 +308,8 @@ def _data(options: argparse.Namespace) -> "DataConfig":
 
 def _trained_data(options: argparse.Namespace) -> "DataConfig":
     from tokvid import weights
-    from tokvid.config import DataConfig, from_dict
+    from tokvid.config import DataConfig
+    from tokvid.io.settings import from_dict
 
     about = weights.describe(options.weights / "tokenizer", "tokenizer")
     return from_dict(DataConfig, about["data"], "the tokenizer's data")

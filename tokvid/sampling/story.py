@@ -12,10 +12,11 @@ import numpy as np
 import yaml
 from jaxtyping import Int, UInt8
 
-from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed, from_dict
+from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.text import checked
 from tokvid.io.files import once_each
+from tokvid.io.settings import from_dict
 from tokvid.sampling.codec import StreamEncoder, frames_of, latent_frames_for
 from tokvid.sampling.given import reduced
 from tokvid.sampling.levels import Levels, rates_of, spans_of, videos
@@ -139,10 +140,11 @@ def defaults_of(task: str, draws: int = 1, temperature: Any = None) -> tuple[flo
     """
     if TASKS[task].certain:
         usual = Sampling(temperature=0.0) if draws == 1 else Sampling(temperature=1.0, later_temperature=1.0)
-        if not isinstance(temperature, numbers.Real) or not temperature > 0:
+        asked = float(temperature) if isinstance(temperature, numbers.Real) else 0.0
+        if not asked > 0:
             return 1.0, usual
         # Between given frames, all latent frames are later ones: where only the first one's changed, none would.
-        return 1.0, Sampling(temperature=float(temperature), later_temperature=float(temperature))
+        return 1.0, Sampling(temperature=asked, later_temperature=asked)
     return LOW_GUIDANCE if TASKS[task].placed else GUIDANCE, Sampling()
 
 

@@ -16,10 +16,11 @@ import safetensors
 from flax import nnx
 
 from tokvid import weights
-from tokvid.config import T5Config, from_dict
+from tokvid.config import T5Config
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import PADDING, TextModel, read_model
 from tokvid.io.files import atomic, read_json
+from tokvid.io.settings import from_dict
 
 MODELS, GATED = ("t5", "mt5"), {"relu": False, "gated-gelu": True}
 PIECES = "spiece.model"

@@ -17,10 +17,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from tokvid import weights
-from tokvid.config import TrainConfig, to_dict
+from tokvid.config import TrainConfig
 from tokvid.distributed import check_same, first, from_first, shard_of, to_first
 from tokvid.errors import UserError
 from tokvid.io.progress import progress
+from tokvid.io.settings import to_dict
 from tokvid.sharding import BATCH, make_mesh, running_on, shard_batch, shardings
 from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.metrics_log import MetricsLog, due

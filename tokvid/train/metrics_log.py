@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from tokvid.config import TrainConfig, to_dict
+from tokvid.config import TrainConfig
 from tokvid.distributed import first, from_first
 from tokvid.errors import UserError, reason
 from tokvid.flops import chip_of
 from tokvid.io.files import atomic
+from tokvid.io.settings import to_dict
 from tokvid.train.checkpoints import ADVICE
 from tokvid.train.state import Training
 

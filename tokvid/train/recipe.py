@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import SPEED, Recipe, TokenizerConfig, TrainConfig, TransformerConfig, from_dict, load_recipe
+from tokvid.config import SPEED, Recipe, TokenizerConfig, TrainConfig, TransformerConfig, load_recipe
 from tokvid.errors import UserError
+from tokvid.io.settings import from_dict
 from tokvid.io.urls import local
 from tokvid.tasks.tasks import conditions_of
 from tokvid.text.t5 import t5_config

@@ -27,10 +27,11 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from tokvid import weights
-from tokvid.config import LayoutConfig, Recipe, Sampling, to_dict
+from tokvid.config import LayoutConfig, Recipe, Sampling
 from tokvid.distributed import from_all, to_all
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING
+from tokvid.io.settings import to_dict
 from tokvid.sharding import BATCH, on_mesh, shardings
 from tokvid.tasks.tasks import TASKS, conditions_of, trained_tasks
 from tokvid.train.state import Metrics, TrainState, new_model

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import weights
-from tokvid.config import LayoutConfig, Recipe, TransformerConfig, to_dict
+from tokvid.config import LayoutConfig, Recipe, TransformerConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
 from tokvid.input_pipeline.records import RecordSource
 from tokvid.input_pipeline.sources import fingerprint, holds_out
 from tokvid.input_pipeline.text import TextModel
+from tokvid.io.settings import to_dict
 from tokvid.io.urls import is_url
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import conditions_of

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, to_dict
+from tokvid.config import DataConfig, Recipe
 from tokvid.distributed import check_same, check_shared, first, from_first, reached, together
 from tokvid.errors import UserError, difference
 from tokvid.input_pipeline import augment
@@ -29,6 +29,7 @@ from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import fingerprint, holds_out, open_source
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.io.progress import progress
+from tokvid.io.settings import to_dict
 from tokvid.io.urls import local
 from tokvid.sharding import make_mesh, running_on
 from tokvid.tasks.conditions import CONDITIONS

@@ -16,13 +16,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tokvid import weights
-from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed, to_dict
+from tokvid.config import DataConfig, Recipe, TokenizerConfig, computed
 from tokvid.errors import UserError
 from tokvid.flops import TRAINING, tokenizer_flops
 from tokvid.input_pipeline.loader import clip_batches
 from tokvid.input_pipeline.sources import fingerprint, holds_out
 from tokvid.input_pipeline.text import PADDING, TextModel
 from tokvid.io.media import contact_sheet
+from tokvid.io.settings import to_dict
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import conditions_of
 from tokvid.tokenizer.cvivit import CViViT, latent_shape

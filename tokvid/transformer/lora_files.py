@@ -16,9 +16,9 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Num
 
-from tokvid.config import to_dict
 from tokvid.errors import UserError
 from tokvid.io.files import atomic, seal
+from tokvid.io.settings import to_dict
 from tokvid.io.tensors import fingerprint, half
 from tokvid.io.urls import local
 from tokvid.tasks.tasks import trained_tasks
