@@ -91,7 +91,7 @@ def test_records_whose_bytes_are_lost_are_noticed_where_they_are_joined(tmp_path
     monkeypatch.setattr("os.link", no_links)
     monkeypatch.setattr(shutil, "copyfile", loses)
     with pytest.raises(UserError, match=r"cannot write .*whole: the records cannot be read back"):
-        join_records([tmp_path / "part"], tmp_path / "whole", "frames", {})
+        join_records([tmp_path / "part"], tmp_path / "whole", {})
     assert [path.name for path in tmp_path.iterdir()] == ["part"]
 
 

@@ -159,16 +159,18 @@ def test_datasets_are_joined_in_their_order(tmp_path):
         with RecordWriter(part, "tokens", {"of": "a part"}, per_file=2) as writer:
             for number in numbers:
                 writer.write(tokens(number))
-    join_records(parts, whole, "tokens", {"of": "all"})
+    join_records(parts, whole, {"of": "all"})
     joined = RecordSource(whole)
     assert [joined[index].key for index in range(len(joined))] == list("12345")
     assert joined.counts == [2, 1, 2] and joined.metadata == {"of": "all"}
     assert len(RecordSource(parts[0])) == 3, "they stay as they are"
-    with pytest.raises(UserError, match="holds records of kind 'tokens', not 'frames'"):
-        join_records(parts, whole, "frames", {})
+    with RecordWriter(tmp_path / "frames", "frames", {}) as writer:
+        writer.write(frames_video())
+    with pytest.raises(UserError, match="holds records of kind 'frames', not 'tokens'"):
+        join_records([*parts, tmp_path / "frames"], whole, {})
     (parts[0] / "00001.array_record").unlink()
     with pytest.raises(UserError, match=r"00001\.array_record is missing"):
-        join_records(parts, whole, "tokens", {})
+        join_records(parts, whole, {})
     assert len(RecordSource(whole)) == 5
 
 

@@ -229,13 +229,14 @@ def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metad
         for end in itertools.accumulate(source.counts):
             source[end - 1]
     except UserError as error:
+    kind = sources[0].kind
         raise UserError(f"cannot write {path}: the records cannot be read back: {error}") from error
 
 
-def join_records(parts: Sequence[Path], path: Path, kind: Kind, metadata: Mapping[str, Any]) -> None:
+def join_records(parts: Sequence[Path], path: Path, metadata: Mapping[str, Any]) -> None:
     """Joins datasets of one kind, in their order, to one at `path`, which appears as a whole. The parts are kept.
 
-    UserError where a part is missing, damaged or of another kind, or `path` holds anything else.
+    UserError where a part is missing, damaged or of another kind than the first, or `path` holds anything else.
     """
     check_replaceable(path)
     sources = [RecordSource(part) for part in parts]

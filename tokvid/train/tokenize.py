@@ -133,7 +133,7 @@ def _join(recipe: Recipe, parts: Sequence[Path], folder: Path, metadata: Mapping
     unreadable = _unreadable(recipe, recipe.tokens.videos)
     unreadable.good(recipe.tokens.videos - failed)
     unreadable.add(*(errors[-1:] * failed))
-    join_records(parts, folder, "tokens", metadata)
+    join_records(parts, folder, metadata)
     shutil.rmtree(parts[0].parent)
     print(f"{folder}: tokens of {recipe.tokens.videos - failed} stretches of video", file=sys.stderr)
 
