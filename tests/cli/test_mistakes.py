@@ -52,7 +52,7 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --out recipe.py/a.mp4", "cannot write"),
         ("generate --prompt a --sheet a.jpg", "should end in .png"),
         ("generate --prompt a --fps 60 --out a.gif", "allowed for .gif"),
-        ("generate --prompts nowhere.txt", "cannot read prompts nowhere.txt: No such file or directory; write"),
+        ("generate --prompts nowhere.txt", "cannot read prompts nowhere.txt: No such file or directory; check"),
         ("generate --prompts own.jsonl", "prompts own.jsonl, line 2: not valid JSON"),
         ("generate --prompts own.jsonl --prompt a", "not allowed with"),
         ("generate --prompts own.jsonl --folder in.mp4", "it exists and is no folder"),

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from tokvid.errors import UserError
-from tokvid.io.files import atomic, check_folder, check_output, check_replaced, to_json, write_json, write_text
+from tokvid.io.files import (
+    atomic,
+    check_folder,
+    check_output,
+    check_replaced,
+    read_limited,
+    to_json,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_replaces_a_file_and_a_folder_a_folder(tmp_path):
@@ -80,3 +89,12 @@ def test_names_that_are_no_utf8_in_json(tmp_path):
     write_json(tmp_path / "a.json", value)
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == value
     assert "圆" in to_json(value) and to_json(json.loads(to_json(value))) == to_json(value)
+
+
+def test_files_of_limited_size(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"four")
+    assert read_limited(tmp_path / "a.txt", "list", 4) == b"four"
+    with pytest.raises(UserError, match=r"list .*a\.txt has more than 3 bytes; cut it$"):
+        read_limited(tmp_path / "a.txt", "list", 3, "cut it")
+    with pytest.raises(UserError, match=r"cannot read list .*b\.txt: No such file or directory; check its name"):
+        read_limited(tmp_path / "b.txt", "list", 4)

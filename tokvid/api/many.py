@@ -20,9 +20,9 @@ import numpy as np
 from tokvid.api.stories import Settings, make_story
 from tokvid.api.video import Video
 from tokvid.distributed import check_same, first, together
-from tokvid.errors import UserError, reason
+from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import is_blank
-from tokvid.io.files import check_folder, once_each, write_text
+from tokvid.io.files import check_folder, once_each, read_limited, write_text
 from tokvid.io.progress import progress
 from tokvid.io.settings import from_dict
 from tokvid.io.urls import local
@@ -67,13 +67,7 @@ def read_prompts(path: Path, seconds: float) -> list[Segment]:
 
     `seconds` is the length of those without their own. UserError, with the line, for what cannot be used.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise UserError(f"cannot read prompts {path}: {reason(error)}; write a prompt on each line") from error
-    if len(data) > LARGEST_FILE:
-        raise UserError(f"prompts {path}: it has more than {LARGEST_FILE} bytes; split it")
+    data = read_limited(path, "prompts", LARGEST_FILE)
     if not data.strip():
         raise UserError(f"prompts {path} has none; write a prompt on each line")
     read, segments = _from_json if path.suffix.lower() == ".jsonl" else _from_text, []

@@ -21,9 +21,9 @@ import numpy as np
 from array_record.python import array_record_module
 
 from tokvid.config import DataConfig
-from tokvid.errors import UserError, did_you_mean, reason
+from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline.source import Source
-from tokvid.io.files import atomic, check_replaced, read_json, refuse_others, seal, write_json
+from tokvid.io.files import atomic, check_replaced, read_json, read_limited, refuse_others, seal, write_json
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.types import Caption, VideoItem
 
@@ -115,22 +115,12 @@ def stored(item: VideoItem, *, fps: float, size: tuple[int, int], as_frames: boo
     if isinstance(item, StoredVideo) and not (as_frames and item.tokens is None):
         return item
     if not as_frames and (path := getattr(item, "path", None)) is not None:
-        return StoredVideo(item.key, item.seconds, item.captions, video=_bytes_of(path))
+        encoded = read_limited(path, "video", MOST_BYTES, "cut it into parts")
+        return StoredVideo(item.key, item.seconds, item.captions, video=encoded)
     if not as_frames and (content := getattr(item, "content", None)) is not None:  # in an archive
         return StoredVideo(item.key, item.seconds, item.captions, video=bytes(content()))
     frames = max(1, math.floor(item.seconds * fps + 1e-6))
     return StoredVideo(item.key, item.seconds, item.captions, frames=item.read(0.0, fps, frames, size), fps=fps)
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES} bytes, too much for one record; cut it into parts")
-    return content
 
 
 class RecordWriter:
@@ -229,7 +219,6 @@ def _complete(folder: Path, path: Path, kind: Kind, counts: Sequence[int], metad
         for end in itertools.accumulate(source.counts):
             source[end - 1]
     except UserError as error:
-    kind = sources[0].kind
         raise UserError(f"cannot write {path}: the records cannot be read back: {error}") from error
 
 
@@ -240,6 +229,7 @@ def join_records(parts: Sequence[Path], path: Path, metadata: Mapping[str, Any])
     """
     check_replaceable(path)
     sources = [RecordSource(part) for part in parts]
+    kind = sources[0].kind
     if other := [source for source in sources if source.kind != kind]:
         raise UserError(f"{other[0].path} holds records of kind {other[0].kind!r}, not {kind!r}")
     files = [source.path / _file_name(number) for source in sources for number in range(len(source.counts))]

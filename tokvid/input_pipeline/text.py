@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from tokvid.errors import UserError, reason
-from tokvid.io.files import atomic
+from tokvid.errors import UserError
+from tokvid.io.files import atomic, read_limited
 
 log = logging.getLogger(__name__)
 
@@ -189,14 +189,10 @@ def _shortened(text: str) -> str:
 
 
 def read_model(path: str | Path) -> bytes:
-    """The bytes of a sentencepiece model. UserError when missing or too large."""
-    try:
-        with open(path, "rb") as file:
-            model = file.read(LARGEST_MODEL + 1)
-    except OSError as error:
-        raise UserError(f"cannot read text model {path}: {reason(error)}") from error
-    if not 0 < len(model) <= LARGEST_MODEL:
-        raise UserError(f"text model {path} should have 1 to {LARGEST_MODEL} bytes, found {len(model)} or more")
+    """The bytes of a sentencepiece model. UserError when missing, empty or too large."""
+    model = read_limited(path, "text model", LARGEST_MODEL, "take a smaller one")
+    if not model:  # which sentencepiece takes for one
+        raise UserError(f"text model {path} is empty; copy it again")
     return model
 
 

@@ -211,6 +211,18 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def read_limited(path: str | Path, what: str, most: int, advice: str = "split it") -> bytes:
+    """The bytes of a file. UserError, which calls it `what`, where it cannot be read or has more than `most`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {reason(error)}; check its name") from error
+    if len(data) > most:
+        raise UserError(f"{what} {path} has more than {most} bytes; {advice}")
+    return data
+
+
 def read_json(path: str | Path, what: str) -> dict:
     """The JSON object in `path`; UserError when it is missing or damaged. `what` is its name in the error."""
     try:

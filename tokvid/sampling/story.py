@@ -13,9 +13,9 @@ import yaml
 from jaxtyping import Int, UInt8
 
 from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed
-from tokvid.errors import UserError, reason
+from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
-from tokvid.io.files import once_each
+from tokvid.io.files import once_each, read_limited
 from tokvid.io.settings import from_dict
 from tokvid.sampling.codec import StreamEncoder, frames_of, latent_frames_for
 from tokvid.sampling.given import reduced
@@ -198,13 +198,7 @@ def _changed(config: Any) -> dict[str, Any]:
 def read_text(path: str | Path, kind: str) -> str:
     """UTF-8 text of a `kind` of file. UserError where it is missing, too large or no text."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise UserError(f"{kind} {path}: it has more than {LARGEST_FILE} bytes; split it")
-        return data.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {kind} {path}: {reason(error)}; check its name") from error
+        return read_limited(path, kind, LARGEST_FILE).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{kind} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
