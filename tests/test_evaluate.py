@@ -13,7 +13,7 @@ from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import batches, interpolation, reconstruction, shapes
 from tokvid.evaluate.batches import Settings, generate_batch, through, usual
-from tokvid.evaluate.interpolation import Request, blend, evaluate_interpolation, jitter
+from tokvid.evaluate.interpolation import InterpolationSet, blend, evaluate_interpolation, jitter
 from tokvid.evaluate.reconstruction import Reconstruction, evaluate_reconstruction, some_clips, with_later_codes
 from tokvid.evaluate.shapes import evaluate_shapes, read_segments
 from tokvid.io.worlds import SHIPPED
@@ -335,21 +335,21 @@ def test_interpolation(tiny_models, by_two, monkeypatch):
     about = tiny_models.transformer.about | {"layouts": {"tasks": {"interpolation": 0.4}, "rows": [0]}}
     models = tiny_models._replace(transformer=tiny_models.transformer._replace(about=about))
     data = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
-    figures = evaluate_interpolation(models, data, Request(5, 2, 0))
+    figures = evaluate_interpolation(models, data, InterpolationSet(5, 2, 0))
     assert figures["samples"] == 5 and figures["frames"] == 17 and figures["fps"] == 8
     assert figures["psnr"] < 15 < figures["repeat_psnr"] < figures["blend_psnr"] <= 100
     assert figures["ceiling_psnr"] < 20
     assert figures["ssim"] < figures["repeat_ssim"] < figures["blend_ssim"] <= 1
     assert 0 <= figures["blend_perceptual"] < figures["repeat_perceptual"] < figures["moving"]["perceptual"]
-    assert by_two(lambda: evaluate_interpolation(models, data, Request(5, 2, 0))) == [figures, figures]
-    several = evaluate_interpolation(models, data, Request(5, 2, 0, draws=2), usual("interpolation", draws=2))
+    assert by_two(lambda: evaluate_interpolation(models, data, InterpolationSet(5, 2, 0))) == [figures, figures]
+    several = evaluate_interpolation(models, data, InterpolationSet(5, 2, 0, draws=2), usual("interpolation", draws=2))
     assert (several["draws"], several["settings"]["sampling"]["temperature"]) == (2, 1.0)
     assert several["psnr"] != figures["psnr"] and several["blend_psnr"] == figures["blend_psnr"]
     json.dumps(figures, allow_nan=False)
     with pytest.raises(UserError, match=r"factor should be a power of 2 .*, got 3"):
-        evaluate_interpolation(models, data, Request(5, 3, 0))
+        evaluate_interpolation(models, data, InterpolationSet(5, 3, 0))
     with pytest.raises(UserError, match=r"4 or more, of 11 pixels or more, got 5 of \(8, 8\)"):
-        evaluate_interpolation(models, dataclasses.replace(data, size=(8, 8)), Request(5, 2, 0))
+        evaluate_interpolation(models, dataclasses.replace(data, size=(8, 8)), InterpolationSet(5, 2, 0))
 
 
 def test_only_new_frames_are_compared_and_the_half_that_moves_most_apart():
@@ -372,7 +372,7 @@ def test_interpolation_is_measured_with_its_own_lora(tiny_models):
 
     with pytest.raises(LookupError, match="its own"):
         evaluate_interpolation(
-            tiny_models._replace(tuned={"interpolation": load}), DataConfig(size=(16, 16)), Request(5, 2, 0)
+            tiny_models._replace(tuned={"interpolation": load}), DataConfig(size=(16, 16)), InterpolationSet(5, 2, 0)
         )
 
 
@@ -399,11 +399,11 @@ def test_a_perfect_interpolation_reaches_the_ceiling(tiny_models, monkeypatch):
     monkeypatch.setattr(interpolation, "blend", remember)
     monkeypatch.setattr(interpolation, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
     monkeypatch.setattr(interpolation, "interpolated", lambda *_, **__: iter([np.zeros((5, 17, 32, 32, 3), np.uint8)]))
-    evaluate_interpolation(models, data, Request(5, 2, 0))
+    evaluate_interpolation(models, data, InterpolationSet(5, 2, 0))
     real.extend(seen)
     seen.clear()
     monkeypatch.setattr(interpolation, "interpolated", Made)
-    figures = evaluate_interpolation(models, data, Request(5, 2, 0))
+    figures = evaluate_interpolation(models, data, InterpolationSet(5, 2, 0))
     assert figures["ssim"] == 1 and figures["perceptual"] == 0 < figures["moving"]["repeat_perceptual"]
     assert figures["psnr"] == figures["ceiling_psnr"] == 100 > figures["blend_psnr"] > figures["repeat_psnr"]
     assert figures["jitter"] == figures["truth_jitter"]

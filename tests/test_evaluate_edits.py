@@ -10,12 +10,12 @@ import pytest
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import edits
-from tokvid.evaluate.batches import Settings
-from tokvid.evaluate.edits import MEASURES, RealClips, Request, evaluate_edits
+from tokvid.evaluate.batches import EvaluationSet, Settings
+from tokvid.evaluate.edits import MEASURES, RealClips, evaluate_edits
 from tokvid.tasks.tasks import TASKS, conditions_of
 
 DATA = DataConfig(size=(16, 16), fps=(4.0, 8.0), videos=100)
-REQUEST = Request("all", 5, 1.0, 8.0, 0)
+FIVE = EvaluationSet(5, 1.0, 8.0, 0)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def models(tiny_models):
 
 def test_all_tasks_are_measured(models, asked, by_two, monkeypatch):
     sheets = []
-    figures = evaluate_edits(models, DATA, REQUEST, show=lambda rows, **how: sheets.append((rows, how["captions"])))
+    figures = evaluate_edits(models, DATA, "all", FIVE, show=lambda rows, **how: sheets.append((rows, how["captions"])))
     assert {*MEASURES} < {*figures} and figures["samples"] == 5 and figures["fps"] == 8
     for name in MEASURES:
         row = figures[name]
@@ -44,11 +44,10 @@ def test_all_tasks_are_measured(models, asked, by_two, monkeypatch):
     ((rows, captions),) = sheets
     assert captions[:3] == ["restyle: given", "made", "truth"] and len(rows) == len(captions) == 6 * len(MEASURES)
     assert all(row.dtype == np.uint8 and row.ndim == 4 for row in rows)
-    one = REQUEST._replace(edit="colourise")
-    assert evaluate_edits(models, DATA, one)["colourise"] == figures["colourise"]
+    assert evaluate_edits(models, DATA, "colourise", FIVE)["colourise"] == figures["colourise"]
     monkeypatch.setattr(edits, "BATCH", 3)
-    in_parts = evaluate_edits(models, DATA, one)
-    assert by_two(lambda: evaluate_edits(models, DATA, one)) == [in_parts, in_parts]
+    in_parts = evaluate_edits(models, DATA, "colourise", FIVE)
+    assert by_two(lambda: evaluate_edits(models, DATA, "colourise", FIVE)) == [in_parts, in_parts]
 
 
 def test_a_perfect_edit_reaches_the_ceiling(models, monkeypatch):
@@ -64,14 +63,14 @@ def test_a_perfect_edit_reaches_the_ceiling(models, monkeypatch):
 
     monkeypatch.setattr(edits, "through", through)
     monkeypatch.setattr(RealClips, "sampled", sampled)
-    figures = evaluate_edits(models, DATA, REQUEST._replace(edit="inpaint"))["inpaint"]
+    figures = evaluate_edits(models, DATA, "inpaint", FIVE)["inpaint"]
     assert 45 < figures["psnr"] == figures["ceiling_psnr"] <= 100
     for name in ("restyle", "colourise", "outpaint"):
-        figures = evaluate_edits(models, DATA, REQUEST._replace(edit=name))[name]
+        figures = evaluate_edits(models, DATA, name, FIVE)[name]
         assert 40 < figures["psnr"] == figures["ceiling_psnr"] > figures["simple_psnr"], name
     monkeypatch.setattr(edits, "through", lambda tokenizer, video_BTHWC: (video_BTHWC, None))
     monkeypatch.setattr(edits, "doubled", lambda *_: truth[0])
-    figures = evaluate_edits(models, DATA, REQUEST._replace(edit="upscale"))["upscale"]
+    figures = evaluate_edits(models, DATA, "upscale", FIVE)["upscale"]
     assert figures["psnr"] > 40 and figures["ceiling_psnr"] > 40 > figures["simple_psnr"] > 10
 
 
@@ -107,20 +106,20 @@ def test_nothing_that_is_compared_is_given(models, asked, name):
 
 
 def test_what_cannot_be_measured_is_refused(models):
-    for request, said in (
-        (REQUEST._replace(edit="colorise"), "colourise"),
-        (REQUEST._replace(samples=3), "samples should be 4 or more, got 3"),
-        (REQUEST._replace(seconds=0.0), "seconds should be above 0 and at most 1000000, got 0"),
-        (REQUEST._replace(seconds=1e6), "only 0 videos have 1e[+]06 s at 8 fps; 4 are needed"),
+    for name, change, said in (
+        ("colorise", {}, "colourise"),
+        ("all", {"samples": 3}, "samples should be 4 or more, got 3"),
+        ("all", {"seconds": 0.0}, "seconds should be above 0 and at most 1000000, got 0"),
+        ("all", {"seconds": 1e6}, "only 0 videos have 1e[+]06 s at 8 fps; 4 are needed"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate_edits(models, DATA, request)
+            evaluate_edits(models, DATA, name, dataclasses.replace(FIVE, **change))
     del models.transformer.about["layouts"]["tasks"]["restyle"]
     with pytest.raises(UserError, match="not trained for restyle"):
-        evaluate_edits(models, DATA, REQUEST._replace(edit="restyle"))
+        evaluate_edits(models, DATA, "restyle", FIVE)
     models.transformer.about["layouts"]["tasks"] = {"text_to_video": 1.0}
     with pytest.raises(UserError, match="trained for none of the tasks"):
-        evaluate_edits(models, DATA, REQUEST)
+        evaluate_edits(models, DATA, "all", FIVE)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -129,14 +128,14 @@ def test_a_task_is_measured_with_its_own_lora(models, name):
         raise LookupError(name)
 
     with pytest.raises(LookupError, match=name):
-        evaluate_edits(models._replace(tuned={MEASURES[name].task: load}), DATA, REQUEST._replace(edit=name))
+        evaluate_edits(models._replace(tuned={MEASURES[name].task: load}), DATA, name, FIVE)
 
 
 def test_figures_name_the_weights_that_each_task_was_done_with(models, asked):
     about = models.transformer.about | {"fingerprint": "with-a-lora"}
     tuned = types.SimpleNamespace(**vars(models.transformer) | {"about": about})
     models = models._replace(tuned={"colourise": lambda: tuned})
-    figures = evaluate_edits(models, DATA, REQUEST)
+    figures = evaluate_edits(models, DATA, "all", FIVE)
     assert {name: "with-a-lora" in each["weights"] for name, each in figures["settings"].items()} == {
         name: task == "colourise" for name, task in ((name, row.task) for name, row in MEASURES.items())
     }

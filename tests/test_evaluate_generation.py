@@ -9,8 +9,8 @@ import pytest
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.evaluate import generation, likelihood
-from tokvid.evaluate.batches import Settings
-from tokvid.evaluate.generation import MODES, Request, evaluate_generation
+from tokvid.evaluate.batches import EvaluationSet, Settings
+from tokvid.evaluate.generation import MODES, evaluate_generation
 from tokvid.evaluate.likelihood import CANDIDATES, caption_ranks, log_likelihood, other_captions
 from tokvid.metrics.features import load_features
 from tokvid.sampling.codec import encode_clips
@@ -87,17 +87,17 @@ def test_clips_without_other_captions_are_not_retrieved(tiny_models, monkeypatch
     monkeypatch.setattr(generation, "caption_ranks", lambda *a: (np.zeros(len(a[3])), np.full(len(a[3]), bit)))
     monkeypatch.setattr(generation, "other_captions", others)
     monkeypatch.setattr(generation, "BATCH", 5)
-    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    figures = evaluate_generation(tiny_models, DATA, EvaluationSet(6, 1.5, 4.0, 0), FEATURES)
     assert figures["samples"] == 6 and figures["caption_retrieval_chance"] == pytest.approx(1 / 3)
     assert figures["bits_per_pixel"] == pytest.approx(1)
     monkeypatch.setattr(generation, "other_captions", lambda texts, rng: [[]] * len(texts))
-    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    figures = evaluate_generation(tiny_models, DATA, EvaluationSet(6, 1.5, 4.0, 0), FEATURES)
     assert figures["caption_retrieval"] is figures["caption_retrieval_chance"] is None
 
 
 def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
     shown = []
-    request = Request(samples=6, seconds=1.5, fps=4.0, seed=0)
+    request = EvaluationSet(samples=6, seconds=1.5, fps=4.0, seed=0)
     monkeypatch.setattr(generation, "BATCH", 3)
     figures = evaluate_generation(
         tiny_models, DATA, request, FEATURES, Settings(), lambda rows, captions: shown.extend(captions)
@@ -119,7 +119,7 @@ def test_all_figures_of_a_model(tiny_models, by_two, monkeypatch):
 def test_clips_are_not_compared_with_themselves(tiny_models, monkeypatch):
     """Where none are held out, as of a folder that is given, all clips are measured."""
     monkeypatch.setattr(generation, "split_of", lambda data: "train")
-    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    figures = evaluate_generation(tiny_models, DATA, EvaluationSet(6, 1.5, 4.0, 0), FEATURES)
     assert figures["split"] == "train" and "repeat_frechet" in figures["first_frame"]
     assert not [key for name in MODES for key in figures[name] if key == "copying" or key.startswith("nearest_")]
 
@@ -130,7 +130,7 @@ def test_true_clips_have_perfect_figures(tiny_models, monkeypatch):
         generation, "encode_clips", lambda tokenizer, truth: truths.append(truth) or encode_clips(tokenizer, truth)
     )
     monkeypatch.setattr(generation, "generate_batch", lambda *asked: truths[-1])
-    figures = evaluate_generation(tiny_models, DATA, Request(6, 1.5, 4.0, 0), FEATURES)
+    figures = evaluate_generation(tiny_models, DATA, EvaluationSet(6, 1.5, 4.0, 0), FEATURES)
     for name in MODES:
         of = figures[name]
         assert of["frechet"] == pytest.approx(0, abs=1e-4) and of["distance"] == of["diversity"] == 0
@@ -186,11 +186,11 @@ def test_seconds_are_counted_from_the_given_frames():
 def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):
     """FVD in place of a Fréchet distance, and no video made for nothing where all would be too short."""
     fvd = dataclasses.replace(FEATURES, frechet="fvd", least_frames=7)
-    figures = evaluate_generation(tiny_models, DATA, Request(4, 1.5, 4.0, 0), fvd)
+    figures = evaluate_generation(tiny_models, DATA, EvaluationSet(4, 1.5, 4.0, 0), fvd)
     assert figures["first_frame"].keys() >= {"fvd", "repeat_fvd"} and figures["fvd_real_halves"] > 0
     assert not any("frechet" in name for name in [*figures, *figures["first_frame"]])
     with pytest.raises(UserError, match="7 frames or more, got 6"):
-        evaluate_generation(tiny_models, DATA, Request(4, 1.25, 4.0, 0), fvd)
+        evaluate_generation(tiny_models, DATA, EvaluationSet(4, 1.25, 4.0, 0), fvd)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_figures_with_features_that_have_a_name_of_their_own(tiny_models):
     ],
 )
 def test_too_little_to_compare(tiny_models, change, said):
-    request = dataclasses.replace(Request(6, 1.5, 4.0, 0), **change)
+    request = dataclasses.replace(EvaluationSet(6, 1.5, 4.0, 0), **change)
     with pytest.raises(UserError, match=said):
         evaluate_generation(tiny_models, DATA, request, FEATURES)

@@ -56,7 +56,7 @@ def test_evaluate(tokvid, tiny_weights, tmp_path, monkeypatch):
     assert tokvid("evaluate", "interpolation", *arguments, "--temperature", 0.9, "--guidance", 2)[0] == 0
     assert tokvid("evaluate", "interpolation", *arguments, "--draws", 3)[0] == 0
     assert tokvid("evaluate", "interpolation", *arguments, "--draws", 3, "--temperature", 0.5)[0] == 0
-    once, several = (interpolation_module.Request(5, 4, 0, draws) for draws in (1, 3))
+    once, several = (interpolation_module.InterpolationSet(5, 4, 0, draws) for draws in (1, 3))
     assert asked[:2] == [("shapes", once, 1, 1.0, 0.0, None), ("shapes", once, 1, 2.0, 0.9, 0.9)]
     assert asked[2:] == [("shapes", several, 1, 1.0, 1.0, 1.0), ("shapes", several, 1, 1.0, 0.5, 0.5)]
     assert PIL.Image.open(tmp_path / "s.png").text["captions"] == "black"

@@ -73,21 +73,23 @@ def _reconstruction(options: argparse.Namespace, settings: SettingsOf, show: Sho
 
 
 def _interpolation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
-    from tokvid.evaluate.interpolation import Request, evaluate_interpolation
+    from tokvid.evaluate.interpolation import InterpolationSet, evaluate_interpolation
 
     data, factor = _data(options), 2 if options.factor is None else options.factor
-    request = Request(options.samples, factor, options.seed, _draws(options))
-    return evaluate_interpolation(_models(options), data, request, settings("interpolation"), show)
+    wanted = InterpolationSet(options.samples, factor, options.seed, _draws(options))
+    return evaluate_interpolation(_models(options), data, wanted, settings("interpolation"), show)
 
 
 def _edits(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
-    from tokvid.evaluate.edits import ALL, Request, check_edit, evaluate_edits
+    from tokvid.evaluate.batches import EvaluationSet
+    from tokvid.evaluate.edits import ALL, check_edit, evaluate_edits
 
-    check_edit(options.task or ALL)
+    name = options.task or ALL
+    check_edit(name)
     data = _data(options)
     models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
-    request = Request(options.task or ALL, options.samples, _seconds(options, 2.0), fps, options.seed)
-    return evaluate_edits(models, data, request, settings, show)
+    wanted = EvaluationSet(options.samples, _seconds(options, 2.0), fps, options.seed)
+    return evaluate_edits(models, data, name, wanted, settings, show)
 
 
 def _mnist(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
@@ -103,12 +105,13 @@ def _mnist(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dic
 
 
 def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
-    from tokvid.evaluate.generation import Request, evaluate_generation
+    from tokvid.evaluate.batches import EvaluationSet
+    from tokvid.evaluate.generation import evaluate_generation
 
     data = _data(options)
     models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
-    request = Request(options.samples, _seconds(options, 3.0), fps, options.seed)
-    return evaluate_generation(models, data, request, _features(options), settings(TEXT), show)
+    wanted = EvaluationSet(options.samples, _seconds(options, 3.0), fps, options.seed)
+    return evaluate_generation(models, data, wanted, _features(options), settings(TEXT), show)
 
 
 # In all processes of a job.

@@ -48,12 +48,22 @@ def usual(task: str = "text_to_video", draws: int = 1, temperature: float | None
     return Settings(guidance, sampling=sampling)
 
 
-def frames_in(seconds: float, fps: float) -> int:
-    """The frames of a clip, of which the first is at 0 s. UserError where these are no length and rate."""
-    for name, value in (("seconds", seconds), ("fps", fps)):
-        if not 0 < value <= MOST:
-            raise UserError(f"{name} should be above 0 and at most {MOST}, got {value:g}")
-    return 1 + round(seconds * fps)
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """The held-out clips that are measured: so many, of `seconds` at `fps`, drawn by `seed`."""
+
+    samples: int
+    seconds: float
+    fps: float
+    seed: int
+
+    @property
+    def frames(self) -> int:
+        """Frames per clip, of which the first is at 0 s. UserError where these are no length and rate."""
+        for name, value in (("seconds", self.seconds), ("fps", self.fps)):
+            if not 0 < value <= MOST:
+                raise UserError(f"{name} should be above 0 and at most {MOST}, got {value:g}")
+        return 1 + round(self.seconds * self.fps)
 
 
 class Padded(NamedTuple, Generic[Item]):

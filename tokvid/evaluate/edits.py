@@ -16,8 +16,8 @@ from tokvid.errors import UserError, did_you_mean
 from tokvid.evaluate.batches import (
     BATCH,
     EVALUATION_SEED,
+    EvaluationSet,
     Settings,
-    frames_in,
     mean,
     measured,
     padded_as_read,
@@ -168,16 +168,6 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-class Request(NamedTuple):
-    """The edit, a key of MEASURES or "all" that the weights know, and the clips: so many, of `seconds` at `fps`."""
-
-    edit: str
-    samples: int
-    seconds: float
-    fps: float
-    seed: int
-
-
 def check_edit(name: str) -> None:
     """UserError for what is no key of MEASURES, nor "all"."""
     if name != ALL and name not in MEASURES:
@@ -187,7 +177,8 @@ def check_edit(name: str) -> None:
 def evaluate_edits(
     models: Models,
     data: DataConfig,
-    request: Request,
+    name: str,
+    wanted: EvaluationSet,
     settings: Callable[[str], Settings] = usual,
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
@@ -200,30 +191,30 @@ def evaluate_edits(
     `show` gets some clips, what was given, made and true, as arguments for `contact_sheet`. UserError where the weights
     weren't trained for the task, and for fewer than 4 clips.
     """
-    check_edit(request.edit)
-    if request.edit != ALL:
-        check_trained(models, MEASURES[request.edit].task)
+    check_edit(name)
+    if name != ALL:
+        check_trained(models, MEASURES[name].task)
     known = [name for name, row in MEASURES.items() if row.task in models.tasks]
-    if not (names := known if request.edit == ALL else [request.edit]):
+    if not (names := known if name == ALL else [name]):
         raise UserError("these weights were trained for none of the tasks; train some with layouts.tasks")
-    if request.samples < 4:
-        raise UserError(f"samples should be 4 or more, got {request.samples}")
+    if wanted.samples < 4:
+        raise UserError(f"samples should be 4 or more, got {wanted.samples}")
     chosen = {name: settings(MEASURES[name].task) for name in names}
     each = (
         ((name, clips, count), count)
         for name in names
-        for clips, count in _drawn(models.for_task(MEASURES[name].task), data, request, chosen[name])
+        for clips, count in _drawn(models.for_task(MEASURES[name].task), data, wanted, chosen[name])
     )
-    with progress("evaluate edits", request.samples * len(names), "videos", quiet=not first()) as advance:
+    with progress("evaluate edits", wanted.samples * len(names), "videos", quiet=not first()) as advance:
         lists = measured(each, lambda given: _measure(*given), advance)
     if (count := len(lists[names[0], "psnr"])) < 4:
-        raise UserError(f"only {count} videos have {request.seconds:g} s at {request.fps:g} fps; 4 are needed")
+        raise UserError(f"only {count} videos have {wanted.seconds:g} s at {wanted.fps:g} fps; 4 are needed")
     shown = [row for name in names for row in lists[name, ROWS][: 3 * SHOWN]]
     show([video for video, _ in shown], captions=[text for _, text in shown], columns=COLUMNS)
     figures: dict[str, Any] = {
         name: _figures({kind: lists[name, kind] for kind in KINDS}, lists[name, MOTION]) for name in names
     }
-    about = {"samples": count, "seconds": request.seconds, "fps": request.fps, "seed": request.seed}
+    about = dataclasses.asdict(wanted) | {"samples": count}
     used = {name: models.for_task(MEASURES[name].task).mark for name in names}
     asked = {name: {**dataclasses.asdict(each), "weights": used[name]} for name, each in chosen.items()}
     return figures | about | {"settings": asked, "weights": models.mark}
@@ -238,17 +229,19 @@ def _figures(lists: dict[str, list[float]], motion: list[float]) -> dict[str, An
     }
 
 
-def _drawn(models: Models, data: DataConfig, request: Request, settings: Settings) -> Iterator[tuple[RealClips, int]]:
+def _drawn(
+    models: Models, data: DataConfig, wanted: EvaluationSet, settings: Settings
+) -> Iterator[tuple[RealClips, int]]:
     """Batches of held-out clips, and how many of each count: all batches have one size, for one program."""
-    patch, size = models.temporal_patch, min(BATCH, request.samples)
-    frames = frames_of(latent_frames_for(frames_in(request.seconds, request.fps), patch), patch)
-    rng = np.random.default_rng([EVALUATION_SEED, request.seed])
-    wanted = dataclasses.replace(data, frames=frames, fps=(request.fps,))
-    pairs = some_clips(wanted, split_of(data), request.samples, rng)
-    for batch in padded_as_read(pairs, size, request.seed):
+    patch, size = models.temporal_patch, min(BATCH, wanted.samples)
+    frames = frames_of(latent_frames_for(wanted.frames, patch), patch)
+    rng = np.random.default_rng([EVALUATION_SEED, wanted.seed])
+    cut = dataclasses.replace(data, frames=frames, fps=(wanted.fps,))
+    pairs = some_clips(cut, split_of(data), wanted.samples, rng)
+    for batch in padded_as_read(pairs, size, wanted.seed):
         texts = [captions[0].text if captions else "" for _, captions in batch.items]
         video_BTHWC = np.stack([video_THWC for video_THWC, _ in batch.items])
-        yield RealClips(models, request.fps, frames, batch.seeds_B, settings, video_BTHWC, texts), batch.size
+        yield RealClips(models, wanted.fps, frames, batch.seeds_B, settings, video_BTHWC, texts), batch.size
 
 
 def _measure(name: str, clips: RealClips, count: int) -> dict[tuple[str, str], list[Any]]:

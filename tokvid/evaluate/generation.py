@@ -12,7 +12,7 @@ import numpy as np
 from tokvid.config import DataConfig
 from tokvid.distributed import first
 from tokvid.errors import UserError
-from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, Settings, frames_in, generate_batch, mean, measured
+from tokvid.evaluate.batches import BATCH, EVALUATION_SEED, EvaluationSet, Settings, generate_batch, mean, measured
 from tokvid.evaluate.clips import BEST
 from tokvid.evaluate.likelihood import caption_ranks, other_captions
 from tokvid.evaluate.reconstruction import SHOWN, check_clips, some_clips, split_of
@@ -41,25 +41,10 @@ class Captioned(NamedTuple):
     seeds: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The clips to generate: `seconds` at `fps`, for `samples` held-out captions."""
-
-    samples: int
-    seconds: float
-    fps: float
-    seed: int
-
-    @property
-    def frames(self) -> int:
-        """Frames per clip. UserError as by `frames_in`."""
-        return frames_in(self.seconds, self.fps)
-
-
 def evaluate_generation(
     models: Models,
     data: DataConfig,
-    request: Request,
+    wanted: EvaluationSet,
     features: Features,
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
@@ -77,21 +62,21 @@ def evaluate_generation(
     share of the other captions under which a clip is less likely, half of them by chance. `show` gets the first clips
     as arguments for `contact_sheet`. UserError for fewer than 4 clips.
     """
-    check_clips(request.samples, data.size)
-    if request.frames < 2:
-        raise UserError(f"clips should be of 2 or more frames, got {request.frames}; use a longer --seconds")
-    features.check(request.frames)
-    rng = np.random.default_rng([EVALUATION_SEED, request.seed])
-    wanted = dataclasses.replace(data, frames=request.frames, fps=(request.fps,))
-    training_NTHWC = _training(wanted, rng)
-    modes = {name: known for name, known in MODES.items() if frames_of(known, models.temporal_patch) < request.frames}
-    drawn = ((clips, len(clips.truth)) for clips in _batches(wanted, request, rng))
-    with progress("evaluate generation", request.samples, "clips", quiet=not first()) as advance:
-        measure = functools.partial(_measure, models, training_NTHWC, modes, request.fps, features, settings)
+    check_clips(wanted.samples, data.size)
+    if wanted.frames < 2:
+        raise UserError(f"clips should be of 2 or more frames, got {wanted.frames}; use a longer --seconds")
+    features.check(wanted.frames)
+    rng = np.random.default_rng([EVALUATION_SEED, wanted.seed])
+    cut = dataclasses.replace(data, frames=wanted.frames, fps=(wanted.fps,))
+    training_NTHWC = _training(cut, rng)
+    modes = {name: known for name, known in MODES.items() if frames_of(known, models.temporal_patch) < wanted.frames}
+    drawn = ((clips, len(clips.truth)) for clips in _batches(cut, wanted, rng))
+    with progress("evaluate generation", wanted.samples, "clips", quiet=not first()) as advance:
+        measure = functools.partial(_measure, models, training_NTHWC, modes, wanted.fps, features, settings)
         lists = measured(drawn, measure, advance)
     if (count := len(lists["bits_per_pixel"])) < 4:
         raise UserError(
-            f"only {count} videos have {request.frames} frames at {request.fps:g} fps and one caption; 4 are needed: "
+            f"only {count} videos have {wanted.frames} frames at {wanted.fps:g} fps and one caption; 4 are needed: "
             "use a shorter --seconds, or other --data"
         )
     own = load_features("random-convolutions")
@@ -102,7 +87,7 @@ def evaluate_generation(
         "features": f"{features.name} {features.mark}",
         "perceptual_features": f"{own.name} {own.mark}",
         "split": split_of(data),
-        **dataclasses.asdict(request),
+        **dataclasses.asdict(wanted),
         "samples": count,
         "weights": models.mark,
     }
@@ -205,16 +190,16 @@ def _all_figures(
     }
 
 
-def _batches(data: DataConfig, request: Request, rng: np.random.Generator) -> Iterator[Captioned]:
+def _batches(data: DataConfig, wanted: EvaluationSet, rng: np.random.Generator) -> Iterator[Captioned]:
     """Held-out clips with one caption each."""
-    every = some_clips(data, split_of(data), 4 * request.samples, rng)
+    every = some_clips(data, split_of(data), 4 * wanted.samples, rng)
     single_caption = ((clip_THWC, captions[0].text) for clip_THWC, captions in every if len(captions) == 1)
-    pairs = itertools.islice(single_caption, request.samples)
+    pairs = itertools.islice(single_caption, wanted.samples)
     for number in itertools.count():
         if not (some := list(itertools.islice(pairs, BATCH))):
             return
         captions = [text for _, text in some]
-        seeds = np.random.SeedSequence([EVALUATION_SEED, request.seed, number]).generate_state(2 * len(some))
+        seeds = np.random.SeedSequence([EVALUATION_SEED, wanted.seed, number]).generate_state(2 * len(some))
         yield Captioned(np.stack([clip_THWC for clip_THWC, _ in some]), captions, other_captions(captions, rng), seeds)
 
 

@@ -27,7 +27,7 @@ COARSE_LATENT_FRAMES = 5  # of each clip to interpolate
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class InterpolationSet:
     """The clips to interpolate: `samples` of them, from every `factor`-th frame, each as the mean of `draws`."""
 
     samples: int
@@ -39,7 +39,7 @@ class Request:
 def evaluate_interpolation(
     models: Models,
     data: DataConfig,
-    request: Request,
+    wanted: InterpolationSet,
     settings: Settings = Settings(),
     show: Callable[..., object] = lambda rows, **how: None,
 ) -> dict[str, Any]:
@@ -52,35 +52,35 @@ def evaluate_interpolation(
     data's highest rate; `show` gets the first ones as arguments for `contact_sheet`. UserError for fewer than 4 such
     clips, and for clips that are too small for SSIM.
     """
-    check_clips(request.samples, data.size)
+    check_clips(wanted.samples, data.size)
     models = models.for_task("interpolation")
-    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.temporal_patch) - 1) * request.factor
-    rng = np.random.default_rng([EVALUATION_SEED, request.seed])
-    batch, fps = min(BATCH, request.samples), max(data.fps)
-    every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * request.samples, rng)
-    items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), request.samples)
-    drawn = ((clips, clips.size) for clips in padded_as_read(items, batch, request.seed))
-    with progress("evaluate interpolation", request.samples, "clips", quiet=not first()) as advance:
-        lists = measured(drawn, lambda clips: _measure(models, clips, fps, request, settings), advance)
+    frames = 1 + (frames_of(COARSE_LATENT_FRAMES, models.temporal_patch) - 1) * wanted.factor
+    rng = np.random.default_rng([EVALUATION_SEED, wanted.seed])
+    batch, fps = min(BATCH, wanted.samples), max(data.fps)
+    every = some_clips(dataclasses.replace(data, frames=frames, fps=(fps,)), split_of(data), 4 * wanted.samples, rng)
+    items = itertools.islice(((clip, captions) for clip, captions in every if len(captions) < 2), wanted.samples)
+    drawn = ((clips, clips.size) for clips in padded_as_read(items, batch, wanted.seed))
+    with progress("evaluate interpolation", wanted.samples, "clips", quiet=not first()) as advance:
+        lists = measured(drawn, lambda clips: _measure(models, clips, fps, wanted, settings), advance)
     if len(lists["psnr"]) < 4:
         raise UserError(f"only {len(lists['psnr'])} videos have {frames} frames at {fps:g} fps; 4 are needed")
     shown = lists["shown"][: 3 * SHOWN]
-    titles = ["truth", f"made from every {request.factor}. frame", "blended"] * (len(shown) // 3)
+    titles = ["truth", f"made from every {wanted.factor}. frame", "blended"] * (len(shown) // 3)
     show(shown, captions=titles, columns=frames)
-    asked = dataclasses.asdict(request) | {"samples": len(lists["psnr"])}
+    asked = dataclasses.asdict(wanted) | {"samples": len(lists["psnr"])}
     about = {"fps": fps, "frames": frames, "settings": dataclasses.asdict(settings), "weights": models.mark}
     return _figures(lists) | asked | about
 
 
 def _measure(
-    models: Models, batch: Padded[Any], fps: float, request: Request, settings: Settings
+    models: Models, batch: Padded[Any], fps: float, wanted: InterpolationSet, settings: Settings
 ) -> dict[str, list[Any]]:
     """The figures of clips with their captions, and some of them for a sheet."""
     truth = np.stack([video_THWC for video_THWC, _ in batch.items])
     captions = [captions[0].text if captions else "" for _, captions in batch.items]
-    factor, prompt = request.factor, make_prompt(models, captions, batch.seeds_B, Guidance(settings.guidance))
+    factor, prompt = wanted.factor, make_prompt(models, captions, batch.seeds_B, Guidance(settings.guidance))
     clips = {
-        "": _interpolated(models, truth, prompt, fps / factor, request, settings),
+        "": _interpolated(models, truth, prompt, fps / factor, wanted, settings),
         "blend_": blend(truth, factor),
         "repeat_": truth[:, np.arange(truth.shape[1]) // factor * factor],
         "ceiling_": through(models.tokenizer, truth)[0],
@@ -108,16 +108,16 @@ def _interpolated(
     truth: np.ndarray,
     prompt: Prompt,
     slow: float,
-    request: Request,
+    wanted: InterpolationSet,
     settings: Settings,
 ) -> np.ndarray:
     """Videos (B, T, H, W, 3) of which every `factor`-th frame, at the rate `slow`, and the captions are given."""
-    given = truth[:, :: request.factor]
+    given = truth[:, :: wanted.factor]
     tokens = encode_clips(models.tokenizer, given)
-    how = settings.keep, settings.sampling, request.draws
-    levels = levels_between(models, slow, request.factor, tokens.shape[1], *how)
+    how = settings.keep, settings.sampling, wanted.draws
+    levels = levels_between(models, slow, wanted.factor, tokens.shape[1], *how)
     made = interpolated(models, prompt, levels, tokens)
-    return np.concatenate(list(restored(made, iter(np.moveaxis(given, 1, 0)), request.factor)), axis=1)
+    return np.concatenate(list(restored(made, iter(np.moveaxis(given, 1, 0)), wanted.factor)), axis=1)
 
 
 def _compare(
