@@ -28,7 +28,8 @@ from tokvid.config import Sampling, load_recipe
 from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import probe, read_clip, stream_frames
 from tokvid.input_pipeline.folder import FolderSource
-from tokvid.input_pipeline.records import RecordWriter, stored
+from tokvid.input_pipeline.records import RecordWriter
+from tokvid.input_pipeline.stored import stored
 from tokvid.sampling import codec, film, window
 from tokvid.sampling.story import load_story, prompts_of, tell
 

@@ -9,7 +9,8 @@ from array_record.python import array_record_module
 
 from tokvid import weights
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, join_records
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, join_records
+from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.portable import bring_in, export
 

@@ -12,15 +12,8 @@ import pytest
 from array_record.python import array_record_module
 
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import (
-    RecordSource,
-    RecordWriter,
-    StoredVideo,
-    from_values,
-    join_records,
-    show,
-    stored,
-)
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, join_records
+from tokvid.input_pipeline.stored import StoredVideo, from_values, show, stored
 from tokvid.io.files import seal
 from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import Caption

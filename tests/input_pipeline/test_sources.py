@@ -20,9 +20,10 @@ import pytest
 from tokvid.config import DataConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.loader import clip_batches
-from tokvid.input_pipeline.records import RecordWriter, StoredVideo, stored
+from tokvid.input_pipeline.records import RecordWriter
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import SOURCES, fingerprint, holds_out, open_source
+from tokvid.input_pipeline.stored import StoredVideo, stored
 from tokvid.io.files import seal, write_json
 from tokvid.shapes.drawing import ShapesDataset
 from tokvid.types import Caption

@@ -10,8 +10,9 @@ import pytest
 
 from tokvid.config import DataConfig, load_recipe
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import RecordWriter, StoredVideo
+from tokvid.input_pipeline.records import RecordWriter
 from tokvid.input_pipeline.sources import fingerprint, open_source
+from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.io.urls import local
 
 

@@ -13,8 +13,9 @@ from tokvid import weights
 from tokvid.config import DataConfig, Recipe, TokenizerConfig, TokensConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline import records
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
+from tokvid.input_pipeline.records import RecordSource, RecordWriter
 from tokvid.input_pipeline.sources import fingerprint, open_source
+from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.input_pipeline.text import train_text_model
 from tokvid.io.media import write_video
 from tokvid.io.settings import to_dict

@@ -12,7 +12,8 @@ import pytest
 
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo
+from tokvid.input_pipeline.records import RecordSource, RecordWriter
+from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.input_pipeline.text import PADDING, train_text_model
 from tokvid.tasks.conditions import CONDITIONS, Condition
 from tokvid.tasks.tasks import TASKS, conditions_of

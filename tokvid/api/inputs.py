@@ -18,7 +18,7 @@ from tokvid.errors import UserError
 from tokvid.input_pipeline.clips import VideoInfo, count_at, probe, read_image, stream_frames
 from tokvid.input_pipeline.encoded import MAX_PIXELS
 from tokvid.input_pipeline.picture import Fit, Fitter, on_white
-from tokvid.input_pipeline.records import show
+from tokvid.input_pipeline.stored import show
 from tokvid.io.progress import MANY, counted
 from tokvid.io.urls import local, text_of
 

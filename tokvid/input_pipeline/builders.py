@@ -19,8 +19,8 @@ import numpy as np
 
 from tokvid.errors import UserError, did_you_mean
 from tokvid.input_pipeline import mnist
-from tokvid.input_pipeline.records import Kind, StoredVideo, from_values, stored
 from tokvid.input_pipeline.source import Source, part_of
+from tokvid.input_pipeline.stored import Kind, StoredVideo, from_values, stored
 from tokvid.io.files import read_json
 from tokvid.io.urls import local
 from tokvid.shapes.drawing import ShapesDataset

@@ -17,8 +17,8 @@ from tokvid.input_pipeline.captions import LONGEST_CAPTION
 from tokvid.input_pipeline.clips import probe
 from tokvid.input_pipeline.encoded import NamedBytes
 from tokvid.input_pipeline.picture import Fit
-from tokvid.input_pipeline.records import MOST_BYTES, MOST_FRAMES, Kind, StoredVideo
 from tokvid.input_pipeline.source import Source
+from tokvid.input_pipeline.stored import MOST_BYTES, MOST_FRAMES, Kind, StoredVideo
 from tokvid.input_pipeline.text import checked
 from tokvid.types import Caption, VideoSource
 

@@ -25,7 +25,7 @@ from tokvid.input_pipeline.foreign import (
     frames_shape,
     video_field,
 )
-from tokvid.input_pipeline.records import MOST_BYTES, StoredVideo
+from tokvid.input_pipeline.stored import MOST_BYTES, StoredVideo
 
 try:
     import h5py

@@ -18,8 +18,8 @@ from typing import IO, Literal
 import numpy as np
 
 from tokvid.errors import UserError, did_you_mean
-from tokvid.input_pipeline.records import show
 from tokvid.input_pipeline.source import Source
+from tokvid.input_pipeline.stored import show
 from tokvid.types import Caption
 
 FRAMES, FPS, SIZE, DIGIT = 20, 8.0, 64, 28  # the published set has no rate; at 8 a video takes 2.5 seconds

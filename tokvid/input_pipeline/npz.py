@@ -27,7 +27,7 @@ from tokvid.input_pipeline.foreign import (
     frames_shape,
     video_field,
 )
-from tokvid.input_pipeline.records import MOST_FPS, StoredVideo
+from tokvid.input_pipeline.stored import MOST_FPS, StoredVideo
 
 PIECE = 1 << 20  # bytes read at once
 MOST_CAPTIONS = 64 << 20  # bytes of the captions of a file

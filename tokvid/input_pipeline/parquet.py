@@ -24,7 +24,7 @@ from tokvid.input_pipeline.foreign import (
     foreign,
     video_field,
 )
-from tokvid.input_pipeline.records import MOST_BYTES, StoredVideo
+from tokvid.input_pipeline.stored import MOST_BYTES, StoredVideo
 from tokvid.io.files import read_json
 
 try:

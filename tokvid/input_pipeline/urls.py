@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import BadLine, field_name, read_lines
 from tokvid.input_pipeline.foreign import CAPTION_FIELDS, Choices, caption_of, encoded, files_in, foreign
-from tokvid.input_pipeline.records import MOST_BYTES, StoredVideo
+from tokvid.input_pipeline.stored import MOST_BYTES, StoredVideo
 from tokvid.input_pipeline.text import checked
 from tokvid.io.download import download, download_all
 from tokvid.io.progress import progress

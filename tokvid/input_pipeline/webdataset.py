@@ -24,8 +24,8 @@ from tokvid.input_pipeline.checked import CheckedSource
 from tokvid.input_pipeline.clips import VideoInfo, probe, read_clip
 from tokvid.input_pipeline.encoded import KINDS, NamedBytes
 from tokvid.input_pipeline.picture import Fit
-from tokvid.input_pipeline.records import MOST_BYTES
 from tokvid.input_pipeline.source import Source
+from tokvid.input_pipeline.stored import MOST_BYTES
 from tokvid.input_pipeline.text import checked
 from tokvid.input_pipeline.workers import Map, in_threads
 from tokvid.types import Caption

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from tokvid.errors import UserError
 from tokvid.input_pipeline.checked import CheckedSource
-from tokvid.input_pipeline.records import Kind, RecordWriter, StoredVideo, stored
+from tokvid.input_pipeline.records import RecordWriter
 from tokvid.input_pipeline.source import Unreadable
+from tokvid.input_pipeline.stored import Kind, StoredVideo, stored
 from tokvid.input_pipeline.workers import Map
 from tokvid.io.progress import progress
 from tokvid.types import VideoSource

@@ -24,9 +24,10 @@ from tokvid.distributed import check_same, check_shared, first, from_first, reac
 from tokvid.errors import UserError, difference
 from tokvid.input_pipeline import augment
 from tokvid.input_pipeline.loader import captions_within, usable_rates
-from tokvid.input_pipeline.records import RecordSource, RecordWriter, StoredVideo, check_replaceable, join_records
+from tokvid.input_pipeline.records import RecordSource, RecordWriter, check_replaceable, join_records
 from tokvid.input_pipeline.source import Unreadable
 from tokvid.input_pipeline.sources import fingerprint, holds_out, open_source
+from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.io.progress import progress
 from tokvid.io.settings import to_dict

@@ -11,7 +11,7 @@ import numpy as np
 from tokvid.config import LayoutConfig, TransformerConfig
 from tokvid.errors import UserError
 from tokvid.input_pipeline.loader import batches, samples_of
-from tokvid.input_pipeline.records import StoredVideo
+from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.tasks.conditions import CONDITIONS
 from tokvid.tasks.tasks import TASKS
 from tokvid.train.token_cache import TokenCache
