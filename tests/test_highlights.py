@@ -84,6 +84,19 @@ def test_earlier_highlights_go_when_all_new_ones_are_there(movie, tmp_path, monk
         cut_out(out / "01.mp4", out, 1.0, 1)
 
 
+@pytest.mark.parametrize("name", ["sheet.png", "highlights.jsonl", "02.mp4"])
+def test_a_folder_in_their_place_leaves_earlier_highlights(movie, tmp_path, name):
+    out = tmp_path / "out"
+    cut_out(movie, out, 1.0, 1)
+    (out / name).unlink(missing_ok=True)
+    (out / name).mkdir()
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=f"^cannot write {out / name}: it is a folder; move it, or choose"):
+        cut_out(movie, out, 2.0, 2)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert {path.name for path in out.iterdir()} == {*before, name}
+
+
 def test_a_short_video_has_few(movie, tmp_path):
     assert 1 <= len(cut_out(movie, tmp_path / "out", 2.5, 50)) <= 2
     with pytest.raises(UserError, match=r"the video has 6.00 s, fewer than a clip of 7 s"):

@@ -104,6 +104,8 @@ def cut_out(path: Path, folder: Path, seconds: float, count: int) -> list[dict[s
     replaced = [*(_name(number) for number in range(count)), *_earlier(folder), SHEET, ROWS]
     if any((folder / name).exists() and path.samefile(folder / name) for name in replaced):
         raise UserError(f"the highlights would replace {path} itself; choose another folder than {folder}")
+    if folders := [folder / name for name in replaced if (folder / name).is_dir()]:
+        raise UserError(f"cannot write {folders[0]}: it is a folder; move it, or choose another place than {folder}")
     if seconds * info.rate < 1:
         raise UserError(
             f"highlights of {seconds:g} s hold no frame of {path}, at {info.rate:g} a second; choose longer ones"
