@@ -136,6 +136,22 @@ def test_averaged_weights_lie_between(tokvid, refused, trained, tmp_path):
     assert text.read_bytes() == (start / "text.model").read_bytes()
 
 
+def test_weights_are_not_merged_into_themselves(tokvid, refused, trained, tmp_path):
+    """The same command again would merge what is merged already, and those that were there would be lost."""
+    for name in ("start", "other"):
+        shutil.copytree(trained / "start", tmp_path / name)
+    (tmp_path / "link").symlink_to("start", target_is_directory=True)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*/*.*")}
+    merge = ("merge", "--weights", "start", "--out")
+    for words in (
+        ("start", "--lora", trained / "run" / FILE),
+        ("link", "--average", "other"),
+        ("other", "--average", "other"),
+    ):
+        assert f"the output {words[0]} would replace weights that are read" in refused(*merge, *words)
+    assert before and {path: path.read_bytes() for path in tmp_path.glob("*/*/*.*")} == before
+
+
 def test_what_cannot_be_averaged_is_refused(refused, trained, tmp_path):
     merge = ("merge", "--weights", trained / "start", "--out", "out", "--average")
     assert "between 0 and 1" in refused(*merge, f"{trained / 'start'}:1")

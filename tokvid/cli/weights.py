@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import os
 from pathlib import Path
 
 from tokvid.cli.option_values import models_of, refuse
@@ -185,6 +186,9 @@ class Merge(Command):
             return
         if not loras and not others:
             raise UserError("there is nothing to merge; name a LoRA, --lora FILE, or weights, --average NAME")
+        for folder in (options.weights, *(local(name) for name, _ in others)):
+            if os.path.realpath(folder) == os.path.realpath(options.out):  # again, it would merge what is merged
+                raise UserError(f"the output {options.out} would replace weights that are read; name another folder")
         models = models_of(options)
         beside = (*weights.TOKENIZER_FILES, *weights.text_files(options.weights))
         if other := [name for name in beside if _differ(options.weights / name, options.out / name)]:
