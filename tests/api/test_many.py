@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tokvid
-from tokvid.api.many import _mark, clips_of, first_words, read_prompts
+from tokvid.api.many import _Index, _mark, clips_of, first_words, read_prompts
 from tokvid.cli.main import main
 from tokvid.errors import UserError
 from tokvid.input_pipeline.captions import read_captions
@@ -202,6 +202,20 @@ def test_all_processes_must_be_asked_for_the_same_clips(world, tmp_path, monkeyp
     with pytest.raises(UserError, match="process 1 was started with other settings"):
         world.fill(tmp_path / "clips", ["up", "down"], count=3, seconds=0.5)
     assert not list((tmp_path / "clips").glob("*.mp4"))
+
+
+def test_another_job_in_the_folder_loses_no_clips(tmp_path):
+    """It begins between a clip's row in the index and its file."""
+    one = _Index(tmp_path)
+    one.add({"file": "up.mp4", "mark": "up"})
+    other = _Index(tmp_path)
+    assert not other.rows
+    for name in ("up.mp4", "down.mp4"):
+        (tmp_path / name).touch()
+    other.add({"file": "down.mp4", "mark": "down"})
+    other.add({"file": "never.mp4", "mark": "never"})  # it was killed
+    assert other.merged().keys() == {"down"}
+    assert one.merged().keys() == {"up", "down"} == {row["mark"] for row in rows_of(tmp_path)}
 
 
 def test_progress_counts_frames_of_all_clips(tiny_weights, tmp_path, monkeypatch, capsys):

@@ -163,13 +163,15 @@ class _Index:
     """The rows of a folder's clips by their marks, kept in INDEX, to which process 0 adds rows as clips are made.
 
     The other processes add to files of their own, which process 0 takes in at the end, or at the beginning of the next
-    job. A row is written before its file, so that no file is without one; a row without its file doesn't count.
+    job. A row is written before its file, so that no file is without one; a row without its file doesn't count. Another
+    job in the folder may write the index anew in between, so rows that this one added are there again at the end.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / (INDEX if first() else f".{INDEX}.{jax.process_index()}")
+        self._added: dict[str, dict[str, Any]] = {}
         self.rows = self.merged()
 
     def merged(self) -> dict[str, dict[str, Any]]:
@@ -180,6 +182,7 @@ class _Index:
             rows = self._read(self._folder / INDEX)
             for part in parts:
                 rows |= self._read(part)
+            rows |= {mark: row for mark, row in self._added.items() if self._has(row["file"])}
             write_text(self._folder / INDEX, "".join(_line(row) for row in rows.values()))
             for part in parts:
                 part.unlink()
@@ -201,9 +204,12 @@ class _Index:
                 raise UserError(
                     f"{path}, line {number} is no row of tokvid's index of clips; remove it, or name another folder"
                 ) from error
-            if (self._folder / Path(file).name).is_file():
+            if self._has(file):
                 rows[mark] = row
         return rows
+
+    def _has(self, file: str) -> bool:
+        return (self._folder / Path(file).name).is_file()
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row at the end, at once."""
@@ -212,6 +218,7 @@ class _Index:
                 file.write(_line(row).encode())
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}; free some space, then run again") from error
+        self._added[row["mark"]] = row
 
 
 def _line(row: dict[str, Any]) -> str:
