@@ -41,6 +41,9 @@ export const fitting = ({ size }, given) => (given && given.height >= 2 * size[0
 // A draft's scenes with other weights, and the settings that suit these.
 export const withWeights = ({ scenes, opening, negative }, world) => ({ ...newDraft(world), scenes, opening, negative });
 
+// Whether nothing has been written yet.
+export const isBlank = () => state.draft.scenes.length === 1 && !state.draft.scenes[0].prompt && !state.draft.opening;
+
 // A draft as it is where its weights are offered, else with the first ones: they may have gone with an earlier server.
 const offered = (draft) => (state.facts.weights.some(({ name }) => name === draft.weights) ? draft : withWeights(draft, state.facts.weights[0]));
 

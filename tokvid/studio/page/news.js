@@ -1,0 +1,58 @@
+// What the server says: asked again and again, and shown.
+
+import { get } from "./api.js";
+import { announce, toast } from "./dom.js";
+import * as store from "./state.js";
+import { has, t } from "./strings.js";
+
+const { state } = store;
+const OFTEN = 400; // milliseconds between questions while something is being generated
+export const SELDOM = 3000;
+const at = (id) => document.getElementById(id);
+let timer;
+let arrived = () => {};
+
+// What to do when there are news.
+export function onNews(act) {
+  arrived = act;
+}
+
+export function scheduled() {
+  clearTimeout(timer);
+  timer = setTimeout(refresh, state.takes.some(store.isOpen) && !document.hidden ? OFTEN : SELDOM);
+}
+
+export async function refresh() {
+  try {
+    const { takes, more } = await get("/api/takes");
+    at("offline").hidden = true;
+    const last = takes.at(-1)?.number ?? 0;
+    const older = state.takes.filter((take) => more && take.number < last);
+    if (!older.length) state.more = more;
+    news([...takes, ...older.filter((take) => !takes.some((each) => each.id === take.id))]);
+  } catch (error) {
+    at("offline").hidden = error.code !== "offline";
+    if (error.code !== "offline") problem(error);
+  }
+  scheduled();
+}
+
+export function news(takes) {
+  const ended = takes.filter((take) => take.until === null && ["done", "failed"].includes(take.status) && store.isOpen(store.takeOf(take.id)));
+  if (ended.length) announce(ended.map((take) => t(take.status === "done" ? "made" : "not_made", { n: take.number, error: take.error })).join(" "));
+  state.takes = takes;
+  arrived();
+}
+
+export async function attempt(work) {
+  try {
+    return await work();
+  } catch (error) {
+    problem(error);
+  }
+}
+
+export function problem(error) {
+  const values = { message: error.message, mib: state.facts ? state.facts.limits.upload / 2 ** 20 : "" };
+  toast(has(`error_${error.code}`) ? t(`error_${error.code}`, values) : error.message, { error: true });
+}
