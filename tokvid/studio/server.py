@@ -57,7 +57,8 @@ async def takes(studio: Here, before: Annotated[int, fastapi.Query(ge=0, lt=2**3
     takes = studio.records.takes.values()
     newest = sorted(takes, key=lambda take: (-take.number, take.until is not None, -take.created))
     listed = [take for take in newest if take.number < before][:MOST_LISTED]
-    shown = [take for take in newest if take in listed or take.status in ("waiting", *RUNNING)]
+    ids = {take.id for take in listed}
+    shown = [take for take in newest if take.id in ids or take.status in ("waiting", *RUNNING)]
     return {"takes": [studio.summary(take) for take in shown], "more": bool(listed) and listed[-1] is not newest[-1]}
 
 
