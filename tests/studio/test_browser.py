@@ -166,6 +166,27 @@ def test_a_video_of_the_history_opens_in_an_empty_editor(page):
     expect(page.get_by_label("Prompt of scene 1")).to_have_value("my own")
 
 
+def test_a_story_ends_at_the_most_scenes(page):
+    with_limit(page, scenes=2)
+    tell(page, "one", "two")
+    for button in ("Add a scene", "Duplicate scene 1"):
+        page.get_by_role("button", name=button).click()
+        expect(page.get_by_role("alert")).to_have_text([re.compile("A story has at most 2 scenes")])
+        expect(page.locator("#scenes .scene")).to_have_count(2)
+        page.get_by_role("alert").get_by_role("button", name="Close").click()
+
+
+def with_limit(page, **limits):
+    """Loads the page anew from a server that says other limits."""
+
+    def answer(route):
+        facts = route.fetch().json()
+        route.fulfill(json=facts | {"limits": facts["limits"] | limits})
+
+    page.route("**/api/studio", answer)
+    page.reload()
+
+
 def test_cards_are_dragged(page):
     tell(page, "one", "two", "three")
     head = card(page, 1).locator(".scene-head")

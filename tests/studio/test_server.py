@@ -592,7 +592,8 @@ def test_uploads_without_a_story_make_room(client, studio, files, monkeypatch):
     [
         ({"weights": "tinny"}, "tiny"),
         ({"weights": "../tiny"}, "tiny"),
-        ({"scenes": []}, "scenes"),
+        ({"scenes": []}, "scenes: at least 1 is needed, got 0"),
+        ({"scenes": [scene("a", 1)] * 101}, "scenes: at most 100 are allowed, got 101"),
         ({"scenes": [scene("a", 1, 61.0)]}, "seconds"),
         ({"scenes": [scene("a", -1)]}, "seed"),
         ({"scenes": [scene("a" * 2001, 1)]}, "prompt"),

@@ -9,6 +9,7 @@ from tokvid.errors import did_you_mean
 from tokvid.sampling.levels import MOST_DRAWS, MOST_TIMES
 
 OWN = ("box", "canvas", "times", "strength", "first", "track", "factor", "draws")  # settings of single tasks
+MOST_SCENES = 100  # of a story
 
 Id = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -56,14 +57,14 @@ class Wish(Body):
     """A story to be made; with `until`, only to the end of that scene."""
 
     weights: str
-    scenes: Annotated[list[Scene], pydantic.Field(min_length=1, max_length=100)]
+    scenes: Annotated[list[Scene], pydantic.Field(min_length=1, max_length=MOST_SCENES)]
     fps: Finite = 8.0
     negative: Prompt = ""
     scheme: Literal["one-level", "hierarchical"] | None = None
     sampling: dict[str, bool | Annotated[int, pydantic.Field(ge=0, lt=2**31)] | Finite | None] = {}
     opening: Id | None = None
     larger: Larger = 1
-    until: Annotated[int, pydantic.Field(ge=0, lt=100)] | None = None
+    until: Annotated[int, pydantic.Field(ge=0, lt=MOST_SCENES)] | None = None
 
 
 class Edit(Body):

@@ -17,7 +17,7 @@ from tokvid.api.edited import check_box, check_larger, check_own
 from tokvid.api.stories import IDLE_NEGATIVES, has_idle_negatives
 from tokvid.errors import UserError, reason
 from tokvid.input_pipeline.tracks import load_track
-from tokvid.studio.bodies import OWN, Edit, Id, Wish, Words
+from tokvid.studio.bodies import MOST_SCENES, OWN, Edit, Id, Wish, Words
 from tokvid.studio.guard import Guard, problem
 from tokvid.studio.records import FILES, FRAMES, RUNNING, Upload
 from tokvid.studio.state import Studio
@@ -40,7 +40,7 @@ Here = Annotated[Studio, Depends(_studio)]
 @router.get("/studio")
 async def about(studio: Here) -> dict[str, Any]:
     """The weights that there are, and the limits."""
-    limits = {"upload": MOST_UPLOAD, "seconds": MOST_SECONDS, "scenes": 100}
+    limits = {"upload": MOST_UPLOAD, "seconds": MOST_SECONDS, "scenes": MOST_SCENES}
     return {"version": tokvid.__version__, "weights": studio.facts, "limits": limits}
 
 
@@ -282,7 +282,7 @@ def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return problem(422, "invalid", f"the request is no JSON: {first['ctx']['error']}")
-        place, said = ".".join(str(part) for part in first["loc"][1:]), first["msg"].removeprefix("Value error, ")
+        place, said = ".".join(str(part) for part in first["loc"][1:]), _said(first)
         return problem(422, "invalid", f"{place}: {said}" if place else said)
 
     @app.exception_handler(OSError)
@@ -290,6 +290,16 @@ def application(studio: Studio, hosts: tuple[str, ...] | None, token: str | None
         return problem(507, "disk", f"cannot write or read the studio's folder: {reason(error)}")
 
     return app
+
+
+def _said(error: Any) -> str:
+    """What is wrong with a value of a request."""
+    facts = error.get("ctx", {})
+    if error["type"] == "too_long":  # a list
+        return f"at most {facts['max_length']} are allowed, got {facts['actual_length']}"
+    if error["type"] == "too_short":
+        return f"at least {facts['min_length']} is needed, got {facts['actual_length']}"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _page() -> list[tuple[str, bytes, str]]:

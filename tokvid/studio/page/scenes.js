@@ -20,8 +20,8 @@ export function initScenes(all) {
 export function renderScenes(focus = null) {
   const scenes = state.draft.scenes;
   cards = scenes.map((scene, index) => card(scene, index));
-  const add = h("li", {}, h("button.add", { type: "button", onclick: () => insert(scenes.length, newScene(worldOf(state.draft), scenes.at(-1))) }, t("add_scene")));
-  document.getElementById("scenes").replaceChildren(...cards.map(({ root }) => h("li", {}, root)), add);
+  const last = h("li", {}, h("button.add", { type: "button", onclick: () => add(scenes.length, newScene(worldOf(state.draft), scenes.at(-1))) }, t("add_scene")));
+  document.getElementById("scenes").replaceChildren(...cards.map(({ root }) => h("li", {}, root)), last);
   updateScenes();
   if (focus) focusOn(focus);
 }
@@ -40,6 +40,13 @@ export function focusOn([index, name]) {
 function insert(index, scene) {
   state.draft.scenes.splice(index, 0, scene);
   actions.change([index, "prompt"]);
+}
+
+// One more scene, as far as a story may have more.
+function add(index, scene) {
+  const most = state.facts.limits.scenes;
+  if (state.draft.scenes.length < most) insert(index, scene);
+  else toast(t("scenes_most", { n: most }), { error: true });
 }
 
 function move(index, by, name) {
@@ -134,7 +141,7 @@ function card(scene, index) {
         {},
         parts.up,
         parts.down,
-        iconButton("copy", t("duplicate", { n }), () => insert(index + 1, duplicate(scene))),
+        iconButton("copy", t("duplicate", { n }), () => add(index + 1, duplicate(scene))),
         iconButton("bin", t("delete_scene", { n }), () => remove(index), { disabled: state.draft.scenes.length === 1 }),
       ),
     ),
