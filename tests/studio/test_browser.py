@@ -664,6 +664,23 @@ def test_a_draft_outlives_its_weights(page):
     expect(page.locator("#weights")).to_have_value(page.evaluate(kept_weights))
 
 
+def toasts(page):
+    return page.locator("#toasts .toast")
+
+
+def test_a_server_that_hangs_is_told_of_until_it_answers(page):
+    page.route("**/api/takes", lambda route: None)
+    expect(page.locator("#offline")).to_be_visible(timeout=20_000)
+    page.unroute_all(behavior="ignoreErrors")
+    expect(page.locator("#offline")).to_be_hidden(timeout=20_000)
+
+
+def test_an_answer_that_is_cut_is_none(page):
+    page.route("**/api/takes", lambda route: route.fulfill(body='{"takes": [', content_type="application/json"))
+    expect(page.locator("#offline")).to_have_text(re.compile("The studio doesn't answer"))
+    expect(toasts(page)).to_have_count(0)
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

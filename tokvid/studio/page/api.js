@@ -16,26 +16,31 @@ function problem(status, text) {
   }
 }
 
-async function send(method, path, body) {
-  const options = { method, headers: {} };
+const PATIENCE = 10_000; // milliseconds that an answer may take which needs no work
+
+// The answer, read as "json", "text" or "arrayBuffer"; one that doesn't come, or ends in the middle, is none.
+async function send(method, path, read, { body, signal } = {}) {
+  const options = { method, headers: {}, signal };
   if (body !== undefined) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);
   }
   let response;
+  let content;
   try {
     response = await fetch(path, options);
+    content = await response[response.ok ? read : "text"]();
   } catch {
     throw new Problem("offline", "");
   }
-  if (!response.ok) throw problem(response.status, await response.text());
-  return response;
+  if (!response.ok) throw problem(response.status, content);
+  return content;
 }
 
-export const get = async (path) => (await send("GET", path)).json();
-export const post = async (path, body) => (await send("POST", path, body)).json();
-export const remove = (path) => send("DELETE", path);
-export const bytes = async (path) => (await send("GET", path)).arrayBuffer();
+export const get = (path) => send("GET", path, "json", { signal: AbortSignal.timeout(PATIENCE) });
+export const post = (path, body) => send("POST", path, "json", { body });
+export const remove = (path) => send("DELETE", path, "text");
+export const bytes = (path) => send("GET", path, "arrayBuffer");
 
 // Uploads a file; `onprogress` is called with the share that has been sent.
 export function upload(file, limit, onprogress) {
