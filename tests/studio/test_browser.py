@@ -681,6 +681,28 @@ def test_an_answer_that_is_cut_is_none(page):
     expect(toasts(page)).to_have_count(0)
 
 
+def test_a_new_video_is_not_hidden_by_an_answer_from_before_it(page):
+    tell(page, "a stale star")
+    page.evaluate(
+        """() => {
+            const ask = window.fetch;
+            window.fetch = async (path, options) => {
+                const answer = await ask(path, options);
+                const late = path === "/api/takes" && options.method === "GET";
+                return late ? new Promise((end) => setTimeout(() => end(answer), 1500)) : answer;
+            };
+        }"""
+    )
+    with page.expect_response(lambda answer: answer.url.endswith("/api/takes")):
+        pass
+    generate(page)
+    row = page.get_by_role("button", name=re.compile("Show video .*a stale star"))
+    expect(row).to_be_visible()
+    for _ in range(25):
+        assert row.count() == 1
+        page.wait_for_timeout(100)
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

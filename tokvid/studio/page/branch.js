@@ -3,7 +3,7 @@
 import { post, remove } from "./api.js";
 import { newSeed } from "./dom.js";
 import { isComplete, make } from "./make.js";
-import { attempt, scheduled } from "./news.js";
+import { attempt, know } from "./news.js";
 import { renderBranch } from "./scenes.js";
 import * as store from "./state.js";
 
@@ -36,17 +36,16 @@ export async function branch(index) {
     takes.push(take);
   }
   if (!takes.length) return;
-  state.takes = [...takes.toReversed(), ...state.takes];
+  know([...takes.toReversed(), ...state.takes]);
   state.draft.branch = { scene: index, takes: takes.map((take) => take.id) };
   actions.change([index, "four"]);
-  scheduled();
 }
 
 export async function closeBranch() {
   const ids = state.draft?.branch?.takes ?? [];
   if (!ids.length) return;
   state.draft.branch = null;
-  state.takes = state.takes.filter((take) => !ids.includes(take.id));
+  know(state.takes.filter((take) => !ids.includes(take.id)));
   renderBranch();
   store.save();
   await Promise.all(ids.map((id) => remove(`/api/takes/${id}`).catch(() => {})));

@@ -7,7 +7,7 @@ import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames, onFrames } from "./frames.js";
 import { focusOnVideo, initHistory, renderHistory, updateHistory } from "./history.js";
 import { again, initMake, make, makeEdit, oneAtATime, show } from "./make.js";
-import { attempt, news, onNews, problem, refresh, SELDOM } from "./news.js";
+import { attempt, know, news, onNews, problem, refresh, SELDOM } from "./news.js";
 import { initOpening, renderOpening } from "./opening.js";
 import { focusOn, initScenes, renderScenes, updateScenes } from "./scenes.js";
 import { initStage, play, renderStage, togglePlay, updateStage } from "./stage.js";
@@ -89,7 +89,7 @@ const actions = {
     await attempt(() => remove(`/api/takes/${take.id}`));
     if (state.shown === take.id) state.shown = null;
     const index = store.videos().findIndex((each) => each.id === take.id);
-    state.takes = state.takes.filter((each) => each.id !== take.id);
+    know(state.takes.filter((each) => each.id !== take.id));
     update();
     focusOnVideo(index);
   },

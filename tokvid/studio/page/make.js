@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { moves, newSeed, toast } from "./dom.js";
-import { attempt, scheduled } from "./news.js";
+import { attempt, know } from "./news.js";
 import { focusOn } from "./scenes.js";
 import { showFromStart } from "./stage.js";
 import * as store from "./state.js";
@@ -70,9 +70,8 @@ export async function make() {
 async function ask(request) {
   const take = await attempt(request);
   if (!take) return;
-  state.takes = [take, ...state.takes.filter((each) => each.id !== take.id)].sort((a, b) => b.number - a.number);
+  know([take, ...state.takes.filter((each) => each.id !== take.id)].sort((a, b) => b.number - a.number));
   show(take);
-  scheduled();
 }
 
 export async function makeEdit() {

@@ -10,6 +10,8 @@ const OFTEN = 400; // milliseconds between questions while something is being ge
 export const SELDOM = 3000;
 const at = (id) => document.getElementById(id);
 let timer;
+let asked = 0; // questions so far
+let since = 0; // the first one whose answer has all that the page knows
 let arrived = () => {};
 
 // What to do when there are news.
@@ -17,24 +19,39 @@ export function onNews(act) {
   arrived = act;
 }
 
-export function scheduled() {
+function scheduled() {
   clearTimeout(timer);
   timer = setTimeout(refresh, state.takes.some(store.isOpen) && !document.hidden ? OFTEN : SELDOM);
 }
 
+// Takes as the page itself has just changed them; answers to questions from before don't know.
+export function know(takes) {
+  state.takes = takes;
+  since = asked + 1;
+  scheduled();
+}
+
 export async function refresh() {
+  const turn = ++asked;
   try {
-    const { takes, more } = await get("/api/takes");
+    const answer = await get("/api/takes");
     at("offline").hidden = true;
-    const last = takes.at(-1)?.number ?? 0;
-    const older = state.takes.filter((take) => more && take.number < last);
-    if (!older.length) state.more = more;
-    news([...takes, ...older.filter((take) => !takes.some((each) => each.id === take.id))]);
+    if (turn >= since) {
+      since = turn;
+      listed(answer);
+    }
   } catch (error) {
     at("offline").hidden = error.code !== "offline";
     if (error.code !== "offline") problem(error);
   }
   scheduled();
+}
+
+function listed({ takes, more }) {
+  const last = takes.at(-1)?.number ?? 0;
+  const older = state.takes.filter((take) => more && take.number < last);
+  if (!older.length) state.more = more;
+  news([...takes, ...older.filter((take) => !takes.some((each) => each.id === take.id))]);
 }
 
 export function news(takes) {
