@@ -703,6 +703,22 @@ def test_a_new_video_is_not_hidden_by_an_answer_from_before_it(page):
         page.wait_for_timeout(100)
 
 
+def test_why_the_server_tells_nothing_is_said_once(page):
+    refused = {"error": {"code": "token", "message": "open the address"}}
+    page.route("**/api/takes", lambda route: route.fulfill(status=401, json=refused))
+    expect(page.locator("#offline")).to_have_text(re.compile("Open the link that `tokvid studio` printed"))
+    page.locator("#offline").evaluate("(e) => e.replaceChildren(...e.childNodes, '!')")  # would be written anew
+    page.evaluate(
+        """() => {
+            window.said = 0;
+            const places = [document.getElementById("offline"), document.getElementById("toasts")];
+            for (const place of places) new MutationObserver(() => window.said++).observe(place, { childList: true });
+        }"""
+    )
+    page.wait_for_timeout(7000)
+    assert page.evaluate("window.said") <= 1 and not toasts(page).count()
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

@@ -7,7 +7,7 @@ import { initEdit, renderEdit, renderModes } from "./edit.js";
 import { fetchFrames, onFrames } from "./frames.js";
 import { focusOnVideo, initHistory, renderHistory, updateHistory } from "./history.js";
 import { again, initMake, make, makeEdit, oneAtATime, show } from "./make.js";
-import { attempt, know, news, onNews, problem, refresh, SELDOM } from "./news.js";
+import { attempt, know, news, noNews, onNews, problem, refresh, SELDOM } from "./news.js";
 import { initOpening, renderOpening } from "./opening.js";
 import { focusOn, initScenes, renderScenes, updateScenes } from "./scenes.js";
 import { initStage, play, renderStage, togglePlay, updateStage } from "./stage.js";
@@ -205,8 +205,7 @@ async function start() {
       state.facts = await get("/api/studio");
       break;
     } catch (error) {
-      at("offline").textContent = error.code === "offline" ? t("offline") : error.message;
-      at("offline").hidden = false;
+      noNews(error);
       await new Promise((resolve) => setTimeout(resolve, SELDOM));
     }
   }

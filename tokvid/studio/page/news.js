@@ -41,10 +41,16 @@ export async function refresh() {
       listed(answer);
     }
   } catch (error) {
-    at("offline").hidden = error.code !== "offline";
-    if (error.code !== "offline") problem(error);
+    noNews(error);
   }
   scheduled();
+}
+
+// Says why none come, once while it stays so.
+export function noNews(error) {
+  const text = error.code === "offline" ? t("offline") : textOf(error);
+  if (at("offline").textContent !== text) at("offline").textContent = text;
+  at("offline").hidden = false;
 }
 
 function listed({ takes, more }) {
@@ -70,6 +76,10 @@ export async function attempt(work) {
 }
 
 export function problem(error) {
+  toast(textOf(error), { error: true });
+}
+
+function textOf(error) {
   const values = { message: error.message, mib: state.facts ? state.facts.limits.upload / 2 ** 20 : "" };
-  toast(has(`error_${error.code}`) ? t(`error_${error.code}`, values) : error.message, { error: true });
+  return has(`error_${error.code}`) ? t(`error_${error.code}`, values) : error.message;
 }
