@@ -719,6 +719,31 @@ def test_why_the_server_tells_nothing_is_said_once(page):
     assert page.evaluate("window.said") <= 1 and not toasts(page).count()
 
 
+def test_frames_that_are_shown_are_fetched_once(page):
+    """Also where those of the story and those on the stage are together more than are kept."""
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.url)
+        route.fulfill(body=bytes(12 * 192) if "first=0" in route.request.url else b"")
+
+    page.route(re.compile("/frames[?]"), answer)
+    code = page.request.get(f"{page.url}frames.js").text()
+    assert "2 ** 28" in code
+    code = code.replace("2 ** 28", "2 ** 12")
+    page.route("**/frames.js", lambda route: route.fulfill(body=code, content_type="text/javascript"))
+    page.reload()
+    facts = {"weights": page.locator("#weights").input_value(), "done": 12, "total": 12, "size": [8, 8]}
+    answered(page, [fake_take(n, **facts, spans=[[0, 12]]) for n in (2, 1)])
+    page.get_by_role("button", name="Edit the scenes of video 1").click()
+    expect(page.locator(".scene canvas.strip")).to_be_visible()
+    page.get_by_role("button", name=re.compile("Show video 2")).click()
+    page.wait_for_timeout(2000)
+    before = len(asked)
+    page.wait_for_timeout(4000)
+    assert len(asked) == before
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

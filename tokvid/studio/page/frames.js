@@ -1,9 +1,10 @@
-// Frames of takes, fetched as they are generated and kept as pictures; those used last, up to a size.
+// Frames of takes, fetched as they are generated and kept as pictures: those that are shown, and of others those used last, up to a size.
 
 import { bytes } from "./api.js";
 
 const MOST_BYTES = 2 ** 28;
-const kept = new Map(); // id → {images, busy}; the first was used the longest ago
+const kept = new Map(); // id → {images, busy, round}; the first was used the longest ago
+let round = 0; // of asking for all that is shown
 let arrived = () => {};
 
 // What to do when frames have come.
@@ -11,18 +12,26 @@ export function onFrames(act) {
   arrived = act;
 }
 
+// The page asks anew for the frames of all that it shows.
+export function newRound() {
+  round++;
+}
+
 function entry(id) {
   const own = kept.get(id) ?? { images: [], busy: false };
+  own.round = round;
   kept.delete(id);
   kept.set(id, own);
   return own;
 }
 
-function makeRoom(id) {
+// What is shown stays, however large: it would be fetched again at once, and push out the rest of it.
+function makeRoom() {
   const size = ({ images }) => images.length * (images[0]?.data.length ?? 0);
   let total = [...kept.values()].reduce((sum, own) => sum + size(own), 0);
   for (const [other, own] of kept) {
-    if (total <= MOST_BYTES || other === id) return;
+    if (total <= MOST_BYTES) return;
+    if (own.round === round) continue;
     kept.delete(other);
     total -= size(own);
   }
@@ -62,7 +71,7 @@ export async function fetchFrames(take) {
   } finally {
     own.busy = false;
   }
-  makeRoom(take.id);
+  makeRoom();
   if (own.images.length > before) arrived();
 }
 

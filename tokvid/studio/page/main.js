@@ -4,7 +4,7 @@ import { get, post, remove } from "./api.js";
 import { branch, branchFits, choose, closeBranch, initBranch } from "./branch.js";
 import { closeErrors, keepFocus, toast } from "./dom.js";
 import { initEdit, renderEdit, renderModes } from "./edit.js";
-import { fetchFrames, onFrames } from "./frames.js";
+import { fetchFrames, newRound, onFrames } from "./frames.js";
 import { focusOnVideo, initHistory, renderHistory, updateHistory } from "./history.js";
 import { again, initMake, make, makeEdit, oneAtATime, show } from "./make.js";
 import { attempt, know, news, noNews, onNews, problem, refresh, SELDOM } from "./news.js";
@@ -21,6 +21,7 @@ const { state } = store;
 const at = (id) => document.getElementById(id);
 
 function update() {
+  newRound();
   const take = store.takeOfDraft();
   if (take && take.id !== state.shown) fetchFrames(take);
   updateScenes();
