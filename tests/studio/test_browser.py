@@ -744,6 +744,15 @@ def test_frames_that_are_shown_are_fetched_once(page):
     assert len(asked) == before
 
 
+def test_a_story_whose_opening_cannot_be_had_is_not_opened_without_it(page):
+    page.get_by_label("Prompt of scene 1").fill("my own")
+    answered(page, [fake_take(1, opening="f" * 16)])
+    page.route("**/api/uploads/*", lambda route: route.abort())
+    page.get_by_role("button", name="Edit the scenes of video 1").click()
+    expect(toasts(page)).to_have_text([re.compile("The studio doesn't answer")])
+    expect(page.get_by_label("Prompt of scene 1")).to_have_value("my own")
+
+
 def test_stopping_reloading_and_two_tabs(page):
     tell(page, *["a purple star"] * 5, seconds="60")
     generate(page)

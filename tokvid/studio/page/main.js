@@ -51,6 +51,7 @@ function takeOver(draft, focus = [0, "prompt"]) {
 
 // Takes
 
+// An upload, null for none, or undefined where it can't be had, which is said.
 async function opening(id) {
   return id && (await attempt(() => get(`/api/uploads/${id}`)));
 }
@@ -77,11 +78,13 @@ const actions = {
   edit: async (take) => {
     if (take.task) {
       const [source, first] = await Promise.all([take.opening, take.own.first ?? null].map(opening));
-      if (source) openEditor(store.editOf(take, source, first), take.weights);
+      if (source && first !== undefined) openEditor(store.editOf(take, source, first), take.weights);
       return;
     }
+    const begun = await opening(take.opening);
+    if (begun === undefined) return;
     setMode("story");
-    takeOver(store.draftOf(take, await opening(take.opening)));
+    takeOver(store.draftOf(take, begun));
     show(take);
     toast(t("history_edited", { n: take.number }));
   },
