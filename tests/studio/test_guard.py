@@ -55,6 +55,19 @@ def test_another_sites_page_may_only_link_here():
     assert answers == {"GET": 200, "PUT": 403, "DELETE": 403}
 
 
+def test_browsers_get_no_header_that_they_would_ignore_and_complain_of():
+    bases = {
+        "http://127.0.0.1": LOOPBACK,
+        "http://localhost": None,
+        "http://studio.example:7860": None,
+        "https://a.b": None,
+    }
+    policies = [
+        "cross-origin-opener-policy" in client(hosts, "t", base).get("/").headers for base, hosts in bases.items()
+    ]
+    assert policies == [True, True, False, True]
+
+
 def test_a_token_opens_the_door_and_no_other():
     open_to_all = client(None, "Secret-1", "http://studio.example:7860")
     assert open_to_all.get("/api/takes").status_code == 401

@@ -18,10 +18,12 @@ SECURE = {
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+
+# Browsers ignore this one, and complain, where they don't trust the address: elsewhere than on loopback without TLS.
+TRUSTED = {"cross-origin-opener-policy": "same-origin"}
 
 
 class TooLarge(Exception):
@@ -51,7 +53,7 @@ class Guard:
             nonlocal sent
             if message["type"] == "http.response.start":
                 sent = True
-                MutableHeaders(scope=message).update(SECURE)
+                MutableHeaders(scope=message).update(SECURE | (TRUSTED if self._is_trusted(scope, headers) else {}))
             await send(message)
 
         async def counted() -> Message:
@@ -71,6 +73,10 @@ class Guard:
         except TooLarge:
             if not sent:
                 await _too_large(limit)(scope, receive, guarded_send)
+
+    def _is_trusted(self, scope: Scope, headers: Headers) -> bool:
+        on_loopback = self.hosts is not None or _name(headers.get("host", "")) in LOOPBACK
+        return on_loopback or scope["scheme"] == "https"
 
     def _refusal(self, scope: Scope, headers: Headers, limit: int) -> Response | None:
         host = headers.get("host", "")
