@@ -592,6 +592,17 @@ def test_placeholders_are_legible_in_both_themes(page):
         assert contrast(page, ".scene textarea", "::placeholder") >= 4.5, theme
 
 
+def test_the_video_on_the_stage_is_marked_in_forced_colours_too(page):
+    answered(page, [fake_take(2), fake_take(1)])
+    rows = page.locator("#history .row")
+    expect(rows).to_have_count(2)
+    page.get_by_label("Prompt of scene 1").fill("so that rows are only shown")
+    rows.nth(1).locator(".row-open").click()
+    page.emulate_media(forced_colors="active")
+    shown, other = rows.evaluate_all("(all) => all.map((row) => getComputedStyle(row).borderColor).reverse()")
+    assert shown != other
+
+
 def test_scenes_are_a_list_of_named_groups(page):
     tell(page, "one", "two")
     assert (
