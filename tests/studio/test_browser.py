@@ -544,8 +544,11 @@ def fake_take(number, **fields):
 
 
 def answered(page, takes):
-    """The server's history is `takes` from here on, which may be changed."""
+    """The server's history is `takes` from here on, which may be changed; the page has them."""
     page.route("**/api/takes", lambda route: route.fulfill(json={"takes": takes, "more": False}))
+    expect(page.locator("#history .row-title")).to_have_text(
+        [f"{take['number']}. fake {take['number']}" for take in takes]
+    )
 
 
 def test_the_end_of_each_video_is_said(page):
