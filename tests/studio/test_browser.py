@@ -770,9 +770,10 @@ def test_frames_that_are_shown_are_fetched_once(page):
 def test_a_story_whose_opening_cannot_be_had_is_not_opened_without_it(page):
     page.get_by_label("Prompt of scene 1").fill("my own")
     answered(page, [fake_take(1, opening="f" * 16)])
-    page.route("**/api/uploads/*", lambda route: route.abort())
+    gone = {"error": {"code": "missing", "message": "there is no such upload"}}
+    page.route("**/api/uploads/*", lambda route: route.fulfill(status=404, json=gone))
     page.get_by_role("button", name="Edit the scenes of video 1").click()
-    expect(toasts(page)).to_have_text([re.compile("The studio doesn't answer")])
+    expect(toasts(page)).to_have_text([re.compile("No longer there: there is no such upload")])
     expect(page.get_by_label("Prompt of scene 1")).to_have_value("my own")
 
 
