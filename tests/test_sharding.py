@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from tokvid.errors import UserError
-from tokvid.sharding import AXES, LOGICAL, constrain, make_mesh, partition, platform
+from tokvid.sharding import AXES, LOGICAL, constrain, make_mesh, on_mesh, partition, platform
 
 MESH = AbstractMesh((2, 2, 2, 1), AXES)
 SHAPES = ((2, 2, 2, 1), (1, 2, 2, 2))  # each axis is in one or both
@@ -54,6 +54,12 @@ def test_two_dimensions_on_one_mesh_axis_are_refused():
 def test_outside_of_a_mesh_nothing_is_constrained():
     x = np.ones((2, 3))
     assert constrain(x, "batch", "heads") is x and platform() == jax.default_backend()
+
+
+def test_on_a_mesh_the_platform_is_that_of_its_devices():
+    """As the oldest JAX that pyproject.toml allows must know it, too: scripts/oldest.sh."""
+    with on_mesh(make_mesh((-1, 1, 1, 1))):
+        assert platform() == jax.default_backend()
 
 
 def test_the_mesh_fills_up_or_says_why_not():
