@@ -3,7 +3,7 @@
 On two CPU cores with AVX512-BF16: 40 minutes for the tokenizer, 8 for the tokens, 75 and 100 for the transformer, whose
 second part has a larger share of text → video; then 26 for the tokens of more videos, and 52 for a third part on these;
 20 for the tokens of others, and 48 and 20 for two more parts, each averaged with the weights that it started from; at
-last 85 for the tokenizer's decoder alone, which leaves the tokens, and so the transformer, as they are.
+last 155 for the tokenizer's decoder alone, which leaves the tokens, and so the transformer, as they are.
 
     tokvid train tokenizer configs/shapes64.py --workdir runs/shapes64
     tokvid tokenize configs/shapes64.py --workdir runs/shapes64
@@ -46,7 +46,10 @@ last 85 for the tokenizer's decoder alone, which leaves the tokens, and so the t
     tokvid train tokenizer configs/shapes64.py --workdir runs/decoder3 --train_tokenizer.start runs/decoder2 $DECODER \\
         --train_tokenizer.steps 1800 --train_tokenizer.learning_rate 1.5e-3 --train_tokenizer.decay 0.8 \\
         --tokenizer.temporal_weight 6
-    cp runs/decoder3/tokenizer/config.json runs/decoder3/tokenizer/weights.safetensors runs/shapes/tokenizer/
+    tokvid train tokenizer configs/shapes64.py --workdir runs/decoder4 --train_tokenizer.start runs/decoder3 $DECODER \\
+        --train_tokenizer.steps 7000 --train_tokenizer.learning_rate 2e-3 --train_tokenizer.decay 0.7 \\
+        --tokenizer.temporal_weight 6 --data.seed 21
+    cp runs/decoder4/tokenizer/config.json runs/decoder4/tokenizer/weights.safetensors runs/shapes/tokenizer/
     tokvid evaluate shapes --weights runs/shapes --samples 512 --json runs/shapes/evaluation.json
 
 A patch of 4×4 pixels and 2 frames has a code of 11 bits, and four patches share a token, so a latent frame has 64
