@@ -190,6 +190,50 @@ def test_a_closed_output_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_work_goes_on_when_nobody_reads_its_messages():
+    """As in `tokvid train … 2>&1 | head -1`, or when a terminal closes: what is done until then would be lost."""
+    program = """
+import logging, sys
+from tokvid.cli import main
+
+def run(self, options):
+    for _ in range(3):
+        print("message", file=sys.stderr)
+        logging.warning("warning")
+    print("done")
+
+main.Doctor.run = run
+main.main()
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", program, "doctor"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path, closed):
+    """What libraries and handlers of signals print would be written to it, a checkpoint's perhaps."""
+    program = """
+import os
+from tokvid.cli import main
+
+def run(self, options):
+    with open("file", "w+b", buffering=0) as file:
+        os.write(2, b"message")
+        file.seek(0)
+        file.write(b"nothing" if not file.read() else b"something")
+
+main.Doctor.run = run
+main.main()
+"""
+    command = f"{sys.executable} -c {shlex.quote(program)} doctor {closed}"
+    assert subprocess.run(command, shell=True, timeout=60, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"nothing"
+
+
 def test_a_device_that_is_not_there_is_named(tokvid, monkeypatch):
     """JAX's own error for a platform that no package is installed for is an assertion without a word."""
 
@@ -253,6 +297,7 @@ def test_a_second_interruption_ends_the_process_at_once(monkeypatch):
     monkeypatch.setattr(cli.Doctor, "run", run)
     monkeypatch.setattr(sys, "argv", ["tokvid", "doctor"])
     monkeypatch.setattr(os, "_exit", sys.exit)  # or it would end the tests
+    monkeypatch.setattr(cli, "_keep_streams", lambda: None)  # or it would change theirs
     before = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit, match="130"):

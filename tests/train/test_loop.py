@@ -1,6 +1,7 @@
 """The loop, with a training that takes no time: stopping, going on, numbers that aren't finite, metrics, weights."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -216,6 +217,20 @@ def test_a_signal_saves_and_stops_and_training_goes_on(lab, whole, place, capsys
     assert training.sampled + rest.sampled == [3, 4]  # and always what the end looks like
     assert_equal_ends(lab, whole)
     assert_same(rest.finished, whole.training.finished)
+
+
+def test_a_terminal_that_is_gone_saves_and_stops(lab, monkeypatch):
+    """Nothing can be written to it."""
+    write = os.write
+
+    def refused(file, data):
+        if file == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", refused)
+    lab.train({1: signal.SIGHUP}, save_every=9)
+    assert lab.saved == [2]
 
 
 def test_a_second_ctrl_c_stops_at_once(lab, whole):

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from tokvid import __version__
 from tokvid.cli.data import Data
@@ -116,6 +116,8 @@ def parser(outputs: Outputs | None = None) -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. Exit codes: 0 done, 1 `plan` or `doctor` says no, 2 the user's mistake (one line says which), 130
     and 143 interrupted."""
+    if arguments is None:
+        _keep_streams()
     outputs = Outputs()
     options, rest = parser(outputs).parse_known_args(arguments)
     command = next(command for command in COMMANDS if command.name == options.command)
@@ -126,7 +128,6 @@ def main(arguments: list[str] | None = None) -> None:
     elif rest:
         hint = suggestion(rest[0], (f"--{name.replace('_', '-')}" for name in vars(options)))
         _fail(f"unrecognized arguments: {' '.join(rest)}{hint}; see tokvid {options.command} --help", 2)
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None where they are closed
     for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8, and a terminal may have no Chinese
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -162,8 +163,29 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"there is not enough memory {where}; {command.less_memory}", 2)
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
+class _Messages(io.FileIO):
+    """Standard error, which nobody may read any more: messages are dropped then, and the work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # of a pipe or a terminal that was closed, or of a full disk
+            return len(data)
+
+
+def _keep_streams() -> None:
+    """Opens those of the standard streams that are closed: the next file opened would take the place of one, and be
+    written to by what prints there. Standard error outlives its reader.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    messages = io.BufferedWriter(_Messages(2, "w", closefd=False))
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    sys.stderr = io.TextIOWrapper(messages, encoding, errors="backslashreplace", line_buffering=True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
 
 
 def _use_huge_pages() -> None:

@@ -232,7 +232,8 @@ def _stop_signal() -> Iterator[Callable[[int], bool]]:
 
     def handler(number: int, frame: object) -> None:
         if not flag:  # not print(), which may have been interrupted itself
-            os.write(2, b"\nstopping after this step, then saving (Ctrl-C to stop at once)\n")
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                os.write(2, b"\nstopping after this step, then saving (Ctrl-C to stop at once)\n")
         flag.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
