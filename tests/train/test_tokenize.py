@@ -1,7 +1,9 @@
 """The token cache: which stretches of videos are tokenized, under which captions, and what belongs together."""
 
 import dataclasses
+import os
 import shutil
+import signal
 import threading
 
 import jax
@@ -272,6 +274,49 @@ def test_who_starts_again_goes_on_behind_the_last_part(workdir, tmp_path, model,
     monkeypatch.setattr(tokenize, "open_source", lambda config, split="train": other)
     write_token_cache(RECIPE, tmp_path / "copy")
     assert len(other.read) == 16 + 8 and records_of(tmp_path / "copy") == records_of(workdir)
+
+
+def test_an_interruption_waits_for_no_video():
+    """As one on a disk in a network that doesn't answer."""
+    begun, answered = [], threading.Event()
+
+    class Silent(Broken):
+        def __getitem__(self, index):
+            begun.append(index)
+            answered.wait(20)
+            raise UserError("it cannot be read")
+
+    timers = [
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)),
+        threading.Timer(3, answered.set),
+    ]
+    for timer in timers:
+        timer.start()
+    recipe, source = change(RECIPE, data={"threads": 2}), Silent(open_source(RECIPE.data))
+    with pytest.raises(KeyboardInterrupt):
+        next(tokenize._read_ahead(recipe, source, 2, range(40)))
+    assert not answered.is_set() and sorted(begun) == [0, 1]
+    timers[-1].cancel()
+    answered.set()
+
+
+def test_parts_that_were_joined_do_not_stay(workdir, tmp_path, model, monkeypatch):
+    """A job was killed before it removed them."""
+    save_tokenizer(tmp_path, model)
+
+    def join(*arguments):
+        records.join_records(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(tokenize, "join_records", join)
+        write_token_cache(RECIPE, tmp_path)
+    assert records_of(tmp_path) == records_of(workdir) and (tmp_path / "tokens.parts").exists()
+    with locked(tmp_path / ".tokens.lock", "tokenizing"):
+        write_token_cache(RECIPE, tmp_path)
+        assert (tmp_path / "tokens.parts").exists()
+    write_token_cache(RECIPE, tmp_path)
+    assert records_of(tmp_path) == records_of(workdir) and not (tmp_path / "tokens.parts").exists()
 
 
 def test_parts_outlive_a_join_that_fails(workdir, tmp_path, model, small_parts, monkeypatch):

@@ -6,12 +6,12 @@ resumes after the last one. A whole cache is never made again, nor replaced by a
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tokvid.input_pipeline.stored import StoredVideo
 from tokvid.input_pipeline.text import TextModel, train_text_model
 from tokvid.io.progress import progress
 from tokvid.io.settings import to_dict
+from tokvid.io.threads import map_in_threads
 from tokvid.io.urls import local
 from tokvid.sharding import make_mesh, running_on
 from tokvid.tasks.conditions import CONDITIONS
@@ -94,13 +95,16 @@ def _write(
     check_same(metadata)
     there = _metadata_of(folder)
     others = [] if there is None else _differences(there, metadata)
+    parts_folder = folder.with_name(f"{folder.name}.parts")
     if from_first(there is not None and not others):
+        if first() and parts_folder.exists():  # a job was killed right after it had joined them
+            with contextlib.suppress(UserError), _alone(folder):
+                shutil.rmtree(parts_folder, ignore_errors=True)
         if first():
             print(f"{folder} is finished already; to do it again, delete it or use another --workdir", file=sys.stderr)
         return
     if others and not replace:
         raise UserError(f"{folder} was made with {others[0]}; use the same config or another --workdir, or delete it")
-    parts_folder = folder.with_name(f"{folder.name}.parts")
     parts = [parts_folder / f"{number:05d}" for number in range(-(-recipe.tokens.videos // PART))]
     with _alone(folder):
         _write_parts(recipe, models, source, parts, metadata)
@@ -365,11 +369,7 @@ def _read_ahead(
             return str(error)
         return stretch or f"{item.key} has {item.seconds:.2f} s, shorter than a window at every rate"
 
-    def batch(pool: ThreadPoolExecutor, start: int) -> list[Future[Stretch | str]]:
-        return [pool.submit(read, index) for index in videos[start : start + _batch()]]
-
-    with ThreadPoolExecutor(max(1, recipe.data.threads)) as pool:
-        upcoming = batch(pool, 0)
-        for start in range(0, len(videos), _batch()):
-            current, upcoming = upcoming, batch(pool, start + _batch())
-            yield [future.result() for future in current]
+    threads = max(1, recipe.data.threads)
+    results = map_in_threads(read, videos, threads, ahead=-(-2 * _batch() // threads))
+    for _ in range(0, len(videos), _batch()):
+        yield list(itertools.islice(results, _batch()))
