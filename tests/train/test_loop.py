@@ -25,7 +25,7 @@ from tokvid.train.checkpoints import Checkpoints
 from tokvid.train.loop import agreement, train
 from tokvid.train.metrics_log import RATES
 from tokvid.train.optimizer import learning_rate
-from tokvid.train.state import abstract_state
+from tokvid.train.state import abstract_state, sheet
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 # Every step is saved and logged, so that a test can look at each.
@@ -79,6 +79,8 @@ class Toy:
     def samples(self, model, directory, step):
         self.event("samples")
         self.sampled.append(step)
+        directory.mkdir(exist_ok=True)
+        sheet(directory, step).touch()
 
     def finish(self, params, directory, step):
         self.finished = step, jax.tree.map(np.array, params)
@@ -217,6 +219,15 @@ def test_a_signal_saves_and_stops_and_training_goes_on(lab, whole, place, capsys
     assert training.sampled + rest.sampled == [3, 4]  # and always what the end looks like
     assert_equal_ends(lab, whole)
     assert_same(rest.finished, whole.training.finished)
+
+
+def test_a_job_that_ended_while_it_sampled_samples_when_it_goes_on(lab):
+    for step in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            lab.train({"samples": KeyboardInterrupt()}, steps=step, sample_every=2)
+        assert lab.saved[-1] == step
+        assert lab.train(steps=step, sample_every=2).sampled == [step]
+        assert lab.train(steps=step, sample_every=2).sampled == []
 
 
 def test_a_terminal_that_is_gone_saves_and_stops(lab, monkeypatch):

@@ -13,6 +13,7 @@ from tokvid.evaluate.batches import Settings, generate_batch
 from tokvid.io.media import contact_sheet, write_video
 from tokvid.sampling.codec import frames_of
 from tokvid.sampling.models import Models
+from tokvid.train.state import sheet
 from tokvid.train.token_cache import TokenCache
 
 SHOWN = 4  # prompts
@@ -33,7 +34,7 @@ def training_samples(workdir: Path, cache: TokenCache) -> Callable[[Any, Path, i
         fps = float(max(cache.about["fps"]))
         parts = [(frames_of(2 * model.config.latent_frames, model.config.temporal_patch) / fps, prompts)]
         videos = generate_batch(models, fps, parts, np.arange(len(prompts)), settings)
-        contact_sheet(directory / f"{step:07d}.png", list(videos), captions=prompts)
         write_video(directory / f"{step:07d}.mp4", np.concatenate(list(videos), axis=2).repeat(4, 1).repeat(4, 2), fps)
+        contact_sheet(sheet(directory, step), list(videos), captions=prompts)
 
     return show

@@ -33,6 +33,7 @@ from tokvid.train.state import (
     init_state,
     make_step,
     make_validation,
+    sheet,
     start_from,
     with_lora,
 )
@@ -72,6 +73,8 @@ def train(training: Training, config: TrainConfig, folder: Path) -> int:
             ):
                 if begun and due(begun, config.val_every) and run.log.lacks_validation(begun):
                     run.validate()  # the job ended meanwhile
+                if begun and due(begun, config.sample_every) and run.lacks_samples():
+                    run.sample()
                 while run.step < config.steps and not stopped(run.step):
                     run.state, metrics = train_step(run.state, run.batch(batches))
                     run.step += 1
@@ -111,6 +114,7 @@ class _Run:
         self.training, self.config, self.folder, self.checkpoints = training, config, folder, checkpoints
         self.mesh, self.like, self.graph = mesh, like, graph
         self.shard = shard_of(NamedSharding(mesh, BATCH), config.batch)
+        self._samples = folder / "samples"
         self._validation: Callable[[TrainState, Any], Mapping[str, Any]] | None = None
 
     def begin(self, batches: Any) -> Mapping[str, Any]:
@@ -180,6 +184,10 @@ class _Run:
             means = {name: float(np.mean([each[name] for each in results])) for name in results[0]}
             self.log.validated(self.step, means)
 
+    def lacks_samples(self) -> bool:
+        """Whether none, or not all, were made after this step; the same in all processes."""
+        return not from_first(first() and sheet(self._samples, self.step).exists())
+
     def sample(self) -> None:
         """Shows what the averaged weights make."""
         if (variables := to_first((self.state.ema, self.state.buffers))) is not None:
@@ -188,7 +196,7 @@ class _Run:
                 mesh = make_mesh((1, 1, -1, 1), jax.local_devices())  # with fsdp, each token would gather all of them
                 variables = jax.device_put(variables, shardings(variables, mesh))
             with running_on(mesh):  # XLA partitions no TPU kernel by itself
-                self.training.samples(nnx.merge(self.graph, *variables), self.folder / "samples", self.step)
+                self.training.samples(nnx.merge(self.graph, *variables), self._samples, self.step)
 
     def finish(self) -> None:
         """Writes the averaged weights."""

@@ -86,7 +86,7 @@ class Training(Protocol):
         ...
 
     def samples(self, model: Any, directory: Any, step: int) -> None:
-        """Writes samples of the model (with averaged weights) for visual inspection."""
+        """Writes samples of the model (with averaged weights) for visual inspection; a `sheet` of them last."""
         ...
 
     def finish(self, variables: nnx.State, directory: Any, step: int) -> None:
@@ -96,6 +96,11 @@ class Training(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """The facts that must match a checkpoint on resuming, as JSON values."""
         ...
+
+
+def sheet(directory: Path, step: int) -> Path:
+    """The picture of samples of a step: where it is, they all are."""
+    return directory / f"{step:07d}.png"
 
 
 def abstract_state(training: Training, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, nnx.GraphDef]:

@@ -31,7 +31,7 @@ from tokvid.tokenizer.discriminator import Adversary, play
 from tokvid.tokenizer.losses import reconstruction_losses
 from tokvid.tokenizer.perceptual import Perceptual
 from tokvid.tokenizer.quantizers import channels, codes_of
-from tokvid.train.state import Metrics, TrainState
+from tokvid.train.state import Metrics, TrainState, sheet
 from tokvid.types import VideoBatch
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class TokenizerTraining:
             truth = next(batches).video
         rebuilt = to_bytes(np.asarray(_reconstruct(*nnx.split(players.tokenizer), truth)))
         rows = [video for pair in zip(truth, rebuilt, strict=True) for video in pair]
-        contact_sheet(directory / f"{step:07d}.png", rows, captions=["truth", "made"] * len(rebuilt))
+        contact_sheet(sheet(directory, step), rows, captions=["truth", "made"] * len(rebuilt))
 
     def finish(self, variables: nnx.State, directory: Path, step: int) -> None:
         weights.save(
