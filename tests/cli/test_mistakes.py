@@ -190,6 +190,9 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("train painter recipe.py --workdir w", "invalid choice: 'painter'"),
         ("train transformer recipe.py --workdir w", "no token cache in w/tokens"),
         ("train transformer recipe.py --workdir w --reward.kl 1", "reward.kl has no effect without a reward; name one"),
+        ("train transformer recipe.py --workdir w --reward.kl=1", "reward.kl has no effect without a reward; name one"),
+        ("train transformer recipe.py --workdir w --reward.name=", "no token cache in w/tokens"),
+        ("train transformer recipe.py --workdir w --data.path reward.d --data.source folder", "no token cache in w/to"),
         ("tokenize recipe.py --workdir w", "no tokenizer weights in w/tokenizer"),
     ],
 )

@@ -50,8 +50,12 @@ def fit(
 
 
 def check_rewarded(recipe: Recipe, changes: Iterable[str]) -> None:
-    """UserError for changed settings of rewards where there is none: the transformer would learn by likelihood."""
-    if not recipe.reward.name and (idle := [name for name in changes if name.startswith("reward.")]):
+    """UserError for changed settings of rewards where there is none: the transformer would learn by likelihood.
+
+    An empty name is none of these: it takes a recipe's reward away.
+    """
+    idle = [name for name in changes if name.startswith("reward.") and name != "reward.name"]
+    if idle and not recipe.reward.name:
         raise UserError(f"{idle[0]} has no effect without a reward; name one (--rewards, reward.name), or leave it out")
 
 

@@ -56,7 +56,8 @@ def _train(options: argparse.Namespace) -> bool:
 
     recipe = open_recipe(options.config, options.fields)
     if options.model == "transformer":
-        check_rewarded(recipe, (word.removeprefix("--") for word in options.fields))
+        options_given = (word for word in options.fields if word.startswith("--"))  # of which values follow
+        check_rewarded(recipe, (word.removeprefix("--").partition("=")[0] for word in options_given))
     keep_programs()
     steps = {"tokenizer": train_tokenizer, "transformer": train_transformer}
     return steps[options.model](recipe, options.workdir)
