@@ -330,6 +330,8 @@ def test_videos_are_made_from_videos(trained_for, tmp_path):
     assert (own.frames == several.frames).all()  # its first latent frame is given
     edited = world.edit(clip, "interpolation", fps=8)
     assert (edited.frames == smooth.frames).all()
+    with pytest.raises(UserError, match=r"sampling\.temperature should be a number"):
+        world.interpolate(clip, sampling={"temperature": 10**400})
     again = world.interpolate(clip, guidance=1, sampling={"temperature": 0.9}).story
     assert (again.guidance, again.sampling.temperature) == (1.0, 0.9)
     assert world.edit(clip, "interpolation", fps=8, guidance=2).story.guidance == 2.0

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from jaxtyping import Int, UInt8
 
-from tokvid.config import GUIDANCE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed
+from tokvid.config import GUIDANCE, HIGHEST_TEMPERATURE, LOW_GUIDANCE, Sampling, Scheme, check_guidance, check_seed
 from tokvid.errors import UserError
 from tokvid.input_pipeline.text import checked
 from tokvid.io.files import once_each, read_limited
@@ -140,11 +140,11 @@ def defaults_of(task: str, draws: int = 1, temperature: Any = None) -> tuple[flo
     """
     if TASKS[task].certain:
         usual = Sampling(temperature=0.0) if draws == 1 else Sampling(temperature=1.0, later_temperature=1.0)
-        asked = float(temperature) if isinstance(temperature, numbers.Real) else 0.0
-        if not asked > 0:
+        asked: Any = temperature if isinstance(temperature, numbers.Real) else 0
+        if not 0 < asked <= HIGHEST_TEMPERATURE:  # of others, whoever sets it says what is wrong
             return 1.0, usual
         # Between given frames, all latent frames are later ones: where only the first one's changed, none would.
-        return 1.0, Sampling(temperature=asked, later_temperature=asked)
+        return 1.0, Sampling(temperature=float(asked), later_temperature=float(asked))
     return LOW_GUIDANCE if TASKS[task].placed else GUIDANCE, Sampling()
 
 
