@@ -1,6 +1,7 @@
 """Recipes for training: each fact is stated once, and the other configs take it from there."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tokvid.transformer import lora_files
 
 HOW = (*SPEED, "dtype", "later_temperature")  # how to compute and sample
 
+log = logging.getLogger(__name__)
+
 
 def open_recipe(path: Path, overrides: list[str]) -> Recipe:
     """The `fitted` recipe of a config file, with fields changed by `--field.name value`."""
@@ -28,7 +31,7 @@ def fitted(recipe: Recipe) -> Recipe:
 
     Facts that the recipe leaves out are filled in; UserError for ones that contradict.
     """
-    _check_effects(recipe)
+    _warn_of_idle(recipe)
     recipe = _started(recipe)
     size = recipe.tokenizer.size if recipe.tokenizer.size != TokenizerConfig.size else recipe.data.size
     tokenizer, transformer = dataclasses.replace(recipe.tokenizer, size=size), recipe.transformer
@@ -58,8 +61,11 @@ def fitted(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, tokenizer=tokenizer, transformer=transformer)
 
 
-def _check_effects(recipe: Recipe) -> None:
-    """UserError for settings of data and training that change nothing without others, or for this model."""
+def _warn_of_idle(recipe: Recipe) -> None:
+    """Warns of settings of data and training that change nothing without others, or for this model.
+
+    They aren't refused: a recipe's `schedule` or `images` may be changed alone, on the command line.
+    """
     data, transformer = recipe.data, recipe.train_transformer
     idle = {
         "data.path": data.path and data.source == "shapes" and "shapes are drawn; name the data.source of these files",
@@ -79,7 +85,7 @@ def _check_effects(recipe: Recipe) -> None:
         }
     for name, instead in idle.items():
         if instead:
-            raise UserError(f"{name} has no effect: {instead}, or leave it out")
+            log.warning("%s has no effect: %s, or leave it out", name, instead)
 
 
 def _started(recipe: Recipe) -> Recipe:
