@@ -173,6 +173,8 @@ def test_numbers_that_cannot_be(refused, tiny_weights, option, value):
         ("generate --prompt a --rounds 4", "--rounds is for drawing all rows at once; give rows 2"),
         ("generate --prompt a --temperature 0 --top-k 5", "--top-k is for drawing at random; raise the temperature"),
         ("evaluate shapes --temperature 0 --top-p 0.5", "--top-p is for drawing at random; raise the temperature"),
+        ("evaluate interpolation --top-p 0.5", "--top-p is for drawing at random; raise the temperature"),
+        ("evaluate shapes --task upscale --top-k 5", "--top-k is for drawing at random; raise the temperature"),
         ("generate --prompt a --guidance 1 --negative b", "--negative has no effect where guidance is 1"),
         ("generate --prompt a --image in.mp4", "in.mp4 is a video of 10 frames; give a picture"),
         ("story --prompt a --image in.mp4", "in.mp4 is a video of 10 frames; give a picture"),

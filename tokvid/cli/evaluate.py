@@ -47,15 +47,17 @@ class Evaluation(NamedTuple):
 
 def _shapes(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.shapes import evaluate_shapes
-    from tokvid.evaluate.tasks import check_task, evaluate_tasks
+    from tokvid.evaluate.tasks import ALL, MEASURES, check_task, evaluate_tasks
 
     rates = options.fps or ()
     if options.task is None:
         refuse(options, ["sheet"], "is not for evaluate shapes; leave it out, or give a --task")
-        return evaluate_shapes(_models(options), options.samples, options.seed, settings(TEXT), rates)
+        models = _models(options, settings(TEXT))
+        return evaluate_shapes(models, options.samples, options.seed, settings(TEXT), rates)
     check_task(options.task)
+    models = _models(options, settings(TEXT if options.task == ALL else MEASURES[options.task].needs[0]))
     fps = _one_rate(options) if rates else None
-    return evaluate_tasks(_models(options), options.task, options.samples, options.seed, settings, fps, show)
+    return evaluate_tasks(models, options.task, options.samples, options.seed, settings, fps, show)
 
 
 def _reconstruction(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
@@ -77,17 +79,19 @@ def _interpolation(options: argparse.Namespace, settings: SettingsOf, show: Show
 
     data, factor = _data(options), 2 if options.factor is None else options.factor
     wanted = InterpolationSet(options.samples, factor, options.seed, _draws(options))
-    return evaluate_interpolation(_models(options), data, wanted, settings("interpolation"), show)
+    how = settings("interpolation")
+    return evaluate_interpolation(_models(options, how), data, wanted, how, show)
 
 
 def _edits(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
     from tokvid.evaluate.batches import EvaluationSet
-    from tokvid.evaluate.edits import ALL, check_edit, evaluate_edits
+    from tokvid.evaluate.edits import ALL, MEASURES, check_edit, evaluate_edits
 
     name = options.task or ALL
     check_edit(name)
     data = _data(options)
-    models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
+    models = _models(options, settings(TEXT if name == ALL else MEASURES[name].task))
+    fps = max(data.fps) if options.fps is None else _one_rate(options)
     wanted = EvaluationSet(options.samples, _seconds(options, 2.0), fps, options.seed)
     return evaluate_edits(models, data, name, wanted, settings, show)
 
@@ -101,7 +105,8 @@ def _mnist(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dic
     if options.data is not None:
         data = dataclasses.replace(data, path=str(options.data))
     via_image = options.task == VIA_IMAGE
-    return evaluate_mnist(_models(options), data, options.samples, options.seed, settings(TEXT), show, via_image)
+    how = settings(TEXT)
+    return evaluate_mnist(_models(options, how), data, options.samples, options.seed, how, show, via_image)
 
 
 def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -> dict[str, Any]:
@@ -109,7 +114,8 @@ def _generation(options: argparse.Namespace, settings: SettingsOf, show: Show) -
     from tokvid.evaluate.generation import evaluate_generation
 
     data = _data(options)
-    models, fps = _models(options), max(data.fps) if options.fps is None else _one_rate(options)
+    models = _models(options, settings(TEXT))
+    fps = max(data.fps) if options.fps is None else _one_rate(options)
     wanted = EvaluationSet(options.samples, _seconds(options, 3.0), fps, options.seed)
     return evaluate_generation(models, data, wanted, _features(options), settings(TEXT), show)
 
@@ -277,11 +283,12 @@ def _draws(options: argparse.Namespace) -> int:
     return 1 if options.draws is None else options.draws
 
 
-def _models(options: argparse.Namespace) -> "Models":
+def _models(options: argparse.Namespace, settings: "Settings") -> "Models":
+    """The models; UserError for options that change nothing beside these settings."""
     from tokvid.distributed import check_same
 
     models = models_of(options)
-    check_effects(sampling_of(options), models, options)
+    check_effects(settings.sampling, models, options)
     check_same(models.mark)
     return models
 
