@@ -65,6 +65,7 @@ def test_the_notebook_runs(tiny_weights, tmp_path, monkeypatch):
     assert sum("text/html" in output.get("data", {}) for output in shown) >= 2
 
 
+@pytest.mark.slow  # half a minute: it trains both models
 def test_the_notebook_of_own_clips_runs(tmp_path, monkeypatch):
     """As written, but for the number of steps."""
     monkeypatch.chdir(tmp_path)
