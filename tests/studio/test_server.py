@@ -31,11 +31,11 @@ from tokvid.io.media import write_image, write_video
 from tokvid.io.worlds import WORLDS
 from tokvid.sampling.story import defaults_of, load_story
 from tokvid.shapes.drawing import captions_corpus
-from tokvid.studio import maker, state, uploads
+from tokvid.studio import jobs, maker, state, uploads
 from tokvid.studio import server as server_module
 from tokvid.studio.guard import LOOPBACK
 from tokvid.studio.jobs import Queue
-from tokvid.studio.records import Records, Take
+from tokvid.studio.records import ENDED, Records, Take
 from tokvid.studio.server import application
 from tokvid.studio.state import Studio
 from tokvid.studio.worlds import World, offered
@@ -84,9 +84,14 @@ def ask(client, scenes=SCENES, **more):
 def wait(client, take_id, *statuses):
     until = time.monotonic() + PATIENCE
     while (take := client.get(f"/api/takes/{take_id}").json())["status"] not in statuses:
-        assert time.monotonic() < until and take["status"] not in ("failed", "stopped"), take
+        assert time.monotonic() < until and take["status"] not in ENDED, (take["status"], take["error"])
         time.sleep(0.05)
     return take
+
+
+def wait_until_running(client, take_id):
+    """Any moment of it may be missed, and these weights make a video within a tenth of a second."""
+    return wait(client, take_id, "making", "saving")
 
 
 def frames(client, take):
@@ -397,14 +402,14 @@ def test_a_scene_is_generated_again_and_the_others_stay(client, take):
 
 def test_stopping_waiting_going_on_and_deleting(client, studio):
     long, next_one = ask(client, [scene("a circle", 5, 60.0)] * 9), ask(client, [scene("a star", 6)])
-    wait(client, long, "making")
+    wait_until_running(client, long)
     assert client.get(f"/api/takes/{next_one}").json()["status"] == "waiting"
     stopped = client.post(f"/api/takes/{long}/stop").json()
     assert stopped["status"] == "stopped" and stopped["files"] == []
     wait(client, next_one, "done")
     assert client.post(f"/api/takes/{next_one}/stop").json()["status"] == "done"
     assert client.post(f"/api/takes/{long}/resume").json()["status"] in ("waiting", "loading", "making")
-    wait(client, long, "making")
+    wait_until_running(client, long)
     assert client.delete(f"/api/takes/{long}").status_code == 204
     assert client.get(f"/api/takes/{long}").status_code == 404
     assert not (studio.records.folder / "takes" / long).exists()
@@ -420,15 +425,53 @@ def test_a_take_that_is_resumed_as_soon_as_it_was_stopped_is_made(client, studio
 
     monkeypatch.setattr(studio.queue, "_order", send_all_but_stops)
     long = ask(client, [scene("a circle", 8, 20.0)])
-    wait(client, long, "making")
+    wait_until_running(client, long)
     assert client.post(f"/api/takes/{long}/stop").json()["status"] == "stopped" and studio.queue.current.id == long
     assert client.post(f"/api/takes/{long}/resume").json()["status"] == "waiting"
     assert wait(client, long, "done")["done"] == 160
 
 
+def test_what_does_not_stop_is_ended(client, studio, monkeypatch):
+    send = studio.queue._order
+
+    async def send_all_but_stops(order):
+        return "stop" not in order and await send(order)
+
+    monkeypatch.setattr(studio.queue, "_order", send_all_but_stops)
+    monkeypatch.setattr(jobs, "PATIENCE", 0.01)
+    long = ask(client, [scene("a circle", 11, 60.0)] * 9)
+    wait_until_running(client, long)
+    hung = studio.queue._maker
+    hung.send_signal(signal.SIGSTOP)  # it says nothing from now on
+    client.post(f"/api/takes/{long}/stop")
+    wait(client, ask(client, [scene("a circle", 12)]), "done")
+    assert hung.returncode == -signal.SIGKILL
+    client.delete(f"/api/takes/{long}")
+
+
+def test_a_stop_while_the_generating_process_starts_reaches_it(client, studio, monkeypatch):
+    start, started, stopped = studio.queue._start, [], []
+
+    async def start_and_be_stopped():
+        if not started:
+            stopped.append(asyncio.create_task(studio.queue.stop(studio.queue.current)))
+        started.append(await start())
+        return started[-1]
+
+    monkeypatch.setattr(studio.queue, "_start", start_and_be_stopped)
+    studio.queue._maker.kill()
+    while studio.queue._maker.returncode is None:
+        time.sleep(0.05)
+    long = ask(client, [scene("a circle", 13, 60.0)] * 9)
+    wait(client, long, "stopped")
+    wait(client, ask(client, [scene("a circle", 14)]), "done")
+    assert len(started) == 1
+    client.delete(f"/api/takes/{long}")
+
+
 def test_a_deleted_take_leaves_nothing_even_if_it_was_being_saved(client, studio, monkeypatch):
     long = ask(client, [scene("a circle", 10, 60.0)] * 9)
-    wait(client, long, "making")
+    wait_until_running(client, long)
     place, heard = studio.records.folder / "takes" / long, []
 
     def saved_meanwhile(take, event):
@@ -688,7 +731,7 @@ def test_the_queue_has_an_end(client, monkeypatch):
 
 def test_a_crashed_generating_process_is_replaced(client, studio):
     take = ask(client, [scene("a circle", 9, 60.0)] * 9)
-    wait(client, take, "making")
+    wait_until_running(client, take)
     studio.queue._maker.kill()
     until = time.monotonic() + PATIENCE
     while client.get(f"/api/takes/{take}").json()["status"] != "failed" and time.monotonic() < until:

@@ -14,7 +14,7 @@ from tokvid.studio.records import ENDED, RUNNING, Records, Take
 from tokvid.studio.worlds import World
 
 log = logging.getLogger(__name__)
-PATIENCE = 4.0  # seconds after which a maker that doesn't stop is killed; its windows are kept
+PATIENCE = 4.0  # seconds after which a maker that was told to stop, and didn't, is killed; its windows are kept
 PACE_OVER = 5  # of the last parts of a video the pace is measured
 LEAST_PACE = 1.0  # seconds over which it is: windows that are kept come at once
 
@@ -27,6 +27,8 @@ class Queue:
         self.current: Take | None = None
         self._maker: asyncio.subprocess.Process | None = None
         self._wake = asyncio.Event()
+        self._ordering = asyncio.Lock()
+        self._patience = asyncio.Timeout(None)
         self._pace: collections.deque[tuple[float, int]] = collections.deque(maxlen=PACE_OVER)
         self._began = 0.0
         self._run = 0  # the number of the last order: a take may be stopped, and ordered again
@@ -80,8 +82,9 @@ class Queue:
         if take.status == "waiting":
             self._end(take, "stopped")
         elif take is self.current and take.status in RUNNING:
-            await self._order({"stop": self._run})
             self._end(take, "stopped")
+            self._patience.reschedule(asyncio.get_running_loop().time() + PATIENCE)
+            await self._order({"stop": self._run})
 
     async def close(self) -> None:
         """Ends the maker."""
@@ -127,26 +130,28 @@ class Queue:
             "larger": take.larger,
             "names": {self._file(each): self.records.uploads[each].name for each in sorted(take.uploads)},
         }
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                await self._follow(take, order)
+        except TimeoutError:
+            await self.close()
+
+    async def _follow(self, take: Take, order: dict[str, Any]) -> None:
+        """Gives the order for a take, and takes over what the maker says of it until it ends."""
         started = await self._order(order)
-        assert self._maker is not None and self._maker.stdout is not None
-        while True:
-            patience = None if take.status in RUNNING else PATIENCE  # it was stopped, and perhaps resumed
-            try:
-                line = await asyncio.wait_for(self._maker.stdout.readline(), patience)
-            except TimeoutError:
-                return await self.close()
-            if not line:
-                await self._maker.wait()  # else the next order would still go to it
-                if take.status == "loading" and not started:  # it may have ended before this order
-                    return await self._make(take)
-                if take.status in RUNNING:
-                    self._end(take, "failed", "the generating process ended; is there enough memory?")
-                return None
+        maker = self._maker
+        assert maker is not None and maker.stdout is not None
+        while line := await maker.stdout.readline():
             event = json.loads(line)
             if event["run"] == self._run:
                 self._note(take, event)
                 if event.get("status") in ENDED:
-                    return None
+                    return
+        await maker.wait()  # else the next order would still go to it
+        if take.status == "loading" and not started:  # it may have ended before this order
+            await self._follow(take, order)
+        elif take.status in RUNNING:
+            self._end(take, "failed", "the generating process ended; is there enough memory?")
 
     def _note(self, take: Take, event: dict[str, Any]) -> None:
         """Takes over what the maker says, unless the take was stopped meanwhile."""
@@ -174,8 +179,9 @@ class Queue:
 
     async def _order(self, order: dict[str, Any]) -> bool:
         """Tells the maker; whether it had to be started."""
-        if start := self._maker is None or self._maker.returncode is not None:
-            self._maker = await self._start()
+        async with self._ordering:  # a stop waits for the start of the maker, and starts no second one
+            if start := self._maker is None or self._maker.returncode is not None:
+                self._maker = await self._start()
         assert self._maker.stdin is not None
         with contextlib.suppress(ConnectionError):  # it has just ended, which its output says
             self._maker.stdin.write(json.dumps(order).encode() + b"\n")
