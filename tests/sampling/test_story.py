@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+import statistics
 import tracemalloc
 
 import jax
@@ -48,6 +49,12 @@ def tokens_in(partial, models):
     with KeptWindows(partial, models) as kept:
         windows = [kept.get(mark)[0] for mark in kept]
     return np.concatenate([models.no_tokens(1)[0], *windows])
+
+
+def windows_in(partial, models):
+    """The tokens of all windows in a file, by their marks."""
+    with KeptWindows(partial, models) as kept:
+        return {mark: kept.get(mark).tolist() for mark in kept}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +196,8 @@ def test_resumed_after_any_window_it_is_the_same_video(any_models, in_one_go, tm
     frames, tokens = in_one_go
     seen = told_partly(any_models, STORY, tmp_path / "partial", windows)
     made = len(tokens_in(tmp_path / "partial", any_models)) if windows else 0
-    assert frames_of(made, 2) == sum(map(len, seen))
+    one_ahead = 2 * any_models.transformer.config.latent_frames
+    assert 0 <= frames_of(made, 2) - sum(map(len, seen)) < one_ahead
     begun = generated(monkeypatch)
     np.testing.assert_array_equal(told(any_models, STORY, tmp_path / "partial"), frames)
     np.testing.assert_array_equal(tokens_in(tmp_path / "partial", any_models), tokens)
@@ -269,20 +277,20 @@ def test_memory_does_not_grow_with_length(tiny_models, tmp_path, monkeypatch):
     """Ten seconds, then a minute: Python and NumPy never hold more. (The whole process: scripts/flat_cost.py.)"""
     monkeypatch.setattr(window, "generate", lambda graph, params, request, **_: np.array(request.batch.tokens))
 
-    def most_held(seconds):
+    def usually_held(seconds):
         held = []
         tracemalloc.start()
         with KeptWindows(tmp_path / f"{seconds}", tiny_models) as windows:
             for index, _ in enumerate(tell(tiny_models, Story((Segment("up", seconds),)), windows)):
-                if index % 20 == 19:
+                if index % 5 == 4:
                     gc.collect()
                     held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-        return max(held)
+        return statistics.median(held)  # a thread is at work, and what it holds for a moment varies
 
-    most_held(10.0)  # whatever is remembered once
-    short, long = most_held(10.0), most_held(60.0)
-    assert long - short < 50_000, (short, long)  # 400 frames more are 300,000 bytes
+    usually_held(10.0)  # whatever is remembered once
+    short, long = usually_held(10.0), usually_held(60.0)
+    assert long - short < 50_000, (short, long)  # 400 frames more are 300,000 bytes, half of them half of the time
 
 
 # Level by level
@@ -337,22 +345,29 @@ def test_no_level_and_no_place_draws_with_the_noise_of_another(levels_models, mo
     assert len({key for _, key in keys}) == len(keys) > 30
 
 
+def of_rate(calls, fps):
+    return [(call["first"], call["coarse"]) for call in calls if call["fps"] == fps]
+
+
 def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
-    """Each window sees the coarse latent frames of its seconds, which are made just before it needs them.
+    """Each window sees the coarse latent frames of its seconds.
 
     The coarse video's first latent frame is taken over, not made again.
     """
     told(levels_models, Story((Segment("up", 2.0),)), tmp_path / "partial")
     # At 4 fps latent frames 0 to 4, in windows up to 4 and 5; at 8 fps 0 to 8: up to 4, 6, 8, 9.
-    found = [(call["fps"], call["first"], call["coarse"]) for call in fake_generate]
-    assert found == [
-        (4.0, 0, []),
-        (8.0, 1, [0, 1, 2]),
-        (8.0, 4, [1, 2, 3]),
-        (4.0, 4, []),
-        (8.0, 6, [2, 3, 4]),
-        (8.0, 8, [3, 4, -1]),
-    ]
+    assert of_rate(fake_generate, 4.0) == [(0, []), (4, [])]
+    fine = [(1, [0, 1, 2]), (4, [1, 2, 3]), (6, [2, 3, 4]), (8, [3, 4, -1])]
+    assert of_rate(fake_generate, 8.0) == fine and len(fake_generate) == 6
+
+
+@pytest.mark.parametrize("parts", range(1, 9))
+def test_a_level_is_at_most_one_window_ahead(levels_models, fake_generate, tmp_path, parts):
+    """Of what the next level has needed, or the viewer has seen, however long the story is."""
+    told_partly(levels_models, Story((Segment("up", 60.0),)), tmp_path / "partial", parts)
+    fine, coarse = of_rate(fake_generate, 8.0), of_rate(fake_generate, 4.0)
+    assert len(fine) == parts  # a part is a window's, but the first, which is the coarse video's first latent frame
+    assert fine[-1][1][-1] < 4 + 2 * len(coarse) <= fine[-1][1][-1] + 6
 
 
 @pytest.mark.parametrize("windows", [0, 1, 3, 100])
@@ -363,15 +378,15 @@ def test_a_story_of_levels_is_resumed_too(any_models, tmp_path, monkeypatch, win
     told_partly(levels_models, STORY, tmp_path / "partial", windows)
     begun = generated(monkeypatch)
     np.testing.assert_array_equal(told(levels_models, STORY, tmp_path / "partial"), frames)
-    assert (tmp_path / "whole").read_bytes() == (tmp_path / "partial").read_bytes()
+    whole, partial = (windows_in(tmp_path / name, levels_models) for name in ("whole", "partial"))
+    assert whole == partial
     if windows == 100:
         assert not begun
 
 
 def test_a_picture_begins_every_level_and_a_video_but_one(levels_models, fake_generate, tmp_path):
     told(levels_models, STORY, tmp_path / "image", np.full((1, 2, 2, 1), 9, np.int32))
-    assert {call["fps"] for call in fake_generate} == {4.0, 8.0} and {c["first"] for c in fake_generate[:2]} == {1}
-    np.testing.assert_array_equal(next(c for c in fake_generate if c["fps"] == 8)["coarse"], [9, 1, 2])
+    assert of_rate(fake_generate, 4.0)[0] == (1, []) and of_rate(fake_generate, 8.0)[0] == (1, [9, 1, 2])
     fake_generate.clear()
     told(levels_models, STORY, tmp_path / "video", np.full((3, 2, 2, 1), 9, np.int32))
     assert {call["fps"] for call in fake_generate} == {8.0}

@@ -1,4 +1,4 @@
-"""Work in threads that nobody waits for once its results aren't wanted any more."""
+"""Work in threads: ahead of what uses its results, and left alone once these aren't wanted any more."""
 
 import itertools
 import os
@@ -6,8 +6,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar, cast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,3 +56,16 @@ def map_in_threads(
         left.set()
         for _ in range(threads):
             tasks.put(None)
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; a thread computes the next one while the last one is used, and an error is raised in its place.
+
+    Whoever stops asking waits for the item under way: JAX's work may not be cut off when the program exits.
+    """
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[Item | object] = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield cast(Item, item)

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ class KeptWindows:
 
     Records are only appended, so a torn or damaged one ends what is read: it is generated again, with all later ones.
     `asked` counts the windows that were asked for, `found` those of them that were there; `others` says whether there
-    was a file at all.
+    was a file at all. Several threads may use it.
     """
 
     def __init__(self, path: Path, models: Models):
@@ -37,6 +38,7 @@ class KeptWindows:
         self._line = f"tokvid windows {mark}\n".encode()
         self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
         self._file: BinaryIO | None = None
+        self._one_by_one = threading.Lock()
         self.asked, self.found, self.others = 0, 0, False
 
     def __enter__(self) -> "KeptWindows":
@@ -88,17 +90,22 @@ class KeptWindows:
 
     def get(self, mark: str) -> Int[np.ndarray, "b t h w q"] | None:
         """The tokens (B, T, H, W, Q) that were added under this mark, or None."""
-        self.asked += 1
-        if self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
-            return None
-        self.found += 1
-        self._file.seek(start)
-        _, videos, latent_frames = HEAD.unpack(self._file.read(HEAD.size))
-        tokens = np.frombuffer(self._file.read(self._bytes(videos, latent_frames)), "<i4")
+        with self._one_by_one:
+            self.asked += 1
+            if self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
+                return None
+            self.found += 1
+            self._file.seek(start)
+            _, videos, latent_frames = HEAD.unpack(self._file.read(HEAD.size))
+            tokens = np.frombuffer(self._file.read(self._bytes(videos, latent_frames)), "<i4")
         return tokens.reshape(videos, latent_frames, *self._shape).astype(np.int32)
 
     def __setitem__(self, mark: str, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> None:
         """Appends a window."""
+        with self._one_by_one:
+            self._append(mark, tokens_BTHWQ)
+
+    def _append(self, mark: str, tokens_BTHWQ: np.ndarray) -> None:
         videos, latent_frames = tokens_BTHWQ.shape[:2]
         record = HEAD.pack(mark.encode(), videos, latent_frames) + tokens_BTHWQ.astype("<i4").tobytes()
         try:

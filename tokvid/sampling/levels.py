@@ -1,7 +1,8 @@
 """Videos, level by level: keyframes at the lowest rate, then each level refines the one below it (CogVideo).
 
 Every level is a rolling window over tokens. A level pulls from the one below only what its next window sees, so frames
-come in order, as they are generated, in memory that doesn't grow with length.
+come in order, as they are generated, in memory that doesn't grow with length. Each level runs in a thread, one window
+ahead of what uses it: a small model's window keeps one core busy, not two.
 """
 
 import dataclasses
@@ -15,10 +16,12 @@ from jaxtyping import Int, Num, UInt8
 
 from tokvid.config import Sampling, Scheme
 from tokvid.errors import UserError
+from tokvid.io.threads import one_ahead
 from tokvid.sampling.codec import StreamDecoder
 from tokvid.sampling.models import Models
 from tokvid.sampling.prompts import Prompt, next_seeds, with_noise_of
 from tokvid.sampling.window import Around, RollingWindow, Source, Windows, window_ends
+from tokvid.sharding import current_mesh
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of
@@ -235,6 +238,8 @@ def tokens_of(
             opening_BTHWQ = slower[0].take(0, 1)  # the first latent frame is one frame, the same at every rate
         means = levels.means and number == len(rates) - 1
         tokens = _level(window, with_noise_of(number, prompts), count, opening_BTHWQ, None if number else around, means)
+        if current_mesh() is None:  # the devices of a mesh must all be given their work in one order
+            tokens = one_ahead(tokens)
     return tokens
 
 
