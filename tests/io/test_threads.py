@@ -1,5 +1,6 @@
 """Work ahead of what uses its results."""
 
+import signal
 import threading
 
 import pytest
@@ -35,9 +36,35 @@ def test_an_error_is_raised_in_its_place():
     assert not list(ahead)
 
 
-def test_whoever_stops_asking_leaves_no_thread():
-    threads = threading.active_count()
-    ahead = one_ahead(iter(range(9)))
-    assert next(ahead) == 0 and threading.active_count() == threads + 1
+def test_whoever_stops_asking_goes_on_at_once_and_leaves_no_thread():
+    threads, go_on = set(threading.enumerate()), threading.Event()
+
+    def items():
+        yield 0
+        yield go_on.wait(60)
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
     ahead.close()
-    assert threading.active_count() == threads
+    assert not go_on.is_set()
+    (left,) = set(threading.enumerate()) - threads
+    go_on.set()
+    left.join(10)
+    assert not left.is_alive()
+
+
+def test_ctrl_c_is_heard_while_an_item_is_computed():
+    go_on = threading.Event()
+
+    def items():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        yield go_on.wait(60)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(one_ahead(items()))
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+        signal.signal(signal.SIGINT, before)

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import itertools
 import statistics
+import threading
 import tracemalloc
 
 import jax
@@ -204,6 +205,18 @@ def test_resumed_after_any_window_it_is_the_same_video(any_models, in_one_go, tm
     assert [first for _, first in begun[:1]] == [made] * (made < len(tokens))  # nothing is generated twice
 
 
+def test_what_is_generated_after_the_end_is_not_kept(any_models, tmp_path):
+    """By a thread that was a window ahead."""
+    with KeptWindows(tmp_path / "partial", any_models) as kept:
+        kept["0" * 32] = any_models.no_tokens(1)
+    kept["1" * 32] = any_models.no_tokens(1)
+    assert kept.get("0" * 32) is None and list(windows_in(tmp_path / "partial", any_models)) == ["0" * 32]
+    with KeptWindows(tmp_path / "none", any_models) as kept:
+        pass
+    kept["1" * 32] = any_models.no_tokens(1)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("cut", [1, 16, 17, 48, 100, 200, 10_000])
 def test_a_torn_file_gives_the_same_video(any_models, in_one_go, tmp_path, cut):
     """Cut in mid-token, in mid-window, in its first line: only whole windows of it are used."""
@@ -364,7 +377,10 @@ def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
 @pytest.mark.parametrize("parts", range(1, 9))
 def test_a_level_is_at_most_one_window_ahead(levels_models, fake_generate, tmp_path, parts):
     """Of what the next level has needed, or the viewer has seen, however long the story is."""
+    others = set(threading.enumerate())
     told_partly(levels_models, Story((Segment("up", 60.0),)), tmp_path / "partial", parts)
+    for thread in set(threading.enumerate()) - others:  # they end with the window under way
+        thread.join()
     fine, coarse = of_rate(fake_generate, 8.0), of_rate(fake_generate, 4.0)
     assert len(fine) == parts  # a part is a window's, but the first, which is the coarse video's first latent frame
     assert fine[-1][1][-1] < 4 + 2 * len(coarse) <= fine[-1][1][-1] + 6

@@ -61,11 +61,14 @@ def map_in_threads(
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
     """The same items; a thread computes the next one while the last one is used, and an error is raised in its place.
 
-    Whoever stops asking waits for the item under way: JAX's work may not be cut off when the program exits.
+    Whoever stops asking goes on at once. Only the program's end waits for the item under way, so JAX's work isn't cut
+    off.
     """
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
+    end, pool = object(), ThreadPoolExecutor(1)
+    try:
         coming: Future[Item | object] = pool.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
             yield cast(Item, item)
+    finally:
+        pool.shutdown(wait=False)

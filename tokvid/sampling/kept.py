@@ -29,7 +29,7 @@ class KeptWindows:
 
     Records are only appended, so a torn or damaged one ends what is read: it is generated again, with all later ones.
     `asked` counts the windows that were asked for, `found` those of them that were there; `others` says whether there
-    was a file at all. Several threads may use it.
+    was a file at all. Several threads may use it, also after the statement, when it knows and keeps nothing.
     """
 
     def __init__(self, path: Path, models: Models):
@@ -38,7 +38,7 @@ class KeptWindows:
         self._line = f"tokvid windows {mark}\n".encode()
         self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
         self._file: BinaryIO | None = None
-        self._one_by_one = threading.Lock()
+        self._one_by_one, self._left = threading.Lock(), False
         self.asked, self.found, self.others = 0, 0, False
 
     def __enter__(self) -> "KeptWindows":
@@ -48,8 +48,10 @@ class KeptWindows:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        with self._one_by_one:
+            self._left = True
+            if self._file is not None:
+                self._file.close()
 
     def _open(self) -> BinaryIO:
         self._file = file = self._path.open("r+b")
@@ -92,7 +94,7 @@ class KeptWindows:
         """The tokens (B, T, H, W, Q) that were added under this mark, or None."""
         with self._one_by_one:
             self.asked += 1
-            if self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
+            if self._left or self._file is None or (start := self._places.get(bytes.fromhex(mark))) is None:
                 return None
             self.found += 1
             self._file.seek(start)
@@ -103,7 +105,8 @@ class KeptWindows:
     def __setitem__(self, mark: str, tokens_BTHWQ: Int[np.ndarray, "b t h w q"]) -> None:
         """Appends a window."""
         with self._one_by_one:
-            self._append(mark, tokens_BTHWQ)
+            if not self._left:
+                self._append(mark, tokens_BTHWQ)
 
     def _append(self, mark: str, tokens_BTHWQ: np.ndarray) -> None:
         videos, latent_frames = tokens_BTHWQ.shape[:2]
