@@ -459,6 +459,7 @@ def test_a_stop_while_the_generating_process_starts_reaches_it(client, studio, m
         return started[-1]
 
     monkeypatch.setattr(studio.queue, "_start", start_and_be_stopped)
+    monkeypatch.setattr(jobs, "PATIENCE", PATIENCE)  # or it would be ended where it starts slowly
     studio.queue._maker.kill()
     while studio.queue._maker.returncode is None:
         time.sleep(0.05)
