@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,19 @@ def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
 def running_on(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Computations inside, such as sampling, run on this mesh: weights when they are loaded, then everything else."""
     return jax.set_mesh(mesh)
+
+
+def settings_here() -> Callable[[], contextlib.AbstractContextManager]:
+    """What gives another thread the settings of JAX that hold here by a `with` statement, which are a thread's own."""
+    settings: Any = jax.config
+    device, precision = settings.jax_default_device, settings.jax_default_matmul_precision
+
+    @contextlib.contextmanager
+    def there() -> Iterator[None]:
+        with jax.default_device(device), jax.default_matmul_precision(precision):
+            yield
+
+    return there
 
 
 def current_mesh() -> AbstractMesh | None:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -130,6 +131,15 @@ def test_if_one_share_of_a_batch_fails_the_others_end(monkeypatch):
     with pytest.raises(UserError, match="wrong"):
         many._by_shares(None, [["good"], ["wrong"]], 2, lambda frames: None)
     assert ended == [["good"]]
+
+
+def test_settings_of_jax_hold_in_every_share(monkeypatch):
+    """Also where they hold for a `with` statement, that is for a thread."""
+    seen = []
+    monkeypatch.setattr(many, "_told", lambda *_: seen.append(jax.config.jax_default_matmul_precision) or [])
+    with jax.default_matmul_precision("highest"):
+        many._by_shares(None, [["one"], ["other"]], 2, lambda frames: None)
+    assert seen == ["highest"] * 2
 
 
 def test_batches_are_of_one_size():

@@ -374,6 +374,21 @@ def test_levels_are_told_in_step(levels_models, fake_generate, tmp_path):
     assert of_rate(fake_generate, 8.0) == fine and len(fake_generate) == 6
 
 
+def test_settings_of_jax_hold_in_every_level(levels_models, fake_generate, tmp_path, monkeypatch):
+    """Also where they hold for a `with` statement, that is for a thread."""
+    seen, generate = [], window.generate
+
+    def watched(*models, **how):
+        seen.append((jax.config.jax_default_matmul_precision, jax.config.jax_default_device))
+        return generate(*models, **how)
+
+    monkeypatch.setattr(window, "generate", watched)
+    device = jax.devices()[0]
+    with jax.default_matmul_precision("highest"), jax.default_device(device):
+        told(levels_models, Story((Segment("up", 1.0),)), tmp_path / "partial")
+    assert set(seen) == {("highest", device)} and {call["fps"] for call in fake_generate} == {4.0, 8.0}
+
+
 @pytest.mark.parametrize("parts", range(1, 9))
 def test_a_level_is_at_most_one_window_ahead(levels_models, fake_generate, tmp_path, parts):
     """Of what the next level has needed, or the viewer has seen, however long the story is."""

@@ -38,11 +38,11 @@ class KeptWindows:
         self._line = f"tokvid windows {mark}\n".encode()
         self._places: dict[bytes, int] = {}  # by mark the first byte of its record: small, a long story has thousands
         self._file: BinaryIO | None = None
-        self._one_by_one, self._left = threading.Lock(), False
+        self._one_by_one, self._left = threading.Lock(), True
         self.asked, self.found, self.others = 0, 0, False
 
     def __enter__(self) -> "KeptWindows":
-        self.others = self._path.is_file()
+        self._left, self.others = False, self._path.is_file()
         if self._belongs():
             self._open()
         return self

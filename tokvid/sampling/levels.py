@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Num, UInt8
@@ -21,7 +21,7 @@ from tokvid.sampling.codec import StreamDecoder
 from tokvid.sampling.models import Models
 from tokvid.sampling.prompts import Prompt, next_seeds, with_noise_of
 from tokvid.sampling.window import Around, RollingWindow, Source, Windows, window_ends
-from tokvid.sharding import current_mesh
+from tokvid.sharding import current_mesh, settings_here
 from tokvid.tasks.conditions import Condition
 from tokvid.tasks.tasks import trained_refinement
 from tokvid.types import Caption, captions_in_force, stride_of
@@ -29,6 +29,8 @@ from tokvid.types import Caption, captions_in_force, stride_of
 MOST_TIMES = 64  # as many frames, by interpolation
 MOST_DRAWS = 64  # side by side, of which the mean is shown
 OWN_DRAW = 104_729  # between the seeds of draws
+
+Part = TypeVar("Part")
 
 log = logging.getLogger(__name__)
 
@@ -239,8 +241,22 @@ def tokens_of(
         means = levels.means and number == len(rates) - 1
         tokens = _level(window, with_noise_of(number, prompts), count, opening_BTHWQ, None if number else around, means)
         if current_mesh() is None:  # the devices of a mesh must all be given their work in one order
-            tokens = one_ahead(tokens)
+            tokens = one_ahead(_as_here(tokens))
     return tokens
+
+
+def _as_here(parts: Iterator[Part]) -> Iterator[Part]:
+    """The same parts, computed as they would be here, whichever thread asks for them."""
+    here = settings_here()
+
+    def there() -> Iterator[Part]:
+        while True:
+            with here():
+                if (part := next(parts, None)) is None:
+                    return
+            yield part
+
+    return there()
 
 
 def _level(

@@ -20,7 +20,7 @@ from tokvid.sampling.levels import check_rows, rates_of, videos
 from tokvid.sampling.models import Models
 from tokvid.sampling.prompts import Prompt
 from tokvid.sampling.story import Story, levels_of, prompts_of
-from tokvid.sharding import current_mesh, platform
+from tokvid.sharding import current_mesh, platform, settings_here
 
 MOST_BYTES = 1 << 31  # of a batch's frames, which are kept in memory
 
@@ -81,7 +81,11 @@ def _by_shares(
     """The frames of the first `wanted` stories, each share in a thread of its own."""
     if len(shares) == 1:
         return _told(models, shares[0], wanted, advance)
-    one_by_one, left = threading.Lock(), threading.Event()
+    one_by_one, left, here = threading.Lock(), threading.Event(), settings_here()
+
+    def told(share: Sequence[Story], count: int) -> list[UInt8[np.ndarray, "t h w 3"]]:
+        with here():
+            return _told(models, share, count, made)
 
     def made(frames: int) -> None:
         if left.is_set():
@@ -92,17 +96,13 @@ def _by_shares(
     firsts = itertools.accumulate(map(len, shares), initial=0)
     counts = [min(len(share), wanted - first) for share, first in zip(shares, firsts, strict=False)]
     with ThreadPoolExecutor(len(shares)) as pool:
-        told = [
-            pool.submit(_told, models, share, count, made)
-            for share, count in zip(shares, counts, strict=True)
-            if count > 0
-        ]
+        asked = [pool.submit(told, share, count) for share, count in zip(shares, counts, strict=True) if count > 0]
         try:
-            for each in as_completed(told):
+            for each in as_completed(asked):
                 each.result()  # raises its error
         finally:
             left.set()  # on an error, or Ctrl-C, the others end with their next frames
-    return [video for each in told for video in each.result()]
+    return [video for each in asked for video in each.result()]
 
 
 def _told(
