@@ -557,8 +557,11 @@ def test_a_stream_stops_goes_on_and_keeps_what_did_not_change(world, monkeypatch
         if done > 8:
             raise KeyboardInterrupt
 
+    others = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         list(world.stream(story, windows=windows, on_progress=stop))
+    for thread in set(threading.enumerate()) - others:  # with the window under way
+        thread.join()
     assert seen[-1][1] == 24 and 8 < seen[-1][0] < 24 and len(calls) == len(windows) > 1
     whole = np.concatenate(list(world.stream(story, windows=windows)))
     total = len(calls)

@@ -1,5 +1,6 @@
 """Files on the web, fetched once into the cache: for lists of addresses, which strangers may have written."""
 
+import contextlib
 import hashlib
 import http.client
 import tempfile
@@ -20,6 +21,7 @@ TRIES, PAUSE = 3, 1.0  # how often a server that fails is asked, and the seconds
 SILENCE, LONGEST = 30.0, 1800.0  # seconds that a server may say nothing, and that a file may take
 PIECE = 1 << 20  # bytes read at once, at most
 AT_ONCE = 16  # files
+_BEGINNING = threading.Lock()  # no file is begun while whoever leaves clears away those that are there
 
 
 def download(url: str, most: int) -> Path:
@@ -47,7 +49,8 @@ def download_all(urls: Sequence[str], most: int) -> Iterator[str]:
             # Others are fetched while one in front of them waits for a server.
             yield from map_in_threads(lambda url: _problem(url, most, Path(partial), left), urls, AT_ONCE, ahead=1000)
         finally:
-            left.set()
+            with _BEGINNING:
+                left.set()
 
 
 def _place(url: str) -> Path:
@@ -76,7 +79,12 @@ def _fetch(url: str, most: int, partial: Path, left: threading.Event) -> None:
     address = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # spaces and foreign letters
     request = urllib.request.Request(address, headers={"User-Agent": "tokvid"})
     try:
-        with _opener().open(request, timeout=SILENCE) as answer, temporary.open("wb") as file:
+        with contextlib.ExitStack() as stack:
+            answer = stack.enter_context(_opener().open(request, timeout=SILENCE))
+            with _BEGINNING:
+                if left.is_set():
+                    return
+                file = stack.enter_context(temporary.open("wb"))
             announced = answer.headers.get("Content-Length", "")
             size = int(announced) if announced.isascii() and announced.isdecimal() else None
             # `read` would wait for a whole piece, however slowly it arrives.
