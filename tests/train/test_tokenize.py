@@ -1,7 +1,7 @@
 """The token cache: which stretches of videos are tokenized, under which captions, and what belongs together."""
 
 import dataclasses
-import os
+import queue
 import shutil
 import signal
 import threading
@@ -278,25 +278,23 @@ def test_who_starts_again_goes_on_behind_the_last_part(workdir, tmp_path, model,
 
 def test_an_interruption_waits_for_no_video():
     """As one on a disk in a network that doesn't answer."""
-    begun, answered = [], threading.Event()
+    begun, first, answered, ended = queue.SimpleQueue(), [], threading.Event(), []
 
     class Silent(Broken):
         def __getitem__(self, index):
-            begun.append(index)
-            answered.wait(20)
+            begun.put(index)
+            ended.append(answered.wait(60))
             raise UserError("it cannot be read")
 
-    timers = [
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)),
-        threading.Timer(3, answered.set),
-    ]
-    for timer in timers:
-        timer.start()
+    def interrupt():
+        first.extend(begun.get() for _ in range(2))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
     recipe, source = change(RECIPE, data={"threads": 2}), Silent(open_source(RECIPE.data))
     with pytest.raises(KeyboardInterrupt):
+        threading.Thread(target=interrupt, daemon=True).start()
         next(tokenize._read_ahead(recipe, source, 2, range(40)))
-    assert not answered.is_set() and sorted(begun) == [0, 1]
-    timers[-1].cancel()
+    assert not ended and sorted(first) == [0, 1] and begun.empty()
     answered.set()
 
 
