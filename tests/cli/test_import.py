@@ -480,35 +480,36 @@ def begin_answer(handler):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_waits_for_no_server(tokvid, serve, tmp_path, number, code):
-    answered = threading.Event()
+    answered, ended = threading.Event(), []
 
     def answer(handler):
         begin_answer(handler)
         signal.pthread_kill(threading.main_thread().ident, number)
-        answered.wait(10)
+        ended.append(answered.wait(20))  # less than the silence that is borne
 
     (tmp_path / "list.csv").write_text(f"url,caption\n{serve(answer)}/0.mp4,a\n")
-    before, start = set(threading.enumerate()), time.monotonic()
+    before = set(threading.enumerate())
     assert tokvid("data", "import", "list.csv", "--out", "d")[:2] == (code, "")
-    assert time.monotonic() - start < 5
+    assert not ended
     assert all(thread.daemon for thread in set(threading.enumerate()) - before)  # else Python waits for them at its end
     assert os.listdir() == ["list.csv"] and not any(path.is_file() for path in cache().rglob("*"))
     answered.set()
 
 
 def test_a_server_that_sends_ever_less_is_given_up(serve, monkeypatch):
+    sent = []
+
     def answer(handler):
         begin_answer(handler)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # of a client that has left
             for _ in range(100):
                 time.sleep(0.05)
-                handler.wfile.write(b"?")
+                sent.append(handler.wfile.write(b"?"))
 
     monkeypatch.setattr(download, "LONGEST", 0.2)
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"cannot fetch .*/0\.mp4': it takes more than 0 s"):
         download.download(f"{serve(answer)}/0.mp4", 10**6)
-    assert time.monotonic() - start < 4
+    assert len(sent) < 80
 
 
 def test_fetched_files_are_not_fetched_again(tokvid, server, videos, tmp_path):

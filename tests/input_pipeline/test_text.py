@@ -82,17 +82,18 @@ def test_unicode_forms_are_one(model):
 
 
 def test_long_text_is_cut_with_a_warning_and_fast(model, caplog):
-    began = time.perf_counter()
+    long = "red circle " * 1_000_000
+    began = time.thread_time()  # a machine that is busy is none that is slow
     with caplog.at_level(logging.WARNING):
-        ids_L = model.encode("red circle " * 100_000, 32)
-    assert time.perf_counter() - began < 1
+        ids_L = model.encode(long, 32)
+    assert time.thread_time() - began < 1
     assert PADDING not in ids_L
     read = " ".join(["red circle"] * 16)
     assert f"only the beginning is read: '{read[:40]} … {read[-40:]}'" in caplog.text
     np.testing.assert_array_equal(ids_L, model.encode("red circle " * 16, 32))
     assert len(caplog.text) < 1000
     with caplog.at_level(logging.WARNING):
-        model.encode("red circle " * 100_000, 32)
+        model.encode(long, 32)
         model.encode("red circle " * 200_000, 32)
     assert len(caplog.records) == 2  # once for each text
 

@@ -237,9 +237,9 @@ def test_scenes_in_other_numerals(read, text, prompts):
     ],
 )
 def test_long_scripts_are_read_at_once(read, name, text):
-    before = time.monotonic()
+    before = time.thread_time()  # a machine that is busy is none that is slow
     read(name, text)
-    assert time.monotonic() - before < 3  # it was 3 s to hours
+    assert time.thread_time() - before < 3  # it was 3 s to hours
 
 
 def test_notes_with_brackets_and_long_emphasis_are_left_out(read):
