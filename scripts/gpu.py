@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tokvid import __version__
+from tokvid.cli.main import held
 from tokvid.errors import UserError
 from tokvid.io.files import read_json, write_json
 from tokvid.train.recipe import open_recipe
@@ -126,23 +127,20 @@ class Call:
         """Its exit status, or None where it was stopped. What it says goes into a log."""
         log = self.out / f"{stage.name}.log"
         print(f"── {stage.name} (at most {seconds:.0f} s; {log})", file=sys.stderr, flush=True)
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                (*stage.command, *more),
-                env={**devices, **self.environment},
-                stdout=file,
-                stderr=file,
-                start_new_session=True,  # so that Ctrl-C comes here alone, and is passed on once
-            )
+        process = None
         try:
+            with log.open("wb") as file, held():  # or a signal that comes now would leave it untold
+                process = subprocess.Popen(
+                    (*stage.command, *more),
+                    env={**devices, **self.environment},
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,  # so that Ctrl-C comes here alone, and is passed on once
+                )
             return process.wait(seconds)
         except (subprocess.TimeoutExpired, Stopped) as why:
-            process.terminate()
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            if process is not None:
+                end(process)
             if isinstance(why, Stopped):
                 raise
             return None
@@ -198,6 +196,16 @@ class Call:
                 self.fail(stage, status)
                 return
             self.done(stage, {})
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Lets it save."""
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def last_metrics(workdir: Path, model: str) -> dict[str, Any] | None:

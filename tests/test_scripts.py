@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,8 +78,12 @@ def signals():
         signal.signal(number, handler)
 
 
-def test_sigterm_reaches_training_which_saves_and_the_next_call_goes_on(call, tmp_path, signals):
-    """The second stage stops the program as soon as it can be stopped itself; the next time it is done."""
+@pytest.mark.parametrize("slow", [0, 1])
+def test_sigterm_reaches_training_which_saves_and_the_next_call_goes_on(call, tmp_path, signals, monkeypatch, slow):
+    """The second stage stops the program as soon as it can be stopped itself, also while the program still starts it;
+    the next time it is done."""
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **named: (start(*given, **named), time.sleep(slow))[0])
     saved = tmp_path / "saved"
     waits = f"""
 import os, pathlib, signal, sys, time

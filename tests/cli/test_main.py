@@ -167,7 +167,7 @@ def test_what_else_is_dropped_is_shown_as_ever(tokvid, monkeypatch):
 def test_a_signal_while_compiled_code_is_imported_waits(number):
     done = []
     with pytest.raises(KeyboardInterrupt), cli._interruptible():
-        with cli._held():
+        with cli.held():
             signal.raise_signal(number)
             done.append("import")
         done.append("more")

@@ -219,7 +219,7 @@ def _run(command: Command, options: argparse.Namespace, outputs: Outputs) -> Non
             setattr(options, name, local(value))
     _keep_inputs(options, outputs)
     if hasattr(options, "weights") or command.large_arrays:  # it computes
-        with _held():
+        with held():
             import jax
     with contextlib.ExitStack() as stack:
         if command.joins(options):
@@ -239,8 +239,9 @@ def _run(command: Command, options: argparse.Namespace, outputs: Outputs) -> Non
 
 
 @contextlib.contextmanager
-def _held() -> Iterator[None]:
-    """Signals wait: what a handler raises while compiled code is imported may end the process there."""
+def held() -> Iterator[None]:
+    """Signals wait: what a handler raises while compiled code is imported may end the process there, and while another
+    process is started, leave that one unknown."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield
