@@ -131,6 +131,7 @@ def environment(devices):
 
 def both(command, environ):
     """What each of two processes of a job said; they are given their number behind the command."""
+    environ = environ | {"TOKVID_HEARTBEAT_SECONDS": "100"}  # a machine that is busy is silent for longer than 6 s
     processes = [subprocess.Popen([*command, str(i)], env=environ, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
     try:
         said = [process.communicate(timeout=250)[1] for process in processes]
