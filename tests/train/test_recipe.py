@@ -56,6 +56,11 @@ def test_conditions_that_need_an_embedding_have_one(monkeypatch):
         ({"train_transformer.freeze_steps": 5}, {"train_transformer.freeze": ["embedding"]}),
         ({"train_tokenizer.start_without": ["decoder"]}, {"train_tokenizer.start": "runs/other"}),
         ({"train_transformer.decay": 0.5}, {"train_transformer.schedule": "stable"}),
+        ({"data.held_out": 5}, {"data.source": "records"}),
+        (
+            {"train_tokenizer.betas": [0.8, 0.9], "train_tokenizer.optimizer": "adafactor"},
+            {"train_tokenizer.optimizer": "adamw"},
+        ),
     ],
 )
 def test_what_has_no_effect_is_told(caplog, changes, lacking):

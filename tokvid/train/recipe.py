@@ -8,6 +8,7 @@ from typing import Any
 from tokvid import weights
 from tokvid.config import SPEED, Recipe, TokenizerConfig, TrainConfig, TransformerConfig, load_recipe
 from tokvid.errors import UserError
+from tokvid.input_pipeline.sources import source_of
 from tokvid.io.settings import from_dict
 from tokvid.io.urls import local
 from tokvid.tasks.tasks import conditions_of
@@ -70,6 +71,7 @@ def _warn_of_idle(recipe: Recipe) -> None:
     idle = {
         "data.path": data.path and data.source == "shapes" and "shapes are drawn; name the data.source of these files",
         "data.images_path": data.images_path and not data.images and "set data.images, too",
+        "data.held_out": data.held_out and source_of(data).held_out and f"{data.source} has held-out videos of its own",
         "train_transformer.perceptual": transformer.perceptual and "it is the tokenizer's; set train_tokenizer's",
         "train_transformer.adversary_learning_rate": transformer.adversary_learning_rate
         and "only the tokenizer has an adversary; set train_tokenizer's",
@@ -82,6 +84,9 @@ def _warn_of_idle(recipe: Recipe) -> None:
             f"{name}.decay": config.decay != TrainConfig.decay
             and config.schedule == "cosine"
             and f"cosine falls all the time; set {name}.schedule stable, too",
+            f"{name}.betas": config.betas != TrainConfig.betas
+            and config.optimizer == "adafactor"
+            and "adafactor has a decay of its own; choose another optimizer",
         }
     for name, instead in idle.items():
         if instead:
