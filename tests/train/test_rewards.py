@@ -300,6 +300,12 @@ def start_of(training):
     return nnx.merge(graph, training.start.params)
 
 
+def loss_at_start(training):
+    """The loss of a batch under that transformer, and its metrics, as one program."""
+    model = start_of(training)
+    return jax.jit(lambda judged: training.loss(model, judged, None))
+
+
 @pytest.mark.parametrize("task, rows", [("text_to_video", 0), ("image_to_video", 1), ("inpaint", 0)])
 def test_generated_windows_keep_what_is_known(workdir, task, rows):
     """Whose number differs between windows where a box moves."""
@@ -323,23 +329,29 @@ def test_every_second_video_of_a_group_is_drawn_with_guidance(workdir, monkeypat
     assert own.reward_B.tolist() == [1.5] * 4 and guided.reward_B.tolist() == [1.0] * 4
     assert own.own_B.tolist() == [1] * 4 and guided.own_B.tolist() == [1, 0, 1, 0]
     assert guided.advantage_B.tolist() == own.advantage_B.tolist()
-    model = start_of(training)
+    loss = loss_at_start(training)
     for number, far in ((0, True), (1, False)):
         moved = guided._replace(start_BL=guided.start_BL.at[number].add(2.0))
-        assert (float(training.loss(model, moved, None)[1]["kl"]) > 0.1) == far
+        assert (float(loss(moved)[1]["kl"]) > 0.1) == far
 
 
 def test_the_loss_is_the_gain_less_the_divergence_and_the_real_windows_by_their_weights(workdir, monkeypatch):
     monkeypatch.setattr(Judge, "judge", lambda self, tokens_BTHWQ, *others: np.arange(len(tokens_BTHWQ), dtype=float))
-    values = {}
-    for kl, real in ((0.0, 0.0), (0.5, 0.0), (0.0, 2.0)):
-        training, judged = judged_batch(workdir, "text_to_video", 0, group=4, kept=4, kl=kl, real=real)
+    weights = (0.0, 0.0), (0.5, 0.0), (0.0, 2.0)
+    several = [judged_batch(workdir, "text_to_video", 0, group=4, kept=4, kl=kl, real=real) for kl, real in weights]
+    training, judged = several[0]
+    model = start_of(training)
+
+    @jax.jit
+    def losses(judged):
+        """By each of the weights, and of the real windows alone."""
         moved = judged._replace(start_BL=judged.start_BL + 1.0)
-        value, metrics = training.loss(start_of(training), moved, None)
-        values[kl, real] = float(value)
-    plain = TransformerTraining.loss(training, start_of(training), judged.real, None)[0]
-    assert values[0.5, 0.0] - values[0.0, 0.0] == pytest.approx(0.5 * float(metrics["kl"]), rel=1e-4)
-    assert values[0.0, 2.0] - values[0.0, 0.0] == pytest.approx(2 * float(plain), rel=1e-4)
+        values, (metrics, *_) = zip(*(each.loss(model, moved, None) for each, _ in several), strict=True)
+        return values, metrics, TransformerTraining.loss(training, model, judged.real, None)[0]
+
+    (gain, with_divergence, with_real), metrics, plain = losses(judged)
+    assert with_divergence - gain == pytest.approx(0.5 * float(metrics["kl"]), rel=1e-4)
+    assert with_real - gain == pytest.approx(2 * float(plain), rel=1e-4)
     assert float(metrics["kl"]) == pytest.approx(np.e - 2, rel=1e-3)  # exp(1) - 1 - 1 for each token
 
 
@@ -356,5 +368,5 @@ def test_later_frames_are_drawn_and_scored_at_the_weights_own_temperature(workdi
     first_BL = order_BL < math.prod(RECIPE.transformer.grid)
     assert -10 < likelihood_BL[new_BL & first_BL].mean() < -0.5
     assert (likelihood_BL[new_BL & ~first_BL].mean() < -0.5) == random
-    value, metrics = training.loss(start_of(training), judged, None)
+    value, metrics = loss_at_start(training)(judged)
     assert np.isfinite(value) and float(metrics["kl"]) == pytest.approx(0, abs=1e-4)

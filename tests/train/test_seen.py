@@ -103,10 +103,16 @@ def test_what_is_to_be_predicted_stays_true(model, batch, setting, monkeypatch):
     monkeypatch.setattr(
         Transformer, "run", lambda self, sequence, *rest: calls.append(sequence) or run(self, sequence, *rest)
     )
-    TransformerTraining(Recipe(transformer=CONFIG, layouts=LayoutConfig(**{setting: 1.0}))).loss(
-        model, batch, jax.random.key(0)
-    )
-    *_, seen, (_, _, target_BLQ, near, temperature) = calls
+    training = TransformerTraining(Recipe(transformer=CONFIG, layouts=LayoutConfig(**{setting: 1.0})))
+
+    @jax.jit
+    def inputs(key):
+        """What the last forward pass of a loss has read, and what its head was given."""
+        training.loss(model, batch, key)
+        *_, seen, (_, _, target_BLQ, near, temperature) = calls
+        return seen, target_BLQ, near, temperature
+
+    seen, target_BLQ, near, temperature = inputs(jax.random.key(0))
     true, clip = lay_out(CONFIG, batch), clip_slots(batch)
     np.testing.assert_array_equal(target_BLQ, true.target[:, clip])
     assert (seen.token != true.token).any() and (seen.block == true.block).all() and temperature is None
