@@ -36,6 +36,17 @@ def test_a_loop_whose_length_is_data_runs_as_often_as_said():
     assert work(text, 1, trips=(7,)).flops == 7 * 2 * 64**3
 
 
+def test_of_a_conditional_the_first_branch_counts():
+    def chosen(x, known):
+        return jax.lax.cond(known > 0, lambda: (x @ x @ x)[:8], lambda: x[:8] @ x @ x)
+
+    def chosen_more(x, known):
+        return jax.lax.switch(known.astype(int), [lambda: x, lambda: x @ x, lambda: x @ x @ x])
+
+    one, other = (compiled(each, (64, 64), ()) for each in (chosen, chosen_more))
+    assert work(one, 1).flops == 2 * 2 * 8 * 64 * 64 and work(other, 1).flops == 0
+
+
 # As compilers for TPU write it: layouts with tiles and memory spaces, products as convolutions, fused collectives.
 TPU = """HloModule jit_step, is_scheduled=true
 

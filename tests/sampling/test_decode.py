@@ -4,6 +4,7 @@ With tokens of one code, and of several sub-codes.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from tokvid.config import Sampling, TransformerConfig
+from tokvid.nn.visibility import NEVER
 from tokvid.sampling import decode
 from tokvid.sampling.decode import Request, generate, generate_means
 from tokvid.sampling.methods import guide
@@ -320,19 +322,21 @@ def loops(jaxpr, inside=False):
             yield from loops(inner, inside or equation.primitive.name == "while")
 
 
-@pytest.mark.parametrize("rows", [0, 2])
-def test_accelerators_round_matrices_once_a_window(any_models, batch, monkeypatch, rows):
-    """In a loop, XLA for GPUs would do so at every step. The tokens are the same, also beside slots for cuDNN."""
+@pytest.mark.parametrize("rows, known", [(0, 0), (0, 1), (2, 0)])
+def test_accelerators_round_once_a_window_and_prefill_what_is_known(any_models, batch, monkeypatch, rows, known):
+    """In a loop, XLA for GPUs would round matrices at every step; and where no token is known, none is prefilled. The
+    tokens are the same, also beside slots for cuDNN."""
     params = any_models.transformer.params
     config = dataclasses.replace(any_models.transformer.config, dtype="bfloat16", scan_layers=True)
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     matrices = {leaf.size // config.layers for leaf in jax.tree.leaves(params["blocks"]) if leaf.ndim > 2}
+    batch = batch._replace(known=batch.known & (known > 0))
     request = Request(
         batch,
         np.full_like(batch.text, -1),
         jax.vmap(jax.random.key)(np.arange(3, dtype=np.uint32)),
         np.full((3, 4), 2, np.float32),
-        np.int32(4),
+        np.int32(4 * known),
         np.int32(8),
     )
     monkeypatch.setattr(decode, "AHEAD", {"cpu": 4, "gpu": 4})
@@ -353,10 +357,18 @@ def test_accelerators_round_matrices_once_a_window(any_models, batch, monkeypatc
     monkeypatch.setattr(decode, "platform", lambda: "gpu")
     none, made = rounded_and_made()
     assert every_step and not none
-    sequence = lay_out(config, batch)
-    model = nnx.merge(graph, params)
-    assert decode.prefill(model, sequence, model.layers()).block.shape[1] == -(-sequence.token.shape[1] // 8) * 8
     np.testing.assert_array_equal(made, wanted)
+
+    @jax.jit
+    def prefilled(params):
+        """The number of slots before the window, and the block numbers of all in the cache."""
+        sequence, model = lay_out(config, batch), nnx.merge(graph, params)
+        blocks_BS = decode.prefill(model, sequence, request.known, stacked=True).block
+        return sequence.token.shape[1] - math.prod(config.latent), blocks_BS
+
+    before, blocks_BS = prefilled(params)
+    assert blocks_BS.shape[1] == -(-(before + math.prod(config.latent)) // 8) * 8
+    assert (blocks_BS[:, before + -before % 8 :] != NEVER).any() == (known > 0)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|false_computation)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
 class Shape(NamedTuple):

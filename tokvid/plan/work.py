@@ -59,7 +59,8 @@ class Work:
 def work(text: str, devices: int, trips: Sequence[int] = ()) -> Work:
     """Adds up a compiled program for `devices` devices.
 
-    `trips` are the trip counts of data-dependent loops, in order (default: one each).
+    `trips` are the trip counts of data-dependent loops, in order (default: one each). Of a conditional's branches, the
+    first one counts: where sampling has one, of a window in which nothing is known.
     """
     computations, entry = parse(text)
     unknown = iter(trips)
@@ -93,7 +94,10 @@ def _executed(
                 rounds = _rounds(each, computations)
                 rounds = next(unknown, 1) if rounds is None else rounds
                 yield from walk(others["body"][0], times * rounds, fused)
-            elif each.opcode in ("call", "conditional") or each.opcode.endswith("-start"):
+            elif each.opcode == "conditional":
+                (first, *_), *_ = others.values()
+                yield from walk(first, times, fused)
+            elif each.opcode == "call" or each.opcode.endswith("-start"):
                 for names in others.values():
                     for other in names:
                         yield from walk(other, times, fused)

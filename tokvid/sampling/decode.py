@@ -63,15 +63,26 @@ class Request(NamedTuple):
     forced: Int[AnyArray, ""] | int = 0  # where tokens are drawn one by one or by rows
 
 
-def prefill(model: Transformer, sequence: Sequence, layers: Any) -> KVCache:
-    """A cache with all slots of a sequence written.
+def prefill(model: Transformer, sequence: Sequence, known: Int[AnyArray, ""], *, stacked: bool) -> KVCache:
+    """A cache in which the slots before a window's are written and, where some of its tokens are `known`, all of them.
 
-    Those that are generated are written again, each before a later step sees it. So one program serves any number of
-    known tokens. Nothing sees the slots that it may have beyond the sequence's.
+    Slots that are generated are written again, each before a later step sees it. So one program serves any number of
+    known tokens. It scans the layers, which compiles faster, whether the steps do so (`stacked`) or not. Nothing sees
+    the slots that it may have beyond the sequence's.
     """
     sequence = sequence.padded(8 if platform() == "gpu" else 1)  # cuDNN takes even lengths
-    cache = model.empty_cache(sequence.token.shape[0], sequence.token.shape[1], layers)
-    return cast(KVCache, model.run(sequence, cache, 0, layers)[1])
+    layers, (batch, slots, _) = model.layers(True), sequence.token.shape
+    empty = model.empty_cache(batch, slots, layers)
+
+    def written(count: int) -> Callable[[], KVCache]:
+        return lambda: cast(KVCache, model.run(sequence.slots(0, count), empty, 0, layers)[1])
+
+    if platform() == "cpu":  # where small models gain nothing, and one more part to compile costs a second
+        cache = written(slots)()
+    else:
+        before = slots - math.prod(model.config.latent)
+        cache = jax.lax.cond(known > 0, written(slots), written(min(slots, before + -before % 8)))
+    return cache if stacked else cache._replace(key=tuple(cache.key), value=tuple(cache.value))
 
 
 def step(
@@ -151,7 +162,8 @@ def _filled(
     chance = (request.keys_B, scales, temperatures(number_BL, sampling, model.config), limit_BL)
     drawer = _Drawer(model, sequence, layers, *chance, known, sampling, latents_VC, request.forced)
     target_BLQ = sequence.target[:: 2 if guided else 1, -T * H * W :]
-    carry = Carry(prefill(model, sequence, layers), target_BLQ, latents_VC[target_BLQ], known, known)
+    cache = prefill(model, sequence, known, stacked=not isinstance(layers, list))
+    carry = Carry(cache, target_BLQ, latents_VC[target_BLQ], known, known)
     end = known + request.tokens
     if plan.stride == H * W:
         carry = _until(end, drawer.in_rounds(H * W), carry)
