@@ -27,6 +27,11 @@ def adversary(config=CONFIG):
     return Adversary(config, rngs=nnx.Rngs(0))
 
 
+@nnx.jit(static_argnums=0)
+def played(config, players, made, truth, strength):
+    return play(config, players, made, truth, TEXT, strength)
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("shape, wanted", [((2, 5, 16, 24, 3), (4, 6)), ((1, 1, 16, 16, 3), (4, 4))])
 def test_a_verdict_for_each_place(frames, shape, wanted):
@@ -59,7 +64,7 @@ def test_the_pull_is_the_verdicts_gradient_at_the_strength_asked_for(game):
     judges = players.judges.values()
     verdicts = jax.jit(jax.grad(lambda made: sum(jnp.mean(GAMES[game][1](judge(made, TEXT))) for judge in judges)))
     wanted = verdicts(made)
-    found = play(config, players, made, truth, TEXT, jnp.float32(3.0))
+    found = played(config, players, made, truth, 3.0)
     np.testing.assert_allclose(found.pull_BTHWC / 1.5, wanted / jnp.linalg.norm(wanted), rtol=1e-4, atol=1e-6)
     assert found.losses.keys() == {"frame_judge", "space-time_judge"}
 
@@ -104,16 +109,16 @@ def test_lecam_remembers_and_r1_punishes_slopes():
     config = dataclasses.replace(CONFIG, lecam=2.0, r1=0.5, judges=("frame",))
     made, truth, players = videos(0), videos(1), adversary(config)
     judge = players.judges["frame"]
-    real, fake = judge(truth, TEXT), judge(made, TEXT)
-    found = play(config, players, made, truth, TEXT, jnp.float32(1.0))
+    real, fake = map(nnx.jit(lambda video: judge(video, TEXT)), (truth, made))
+    found = played(config, players, made, truth, 1.0)
     apart = jnp.mean(jax.nn.relu(real) ** 2) + jnp.mean(jax.nn.relu(-fake) ** 2)  # both averages were 0
     assert float(found.losses["frame_lecam"]) == pytest.approx(2 * float(apart), rel=1e-5)
     np.testing.assert_allclose(judge.average[...], [0.01 * real.mean(), 0.01 * fake.mean()], rtol=1e-4)
     judge.average[...] = jnp.array([0.3, -0.4])  # of real videos, and of made ones
-    again = play(config, players, made, truth, TEXT, jnp.float32(1.0))
+    again = played(config, players, made, truth, 1.0)
     apart = jnp.mean(jax.nn.relu(real + 0.4) ** 2) + jnp.mean(jax.nn.relu(0.3 - fake) ** 2)
     assert float(again.losses["frame_lecam"]) == pytest.approx(2 * float(apart), rel=1e-5)
-    slopes = [jax.grad(lambda video: judge(video[None], TEXT[:1]).mean())(video) for video in truth]
+    slopes = map(jax.jit(jax.grad(lambda video: judge(video[None], TEXT[:1]).mean())), truth)
     wanted = 0.25 * np.mean([np.sum(np.square(slope)) for slope in slopes])
     assert float(found.losses["frame_r1"]) == pytest.approx(wanted, rel=1e-4)
 

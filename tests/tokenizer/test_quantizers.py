@@ -133,19 +133,20 @@ def test_every_quantizer_gives_codes_and_the_latents_of_codes(kind):
     """Codes of its vocabulary with the leading axes of z, the latents they stand for, and a gradient for z."""
     quantizer = QUANTIZERS[kind](config_of(kind), nnx.Rngs(0))
     z = jnp.asarray(normal(4, 3, 50, quantizer.width))
-    out = quantizer.quantize(z)
+    quantize = jax.jit(quantizer.quantize)
+    out = quantize(z)
     assert out.ids.shape == (4, 3, 50) and out.ids.dtype == jnp.int32 and out.latents.dtype == jnp.float32
     assert out.ids.min() >= 0 and out.ids.max() < quantizer.vocabulary and len(np.unique(out.ids)) > 10
     np.testing.assert_allclose(quantizer.decode_ids(out.ids), out.latents, atol=1e-6)
-    np.testing.assert_array_equal(quantizer.quantize(z[1, 2]).ids, out.ids[1, 2])
+    np.testing.assert_array_equal(quantize(z[1, 2]).ids, out.ids[1, 2])
     every = quantizer.decode_ids(jnp.arange(quantizer.vocabulary))
     assert every.shape == (quantizer.vocabulary, quantizer.width) and len(np.unique(every, axis=0)) == len(every)
-    pull = jax.grad(lambda z: jnp.vdot(normal(*z.shape)[::-1], quantizer.quantize(z).latents))(z)
+    pull = jax.jit(jax.grad(lambda z: jnp.vdot(normal(*z.shape)[::-1], quantizer.quantize(z).latents)))(z)
     assert np.isfinite(pull).all() and (np.abs(pull).max(axis=-1) > 0).all()
     assert all(np.isfinite(loss) and loss.shape == () for loss in out.losses.values())
     metrics = quantizer.learn(out.inputs.reshape(-1, quantizer.width), out.ids.ravel(), jax.random.key(0))
     assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
-    assert 0 <= quantizer.quantize(16 * z).ids.min() < quantizer.vocabulary
+    assert 0 <= quantize(16 * z).ids.min() < quantizer.vocabulary
 
 
 def test_with_hysteresis_a_level_is_left_by_a_clear_margin():
@@ -154,15 +155,18 @@ def test_with_hysteresis_a_level_is_left_by_a_clear_margin():
     bounded = np.float32([0.4, 0.6, 0.69, 0.71, 0.4, 0.29, -1.6, np.nan, 0.4])
     wanted = [0, 0, 0, 1, 1, 0, -2, np.nan, 0]
     z = jnp.arctanh(bounded / (2 * (1 - 1e-3)))[None, :, None]
-    out = quantizer.quantize(z)
+    quantize = jax.jit(quantizer.quantize)
+    out = quantize(z)
     np.testing.assert_array_equal(2 * out.latents[0, :, 0], wanted)
     np.testing.assert_array_equal(out.ids[0, [0, 3, 6]], [2, 3, 0])
-    first, rest = quantizer.quantize(z[:, :4]), quantizer.quantize(z[:, 4:], before=out.latents[:, 3])
+    first, rest = quantize(z[:, :4]), quantize(z[:, 4:], before=out.latents[:, 3])
     np.testing.assert_array_equal(jnp.concatenate([first.ids, rest.ids], axis=1), out.ids)
-    assert quantizer.quantize(z[:, 4:]).ids[0, 0] != out.ids[0, 4], "without what was before"
+    assert quantize(z[:, 4:]).ids[0, 0] != out.ids[0, 4], "without what was before"
     assert FSQ((5,)) != quantizer != FSQ((5,), 0.3)
-    gradient = jax.grad(lambda z: quantizer.quantize(z).latents[:, :7].sum())(z)
-    plain = jax.grad(lambda z: FSQ((5,)).quantize(z).latents[:, :7].sum())(z)
+    gradient, plain = (
+        jax.jit(jax.grad(lambda z, each=each: each.quantize(z).latents[:, :7].sum()))(z)
+        for each in (quantizer, FSQ((5,)))
+    )
     np.testing.assert_array_equal(gradient, plain)  # straight through
 
 

@@ -21,7 +21,7 @@ def sequence():
     known = np.broadcast_to(np.arange(4) < 1, (8, 4))
     text = np.tile(np.int32([[3, -1]]), (8, 1))
     batch = token_batch(tokens, np.zeros(8, np.int32), np.full(8, 4, np.float32), text, known)
-    return jax.tree.map(np.asarray, lay_out(CONFIG, batch))
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(lay_out, CONFIG))(batch))
 
 
 @functools.partial(jax.jit, static_argnums=1)
