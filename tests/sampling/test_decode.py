@@ -141,13 +141,12 @@ def plain(model, guidance_B, count):
     @jax.jit
     def logits(batch, ids_BLQ):
         def seen(batch):
-            every = []
             sequence = lay_out(model.config, batch)
             hidden = model(sequence)[:, -count:]
             previous = tokens_before(sequence.target[:, clip_slots(batch)], sequence.previous[:, -count:])
             near = Near(previous, sequence.slower[:, -count:])
-            model.head.draw(hidden, lambda q, logits_BLV: every.append(logits_BLV) or ids_BLQ[..., q], near)
-            return jnp.concatenate(every, axis=1)  # guidance is of (B, L, V)
+            _, every_QBLV = model.head.draw(hidden, lambda q, logits_BLV: (ids_BLQ[..., q], logits_BLV), near)
+            return jnp.concatenate(every_QBLV, axis=1)  # guidance is of (B, L, V)
 
         every_BLV = seen(batch)
         scale_BL = jnp.broadcast_to(jnp.asarray(guidance_B)[:, None], every_BLV.shape[:2])

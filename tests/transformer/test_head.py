@@ -116,15 +116,13 @@ def test_what_is_drawn_is_what_is_scored(head, hidden_BLD, target_BLQ, near, tem
 
     @jax.jit
     def forced(hidden_BLD):
-        seen = []
-
         def choose(q, logits_BLV):
-            seen.append(
-                jnp.take_along_axis(jax.nn.log_softmax(logits_BLV / by), target_BLQ[..., q, None], axis=-1)[..., 0]
-            )
-            return target_BLQ[..., q]
+            wanted_BL = jnp.asarray(target_BLQ)[..., q]
+            share_BLV = jax.nn.log_softmax(logits_BLV / by)
+            return wanted_BL, jnp.take_along_axis(share_BLV, wanted_BL[..., None], axis=-1)[..., 0]
 
-        return head.draw(hidden_BLD, choose, near), sum(seen)
+        ids_BLQ, seen_QBL = head.draw(hidden_BLD, choose, near)
+        return ids_BLQ, seen_QBL.sum(axis=0)
 
     ids_BLQ, likelihood_BL = forced(jnp.asarray(hidden_BLD))
     np.testing.assert_array_equal(ids_BLQ[..., : head.generated], target_BLQ[..., : head.generated])
@@ -149,10 +147,10 @@ def test_a_sub_code_depends_on_those_before_it_unless_it_is_independent(head, hi
     """On which one and on its place, and never on those after it."""
 
     def seen(*ids_Q):
-        every = []
-        hidden = jnp.asarray(hidden_BLD)
-        head.draw(hidden, lambda q, logits: every.append(np.asarray(logits)) or jnp.full((2, 5), ids_Q[q]), ALONE)
-        return np.stack(every)
+        def choose(q, logits_BLV):
+            return jnp.full((2, 5), jnp.asarray(ids_Q)[q]), logits_BLV
+
+        return np.asarray(head.draw(jnp.asarray(hidden_BLD), choose, ALONE)[1])
 
     wanted, others = seen(0, 1, 2), (seen(3, 1, 2), seen(0, 0, 2), seen(0, 1, 3))
     moved = [(found != wanted).any(axis=(1, 2, 3)).tolist() for found in others]
@@ -195,8 +193,9 @@ def test_one_code_a_token_takes_a_matrix(random_model, hidden_BLD):
     target = jnp.zeros((2, 5, 1), jnp.int32)
     found = flat.scores(jnp.asarray(hidden_BLD), target, Near(target, target))
     np.testing.assert_allclose(found.log_likelihood, log_softmax(logits)[..., 0], rtol=1e-5, atol=1e-5)
-    ids = flat.draw(jnp.asarray(hidden_BLD), lambda q, logits: logits.argmax(-1), Near(target, target))
+    ids, seen = flat.draw(jnp.asarray(hidden_BLD), lambda q, logits: (logits.argmax(-1), logits), Near(target, target))
     np.testing.assert_array_equal(ids[..., 0], logits.argmax(-1))
+    np.testing.assert_allclose(seen[0], logits, rtol=1e-5, atol=1e-5)
 
 
 def test_one_code_a_token_may_stay(random_model, hidden_BLD):

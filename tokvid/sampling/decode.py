@@ -17,7 +17,7 @@ from tokvid.nn.cache import KVCache
 from tokvid.nn.products import compute_dtype
 from tokvid.sampling.methods import draw, guide, surest
 from tokvid.sharding import platform
-from tokvid.transformer.head import Near, temperatures
+from tokvid.transformer.head import Near, Number, temperatures
 from tokvid.transformer.layout import NOTHING, Sequence, in_order, lay_out, schedule, tokens_before
 from tokvid.transformer.model import Transformer
 from tokvid.types import AnyArray, TokenBatch
@@ -338,24 +338,30 @@ class _Drawer:
         Also returns their log-likelihoods (B, L), and the mean latents (B, L, Q, C) of what they could have been.
         `tokens_BLQ` are the window's.
         """
-        likelihoods, means, guided, width = [], [], self.scale_BL is not None, hidden_BLD.shape[1]
-        near = self._near(place, width, tokens_BLQ)
+        guided, width = self.scale_BL is not None, hidden_BLD.shape[1]
 
-        def choose(number: int, logits_BLV: jax.Array) -> jax.Array:
+        def choose(number: Number, logits_BLV: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            """Ids, and their log-likelihoods and the mean latents."""
             if self.scale_BL is not None:
                 limit_BL = None if self.limit_BL is None else _part(self.limit_BL, place, width)
                 scale_BL = _part(self.scale_BL, place, width)
                 logits_BLV = guide(logits_BLV[0::2], logits_BLV[1::2], scale_BL, limit_BL)
-            keys = _folded(keys_BL, number) if number else keys_BL
+            keys = jnp.where(jnp.equal(number, 0), keys_BL, _folded(keys_BL, number))
             ids_BL = draw(keys, logits_BLV, self.sampling, _part(self.temperature_BL, place, width))
             log_share_BLV = jax.nn.log_softmax(logits_BLV)
-            likelihoods.append(jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0])
-            means.append(jnp.matmul(jnp.exp(log_share_BLV), self.latents_VC, precision="highest"))
-            return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL
+            likelihood_BL = jnp.take_along_axis(log_share_BLV, ids_BL[..., None], axis=-1)[..., 0]
+            mean_BLC = jnp.matmul(jnp.exp(log_share_BLV), self.latents_VC, precision="highest")
+            return jnp.repeat(ids_BL, 2, axis=0) if guided else ids_BL, (likelihood_BL, mean_BLC)
 
-        ids_BLQ = self.model.head.draw(hidden_BLD, choose, near)[:: 2 if guided else 1]
-        means += [self.latents_VC[ids_BLQ[..., q]] for q in range(len(means), ids_BLQ.shape[-1])]  # silent ones
-        return ids_BLQ, sum(likelihoods, jnp.zeros(())), jnp.stack(means, axis=2)
+        near = self._near(place, width, tokens_BLQ)
+        ids_BLQ, (likelihood_QBL, means_QBLC) = self.model.head.draw(hidden_BLD, choose, near)
+        ids_BLQ = ids_BLQ[:: 2 if guided else 1]
+        silent_BLQC = self.latents_VC[ids_BLQ[..., len(means_QBLC) :]]
+        return (
+            ids_BLQ,
+            likelihood_QBL.sum(axis=0),
+            jnp.concatenate([jnp.moveaxis(means_QBLC, 0, 2), silent_BLQC], axis=2),
+        )
 
 
 def _part(of_slots: jax.Array, place: jax.Array, width: int) -> jax.Array:
@@ -366,5 +372,5 @@ def _written(of_slots: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array
     return jax.lax.dynamic_update_slice_in_dim(of_slots, new, place, axis=1)
 
 
-def _folded(keys_BL: jax.Array, number: int | jax.Array) -> jax.Array:
+def _folded(keys_BL: jax.Array, number: Number) -> jax.Array:
     return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys_BL)

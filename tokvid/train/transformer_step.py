@@ -21,7 +21,7 @@ from tokvid.train.state import TrainState
 from tokvid.train.token_cache import TokenCache
 from tokvid.train.windows import Share, batch_kinds, token_batches
 from tokvid.transformer import lora_files
-from tokvid.transformer.head import Near, Scores
+from tokvid.transformer.head import Near, Number, Scores
 from tokvid.transformer.layout import Sequence, clip_slots, corrupted, in_order, lay_out, stalled, tokens_before
 from tokvid.transformer.lora import LoRA
 from tokvid.transformer.model import Transformer
@@ -61,10 +61,10 @@ def drawn(model: Transformer, batch: TokenBatch, sequence: Sequence, key: jax.Ar
     hidden, _ = model.run(sequence, None, 0)
     near = Near(tokens_before(sequence.target[:, clip], sequence.previous[:, clip]), sequence.slower[:, clip])
 
-    def choose(number: int, logits_BLV: Float[Array, "b l v"]) -> Int[Array, "b l"]:
-        return jax.random.categorical(jax.random.fold_in(key, number), logits_BLV)
+    def choose(number: Number, logits_BLV: Float[Array, "b l v"]) -> tuple[Int[Array, "b l"], None]:
+        return jax.random.categorical(jax.random.fold_in(key, number), logits_BLV), None
 
-    drawn_BLQ = model.head.draw(model.norm(hidden[:, clip]), choose, near)
+    drawn_BLQ, _ = model.head.draw(model.norm(hidden[:, clip]), choose, near)
     own_BLQ = jnp.where(sequence.generated[:, clip, None], drawn_BLQ, sequence.target[:, clip])
     B, T, H, W, Q = batch.tokens.shape
     slot_of_place_BL = jnp.argsort(in_order(batch.known), axis=1)

@@ -2,12 +2,12 @@
 
 Interface: `scores(hidden, target, near, temperature)` for training and likelihoods, those of what is drawn at a
 temperature where one is given; `draw(hidden, choose, near)` for sampling, where `choose` turns the logits of one
-sub-code into ids. Only a head with `copies` reads `near`.
+sub-code into ids, and may note more of them. Only a head with `copies` reads `near`.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ from tokvid.nn.products import compute_dtype, project
 from tokvid.sharding import constrain
 from tokvid.transformer.layout import NOTHING
 
-Choose = Callable[[int, Float[Array, "b l v"]], Int[Array, "b l"]]  # (number of the sub-code, its logits) → ids
+Number = int | Int[Array, ""]  # of a sub-code
+Choose = Callable[[Number, Float[Array, "b l v"]], tuple[Int[Array, "b l"], Any]]  # (number, logits) → ids, notes
 
 
 class Near(NamedTuple):
@@ -70,7 +71,7 @@ class Copy(nnx.Module):
         self.bias = nnx.Param(jnp.full(subcodes, bias, jnp.float32), logical=(None,))
 
     def __call__(
-        self, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, ids_BL: Int[Array, "b l"]
+        self, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: Number, ids_BL: Int[Array, "b l"]
     ) -> Float[Array, "b l v"]:
         """The logits of the q-th sub-code, from the last hidden state; none changes where the id is `NOTHING`."""
         gate_BL = x_BLW @ self.kernel[...][q] + self.bias[...][q]
@@ -102,9 +103,10 @@ class FlatHead(nnx.Module):
         """The scores of the targets' only sub-code."""
         return _scores(self.logits(hidden_BLD, near)[:, :, None], target_BLQ, temperature_BL)
 
-    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> Int[Array, "b l 1"]:
-        """The ids that `choose` draws from the logits."""
-        return choose(0, self.logits(hidden_BLD, near))[..., None]
+    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> tuple[Int[Array, "b l 1"], Any]:
+        """The ids that `choose` draws from the logits, and its notes, with an axis for the sub-code in front."""
+        ids_BL, notes = choose(0, self.logits(hidden_BLD, near))
+        return ids_BL[..., None], jax.tree.map(lambda note: note[None], notes)
 
 
 class SubcodeHead(nnx.Module):
@@ -161,17 +163,22 @@ class SubcodeHead(nnx.Module):
         logits = [self._logits(x_BLQW[:, :, q], q, near) for q in range(self.generated)]
         return _scores(jnp.stack(logits, axis=2), target_BLQ[..., : self.generated], temperature_BL)
 
-    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> Int[Array, "b l q"]:
-        """The ids that `choose` draws from the logits, one sub-code after another."""
-        x_BLQW, ids = self._enter(hidden_BLD, near), []
-        before_BLW = jnp.zeros_like(x_BLQW[:, :, 0])
-        for q in range(self.generated):
-            x_BLW = self._deepen(x_BLQW[:, :, q] + before_BLW)
-            ids.append(choose(q, self._logits(x_BLW, q, near)))
-            if self.autoregressive and q + 1 < self.generated:
-                before_BLW += self._before(q, ids[-1], Near(*(ids_BLQ[..., q] for ids_BLQ in near)))
-        others = ((0, 0), (0, 0), (0, self.subcodes - self.generated))
-        return jnp.pad(jnp.stack(ids, axis=-1), others, constant_values=self.silent)
+    def draw(self, hidden_BLD: Float[Array, "b l d"], choose: Choose, near: Near) -> tuple[Int[Array, "b l q"], Any]:
+        """The ids that `choose` draws from the logits, one sub-code after another, and its notes, (generated, …)."""
+        x_BLQW = self._enter(hidden_BLD, near)
+
+        def one(before_BLW: jax.Array, q: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            x_BLW = self._deepen(jnp.take(x_BLQW, q, axis=2) + before_BLW)
+            ids_BL, notes = choose(q, self._logits(x_BLW, q, near))
+            if self.autoregressive and self.generated > 1:
+                others = jnp.minimum(q, self.generated - 2)  # nothing comes after the last one
+                before_BLW += self._before(others, ids_BL, Near(*(jnp.take(ids, others, axis=-1) for ids in near)))
+            return before_BLW, (ids_BL, notes)
+
+        # A scan: one sub-code after another, unrolled, takes a fifth longer to compile.
+        _, (ids_QBL, notes) = jax.lax.scan(one, jnp.zeros_like(x_BLQW[:, :, 0]), jnp.arange(self.generated))
+        silent = ((0, 0), (0, 0), (0, self.subcodes - self.generated))
+        return jnp.pad(jnp.moveaxis(ids_QBL, 0, -1), silent, constant_values=self.silent), notes
 
     def _enter(self, hidden_BLD: Float[Array, "b l d"], near: Near) -> Float[Array, "b l g w"]:
         narrow_BLD = hidden_BLD.astype(compute_dtype(self.dtype))
@@ -208,7 +215,7 @@ class SubcodeHead(nnx.Module):
             x_BLW += layer(norm(x_BLW).astype(compute_dtype(self.dtype)))
         return self.last_norm(x_BLW).reshape(shape)
 
-    def _logits(self, x_BLW: jax.Array, q: int, near: Near) -> Float[Array, "b l v"]:
+    def _logits(self, x_BLW: jax.Array, q: Number, near: Near) -> Float[Array, "b l v"]:
         logits_BLV = project(x_BLW.astype(compute_dtype(self.dtype)), self.to_codes[...][q], out=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "vocabulary")
         return _raised(self, logits_BLV, x_BLW, q, near)
@@ -222,7 +229,7 @@ def _gates(config: TransformerConfig, subcodes: int, width: int, rngs: nnx.Rngs)
 
 
 def _raised(
-    head: FlatHead | SubcodeHead, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: int, near: Near
+    head: FlatHead | SubcodeHead, logits_BLV: Float[Array, "b l v"], x_BLW: Float[Array, "b l w"], q: Number, near: Near
 ) -> Float[Array, "b l v"]:
     """Logits of the q-th sub-code after the gates."""
     for gate, ids_BLQ in zip((head.copy, head.copy_slower), near, strict=True):
