@@ -168,14 +168,14 @@ class SubcodeHead(nnx.Module):
         x_BLQW = self._enter(hidden_BLD, near)
 
         def one(before_BLW: jax.Array, q: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            x_BLW = self._deepen(jnp.take(x_BLQW, q, axis=2) + before_BLW)
+            x_BLW = self._deepen(x_BLQW[:, :, q] + before_BLW)
             ids_BL, notes = choose(q, self._logits(x_BLW, q, near))
             if self.autoregressive and self.generated > 1:
-                others = jnp.minimum(q, self.generated - 2)  # nothing comes after the last one
-                before_BLW += self._before(others, ids_BL, Near(*(jnp.take(ids, others, axis=-1) for ids in near)))
+                row = jnp.minimum(q, self.generated - 2)  # nothing comes after the last one
+                before_BLW += self._before(row, ids_BL, Near(*(ids_BLQ[..., row] for ids_BLQ in near)))
             return before_BLW, (ids_BL, notes)
 
-        # A scan: one sub-code after another, unrolled, takes a fifth longer to compile.
+        # Unrolled, a window of eight sub-codes takes a quarter longer to compile.
         _, (ids_QBL, notes) = jax.lax.scan(one, jnp.zeros_like(x_BLQW[:, :, 0]), jnp.arange(self.generated))
         silent = ((0, 0), (0, 0), (0, self.subcodes - self.generated))
         return jnp.pad(jnp.moveaxis(ids_QBL, 0, -1), silent, constant_values=self.silent), notes
