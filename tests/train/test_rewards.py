@@ -337,8 +337,8 @@ def test_every_second_video_of_a_group_is_drawn_with_guidance(workdir, monkeypat
 
 def test_the_loss_is_the_gain_less_the_divergence_and_the_real_windows_by_their_weights(workdir, monkeypatch):
     monkeypatch.setattr(Judge, "judge", lambda self, tokens_BTHWQ, *others: np.arange(len(tokens_BTHWQ), dtype=float))
-    weights = (0.0, 0.0), (0.5, 0.0), (0.0, 2.0)
-    several = [judged_batch(workdir, "text_to_video", 0, group=4, kept=4, kl=kl, real=real) for kl, real in weights]
+    shares = (0.0, 0.0), (0.5, 0.0), (0.0, 2.0)
+    several = [judged_batch(workdir, "text_to_video", 0, group=4, kept=4, kl=kl, real=real) for kl, real in shares]
     training, judged = several[0]
     model = start_of(training)
 
